@@ -1,0 +1,42 @@
+# One command each. Everything happens in .venv; only Python 3.11+, pip and make are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := torch==2.13.0
+export OMP_WAIT_POLICY = PASSIVE
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: setup demo quickstart-table format check test test-slow docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH) -e '.[dev,text]'
+	touch $(STAMP)
+
+demo: setup  ## the quickstart sweep, its table and a report
+	$(BIN)/fedpeft sweep --out runs/demo
+	$(BIN)/fedpeft report runs/demo --out runs/demo/report.html
+
+quickstart-table: setup  ## the documentation's table, over three seeds
+	$(BIN)/fedpeft sweep --over seed=1,42,3407 --out runs/quickstart-table
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --maxprocesses 2
+
+test-slow: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --maxprocesses 2 -m slow
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

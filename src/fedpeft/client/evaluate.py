@@ -1,0 +1,69 @@
+"""Evaluation: a model's summed scores over examples, in large batches under inference mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpeft.client.local import LocalSettings, autocast, to_device
+from fedpeft.data.examples import ExampleSet
+from fedpeft.tuning.tuned import TunedModel
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of each example of a set, so that any group of them can be summed.
+
+    Attributes:
+      loss_N: summed loss of each example, in nats, float64.
+      count_N: predictions of each example.
+      correct_N: right predictions of each example.
+      label_N: class of each example; empty where an example has no single class.
+    """
+
+    loss_N: Tensor
+    count_N: Tensor
+    correct_N: Tensor
+    label_N: Tensor
+
+    def sums(self, rows: Sequence[int] | None = None) -> tuple[float, float, float]:
+        """Sum loss, count and correct over some rows, or over all."""
+        parts = (self.loss_N, self.count_N, self.correct_N)
+        if rows is not None:
+            index = torch.as_tensor(list(rows), dtype=torch.int64)
+            parts = tuple(part[index] for part in parts)  # type: ignore[assignment]  # three stay three
+        loss, count, correct = (float(part.sum()) for part in parts)
+        return loss, count, correct
+
+
+def evaluate(
+    tuned: TunedModel, examples: ExampleSet, settings: LocalSettings, batch_size: int = 256
+) -> Evaluation:
+    """Score every example of a set with the live delta of `tuned`.
+
+    Args:
+      tuned: the model, on the settings' device.
+      examples: the set; never augmented.
+      settings: give the device and the precision.
+      batch_size: examples a forward pass; bounds memory only.
+    """
+    tuned.model.eval()
+    parts: list[tuple[Tensor, ...]] = []
+    with torch.inference_mode():
+        for start in range(0, len(examples), batch_size):
+            rows = range(start, min(start + batch_size, len(examples)))
+            batch = to_device(examples.batch(rows, seed=None), settings.device)
+            with autocast(settings):
+                scores = tuned.loaded.task.score(tuned.model, batch)
+            sums = (scores.loss_B, scores.count_B, scores.correct_B)
+            labels = batch.get("labels")
+            label_B = labels if labels is not None and labels.ndim == 1 else torch.empty(0)
+            parts.append((*(part.double().cpu() for part in sums), label_B.cpu()))
+    if not parts:
+        return Evaluation(*(torch.zeros(0, dtype=torch.float64) for _ in range(4)))
+    return Evaluation(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -1,0 +1,64 @@
+"""The live delta as two flat buffers: one for values, one for gradients.
+
+    parameter.data ──view──> value_P        one copy writes a whole delta
+    parameter.grad ──view──> grad_P         one call clips, decays, steps
+
+P trained parameters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedpeft.tuning.tuned import TunedModel, read_delta
+
+__all__ = ["FlatDelta"]
+
+
+class FlatDelta:
+    """Holds the memory of a tuned model's trainable parameters.
+
+    From its making on, the parameters of the model are views of `value_P`. Gradients become views of
+    `grad_P` with the first backward pass; parameters that took no part in it are not `active`.
+
+    Args:
+      tuned: the model, already on its device.
+    """
+
+    def __init__(self, tuned: TunedModel) -> None:
+        parameters = list(tuned.parameters.values())
+        device = parameters[0].device if parameters else torch.device("cpu")
+        self._parameters = parameters
+        self.value_P = read_delta(tuned)
+        self.grad_P = torch.zeros_like(self.value_P, device=device)
+        self.active_P: Tensor | None = None
+        self._attached = False
+        views = tuned.spec.unflatten(self.value_P)
+        self._grads = list(tuned.spec.unflatten(self.grad_P).values())
+        for parameter, view in zip(parameters, views.values(), strict=True):
+            parameter.data = view
+            parameter.grad = None
+
+    def clear(self) -> None:
+        """Set all gradients to zero, before a backward pass."""
+        if self._attached:
+            self.grad_P.zero_()
+
+    def collect(self) -> Tensor:
+        """Return `grad_P` after a backward pass."""
+        if not self._attached:
+            self._attach()
+        return self.grad_P
+
+    def _attach(self) -> None:
+        took_part = [parameter.grad is not None for parameter in self._parameters]
+        for parameter, view in zip(self._parameters, self._grads, strict=True):
+            if parameter.grad is not None:
+                view.copy_(parameter.grad)
+            parameter.grad = view
+        if not all(took_part):
+            pairs = zip(took_part, self._grads, strict=True)
+            parts = [torch.full_like(v, float(a)).reshape(-1) for a, v in pairs]
+            self.active_P = torch.cat(parts)
+        self._attached = True

@@ -1,0 +1,160 @@
+"""Local training of one client: some epochs of SGD on its own examples, from the server's delta.
+
+    delta_0 = broadcast;   for each epoch, for each batch b in the turn's own order:
+        delta <- step(delta, grad mean loss(b) + mu (delta - delta_0))
+    update = delta - delta_0
+
+References:
+  McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017.
+  Li et al., Federated Optimization in Heterogeneous Networks (the proximal term), 2020.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpeft.client.flat import FlatDelta
+from fedpeft.client.optimizers import OptimizerSettings, make_step
+from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
+from fedpeft.core import seeds
+from fedpeft.models.tasks import Batch, mean_loss
+from fedpeft.tuning.tuned import TunedModel, read_buffers, write_buffers
+
+__all__ = ["LocalSettings", "autocast", "batches", "local_trainer", "to_device"]
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """How a client trains.
+
+    Attributes:
+      epochs: passes over the client's examples, >= 1.
+      batch_size: examples a step; the last batch of an epoch may be smaller.
+      optimizer: fresh in every turn.
+      prox_mu: weight of FedProx's proximal term, >= 0.
+      device: `cpu`, `cuda` or `cuda:N`.
+      precision: `fp32`, or `bf16` for autocast on devices that have it.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    prox_mu: float = 0.0
+    device: str = "cpu"
+    precision: str = "fp32"
+
+
+def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
+    """Return a trainer that trains one client after the other in `tuned`.
+
+    The trainer owns the model from here on: it moves it to the device and makes its parameters views
+    of one flat buffer.
+    """
+    device = torch.device(settings.device)
+    tuned.model.to(device)
+    flat = FlatDelta(tuned)
+
+    def train(broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:
+        start_P = broadcast[DELTA].to(device)
+        for turn in turns:
+            flat.value_P.copy_(start_P)
+            if tuned.buffers:
+                write_buffers(tuned, broadcast[BUFFERS].to(device))
+            metrics = _train_client(tuned, flat, settings, turn)
+            payload = {DELTA: (flat.value_P - start_P).cpu()}
+            if tuned.buffers:
+                payload[BUFFERS] = read_buffers(tuned).cpu()
+            yield LocalResult(payload, float(len(turn.data)), metrics)
+
+    return train
+
+
+def _train_client(
+    tuned: TunedModel, flat: FlatDelta, settings: LocalSettings, turn: ClientTurn
+) -> dict[str, float]:
+    start_P = flat.value_P.clone() if settings.prox_mu else flat.value_P
+    step = None
+    loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
+    number = 0
+    for epoch in range(settings.epochs):
+        loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
+        for rows in batches(turn, settings.batch_size, epoch, tuned.trains_statistics):
+            number += 1
+            batch = _batch(turn, rows, epoch, settings.device)
+            tuned.model.train(tuned.trains_statistics and len(rows) > 1)
+            keys_B = _dropout_keys(turn, rows, number).to(settings.device)
+            flat.clear()
+            with tuned.dropout.using(keys_B), autocast(settings):
+                scores = tuned.loaded.task.score(tuned.model, batch)
+                loss = mean_loss(scores)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+            grad_P = flat.collect()
+            if settings.prox_mu:
+                grad_P.add_(flat.value_P - start_P, alpha=settings.prox_mu)
+            step = step or make_step(settings.optimizer, flat.active_P)
+            step(flat.value_P, grad_P)
+            loss_sum = loss_sum + scores.loss_B.detach().sum().double().cpu()
+            count_sum = count_sum + scores.count_B.sum().double().cpu()
+    tuned.model.eval()
+    return {"loss": float(loss_sum / count_sum.clamp(min=1))}
+
+
+def batches(
+    turn: ClientTurn, batch_size: int, epoch: int, whole_batches: bool = False
+) -> list[Rows]:
+    """Shuffle a client's positions for one epoch and cut them into batches.
+
+    Args:
+      turn: gives the seed and the number of examples.
+      batch_size: the last batch may be smaller.
+      epoch: from 0.
+      whole_batches: add a last batch of a single example to the one before it, because BatchNorm
+        has no statistics over one example.
+
+    Returns:
+      positions in the client's own data, int64.
+    """
+    generator = seeds.generator(turn.seed, "order", epoch)
+    order = torch.randperm(len(turn.data), generator=generator).numpy()
+    cuts = list(range(batch_size, len(order), batch_size))
+    if whole_batches and cuts and len(order) - cuts[-1] == 1:
+        cuts.pop()
+    return np.split(order, cuts) if len(order) else []
+
+
+def _batch(turn: ClientTurn, rows: Rows, epoch: int, device: str) -> Batch:
+    data = turn.data
+    seed = seeds.derive(turn.seed, "augment", epoch)
+    return to_device(data.examples.batch(data.indices[rows].tolist(), seed=seed), device)
+
+
+def _dropout_keys(turn: ClientTurn, rows: Rows, step: int) -> Tensor:
+    """One key an example [B], from the turn's seed, the step and the example's position."""
+    base = seeds.derive(turn.seed, "dropout", step)
+    return torch.from_numpy(rows.astype(np.int64)) * 2_654_435_761 + base
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """Move a batch; pinned and asynchronous towards a GPU."""
+    if device == "cpu":
+        return batch
+    return {
+        name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()
+    }
+
+
+def autocast(settings: LocalSettings) -> contextlib.AbstractContextManager[object]:
+    """Return the autocast block of the chosen precision."""
+    if settings.precision == "fp32":
+        return contextlib.nullcontext()
+    kind = torch.device(settings.device).type
+    return torch.autocast(device_type=kind, dtype=torch.bfloat16)

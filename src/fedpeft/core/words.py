@@ -1,0 +1,26 @@
+"""Words for people: what to suggest for a misspelt name, how to write a number of bytes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["byte_words", "nearest"]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a phrase for an unknown word: the nearest known one, or all of them."""
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"allowed are {', '.join(words)}" if words else "none is allowed here"
+
+
+def byte_words(count: float) -> str:
+    """Write a number of bytes in decimal units: 1,234,567 is `1.23 MB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,1 @@
+"""Data: sources, transforms, partitions. Gives every client its rows of one table."""

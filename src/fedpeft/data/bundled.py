@@ -1,0 +1,88 @@
+"""Bundled data sets: they need no file and no network.
+
+    digits       1,797 pictures, 8 x 8, of handwritten digits (UCI, as scikit-learn ships them)
+    docstrings   first paragraphs of the documentation of installed packages; see `docstrings.py`
+
+The digits' split stands in `digits_split.json`: stratified, 20 % test, 10 % validation, the rest
+training. It does not depend on an experiment's seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.data.docstrings import read_docstrings
+from fedpeft.data.tables import Splits, Table
+
+__all__ = ["BUNDLED_DATASETS", "BundledDataset", "draw_digits_split", "read_digits"]
+
+
+@dataclass(frozen=True)
+class BundledDataset:
+    """One row of `BUNDLED_DATASETS`.
+
+    Attributes:
+      task: that it is for.
+      summary: one line for `fedpeft list datasets`.
+      read: gives its tables.
+    """
+
+    task: str
+    summary: str
+    read: Callable[[], Splits]
+
+
+def read_digits() -> Splits:
+    """Read the digits: `image` uint8 [8, 8] of 0 to 16, and `label`."""
+    from sklearn.datasets import load_digits
+
+    pictures, labels = load_digits(return_X_y=True)
+    images = pictures.reshape(-1, 8, 8).astype(np.uint8)
+    text = resources.files("fedpeft.data").joinpath("digits_split.json").read_text("utf-8")
+    names = {"label": tuple(str(digit) for digit in range(10))}
+    tables = {
+        split: Table({"image": images[rows], "label": labels[rows].astype(np.int64)}, names)
+        for split, rows in json.loads(text).items()
+    }
+    return Splits(tables, full_scale=16)
+
+
+def draw_digits_split(labels: npt.NDArray[np.int64]) -> dict[str, list[int]]:
+    """Draw the split that is stored: of each class 20 % test, 10 % validation, the rest training.
+
+    Args:
+      labels: of all digits, int64 [1797].
+
+    Returns:
+      `train`, `validation` and `test`: sorted rows.
+    """
+    rng = np.random.RandomState(0)
+    rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for label in np.unique(labels):
+        order = rng.permutation(np.flatnonzero(labels == label)).tolist()
+        test, held = round(0.2 * len(order)), round(0.3 * len(order))
+        rows["test"] += order[:test]
+        rows["validation"] += order[test:held]
+        rows["train"] += order[held:]
+    return {split: sorted(members) for split, members in rows.items()}
+
+
+BUNDLED_DATASETS: Mapping[str, BundledDataset] = {
+    "digits": BundledDataset(
+        "image-classification",
+        "1,797 handwritten digits of 8 x 8 pixels, 10 classes; fixed split",
+        read_digits,
+    ),
+    "docstrings": BundledDataset(
+        "text-classification",
+        "documentation of installed packages; class = package, natural client = module",
+        read_docstrings,
+    ),
+}
+"""By the name that `data.source` takes."""

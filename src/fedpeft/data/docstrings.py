@@ -1,0 +1,172 @@
+"""Docstrings of installed scientific packages, as a text classification task that is always at hand.
+
+    scipy/stats/_qmc.py   class Sobol:  '''Engine for generating (scrambled) Sobol' sequences. ...'''
+      ->  text "Engine for generating ...", label "scipy", client "scipy.stats"
+
+Source files are parsed, never imported. A text is the first paragraphs of a public docstring, up to
+the first section; the packages' names in it are replaced by "package", so that the class cannot be
+read off. The texts depend on the installed versions: `Splits.digest` says which ones were met.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.tables import Splits, Table
+
+__all__ = ["PACKAGES", "Docstring", "read_docstrings", "summary_of"]
+
+PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sklearn", "sympy", "torch")
+
+_MIN_CHARS = 60
+_MAX_CHARS = 400
+_PER_MODULE = 80
+_PER_PACKAGE = 400
+_MAX_FILES = 200
+_MAX_BYTES = 200_000
+_LEFT_OUT = frozenset({"tests", "testing", "distutils", "f2py", "externals"})
+_TEST_SHARE = 0.2
+_MASKED = re.compile(
+    r"\b(?:matplotlib|mpl|pyplot|plt|networkx|nx|numpy|np|pandas|pd|scipy|scikit-learn|sklearn|"
+    r"sympy|pytorch|torch)\b",
+    re.IGNORECASE,
+)
+_SECTION = re.compile(r"^(?:[-=~*^\"]{3,}|\.\. .*|:\w+.*:.*|Args:|Example[s]?:?|>>> .*)$")
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """One example.
+
+    Attributes:
+      name: dotted, unique and the same for every version: `scipy.stats._qmc.Sobol`.
+      package: its class.
+      module: its natural client, a direct part of the package: `scipy.stats`.
+      text: masked first paragraphs.
+    """
+
+    name: str
+    package: str
+    module: str
+    text: str
+
+
+def read_docstrings(packages: Sequence[str] = PACKAGES) -> Splits:
+    """Collect docstrings; of each module a fifth, chosen by a hash of the names, is the test split.
+
+    Raises:
+      DataError: if fewer than two of the packages are installed.
+    """
+    found = {name: folder for name in packages if (folder := _folder_of(name)) is not None}
+    if len(found) < 2:
+        raise DataError(
+            f"data.source: docstrings needs two or more of {', '.join(packages)} installed; "
+            f"found are {', '.join(found) or 'none'}"
+        )
+    examples = [e for name, folder in found.items() for e in _of_package(name, folder)]
+    by_module: dict[str, list[Docstring]] = {}
+    for example in examples:
+        by_module.setdefault(example.module, []).append(example)
+    test = {
+        example.name
+        for group in by_module.values()
+        for example in group[: round(_TEST_SHARE * len(group))]
+    }
+    digest = hashlib.sha256("\n".join(f"{e.name} {e.text}" for e in examples).encode()).hexdigest()
+    tables = {
+        "train": _table([e for e in examples if e.name not in test]),
+        "test": _table([e for e in examples if e.name in test]),
+    }
+    return Splits(tables, digest=digest)
+
+
+def summary_of(docstring: str) -> str:
+    """Return the masked paragraphs before the first section, at most 400 characters, on one line."""
+    lines: list[str] = []
+    for line in inspect.cleandoc(docstring).splitlines():
+        if _SECTION.match(line.strip()):
+            if lines and line.strip()[0] in "-=~*^\"":
+                lines.pop()
+            break
+        lines.append(line)
+    words = " ".join(" ".join(lines).split())
+    return _MASKED.sub("package", words)[:_MAX_CHARS].strip()
+
+
+def _folder_of(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def _of_package(package: str, folder: Path) -> list[Docstring]:
+    """Return a package's examples in the order of a hash of their names, capped by module."""
+    files = sorted(_sources(folder), key=lambda file: _stable(file.relative_to(folder).as_posix()))
+    counts: dict[str, int] = {}
+    texts: dict[str, Docstring] = {}
+    for file in files[:_MAX_FILES]:
+        for example in _of_file(package, folder, file):
+            if counts.get(example.module, 0) < _PER_MODULE and example.text not in texts:
+                counts[example.module] = counts.get(example.module, 0) + 1
+                texts[example.text] = example
+        if len(texts) >= _PER_PACKAGE:
+            break
+    return sorted(texts.values(), key=lambda example: _stable(example.name))[:_PER_PACKAGE]
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*.py"):
+        folders = file.relative_to(folder).parts[:-1]
+        hidden = any(part.startswith("_") and part != "_core" for part in folders)
+        if not hidden and not _LEFT_OUT.intersection(folders) and file.stat().st_size < _MAX_BYTES:
+            yield file
+
+
+def _of_file(package: str, folder: Path, file: Path) -> Iterator[Docstring]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    parts = file.relative_to(folder).with_suffix("").parts
+    module = f"{package}.{parts[0]}" if len(parts) > 1 else package
+    dotted = ".".join((package, *(part for part in parts if part != "__init__")))
+    for name, docstring in _documented(tree, dotted):
+        text = summary_of(docstring)
+        if len(text) >= _MIN_CHARS:
+            yield Docstring(name, package, module, text)
+
+
+def _documented(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, docstring) of public functions and classes, methods included."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if child.name.startswith("_"):
+            continue
+        name = f"{prefix}.{child.name}"
+        docstring = ast.get_docstring(child, clean=False)
+        if docstring:
+            yield name, docstring
+        if isinstance(child, ast.ClassDef):
+            yield from _documented(child, name)
+
+
+def _table(examples: Sequence[Docstring]) -> Table:
+    columns: Mapping[str, list[object]] = {
+        "text": [example.text for example in examples],
+        "label": [example.package for example in examples],
+        "client": [example.module for example in examples],
+        "name": [example.name for example in examples],
+    }
+    return Table(columns)
+
+
+def _stable(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

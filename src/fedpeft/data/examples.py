@@ -1,0 +1,75 @@
+"""Examples: tables that give collated batches by index, and one client's share of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.models.tasks import Batch
+
+__all__ = ["ClientData", "ExampleSet", "Federated"]
+
+
+class ExampleSet(Protocol):
+    """A table of examples. Random choices come from the seed passed, never from elsewhere."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
+        """Collate examples.
+
+        Args:
+          indices: rows of the table; repeated and unordered indices are fine.
+          seed: draws training-time augmentation, for each example from (seed, its index) alone;
+            None means no augmentation, as in evaluation.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's examples: rows of a shared table.
+
+    Attributes:
+      examples: the table, shared by all clients of a process.
+      indices: this client's rows, int64.
+    """
+
+    examples: ExampleSet
+    indices: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Federated:
+    """A data set that is ready for a run.
+
+    Attributes:
+      train: the training table.
+      test: the server's test table.
+      clients: client name -> rows of `train`, in the order of the clients' numbers.
+      num_labels: number of classes; None for language models.
+      label_names: names of the classes, or None where the data has none.
+      labels: label of each row of `train`, int64; None for language models.
+      name: of the data set, for records and model cards.
+      test_clients: client name -> rows of `test`, where the data has natural clients; else empty.
+      augmented: whether training batches differ from epoch to epoch.
+      digest: SHA-256 (hex) of the texts where they depend on the machine (`docstrings`); else "".
+    """
+
+    train: ExampleSet
+    test: ExampleSet
+    clients: dict[str, npt.NDArray[np.int64]]
+    num_labels: int | None
+    label_names: tuple[str, ...] | None
+    labels: npt.NDArray[np.int64] | None
+    name: str
+    test_clients: dict[str, npt.NDArray[np.int64]]
+    augmented: bool = False
+    digest: str = ""

@@ -1,0 +1,190 @@
+"""Files: readers of parquet, csv, jsonl, npz and folders of pictures. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.tables import Table
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "READERS",
+    "ImageFiles",
+    "from_datasets",
+    "read_csv",
+    "read_image_folder",
+    "read_jsonl",
+    "read_npz",
+    "read_parquet",
+]
+
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A column of pictures on disk, each read when it is asked for."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int, /) -> object:
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as picture:
+            picture.load()
+            return picture
+
+    def __iter__(self) -> Iterator[object]:
+        return (self[row] for row in range(len(self)))
+
+
+def from_datasets(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, Table]:
+    """Return the splits of a data set of the `datasets` library; a lone one is called `train`."""
+    import datasets
+
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    return {str(name): _from_dataset(split) for name, split in splits.items()}
+
+
+def read_parquet(path: Path) -> dict[str, Table]:
+    """Read one table; class names and pictures as `datasets` writes them are understood."""
+    import datasets
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return {"train": _from_dataset(datasets.Dataset(parquet.read_table(path)))}
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"data.source: {path} is not a parquet file: {error}") from error
+
+
+def read_csv(path: Path) -> dict[str, Table]:
+    """Read one table with a header; empty cells are missing."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    options = csv.ParseOptions(newlines_in_values=True)
+    try:
+        table = csv.read_csv(path, parse_options=options)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"data.source: {path} is not a csv file: {error}") from error
+    return {"train": Table({name: table[name].to_pylist() for name in table.column_names})}
+
+
+def read_jsonl(path: Path) -> dict[str, Table]:
+    """Read one JSON object a line; a key that a line lacks is missing there."""
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                rows.append(_parse(path, number, line))
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {"train": Table({name: [row.get(name) for row in rows] for name in names})}
+
+
+def read_npz(path: Path) -> dict[str, Table]:
+    """Read `x_train y_train x_test y_test` (and more columns named so), or `x y client`.
+
+    An array of words beside the columns names their numbers: `classes` those of `y`, and
+    `domains` those of `domain`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name]) for name in archive.files}
+    except (ValueError, OSError, AttributeError) as error:
+        raise DataError(f"data.source: {path} is not an npz file of plain arrays: {error}") from error
+    splits: dict[str, dict[str, npt.NDArray[np.generic]]] = {}
+    if "x_train" in arrays:
+        for name, array in arrays.items():
+            stem, _, split = name.rpartition("_")
+            if stem and split in ("train", "validation", "test"):
+                splits.setdefault(split, {})[stem] = array
+        splits = {split: _aligned(columns) for split, columns in splits.items() if "x" in columns}
+    elif "x" in arrays:
+        splits["train"] = _aligned(arrays)
+    else:
+        raise DataError(
+            f"data.source: {path} holds the arrays {', '.join(arrays)}; "
+            "needed are x_train and y_train, or x and y"
+        )
+    words = {n: tuple(a.tolist()) for n, a in arrays.items() if a.ndim == 1 and a.dtype.kind == "U"}
+    tables = {}
+    for split, columns in splits.items():
+        known = {c: words[w] for c in columns for w in _names_of(c) if w in words}
+        tables[split] = Table(columns, known)
+    return tables
+
+
+def read_image_folder(path: Path) -> dict[str, Table]:
+    """Read `train/CLASS/*.png` and `test/CLASS/*.png`, or `CLASS/*.png` as one split."""
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    if any(folder.name == "train" for folder in folders):
+        return {folder.name: _pictures(folder) for folder in folders}
+    return {"train": _pictures(path)}
+
+
+READERS: Mapping[str, Callable[[Path], dict[str, Table]]] = {
+    ".parquet": read_parquet,
+    ".csv": read_csv,
+    ".jsonl": read_jsonl,
+    ".npz": read_npz,
+}
+"""By the end of a file's name."""
+
+
+def _from_dataset(split: datasets.Dataset) -> Table:
+    names = {
+        name: tuple(feature.names)
+        for name, feature in split.features.items()
+        if hasattr(feature, "names")
+    }
+    return Table({name: split[name] for name in split.column_names}, names)
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, object]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"data.source: {path}, line {number} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"data.source: {path}, line {number} is not a JSON object")
+    return row
+
+
+def _aligned(
+    columns: Mapping[str, npt.NDArray[np.generic]],
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Keep the arrays that have one row for each row of `x`."""
+    rows = len(columns["x"])
+    if "y" in columns and len(columns["y"]) != rows:
+        raise DataError(f"data.source: x has {rows} rows and y has {len(columns['y'])}")
+    return {name: a for name, a in columns.items() if a.ndim and len(a) == rows}
+
+
+def _names_of(column: str) -> tuple[str, ...]:
+    return ("classes", "label_names") if column in ("y", "label") else (f"{column}s",)
+
+
+def _pictures(folder: Path) -> Table:
+    paths, labels = [], []
+    for kind in sorted(inner for inner in folder.iterdir() if inner.is_dir()):
+        found = sorted(p for p in kind.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        paths += [str(file) for file in found]
+        labels += [kind.name] * len(found)
+    return Table({"image": ImageFiles(tuple(paths)), "label": labels})

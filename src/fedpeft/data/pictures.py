@@ -1,0 +1,194 @@
+"""Pictures: from what a source holds to uint8 pixels of the model's channels and size.
+
+    file, bytes, array  ->  channels (grey or RGB)  ->  resize once (Pillow)  ->  uint8 [N, H, W, C]
+
+Pictures are decoded once, at load. Where all of them together would not fit into `MEMORY_LIMIT`
+they stay as they are and each is decoded whenever a batch asks for it, to the same pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.tables import Column
+
+__all__ = ["MEMORY_LIMIT", "Canvas", "LazyPixels", "Pixels", "StoredPixels", "read_pixels"]
+
+MEMORY_LIMIT = 2 * 1024**3
+"""Bytes of decoded pictures of one split that are kept in memory."""
+
+_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What every picture is brought to.
+
+    Attributes:
+      height: in pixels.
+      width: in pixels.
+      channels: 1 or 3.
+      resample: `nearest`, `bilinear` or `bicubic`.
+      full_scale: the pixel value of white in the source; resized pictures have 255.
+    """
+
+    height: int
+    width: int
+    channels: int
+    resample: str = "bilinear"
+    full_scale: int = 255
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """Decoded pictures.
+
+    Attributes:
+      tensor: uint8 [N, H, W, C].
+      full_scale: the pixel value of white.
+    """
+
+    tensor: Tensor
+    full_scale: int
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return pictures [B, H, W, C] of rows (int64 [B])."""
+        return self.tensor[rows]
+
+
+@dataclass(frozen=True)
+class LazyPixels:
+    """Pictures that are decoded when they are read; as `StoredPixels` otherwise."""
+
+    column: Column
+    canvas: Canvas
+    full_scale: int
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return pictures [B, H, W, C] of rows (int64 [B])."""
+        decoded = [_fitted(self.column[row], row, self.canvas, self.full_scale) for row in rows.tolist()]
+        return torch.from_numpy(np.stack(decoded))
+
+
+Pixels = StoredPixels | LazyPixels
+
+
+def read_pixels(column: Column, canvas: Canvas, *, memory_limit: int = MEMORY_LIMIT) -> Pixels:
+    """Decode a column, or prepare to.
+
+    Args:
+      column: pictures as Pillow images, encoded bytes, file names or arrays of 0 to `full_scale`,
+        shape [H, W], [H, W, C] or [C, H, W].
+      canvas: size, channels and scale.
+      memory_limit: most bytes to keep decoded.
+
+    Raises:
+      DataError: if the column is empty, or naming the first row that is no picture.
+    """
+    if not len(column):
+        raise DataError("data.source: a split has no pictures")
+    first = _to_array(column[0], 0)
+    as_is = first.shape[:2] == (canvas.height, canvas.width)
+    full_scale = canvas.full_scale if as_is else 255
+    if len(column) * canvas.height * canvas.width * canvas.channels > memory_limit:
+        return LazyPixels(column, canvas, full_scale)
+    pixels = np.empty((len(column), canvas.height, canvas.width, canvas.channels), np.uint8)
+    for row, picture in enumerate(column):
+        pixels[row] = _fitted(picture, row, canvas, full_scale)
+    return StoredPixels(torch.from_numpy(pixels), full_scale)
+
+
+def _fitted(
+    picture: object, row: int, canvas: Canvas, full_scale: int
+) -> npt.NDArray[np.uint8]:
+    array = _to_array(picture, row)
+    if array.max(initial=0) > canvas.full_scale:
+        raise DataError(
+            f"data.source: picture {row} has a pixel of {array.max()}; "
+            f"allowed are 0 to {canvas.full_scale}"
+        )
+    if full_scale != canvas.full_scale:
+        scaled = array.astype(np.float64) * (full_scale / canvas.full_scale)
+        array = np.rint(scaled).astype(np.uint8)
+    return _resized(_with_channels(array, canvas.channels), canvas)
+
+
+def _to_array(picture: object, row: int) -> npt.NDArray[np.uint8]:
+    """Return uint8 [H, W, C] with C of 1 or 3."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(picture, np.ndarray | list | tuple):
+        return _from_numbers(np.asarray(picture), row)
+    source = _encoded(picture)
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.open(source)  # type: ignore[arg-type]  # None raises below
+        if image.mode.startswith("I"):
+            deep = np.asarray(image, np.int64) >> 8
+            return deep.clip(0, 255).astype(np.uint8)[:, :, None]
+        grey = image.mode in ("1", "L", "LA")
+        array = np.asarray(image.convert("L" if grey else "RGB"))
+    except (UnidentifiedImageError, OSError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"data.source: row {row} is no picture but {type(picture).__name__}: {error}"
+        ) from error
+    return array[:, :, None] if grey else array
+
+
+def _encoded(picture: object) -> io.BytesIO | Path | None:
+    """Return what Pillow can open: bytes, a file name, or both as `datasets` stores them."""
+    if isinstance(picture, Mapping):
+        picture = picture.get("bytes") or picture.get("path")
+    if isinstance(picture, bytes):
+        return io.BytesIO(picture)
+    return Path(picture) if isinstance(picture, str) else None
+
+
+def _from_numbers(array: npt.NDArray[np.generic], row: int) -> npt.NDArray[np.uint8]:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim == 3 and array.shape[2] not in (1, 3) and array.shape[0] in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[2] not in (1, 3) or array.dtype.kind not in "ui":
+        raise DataError(
+            f"data.source: picture {row} is an array of {array.dtype}{list(array.shape)}; allowed "
+            "are whole numbers [height, width], [height, width, 1 or 3] or [1 or 3, height, width]"
+        )
+    if array.min(initial=0) < 0 or array.max(initial=0) > 255:
+        raise DataError(f"data.source: picture {row} has pixels outside 0 to 255")
+    return array.astype(np.uint8)
+
+
+def _with_channels(array: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
+    """Repeat grey into colours, or weigh colours into grey (ITU-R 601)."""
+    if array.shape[2] == channels:
+        return array
+    if channels == 3:
+        return np.repeat(array, 3, axis=2)
+    grey = array.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    return np.rint(grey).astype(np.uint8)[:, :, None]
+
+
+def _resized(array: npt.NDArray[np.uint8], canvas: Canvas) -> npt.NDArray[np.uint8]:
+    if array.shape[:2] == (canvas.height, canvas.width):
+        return array
+    from PIL import Image
+
+    image = Image.fromarray(array[:, :, 0] if canvas.channels == 1 else array)
+    size = (canvas.width, canvas.height)
+    out = np.asarray(image.resize(size, Image.Resampling(_RESAMPLE[canvas.resample])))
+    return out[:, :, None] if canvas.channels == 1 else out

@@ -1,0 +1,85 @@
+"""What to load: one frozen description of a data set, its columns, transforms and partition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedpeft.data.schemes import PartitionRequest
+
+__all__ = ["Columns", "DataRequest", "TransformSpec"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; None means that it is found by its usual name.
+
+    Attributes:
+      image: pictures.
+      text: texts.
+      label: classes.
+      client: the natural client of each example.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    label: str | None = None
+    client: str | None = None
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """How pictures become `pixel_values`.
+
+    Attributes:
+      normalize: `model` (the processor's mean and deviation), `dataset` (those of the training
+        pictures) or (mean, deviation), each with one number a channel, after rescaling to [0, 1].
+      resize: edge in pixels before cropping to the model's size; None is the model's size. What is
+        larger than the model's size is cropped, at the centre unless `random_crop` is set.
+      random_crop: None, or black pixels added on every side before a random crop; training only.
+      flip: whether half of the training pictures are mirrored left to right.
+    """
+
+    normalize: str | tuple[tuple[float, ...], tuple[float, ...]] = "model"
+    resize: int | None = None
+    random_crop: int | None = None
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """A data set as an experiment names it.
+
+    Attributes:
+      source: bundled name, file, folder or hub id.
+      task: `image-classification`, `text-classification` or `causal-lm`.
+      columns: names of columns.
+      train_split: name of the split to train on; None is `train`.
+      test_split: name of the split to test on; None is `test`, else a validation split, else 20 % of
+        the training split, drawn from a fixed seed.
+      subset: configuration name of a hub data set.
+      revision: of a hub data set.
+      budget: train on so many examples only, drawn from the seed before they are partitioned.
+      fidelity: None, or `paper` to repeat two slips of the original experiments: with a budget,
+        clients index the first images instead of the drawn ones, which loses the label skew, and
+        with `normalize = "dataset"` the test pictures are normalised by statistics of their own.
+      max_length: longest text in tokens; None is the model's own limit (language models: at most 128).
+      evaluate_on: `test`, or `validation` for searches of hyperparameters.
+      seed: the run's root seed, in [0, 2**32).
+      partition: which client gets which example.
+      transforms: of pictures.
+    """
+
+    source: str = "digits"
+    task: str = "image-classification"
+    columns: Columns = field(default_factory=Columns)
+    train_split: str | None = None
+    test_split: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    budget: int | None = None
+    fidelity: str | None = None
+    max_length: int | None = None
+    evaluate_on: str = "test"
+    seed: int = 1
+    partition: PartitionRequest = field(default_factory=PartitionRequest)
+    transforms: TransformSpec = field(default_factory=TransformSpec)

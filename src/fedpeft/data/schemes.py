@@ -1,0 +1,163 @@
+"""Partition schemes: the table from names to functions that deal examples to clients.
+
+References:
+  McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017
+  (`iid`, and sorted shards, of which `pathological` is the exact form);
+  Li, Diao, Chen, He, Federated Learning on Non-IID Data Silos, 2022 (`quantity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.dirichlet import Deal, DirichletRule, deal_dirichlet
+
+__all__ = ["PARTITIONS", "PartitionRequest", "Scheme", "num_clients"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PartitionRequest:
+    """How examples go to clients.
+
+    Attributes:
+      scheme: a key of `PARTITIONS`.
+      clients: number of clients, >= 1; for `natural` the most to keep (drawn from the seed), where
+        None keeps all.
+      alpha: concentration of `dirichlet`, `dirichlet-plain` and `quantity`, > 0.
+      min_examples: fewest examples a client may hold, >= 0; natural clients with fewer are left
+        out.
+      seed: the run's root seed, in [0, 2**32): the schemes draw from it directly.
+      classes_per_client: of `pathological`, >= 1.
+    """
+
+    scheme: str = "dirichlet"
+    clients: int | None = 64
+    alpha: float = 0.1
+    min_examples: int = 10
+    seed: int = 1
+    classes_per_client: int = 2
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One row of `PARTITIONS`.
+
+    Attributes:
+      summary: one line for `fedpeft list partitions`.
+      uses: request fields that matter beside `seed` and `min_examples`.
+      needs: `labels`, `client` (a column) or the empty word.
+      deal: gives labels, a request and a limit of tries their `Deal`; None for `natural`.
+    """
+
+    summary: str
+    uses: tuple[str, ...]
+    needs: str
+    deal: Callable[[IntArray, PartitionRequest, int], Deal] | None
+
+
+def num_clients(request: PartitionRequest) -> int:
+    """Return the number of clients that a scheme other than `natural` was asked for."""
+    if request.clients is None:
+        raise DataError(
+            f"data.partition.clients: scheme {request.scheme!r} needs a number of clients"
+        )
+    return request.clients
+
+
+def _iid(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
+    order = np.random.RandomState(request.seed).permutation(len(labels))
+    return _judge(np.array_split(order, num_clients(request)), request)
+
+
+def _dirichlet(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
+    return deal_dirichlet(labels, _rule(request, capped=True), max_tries=max_tries)
+
+
+def _dirichlet_plain(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
+    return deal_dirichlet(labels, _rule(request, capped=False), max_tries=max_tries)
+
+
+def _rule(request: PartitionRequest, *, capped: bool) -> DirichletRule:
+    return DirichletRule(
+        clients=num_clients(request),
+        alpha=request.alpha,
+        min_examples=request.min_examples,
+        seed=request.seed,
+        capped=capped,
+    )
+
+
+def _quantity(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
+    """Sizes are proportional to a Dirichlet draw; it is drawn again until the smallest will do."""
+    rng = np.random.RandomState(request.seed)
+    order = rng.permutation(len(labels))
+    smallest = 0
+    for attempt in range(1, max_tries + 1):
+        shares = rng.dirichlet(np.full(num_clients(request), request.alpha))
+        edges = (np.cumsum(shares)[:-1] * len(labels)).astype(np.int64)
+        least = int(np.diff(edges, prepend=0, append=len(labels)).min())
+        smallest = max(smallest, least)
+        if least >= request.min_examples:
+            return Deal(np.split(order, edges), attempt, least)
+    return Deal(None, max_tries, smallest)
+
+
+def _pathological(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
+    """Each client takes the classes that fewest others hold; a class is shared equally."""
+    rng = np.random.RandomState(request.seed)
+    classes, clients = np.unique(labels), num_clients(request)
+    per_client = request.classes_per_client
+    if per_client > len(classes) or clients * per_client < len(classes):
+        least = -(-len(classes) // clients)
+        raise DataError(
+            f"data.partition.classes_per_client: found {per_client} for {len(classes)} classes and "
+            f"{clients} clients; allowed are {least} to {len(classes)}"
+        )
+    holders: list[list[int]] = [[] for _ in classes]
+    for client in rng.permutation(clients):
+        ties = rng.permutation(len(classes))
+        taken = ties[np.argsort([len(holders[c]) for c in ties], kind="stable")][:per_client]
+        for c in taken:
+            holders[c].append(int(client))
+    shares: list[list[IntArray]] = [[] for _ in range(clients)]
+    for label, takers in zip(classes, holders, strict=True):
+        order = rng.permutation(np.flatnonzero(labels == label))
+        for client, piece in zip(takers, np.array_split(order, len(takers)), strict=True):
+            shares[client].append(piece)
+    return _judge([rng.permutation(np.concatenate(share)) for share in shares], request)
+
+
+def _judge(parts: Sequence[IntArray], request: PartitionRequest) -> Deal:
+    """Take or refuse a deal that another try would not change."""
+    smallest = min(len(part) for part in parts)
+    return Deal(list(parts) if smallest >= request.min_examples else None, 1, smallest)
+
+
+PARTITIONS: Mapping[str, Scheme] = {
+    "iid": Scheme("equal shares of a random order", ("clients",), "", _iid),
+    "dirichlet": Scheme(
+        "label skew; a client that holds n/N examples gets no more (the FedPEFT experiments' rule)",
+        ("clients", "alpha"),
+        "labels",
+        _dirichlet,
+    ),
+    "dirichlet-plain": Scheme(
+        "label skew without the cap", ("clients", "alpha"), "labels", _dirichlet_plain
+    ),
+    "pathological": Scheme(
+        "each client sees a few classes only",
+        ("clients", "classes_per_client"),
+        "labels",
+        _pathological,
+    ),
+    "quantity": Scheme("skewed sizes, labels alike", ("clients", "alpha"), "", _quantity),
+    "natural": Scheme("by a column of the data", ("clients",), "client", None),
+}
+"""By name, as in `data.partition.scheme`."""

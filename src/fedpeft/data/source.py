@@ -1,0 +1,171 @@
+"""Sources: from a name in an experiment to tables.
+
+    bundled name            digits, docstrings
+    folder                  saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
+    file                    .parquet .csv .jsonl .npz, with a `split` column or one split
+    anything else           a data set of the Hugging Face hub
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.bundled import BUNDLED_DATASETS
+from fedpeft.data.files import IMAGE_SUFFIXES, READERS, from_datasets, read_image_folder
+from fedpeft.data.request import DataRequest
+from fedpeft.data.tables import Splits, Table, select, values_of
+
+__all__ = ["choose_splits", "read_source"]
+
+_TEST_NAMES = ("test", "validation", "valid", "val", "dev")
+_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+
+
+def read_source(request: DataRequest) -> Splits:
+    """Open a data set; pictures are not decoded yet.
+
+    Raises:
+      DataError: if it does not exist, cannot be read or cannot be reached.
+    """
+    if request.source in BUNDLED_DATASETS:
+        return BUNDLED_DATASETS[request.source].read()
+    path = Path(request.source).expanduser()
+    if path.is_dir():
+        return Splits(_read_folder(path))
+    if path.is_file():
+        return Splits(_split_by_column(_read_file(path)))
+    if path.suffix in READERS or request.source.startswith((".", "/", "~")):
+        raise DataError(f"data.source: there is no file or folder {request.source!r}")
+    return Splits(_read_hub(request))
+
+
+def choose_splits(splits: Splits, request: DataRequest) -> tuple[Table, Table | None, Table | None]:
+    """Return the training, test and validation tables; None where there is no such split.
+
+    Raises:
+      DataError: if a split that the experiment names does not exist.
+    """
+    tables = splits.tables
+    for field, name in (("train_split", request.train_split), ("test_split", request.test_split)):
+        if name is not None and name not in tables:
+            raise DataError(
+                f"data.{field}: there is no split {name!r} in {request.source!r}; "
+                f"found are {', '.join(tables)}"
+            )
+    train_name = request.train_split or ("train" if "train" in tables else None)
+    if train_name is None and len(tables) == 1:
+        train_name = next(iter(tables))
+    if train_name is None:
+        raise DataError(
+            f"data.train_split: {request.source!r} has no split 'train'; found are "
+            f"{', '.join(tables)}: name one"
+        )
+    others = [name for name in tables if name != train_name]
+    test_name = request.test_split or _first(_TEST_NAMES, others)
+    validation = _first(_VALIDATION_NAMES, [name for name in others if name != test_name])
+    return (
+        tables[train_name],
+        tables[test_name] if test_name else None,
+        tables[validation] if validation else None,
+    )
+
+
+def _first(names: tuple[str, ...], found: list[str]) -> str | None:
+    return next((name for name in names if name in found), None)
+
+
+def _read_file(path: Path) -> dict[str, Table]:
+    if path.suffix not in READERS:
+        raise DataError(
+            f"data.source: {path} ends in {path.suffix!r}; allowed are {', '.join(READERS)}"
+        )
+    tables = READERS[path.suffix](path)
+    if not any(len(table) for table in tables.values()):
+        raise DataError(f"data.source: {path} has no rows")
+    return tables
+
+
+def _split_by_column(tables: dict[str, Table]) -> dict[str, Table]:
+    """Part a lone table by its column `split`, if it has one."""
+    if len(tables) > 1:
+        return tables
+    table = next(iter(tables.values()))
+    if "split" not in table.columns:
+        return tables
+    values = np.array([str(value) for value in values_of(table.columns["split"])])
+    return {name: select(table, np.flatnonzero(values == name)) for name in np.unique(values)}
+
+
+def _read_folder(path: Path) -> Mapping[str, Table]:
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _read_saved(path)
+    files = sorted(file for file in path.iterdir() if file.suffix in READERS)
+    if files:
+        return _read_files(files)
+    if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.glob("*/*")) or any(
+        file.suffix.lower() in IMAGE_SUFFIXES for file in path.glob("*/*/*")
+    ):
+        return read_image_folder(path)
+    raise DataError(
+        f"data.source: the folder {path} holds none of: a data set saved by `datasets`, "
+        f"CLASS/*.png or train/CLASS/*.png, files that end in {', '.join(READERS)}"
+    )
+
+
+def _read_files(files: list[Path]) -> Mapping[str, Table]:
+    """Read `train.csv` or `test-00000-of-00001.parquet`: the split is the name up to a sign."""
+    if len(files) == 1:
+        return _split_by_column(_read_file(files[0]))
+    names = [file.stem.split("-")[0].split(".")[0] for file in files]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(
+            f"data.source: split {repeated[0]!r} in {files[0].parent} has several files; "
+            "allowed is one a split: join them, or save the data with `datasets`"
+        )
+    tables = {}
+    for name, file in zip(names, files, strict=True):
+        parts = _read_file(file)
+        if len(parts) > 1:
+            raise DataError(f"data.source: {file} has several splits, as do its neighbours")
+        tables[name] = next(iter(parts.values()))
+    return tables
+
+
+def _read_saved(path: Path) -> Mapping[str, Table]:
+    import datasets
+
+    try:
+        return from_datasets(datasets.load_from_disk(str(path)))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"data.source: {path} looks saved by `datasets` but does not load: {error}"
+        ) from error
+
+
+def _read_hub(request: DataRequest) -> Mapping[str, Table]:
+    import datasets
+
+    name = request.source
+    near = difflib.get_close_matches(name, BUNDLED_DATASETS, n=1)
+    hint = f"; did you mean the bundled {near[0]!r}?" if near else ""
+    try:
+        loaded = datasets.load_dataset(name, request.subset, revision=request.revision)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(
+            f"data.source: {name!r} is unknown: no bundled name ({', '.join(BUNDLED_DATASETS)}), "
+            f"file, folder or data set of the hub{hint}"
+        ) from error
+    except ConnectionError as error:
+        raise DataError(
+            f"data.source: {name!r} is no bundled name, file or folder, and the hub cannot be "
+            f"reached to look for it{hint}; go online, or give the path of a copy ({error})"
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"data.source: {name!r} cannot be loaded from the hub: {error}") from error
+    return from_datasets(loaded)

@@ -1,0 +1,166 @@
+"""Tables: named columns of equal length, as a source holds them before anything is decoded.
+
+    image   label   client
+    [...]   "cat"   "site-3"      row 0
+    [...]   "dog"   "site-1"      row 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.request import Columns
+
+__all__ = ["USUAL_NAMES", "Column", "Rows", "Splits", "Table", "draw_holdout", "find_column", "select", "values_of"]
+
+USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "img", "pixel_values", "picture", "x"),
+    "text": ("text", "sentence", "query", "question", "content", "document", "utterance"),
+    "label": ("label", "labels", "fine_label", "y", "intent", "target", "class", "category"),
+    "client": ("client", "speaker", "user", "author", "writer", "client_id", "user_id"),
+}
+
+
+class Column(Protocol):
+    """A sequence of values, perhaps decoded on demand."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> object: ...
+
+    def __iter__(self) -> Iterator[object]: ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of one split.
+
+    Attributes:
+      columns: name -> values; equal lengths.
+      names: column -> the words that its whole numbers stand for, where the source tells.
+    """
+
+    columns: Mapping[str, Column]
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return min((len(column) for column in self.columns.values()), default=0)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A source's splits.
+
+    Attributes:
+      tables: split name -> table; at least one.
+      full_scale: pixel value of white.
+      digest: SHA-256 (hex) of contents that depend on the machine; else "".
+    """
+
+    tables: Mapping[str, Table]
+    full_scale: int = 255
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a column, in a given order."""
+
+    column: Column
+    indices: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> object:
+        return self.column[int(self.indices[index])]
+
+    def __iter__(self) -> Iterator[object]:
+        return (self[row] for row in range(len(self)))
+
+
+def select(table: Table, indices: npt.NDArray[np.int64]) -> Table:
+    """Return some rows of a table; arrays and lists are copied, the rest is looked up on demand."""
+    return Table({name: _rows(col, indices) for name, col in table.columns.items()}, table.names)
+
+
+def values_of(column: Column) -> list[object]:
+    """Return all values of a column as plain Python objects."""
+    if isinstance(column, np.ndarray):
+        return list(column.tolist())
+    if isinstance(column, Rows):
+        values = values_of(column.column)
+        return [values[index] for index in column.indices]
+    return list(iter(column))
+
+
+def find_column(table: Table, kind: str, columns: Columns, *, required: bool) -> str | None:
+    """Return the column of a kind: the one that is named, else the first with a usual name.
+
+    Args:
+      table: where to look.
+      kind: `image`, `text`, `label` or `client`.
+      columns: what the experiment names.
+      required: whether its absence is an error.
+
+    Raises:
+      DataError: listing the columns found.
+    """
+    found = ", ".join(table.columns) or "none"
+    named = getattr(columns, kind)
+    if named is not None:
+        if named not in table.columns:
+            raise DataError(f"data.columns.{kind}: there is no column {named!r}; found are {found}")
+        return str(named)
+    for name in USUAL_NAMES[kind]:
+        if name in table.columns:
+            return name
+    if required:
+        raise DataError(
+            f"data.columns.{kind}: none of the columns {found} has a usual name "
+            f"({', '.join(USUAL_NAMES[kind])}): name it in data.columns.{kind}"
+        )
+    return None
+
+
+def draw_holdout(
+    groups: Sequence[object], *, fraction: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split rows into (kept, held out), stratified, from a fixed seed of its own.
+
+    Args:
+      groups: the stratum of each row.
+      fraction: share of each stratum to hold out, rounded; 0 to 1.
+
+    Raises:
+      DataError: if nothing would be held out.
+    """
+    rng = np.random.RandomState(0)
+    strata: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        strata.setdefault(str(group), []).append(row)
+    held: list[int] = []
+    for rows in strata.values():
+        order = rng.permutation(rows)
+        held += order[: round(fraction * len(rows))].tolist()
+    if not held or len(held) == len(groups):
+        raise DataError(
+            f"data.source: {len(groups)} examples in {len(strata)} groups are too few to hold "
+            f"{fraction:.0%} of each out: give a split of its own in data.test_split"
+        )
+    kept = np.setdiff1d(np.arange(len(groups)), held)
+    return kept, np.array(sorted(held), np.int64)
+
+
+def _rows(column: Column, indices: npt.NDArray[np.int64]) -> Column:
+    if isinstance(column, np.ndarray):
+        return column[indices]
+    if isinstance(column, list):
+        return [column[index] for index in indices]
+    return Rows(column, indices)

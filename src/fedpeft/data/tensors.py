@@ -1,0 +1,87 @@
+"""Example tables as tensors: pictures, and texts as one flat tensor of tokens.
+
+    tokens   |the cat sat|dogs bark|...        offsets 0, 3, 5 ...
+
+Tensors rather than lists of objects, so that worker processes share one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpeft.data.pictures import Pixels
+from fedpeft.data.transforms import View, apply_view
+from fedpeft.models.tasks import Batch
+
+__all__ = ["ImageExamples", "TextExamples", "flat_tokens"]
+
+
+@dataclass(frozen=True)
+class ImageExamples:
+    """Pictures with classes; batches have `pixel_values` [B, C, H, W] and `labels` [B].
+
+    Attributes:
+      pixels: the pictures, before cropping and normalising.
+      labels: int64 [N].
+      view: how they are cropped, mirrored and normalised.
+    """
+
+    pixels: Pixels
+    labels: Tensor
+    view: View
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
+        """Collate; see `ExampleSet.batch`."""
+        rows_B = torch.as_tensor(indices, dtype=torch.int64)
+        values = apply_view(self.pixels.read(rows_B), self.view, rows_B, seed=seed)
+        return {"pixel_values": values, "labels": self.labels[rows_B]}
+
+
+@dataclass(frozen=True)
+class TextExamples:
+    """Tokenised texts; batches have `input_ids`, `attention_mask` [B, T] and `labels`.
+
+    Every batch is padded to its own longest text. With classes, `labels` is [B]; a language model's
+    are the tokens themselves, -100 on padding.
+
+    Attributes:
+      tokens: int32, all texts one after the other.
+      offsets: int64 [N + 1]; text i is `tokens[offsets[i]:offsets[i + 1]]`.
+      labels: int64 [N], or None for language models.
+      pad_id: token that fills up; masked, so that its value does not matter.
+    """
+
+    tokens: Tensor
+    offsets: Tensor
+    labels: Tensor | None
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
+        """Collate; see `ExampleSet.batch`. Nothing is random."""
+        rows_B = torch.as_tensor(indices, dtype=torch.int64)
+        start_B = self.offsets[rows_B]
+        length_B = self.offsets[rows_B + 1] - start_B
+        steps_T = torch.arange(int(length_B.max()) if len(rows_B) else 0)
+        mask_BT = steps_T < length_B[:, None]
+        places_BT = torch.where(mask_BT, start_B[:, None] + steps_T, 0)
+        ids_BT = torch.where(mask_BT, self.tokens[places_BT].long(), self.pad_id)
+        labels = torch.where(mask_BT, ids_BT, -100) if self.labels is None else self.labels[rows_B]
+        return {"input_ids": ids_BT, "attention_mask": mask_BT.long(), "labels": labels}
+
+
+def flat_tokens(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return (tokens, offsets) of token lists, as `TextExamples` holds them."""
+    lengths = torch.tensor([len(text) for text in texts], dtype=torch.int64)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    tokens = torch.tensor([token for text in texts for token in text], dtype=torch.int32)
+    return tokens, offsets

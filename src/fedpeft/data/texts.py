@@ -1,0 +1,145 @@
+"""Texts: tokenised once, with the model's own tokenizer.
+
+    classes          one text, one example, cut at max_length
+    language model   a client's documents joined, cut into blocks of max_length; no block mixes clients
+
+        client a  |<s> doc 1 <s> do|c 2 <s> doc 3|..      client b  |<s> doc 1 ...|
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from fedpeft.core.errors import DataError, ModelError
+from fedpeft.data.tables import Column, values_of
+from fedpeft.models.loaded import TextInput
+
+__all__ = ["BLOCK_LENGTH", "Tokenizer", "blocks_of", "load_tokenizer", "tokenize"]
+
+BLOCK_LENGTH = 128
+"""Tokens of a language model's example where nothing else is asked for."""
+_CHUNK = 1000
+
+
+class _Encoder(Protocol):
+    def __call__(self, texts: list[str], **options: object) -> dict[str, list[list[int]]]: ...
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A model's tokenizer.
+
+    Attributes:
+      encode: the tokenizer of `transformers`.
+      pad_id: the token that fills up a batch.
+      max_length: longest text, in tokens.
+    """
+
+    encode: _Encoder
+    pad_id: int
+    max_length: int
+
+
+def load_tokenizer(inputs: TextInput, max_length: int | None) -> Tokenizer:
+    """Load the tokenizer of a model, without running code that came with it.
+
+    Args:
+      inputs: the model's.
+      max_length: the experiment's limit, in tokens; None is the model's.
+
+    Raises:
+      DataError: if `max_length` is not within 2 to the model's own.
+      ModelError: if there is no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    if max_length is not None and not 2 <= max_length <= inputs.max_length:
+        raise DataError(
+            f"data.max_length: found {max_length}; the model allows 2 to {inputs.max_length} tokens"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            inputs.folder,
+            local_files_only=Path(inputs.folder).is_dir(),
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.name: no tokenizer loads from {inputs.folder!r}: {error}; "
+            "a folder of a text model holds tokenizer.json"
+        ) from error
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    pad_id = next(token for token in candidates if token is not None)
+    return Tokenizer(tokenizer, pad_id, max_length or inputs.max_length)
+
+
+def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> list[list[int]]:
+    """Return the tokens of each text, special ones included.
+
+    Args:
+      column: texts.
+      tokenizer: the model's.
+      truncate: whether texts are cut at `max_length`.
+
+    Raises:
+      DataError: naming the first row that is no text.
+    """
+    texts = values_of(column)
+    tokens: list[list[int]] = []
+    for start in range(0, len(texts), _CHUNK):
+        part = [_checked(text, start + row) for row, text in enumerate(texts[start : start + _CHUNK])]
+        encoded = tokenizer.encode(
+            part,
+            truncation=truncate,
+            max_length=tokenizer.max_length if truncate else None,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        tokens += encoded["input_ids"]
+    if any(not text for text in tokens):
+        row = next(row for row, text in enumerate(tokens) if not text)
+        raise DataError(f"data.columns.text: row {row} is empty: leave it out")
+    return tokens
+
+
+def blocks_of(
+    documents: Sequence[Sequence[int]], owners: Sequence[str], *, length: int
+) -> tuple[list[list[int]], list[str]]:
+    """Join each owner's documents, in order, and cut them into blocks.
+
+    The last block of an owner may be shorter; one of a single token, which predicts nothing, is
+    left out.
+
+    Args:
+      documents: tokens of each document.
+      owners: the client that each document belongs to.
+      length: tokens of a block, >= 2.
+
+    Returns:
+      (blocks, owner of each block), owners in the order of their first document.
+    """
+    joined: dict[str, list[int]] = {}
+    for document, owner in zip(documents, owners, strict=True):
+        joined.setdefault(owner, []).extend(document)
+    pairs = [(block, owner) for owner, row in joined.items() for block in _cut(row, length)]
+    return [block for block, _ in pairs], [owner for _, owner in pairs]
+
+
+def _cut(tokens: list[int], length: int) -> Iterator[list[int]]:
+    for start in range(0, len(tokens), length):
+        block = tokens[start : start + length]
+        if len(block) > 1:
+            yield block
+
+
+def _checked(text: object, row: int) -> str:
+    if not isinstance(text, str):
+        raise DataError(
+            f"data.columns.text: row {row} is {type(text).__name__}, not a text: "
+            "name the column of texts in data.columns.text"
+        )
+    return text

@@ -1,0 +1,1 @@
+"""Where clients live: in worker processes on this machine."""

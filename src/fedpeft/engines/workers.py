@@ -1,0 +1,146 @@
+"""Worker processes of the local engine: one thread each, over one backbone in shared memory.
+
+    parent ──(turn order)──> worker ──(answer)──> parent
+
+On Linux a worker is forked: it sees the parent's model and data without a copy and starts at once.
+Elsewhere it is spawned, and torch hands tensors over in shared memory. A worker ends when its parent
+is gone, also after SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Generic, TypeVar
+
+import torch
+import torch.multiprocessing
+
+__all__ = ["Crew", "Died"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Died:
+    """The worker ended while it worked on an item."""
+
+    exit_code: int | None
+
+
+@dataclass
+class _Worker(Generic[In]):
+    process: torch.multiprocessing.Process
+    pipe: Connection[object, object]
+    item: In | None = None
+
+
+class Crew(Generic[In, Out]):
+    """Some worker processes that apply one function to items.
+
+    Args:
+      work: from an item to an answer; runs in the workers, with one torch thread. Each worker has
+        its own copy of whatever it changes.
+      num_workers: how many processes, >= 1.
+    """
+
+    def __init__(self, work: Callable[[In], Out], num_workers: int) -> None:
+        method = "fork" if sys.platform == "linux" else "spawn"
+        self._context = torch.multiprocessing.get_context(method)
+        self._work = work
+        self._workers: list[_Worker[In]] = []
+        for _ in range(num_workers):
+            self._workers.append(self._start())
+
+    def map(self, items: Sequence[In]) -> Iterator[tuple[In, Out | Died]]:
+        """Apply the function to all items, handing them out in order; answers come in any order.
+
+        A worker that dies gives `Died` for its item and is replaced.
+        """
+        queue = list(reversed(items))
+        for worker in self._workers:
+            self._give(worker, queue)
+        while busy := [worker for worker in self._workers if worker.item is not None]:
+            ready = wait([worker.pipe for worker in busy])
+            for worker in [w for w in busy if w.pipe in ready]:
+                item, answer = self._take(worker)
+                if isinstance(answer, Died):
+                    place = self._workers.index(worker)
+                    self._workers[place] = worker = self._start()
+                self._give(worker, queue)
+                yield item, answer
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.join(timeout=2)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers = []
+
+    def _start(self) -> _Worker[In]:
+        ours, theirs = self._context.Pipe()
+        others = [worker.pipe for worker in self._workers]
+        process = self._context.Process(
+            target=_serve, args=(self._work, theirs, [ours, *others], os.getpid()), daemon=True
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _give(self, worker: _Worker[In], queue: list[In]) -> None:
+        worker.item = queue.pop() if queue else None
+        if worker.item is not None:
+            try:
+                worker.pipe.send(worker.item)
+            except OSError:
+                pass  # a dead worker shows when its answer is read
+
+    def _take(self, worker: _Worker[In]) -> tuple[In, Out | Died]:
+        item = worker.item
+        assert item is not None
+        try:
+            return item, worker.pipe.recv()  # type: ignore[return-value]  # our own worker's answer
+        except (EOFError, OSError):
+            worker.process.join(timeout=5)
+            return item, Died(worker.process.exitcode)
+
+
+def _serve(
+    work: Callable[[In], Out],
+    pipe: Connection[object, object],
+    foreign: Sequence[Connection[object, object]],
+    parent: int,
+) -> None:
+    """The life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        for other in foreign:
+            other.close()
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+    while True:
+        try:
+            item = pipe.recv()
+        except (EOFError, OSError):
+            return
+        pipe.send(work(item))  # type: ignore[arg-type]  # the parent sends items only
+
+
+def _follow(parent: int) -> None:
+    """End this process when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+

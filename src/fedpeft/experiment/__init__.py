@@ -1,0 +1,1 @@
+"""An experiment: its file, its run, its folder, its report."""

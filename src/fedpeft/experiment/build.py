@@ -1,0 +1,379 @@
+"""From an experiment to the things that run: model, data, engine, plan.
+
+    resolve        all defaults explicit
+    sketch_run     shapes only, for `plan`: no weights, data or network
+    build_tuned    the tuned model of a run, without its data
+    build_run      everything
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedpeft.client.evaluate import Evaluation, evaluate
+from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.optimizers import OptimizerSettings
+from fedpeft.core.errors import ConfigError
+from fedpeft.data.examples import Federated
+from fedpeft.data.request import Columns, DataRequest, TransformSpec
+from fedpeft.data.schemes import PartitionRequest
+from fedpeft.data.source import BUNDLED_DATASETS, load_data
+from fedpeft.engines.local import LocalEngine, block_size
+from fedpeft.experiment import tables
+from fedpeft.experiment.config import Experiment, Normalization
+from fedpeft.experiment.read import read_toml
+from fedpeft.models.source import ModelRequest, load_model, sketch_model
+from fedpeft.rounds.client_half import ClientHalf
+from fedpeft.rounds.round import RoundPlan
+from fedpeft.server.sampling import fixed_cohort
+from fedpeft.server.state import ServerState
+from fedpeft.tuning.methods import TuningRequest, resolve_options, tune
+from fedpeft.tuning.tuned import (
+    TunedModel,
+    read_buffers,
+    read_delta,
+    write_buffers,
+    write_delta,
+)
+from fedpeft.wire.stages import Stage
+
+__all__ = ["BuiltRun", "Sketch", "build_run", "build_tuned", "resolve", "sketch_run"]
+
+BUNDLED_MODEL = "vit-glyphs-8"
+
+
+@dataclass(frozen=True)
+class BuiltRun:
+    """Everything that a run needs.
+
+    Attributes:
+      experiment: resolved.
+      tuned: the server's own model, for evaluation and export.
+      data: of all clients, and the test set.
+      plan: of every round.
+      engine: where the clients live; to be closed.
+      settings: of local training; evaluation takes device and precision from them.
+      start: the state before round 1.
+      evaluate: from a state to metrics on the server's test set.
+      evaluate_clients: from a state to a metric a client; None where it was not asked for.
+    """
+
+    experiment: Experiment
+    tuned: TunedModel
+    data: Federated
+    plan: RoundPlan
+    engine: LocalEngine
+    settings: LocalSettings
+    start: ServerState
+    evaluate: Callable[[ServerState], Mapping[str, float]]
+    evaluate_clients: Callable[[ServerState], Mapping[str, float]] | None
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What `plan` needs: shapes, no weights.
+
+    Attributes:
+      experiment: resolved.
+      tuned: the tuned model on the `meta` device.
+      total_parameters: of the whole tuned model.
+      up: stages from client to server.
+      down: stages from server to client.
+    """
+
+    experiment: Experiment
+    tuned: TunedModel
+    total_parameters: int
+    up: Sequence[Stage]
+    down: Sequence[Stage]
+
+
+def resolve(experiment: Experiment) -> Experiment:
+    """Make every default explicit that depends on other keys.
+
+    Raises:
+      ConfigError: if an option is wrong.
+    """
+    tuning, data, client = experiment.tuning, experiment.data, experiment.client
+    partition, federation = data.partition, experiment.federation
+    smallest = 1 if data.source in BUNDLED_DATASETS else 10
+    options = tables.algorithm_options(federation.algorithm, federation.options)
+    partition = partition.model_copy(
+        update={"min_examples": partition.min_examples or smallest}
+    )
+    return experiment.model_copy(
+        update={
+            "tuning": tuning.model_copy(
+                update={"options": resolve_options(tuning.method, tuning.options)}
+            ),
+            "data": data.model_copy(update={"partition": partition}),
+            "client": client.model_copy(update={"lr": learning_rate(experiment)}),
+            "federation": federation.model_copy(update={"options": options}),
+            "engine": experiment.engine.model_copy(update={"workers": _workers(experiment)}),
+            "sweep": [],
+        }
+    )
+
+
+def learning_rate(experiment: Experiment) -> float:
+    """Return the local learning rate: as given, else the searched table, else the paper's."""
+    lr, method = experiment.client.lr, experiment.tuning.method
+    if isinstance(lr, float | int):
+        return float(lr)
+    defaults = tables.PAPER_LR
+    if experiment.model.name == BUNDLED_MODEL:
+        defaults = {**defaults, **read_toml(None)["client"]["lr"]}
+    table = {**defaults, **(lr or {})}
+    return float(table.get(method, table["bias"]))
+
+
+def build_tuned(experiment: Experiment, num_labels: int | None) -> TunedModel:
+    """Load a run's model and apply its tuning method; the delta is the one before round 1."""
+    loaded = load_model(_model_request(experiment, num_labels))
+    return tune(loaded, _tuning_request(experiment))
+
+
+def sketch_run(experiment: Experiment) -> Sketch:
+    """Build the shapes of a run on the `meta` device."""
+    experiment = resolve(experiment)
+    num_labels = experiment.model.num_labels or _known_labels(experiment)
+    tuned = tune(
+        sketch_model(_model_request(experiment, num_labels)), _tuning_request(experiment)
+    )
+    return Sketch(
+        experiment,
+        tuned,
+        sum(parameter.numel() for parameter in tuned.model.parameters()),
+        tables.make_stages(experiment.wire.up, "wire.up"),
+        tables.make_stages(experiment.wire.down, "wire.down"),
+    )
+
+
+def build_run(experiment: Experiment) -> BuiltRun:
+    """Load model and data, tune, start the engine.
+
+    Raises:
+      ConfigError: if data, model and federation do not fit.
+    """
+    experiment = resolve(experiment)
+    _check_device(experiment)
+    inputs = sketch_model(_model_request(experiment, experiment.model.num_labels or 2))
+    data = load_data(_data_request(experiment, inputs.task.name), inputs.inputs)
+    experiment = _fit_labels(experiment, data)
+    tuned = build_tuned(experiment, experiment.model.num_labels)
+    settings = _local_settings(experiment)
+    plan = _round_plan(experiment, tuned, data)
+    start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
+    make_half = functools.partial(
+        _make_half, tuned, settings, experiment.wire.up, experiment.wire.down
+    )
+    workers = experiment.engine.workers or 1
+    engine = LocalEngine(
+        make_half, data, num_workers=workers, block=block_size(tuned.spec.num_bytes, workers)
+    )
+    tuned.model.to(settings.device)
+    score = functools.partial(_score, tuned, data, settings)
+    return BuiltRun(
+        experiment,
+        tuned,
+        data,
+        plan,
+        engine,
+        settings,
+        start,
+        lambda state: tuned.loaded.task.metrics(*score(state).sums()),
+        (lambda state: _by_client(score(state), tuned, data))
+        if experiment.federation.evaluate_clients
+        else None,
+    )
+
+
+def _make_half(
+    tuned: TunedModel,
+    settings: LocalSettings,
+    up: Sequence[Mapping[str, Any]],
+    down: Sequence[Mapping[str, Any]],
+) -> ClientHalf:
+    return ClientHalf(
+        local_trainer(tuned, settings),
+        tables.make_stages(up, "wire.up"),
+        tables.make_stages(down, "wire.down"),
+        tuned.spec,
+    )
+
+
+def _score(
+    tuned: TunedModel, data: Federated, settings: LocalSettings, state: ServerState
+) -> Evaluation:
+    write_delta(tuned, state.delta)
+    if tuned.buffers:
+        write_buffers(tuned, state.buffers)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return evaluate(tuned, data.test, settings)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _by_client(
+    evaluation: Evaluation, tuned: TunedModel, data: Federated
+) -> dict[str, float]:
+    """Score each client: its own test rows, or the classes of the test set in its own proportions."""
+    metric = tuned.loaded.task.metric
+    if data.test_clients:
+        return {
+            client: tuned.loaded.task.metrics(*evaluation.sums(rows.tolist()))[metric]
+            for client, rows in data.test_clients.items()
+        }
+    if data.labels is None or data.num_labels is None:
+        return {}
+    right = [
+        evaluation.sums((evaluation.label_N == label).nonzero().flatten().tolist())
+        for label in range(data.num_labels)
+    ]
+    by_class = [correct / count if count else math.nan for _, count, correct in right]
+    return {
+        client: sum(by_class[label] for label in data.labels[rows]) / len(rows)
+        for client, rows in data.clients.items()
+    }
+
+
+def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> RoundPlan:
+    federation = experiment.federation
+    if federation.clients_per_round > len(data.clients):
+        raise ConfigError(
+            f"federation.clients_per_round: found {federation.clients_per_round}; allowed is at "
+            f"most {len(data.clients)} (the clients that data.source gives)"
+        )
+    return RoundPlan(
+        algorithm=tables.make_algorithm(federation.algorithm, federation.options),
+        sampler=lambda clients, number: fixed_cohort(
+            clients, federation.clients_per_round, seed=experiment.seed, round=number
+        ),
+        spec=tuned.spec,
+        buffer_spec=tuned.buffer_spec,
+        seed=experiment.seed,
+        expected_cohort=float(federation.clients_per_round),
+        up=tables.make_stages(experiment.wire.up, "wire.up"),
+        down=tables.make_stages(experiment.wire.down, "wire.down"),
+        min_replies=federation.min_replies,
+    )
+
+
+def _model_request(experiment: Experiment, num_labels: int | None) -> ModelRequest:
+    model = experiment.model
+    return ModelRequest(
+        name=model.name,
+        task=model.task,
+        num_labels=num_labels,
+        config=model.config,
+        revision=model.revision,
+        head_init=experiment.tuning.head_init,
+        seed=experiment.seed,
+    )
+
+
+def _tuning_request(experiment: Experiment) -> TuningRequest:
+    tuning = experiment.tuning
+    blocks = (tuning.blocks[0], tuning.blocks[1]) if tuning.blocks else None
+    return TuningRequest(tuning.method, tuning.options, blocks, experiment.seed)
+
+
+def _data_request(experiment: Experiment, task: str) -> DataRequest:
+    data, partition = experiment.data, experiment.data.partition
+    given = data.transforms.normalize
+    by_hand = (tuple(given.mean), tuple(given.std)) if isinstance(given, Normalization) else None
+    return DataRequest(
+        source=data.source,
+        task=task,
+        subset=data.subset,
+        revision=data.revision,
+        train_split=data.train_split,
+        test_split=data.test_split,
+        columns=Columns(data.image, data.text, data.label, data.client),
+        max_length=data.max_length,
+        budget=data.budget,
+        fidelity=data.fidelity,
+        evaluate_on=data.evaluate_on,
+        seed=experiment.seed,
+        transforms=TransformSpec(
+            normalize=by_hand or str(given),
+            resize=data.transforms.resize,
+            random_crop=data.transforms.random_crop,
+            flip=data.transforms.flip,
+        ),
+        partition=PartitionRequest(
+            scheme=partition.scheme,
+            clients=partition.clients,
+            alpha=partition.alpha,
+            min_examples=partition.min_examples or 1,
+            seed=experiment.seed,
+            classes_per_client=partition.classes_per_client,
+        ),
+    )
+
+
+def _local_settings(experiment: Experiment) -> LocalSettings:
+    client, engine = experiment.client, experiment.engine
+    options = experiment.federation.options
+    return LocalSettings(
+        epochs=client.epochs,
+        batch_size=client.batch_size,
+        optimizer=OptimizerSettings(
+            name=client.optimizer,
+            lr=learning_rate(experiment),
+            momentum=client.momentum,
+            nesterov=client.nesterov,
+            weight_decay=client.weight_decay,
+        ),
+        prox_mu=float(options.get("mu", 0.0)),
+        device=engine.device,
+        precision=engine.precision,
+    )
+
+
+def _fit_labels(experiment: Experiment, data: Federated) -> Experiment:
+    """Take the number of labels from the data, or compare it with what the file says."""
+    said = experiment.model.num_labels
+    if data.num_labels is None or said == data.num_labels:
+        return experiment
+    if said is not None and said < data.num_labels:
+        raise ConfigError(
+            f"model.num_labels: found {said}; {experiment.data.source} has {data.num_labels} "
+            "labels. Leave the key out, or set it to at least that"
+        )
+    labels = said or data.num_labels
+    model = experiment.model.model_copy(update={"num_labels": labels})
+    return experiment.model_copy(update={"model": model})
+
+
+def _known_labels(experiment: Experiment) -> int | None:
+    known = {"digits": 10}
+    return known.get(experiment.data.source)
+
+
+def _workers(experiment: Experiment) -> int:
+    engine = experiment.engine
+    if engine.device != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return engine.workers or max(1, min(cores or 1, experiment.federation.clients_per_round))
+
+
+def _check_device(experiment: Experiment) -> None:
+    device = experiment.engine.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"engine.device: found {device!r}, but torch {torch.__version__} sees no GPU here. "
+            "Use 'cpu', or install a CUDA build of torch"
+        )
+
+

@@ -1,0 +1,112 @@
+"""What the schema cannot see: names that need a table, options of a method, keys that contradict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fedpeft.core.errors import FedpeftError
+from fedpeft.core.words import nearest
+from fedpeft.experiment import tables
+from fedpeft.experiment.config import Experiment
+
+__all__ = ["problems_of"]
+
+
+def problems_of(experiment: Experiment) -> list[str]:
+    """Return every problem of an experiment that passed the schema, a line each."""
+    checks: list[Callable[[Experiment], Iterator[str]]] = [
+        _tuning,
+        _federation,
+        _client,
+        _wire,
+        _engine,
+        _data,
+    ]
+    return [line for check in checks for line in check(experiment)]
+
+
+def _lines(call: Callable[[], Any]) -> Iterator[str]:
+    """Run a builder; its error's lines are problems."""
+    try:
+        call()
+    except FedpeftError as error:
+        yield from (line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _tuning(experiment: Experiment) -> Iterator[str]:
+    from fedpeft.tuning.methods import resolve_options
+
+    tuning = experiment.tuning
+    yield from _lines(lambda: resolve_options(tuning.method, tuning.options))
+    if tuning.blocks and not 0 <= tuning.blocks[0] <= tuning.blocks[1]:
+        yield (
+            f"tuning.blocks: found {tuning.blocks}; allowed is [first, last] with "
+            "0 <= first <= last, counted from 0"
+        )
+
+
+def _federation(experiment: Experiment) -> Iterator[str]:
+    federation, partition = experiment.federation, experiment.data.partition
+    options = federation.options
+    yield from _lines(lambda: tables.algorithm_options(federation.algorithm, options))
+    asked = federation.clients_per_round
+    if partition.scheme != "natural" and asked > partition.clients:
+        yield (
+            f"federation.clients_per_round: found {asked}; allowed is at most "
+            f"{partition.clients} (data.partition.clients)"
+        )
+    if federation.min_replies > asked:
+        yield (
+            f"federation.min_replies: found {federation.min_replies}; allowed is at most "
+            f"{asked} (federation.clients_per_round)"
+        )
+
+
+def _client(experiment: Experiment) -> Iterator[str]:
+    from fedpeft.tuning.methods import METHODS
+
+    client = experiment.client
+    if isinstance(client.lr, dict):
+        for method in client.lr:
+            if method not in METHODS:
+                yield f"client.lr.{method}: no such tuning method; {nearest(method, METHODS)}"
+    if client.optimizer == "sgd" and client.nesterov and not client.momentum:
+        yield "client.nesterov: found true with client.momentum = 0; set one of the two"
+
+
+def _wire(experiment: Experiment) -> Iterator[str]:
+    yield from _lines(lambda: tables.make_stages(experiment.wire.up, "wire.up"))
+    yield from _lines(lambda: tables.make_stages(experiment.wire.down, "wire.down"))
+    for i, spec in enumerate(experiment.wire.down):
+        if spec.get("name") == "top_k":
+            yield f"wire.down[{i}]: top_k drops values of the delta itself; use it in wire.up only"
+
+
+def _engine(experiment: Experiment) -> Iterator[str]:
+    engine = experiment.engine
+    if engine.name not in tables.ENGINES:
+        yield f"engine.name: {engine.name!r} is unknown; {nearest(engine.name, tables.ENGINES)}"
+    kind, _, number = engine.device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        yield f"engine.device: found {engine.device!r}; allowed are 'cpu', 'cuda' and 'cuda:N'"
+    if kind == "cpu" and engine.precision == "bf16":
+        yield "engine.precision: found 'bf16' with engine.device = 'cpu'; half precision is for GPUs"
+    if kind == "cuda" and (engine.workers or 1) > 1:
+        yield f"engine.workers: found {engine.workers} with a GPU; allowed is 1"
+
+
+def _data(experiment: Experiment) -> Iterator[str]:
+    data = experiment.data
+    if data.evaluate_on == "validation" and data.source != "digits":
+        yield (
+            f"data.evaluate_on: found 'validation' with data.source = {data.source!r}; "
+            "only 'digits' has a validation split (name another split in data.test_split)"
+        )
+    size = data.budget or data.num_examples
+    partition = data.partition
+    if size and partition.scheme != "natural" and partition.clients > size:
+        yield (
+            f"data.partition.clients: found {partition.clients} with {size} examples; "
+            "allowed is at most one client an example"
+        )

@@ -1,0 +1,187 @@
+"""The experiment file: strict TOML, every key optional, every problem reported at once.
+
+    bundled quickstart or FILE.toml  <-  --set KEY=VALUE  <-  defaults   ->   Experiment (frozen)
+
+Only `fedpeft.experiment` sees these classes; everything else takes plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "ClientConfig",
+    "DataConfig",
+    "EngineConfig",
+    "Experiment",
+    "FederationConfig",
+    "ModelConfig",
+    "Normalization",
+    "PartitionConfig",
+    "TransformsConfig",
+    "TuningConfig",
+    "WireConfig",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Options = dict[str, Any]  # values are checked by the builder that the name selects
+
+_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelConfig(BaseModel):
+    """`[model]`: the pretrained model."""
+
+    model_config = _STRICT
+    name: str = Field("vit-glyphs-8", description="hub id, local folder, bundled name or preset:NAME")
+    config: str | None = Field(None, description="the architecture, when the hub cannot be reached")
+    task: Literal["image-classification", "text-classification", "causal-lm"] | None = Field(
+        None, description="found from the model where it is not ambiguous"
+    )
+    num_labels: Positive | None = Field(None, description="classes; found from the data by `run`")
+    revision: str | None = Field(None, description="of a hub model: branch, tag or commit")
+
+
+class TuningConfig(BaseModel):
+    """`[tuning]`: what is trained."""
+
+    model_config = _STRICT
+    method: str = Field("bias", description="see `fedpeft list methods`")
+    head_init: Literal["normal", "paper"] = Field(
+        "normal", description="N(0, 0.02) and zero bias, or U(±1/√d) as the paper's code"
+    )
+    blocks: list[int] | None = Field(
+        None, description="[first, last]: tune these blocks only, counted from 0, both included",
+        min_length=2, max_length=2,
+    )
+    options: Options = Field(default_factory=dict, description="options of the method")
+
+
+class Normalization(BaseModel):
+    """`normalize = { mean = [...], std = [...] }`."""
+
+    model_config = _STRICT
+    mean: list[float] = Field(min_length=1)
+    std: list[Above] = Field(min_length=1)
+
+
+class TransformsConfig(BaseModel):
+    """`[data.transforms]`: images only; crop and flip in training only."""
+
+    model_config = _STRICT
+    normalize: Literal["model", "dataset"] | Normalization = Field(
+        "model", description="`model`, `dataset` or a mean and a std a channel"
+    )
+    resize: Positive | None = Field(None, description="side in pixels; the model's own by default")
+    random_crop: Annotated[int, Field(ge=0)] = Field(0, description="padding in pixels; 0 is off")
+    flip: bool = Field(False, description="mirror half of the images")
+
+
+class PartitionConfig(BaseModel):
+    """`[data.partition]`: which client holds which examples."""
+
+    model_config = _STRICT
+    scheme: Literal[
+        "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "natural"
+    ] = Field("dirichlet", description="see `fedpeft list partitions`")
+    clients: Positive = Field(64, description="number of clients; natural: at most this many")
+    alpha: Above = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
+    min_examples: Positive | None = Field(
+        None, description="smallest client; 1 with bundled data, else 10"
+    )
+    classes_per_client: Positive = Field(2, description="pathological: label shards a client")
+
+
+class DataConfig(BaseModel):
+    """`[data]`: where the examples are."""
+
+    model_config = _STRICT
+    source: str = Field("digits", description="hub id, local folder or file, or bundled name")
+    subset: str | None = Field(None, description="of a hub data set: its configuration")
+    revision: str | None = Field(None, description="of a hub data set")
+    train_split: str = "train"
+    test_split: str = "test"
+    image: str | None = Field(None, description="column of the images; found by its name")
+    text: str | None = Field(None, description="column of the texts; found by its name")
+    label: str | None = Field(None, description="column of the labels; found by its name")
+    client: str | None = Field(None, description="column of natural clients; found by its name")
+    max_length: Positive | None = Field(None, description="longest text in tokens")
+    num_examples: Positive | None = Field(None, description="for `plan` and `check`: training size")
+    budget: Positive | None = Field(None, description="few-shot: draw this many examples first")
+    fidelity: Literal["paper"] | None = Field(None, description="repeat the paper's code's quirks")
+    evaluate_on: Literal["test", "validation"] = Field(
+        "test", description="`validation` for searches; digits only"
+    )
+    transforms: TransformsConfig = Field(default_factory=TransformsConfig)
+    partition: PartitionConfig = Field(default_factory=PartitionConfig)
+
+
+class FederationConfig(BaseModel):
+    """`[federation]`: the server."""
+
+    model_config = _STRICT
+    algorithm: str = Field("fedavg", description="see `fedpeft list algorithms`")
+    rounds: Positive = 50
+    clients_per_round: Positive = 8
+    min_replies: Positive = Field(1, description="fewer usable replies end the run, exit code 3")
+    eval_every: Positive = Field(1, description="evaluate every so many rounds, and the last")
+    evaluate_clients: bool = Field(False, description="also report accuracy client by client")
+    options: Options = Field(default_factory=dict, description="options of the algorithm")
+
+
+class ClientConfig(BaseModel):
+    """`[client]`: local training."""
+
+    model_config = _STRICT
+    epochs: Positive = 10
+    batch_size: Positive = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Above | dict[str, Above] | None = Field(
+        None, description="a number, or a table by tuning method"
+    )
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+    weight_decay: NotNegative = 1e-4
+
+
+class WireConfig(BaseModel):
+    """`[wire]`: stages between clients and server, each `{ name = "...", option = value }`."""
+
+    model_config = _STRICT
+    up: list[Options] = Field(default_factory=list, description="from client to server, in order")
+    down: list[Options] = Field(default_factory=list, description="from server to client, in order")
+
+
+class EngineConfig(BaseModel):
+    """`[engine]`: where clients live."""
+
+    model_config = _STRICT
+    name: str = Field("local", description="see `fedpeft list engines`")
+    workers: Positive | None = Field(None, description="processes; one a core by default")
+    device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
+
+
+class Experiment(BaseModel):
+    """A whole experiment file."""
+
+    model_config = _STRICT
+    name: str = Field("fedpeft", description="of the run, for folders and reports",
+                      pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    tuning: TuningConfig = Field(default_factory=TuningConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    federation: FederationConfig = Field(default_factory=FederationConfig)
+    client: ClientConfig = Field(default_factory=ClientConfig)
+    wire: WireConfig = Field(default_factory=WireConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    sweep: list[Mapping[str, Any]] = Field(
+        default_factory=list, description="`[[sweep]]`: rows of overrides, for `fedpeft sweep`"
+    )

@@ -1,0 +1,70 @@
+"""What a run ran on: versions and hardware, for `environment.json` and `fedpeft doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Mapping
+
+__all__ = ["PACKAGES", "describe_environment", "num_cores", "versions"]
+
+PACKAGES = (
+    "fedpeft", "torch", "transformers", "peft", "safetensors", "numpy", "datasets", "tokenizers",
+    "scikit-learn", "pydantic",
+)  # fmt: skip
+"""Packages whose versions can change a result."""
+
+
+def describe_environment(seed: int) -> dict[str, object]:
+    """Describe this machine and its software.
+
+    Args:
+      seed: of the run.
+    """
+    return {"seed": seed, "versions": versions(), "hardware": _hardware()}
+
+
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
+    """Return package -> version, None where it is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    return found | {package: _version(package) for package in packages}
+
+
+def num_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        loaded = sys.modules.get(package)
+        return getattr(loaded, "__version__", None)
+
+
+def _hardware() -> Mapping[str, object]:
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": num_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": gpus,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as opened:
+            names = [line.split(":", 1)[1].strip() for line in opened if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()

@@ -1,0 +1,116 @@
+"""A lock that keeps two runs out of one folder, and that dies with its owner.
+
+    lock = {"pid": 4711, "started": 1700000000.0, "host": "box"}
+
+A process is known by its number, its start time and its host: numbers are used again. A lock whose
+owner is gone is taken over. The check and the taking happen under an advisory file lock, so that two
+processes that meet a dead owner's lock cannot both take it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedpeft.core.errors import RunFolderError
+
+__all__ = ["LOCK", "locked"]
+
+LOCK = "lock"
+"""Name of the lock file in a folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of an existing folder inside the block.
+
+    Raises:
+      RunFolderError: if a live process holds it.
+    """
+    file = folder / LOCK
+    with _guarded(file) as descriptor:
+        owner = _read(descriptor)
+        if owner is not None and _lives(owner):
+            raise RunFolderError(
+                f"{folder}: process {owner['pid']} on {owner['host']} is writing to this folder; "
+                f"one run a folder is allowed. Wait for it, choose another --out, or, if that "
+                f"process is certainly gone, delete {file}"
+            )
+        _write(descriptor, _identity(os.getpid()))
+    try:
+        yield
+    finally:
+        _release(file)
+
+
+def _release(file: Path) -> None:
+    if not file.exists():
+        return
+    with _guarded(file) as descriptor:
+        if _read(descriptor) == _identity(os.getpid()):
+            file.unlink()
+
+
+@contextlib.contextmanager
+def _guarded(file: Path) -> Iterator[int]:
+    """Open a file and be alone with it; again if it was deleted between the two."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _same_file(descriptor, file):
+                continue
+            yield descriptor
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _same_file(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _read(descriptor: int) -> dict[str, object] | None:
+    """Return the owner, or None where the lock is new or was cut short by a crash."""
+    text = os.pread(descriptor, 4096, 0)
+    try:
+        owner = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(owner, dict) and {"pid", "started", "host"} <= set(owner)
+    return owner if known else None
+
+
+def _write(descriptor: int, owner: dict[str, object]) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+    os.fsync(descriptor)
+
+
+def _identity(pid: int) -> dict[str, object]:
+    import psutil
+
+    started = round(psutil.Process(pid).create_time(), 2)
+    return {"pid": pid, "started": started, "host": socket.gethostname()}
+
+
+def _lives(owner: dict[str, object]) -> bool:
+    """Tell whether the owner is still there; one on another host is taken to be."""
+    import psutil
+
+    if owner["host"] != socket.gethostname():
+        return True
+    try:
+        process = psutil.Process(int(str(owner["pid"])))
+        started, status = process.create_time(), process.status()
+    except (psutil.Error, ValueError):
+        return False
+    return abs(started - float(str(owner["started"]))) < 2 and status != psutil.STATUS_ZOMBIE

@@ -1,0 +1,168 @@
+"""Reading an experiment: file, `--set` overrides, checks, defaults that depend on other keys.
+
+All problems of a file are listed together, each with its key, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.core.words import nearest
+from fedpeft.experiment.check import problems_of
+from fedpeft.experiment.config import Experiment
+
+__all__ = [
+    "apply_overrides",
+    "dump_experiment",
+    "parse_override",
+    "read_experiment",
+    "read_toml",
+    "validate",
+]
+
+
+def read_experiment(file: Path | None, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file, or the bundled quickstart, with `KEY=VALUE` overrides on top.
+
+    Raises:
+      ConfigError: listing every problem.
+    """
+    where = str(file) if file else "quickstart.toml (bundled)"
+    table = apply_overrides(read_toml(file), (parse_override(text) for text in overrides))
+    return validate(table, where)
+
+
+def read_toml(file: Path | None) -> dict[str, Any]:
+    """Parse a TOML file; None is the bundled quickstart.
+
+    Raises:
+      ConfigError: if it does not exist or is not TOML.
+    """
+    if file is None:
+        text = (importlib.resources.files("fedpeft") / "quickstart.toml").read_text("utf-8")
+        return tomllib.loads(text)
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{file}: there is no such file. Name a TOML file, or leave it out for the quickstart"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as text: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Parse `KEY=VALUE`; the value is TOML, or plain text where it is no TOML value.
+
+    Raises:
+      ConfigError: if there is no `=` or no key.
+    """
+    key, sign, value = text.partition("=")
+    key = key.strip()
+    if not sign or not key or not all(key.split(".")):
+        raise ConfigError(f"--set {text}: found no KEY=VALUE; write for example --set federation.rounds=5")
+    return key, parse_value(value.strip())
+
+
+def parse_value(text: str) -> Any:
+    """Parse a TOML value; anything else is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def apply_overrides(
+    table: Mapping[str, Any], overrides: Iterable[tuple[str, Any]]
+) -> dict[str, Any]:
+    """Return a copy of a nested table with dotted keys replaced.
+
+    Setting a method or an algorithm drops the options that belonged to the old one.
+
+    Raises:
+      ConfigError: if a key leads through something that is not a table.
+    """
+    result = _copy(table)
+    for key, value in overrides:
+        *parents, last = key.split(".")
+        place = result
+        for depth, parent in enumerate(parents):
+            inner = place.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {key}: {'.'.join(parents[: depth + 1])} is not a table")
+            place = inner
+        if last in ("method", "algorithm") and place.get(last) != value:
+            place.pop("options", None)
+        place[last] = _copy(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def validate(table: Mapping[str, Any], where: str) -> Experiment:
+    """Check a table against the schema and against itself.
+
+    Raises:
+      ConfigError: listing every problem, one a line.
+    """
+    experiment: Experiment | None = None
+    problems: list[str] = []
+    try:
+        experiment = Experiment.model_validate(dict(table))
+    except ValidationError as error:
+        problems = [_explain(item) for item in error.errors()]
+    if experiment is not None:
+        problems = problems_of(experiment)
+    if problems or experiment is None:
+        lines = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
+        count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+        raise ConfigError(f"{where}: {count}\n{lines}")
+    return experiment
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """Write an experiment as TOML that `read_experiment` reads back to an equal one."""
+    return tomli_w.dumps(experiment.model_dump(mode="python", exclude_none=True))
+
+
+def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in table.items()}
+
+
+def _explain(item: Any) -> str:
+    """Turn one pydantic error into a line: key, what was found, what is allowed."""
+    parts = [str(part) for part in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        return f"{_dotted(parts)}: unknown key; {nearest(parts[-1], _keys_at(parts[:-1]))}"
+    found = item.get("input")
+    shown = f"a table {sorted(found)}" if isinstance(found, Mapping) else repr(found)
+    return f"{_dotted(parts)}: found {shown}; {_allowed(item)}"
+
+
+def _dotted(parts: Sequence[str]) -> str:
+    unions = ("literal", "float", "dict", "int", "str", "Normalization", "constrained", "function")
+    return ".".join(part for part in parts if not part.startswith(unions) or "[" not in part)
+
+
+def _allowed(item: Any) -> str:
+    message = str(item["msg"])
+    return "allowed is " + message.removeprefix("Input should be ").removeprefix("Value should be ")
+
+
+def _keys_at(parts: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = Experiment
+    for part in parts:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Pretrained models: families and their names, loading, presets, tasks. Knows nothing of tuning."""

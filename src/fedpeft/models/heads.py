@@ -1,0 +1,62 @@
+"""Heads: new weights for the last layers, from the seed alone.
+
+    "normal"   weight ~ N(0, 0.02²) truncated to [-2, 2], bias = 0
+    "paper"    weight, bias ~ U(-1/sqrt(d), 1/sqrt(d)), d inputs
+
+The numbers depend on the seed and on the head's shape only, not on how the rest of the model was
+built: every tuning method starts from the same head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fedpeft.core import seeds
+from fedpeft.core.errors import ModelError
+
+__all__ = ["HEAD_INITS", "init_head"]
+
+HEAD_INITS = ("normal", "paper")
+"""Names of the initialisations."""
+
+
+def init_head(module: nn.Module, paths: Sequence[str], *, seed: int, how: str = "normal") -> None:
+    """Give every linear layer under `paths` new weights, in place.
+
+    Other layers under the paths (a normalisation) keep theirs. A model on `meta` stays as it is.
+
+    Args:
+      module: the model that holds the head.
+      paths: module paths of the head, in order.
+      seed: root seed; the head draws from its own branch.
+      how: `normal` or `paper`.
+
+    Raises:
+      ModelError: if `how` is unknown.
+    """
+    if how not in HEAD_INITS:
+        raise ModelError(f"head_init {how!r}: unknown; choose one of {', '.join(HEAD_INITS)}")
+    generator = seeds.generator(seed, "head")
+    for path in paths:
+        for layer in module.get_submodule(path).modules():
+            if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
+                _init_linear(layer, generator, how)
+
+
+def _init_linear(layer: nn.Linear, generator: torch.Generator, how: str) -> None:
+    bound = 1 / math.sqrt(layer.in_features)
+    weight = torch.empty(layer.weight.shape)
+    bias = torch.zeros(layer.out_features)
+    if how == "paper":
+        weight.uniform_(-bound, bound, generator=generator)
+        bias.uniform_(-bound, bound, generator=generator)
+    else:
+        nn.init.trunc_normal_(weight, std=0.02, generator=generator)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)

@@ -1,0 +1,133 @@
+"""Inputs: what a model's own files say about the examples that go in.
+
+    preprocessor_config.json  -> ImageInput   (size, channels, mean, std, rescaling, resampling)
+    tokenizer_config.json     -> TextInput    (longest input, in tokens)
+
+Without these files the config speaks: its `image_size`, mean and deviation 0.5; its
+`max_position_embeddings`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedpeft.core.errors import ModelError
+from fedpeft.models.families import Family
+from fedpeft.models.loaded import ImageInput, TextInput
+
+__all__ = ["image_input", "text_input"]
+
+_RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "bilinear", 5: "bicubic"}
+"""By the number that image libraries give a filter; one that we lack becomes the nearest."""
+
+_UNLIMITED = 10**9
+"""A tokenizer that knows no limit writes a larger number than this."""
+
+
+def image_input(config: object, family: Family, folder: Path | None) -> ImageInput:
+    """Describe the images that a model takes.
+
+    A size in the processor's file counts only where the model takes any size: elsewhere the
+    config's `image_size` is what the positions were made for.
+
+    Args:
+      config: of the model; its `image_size` and `num_channels` are read where it has them.
+      family: of the model.
+      folder: with `preprocessor_config.json`, if there is one.
+
+    Raises:
+      ModelError: if the file's mean or deviation does not fit the model's channels.
+    """
+    found = _read(folder, "preprocessor_config.json")
+    own = getattr(config, "image_size", None)
+    size = _processor_size(found) if own is None or family.any_size else None
+    height, width = size or _pair(own if own is not None else 224)
+    channels = int(getattr(config, "num_channels", 3))
+    normalise = bool(found.get("do_normalize", True))
+    mean = found.get("image_mean", 0.5) if normalise else 0.0
+    std = found.get("image_std", 0.5) if normalise else 1.0
+    rescale = found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1.0
+    return ImageInput(
+        height=height,
+        width=width,
+        channels=channels,
+        mean=_per_channel(mean, channels, f"{folder}: image_mean"),
+        std=_per_channel(std, channels, f"{folder}: image_std"),
+        rescale=_number(rescale),
+        resample=_RESAMPLE.get(_whole(found.get("resample", 2)), "bilinear"),
+    )
+
+
+def text_input(config: object, family: Family, source: str | Path) -> TextInput:
+    """Describe the texts that a model takes.
+
+    Args:
+      config: of the model.
+      family: of the model.
+      source: where its tokenizer is: a folder, a hub id, or "" where there is none.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    limits = [512] if positions is None else [int(positions) - family.position_offset]
+    found = _read(source if isinstance(source, Path) else None, "tokenizer_config.json")
+    stated = _whole(found.get("model_max_length", _UNLIMITED))
+    if stated < _UNLIMITED:
+        limits.append(stated)
+    return TextInput(folder=str(source), max_length=min(limits))
+
+
+def _read(folder: Path | None, name: str) -> Mapping[str, object]:
+    file = folder / name if folder is not None else None
+    if file is None or not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise ModelError(f"{file}: not a JSON file ({error}); fetch the model again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file}: holds a {type(found).__name__}; a JSON object is wanted")
+    return found
+
+
+def _processor_size(found: Mapping[str, object]) -> tuple[int, int] | None:
+    """Height and width after the processor's own resize and crop; None where it says none."""
+    if found.get("do_center_crop") and found.get("crop_size") is not None:
+        return _pair(found["crop_size"])
+    return None if found.get("size") is None else _pair(found["size"])
+
+
+def _pair(size: object) -> tuple[int, int]:
+    """Read one of the forms 224, [224, 224], {height, width}, {shortest_edge}."""
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge", size.get("longest_edge"))
+        return _whole(size.get("height", edge)), _whole(size.get("width", edge))
+    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
+        return _whole(size[0]), _whole(size[1])
+    return _whole(size), _whole(size)
+
+
+def _per_channel(value: object, channels: int, where: str) -> tuple[float, ...]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        numbers = tuple(_number(v) for v in value)
+        numbers = numbers * channels if len(numbers) == 1 else numbers
+    else:
+        numbers = (_number(value),) * channels
+    if len(numbers) != channels:
+        raise ModelError(
+            f"{where}: has {len(numbers)} numbers, the model takes {channels} channels; "
+            "give one number for each channel"
+        )
+    return numbers
+
+
+def _number(value: object) -> float:
+    if isinstance(value, int | float):
+        return float(value)
+    raise ModelError(f"preprocessor_config.json: {value!r} is not a number")
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, int | float):
+        return int(value)
+    raise ModelError(f"preprocessor_config.json: {value!r} is not a whole number")

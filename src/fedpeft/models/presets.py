@@ -1,0 +1,177 @@
+"""Presets: architectures by name, built untrained. `preset:NAME` in a config.
+
+A preset serves planning (its counts are those of the pretrained model of that shape), tests, and
+training from scratch. Parameters are counted at the preset's own number of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["PRESETS", "Preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One architecture.
+
+    Attributes:
+      about: one line for `fedpeft list models`.
+      task: the name of its usual task.
+      model_type: as in a `transformers` config, or `shufflenet-v2`.
+      parameters: number of parameters, with the settings below.
+      settings: arguments of the config.
+      channels_from_data: whether the model is built for as many channels as the data have; the
+        others keep the channels that they are known by.
+    """
+
+    about: str
+    task: str
+    model_type: str
+    parameters: int
+    settings: Mapping[str, object] = field(default_factory=dict)
+    channels_from_data: bool = False
+
+
+def _vit(width: int, layers: int, heads: int, mlp: int) -> dict[str, object]:
+    """A ViT of ImageNet's 1,000 classes."""
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp,
+        "num_labels": 1000,
+    }
+
+
+_TINY_ENCODER: Mapping[str, object] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+PRESETS: Mapping[str, Preset] = {
+    "bert-base-uncased": Preset(
+        "BERT base: 12 blocks of width 768, 30,522 word pieces",
+        "text-classification",
+        "bert",
+        109_483_778,
+    ),
+    "deit-small-patch16-224": Preset(
+        "DeiT small: a ViT of 12 blocks of width 384",
+        "image-classification",
+        "vit",
+        22_050_664,
+        _vit(384, 12, 6, 1536),
+    ),
+    "deit-tiny-patch16-224": Preset(
+        "DeiT tiny: a ViT of 12 blocks of width 192",
+        "image-classification",
+        "vit",
+        5_717_416,
+        _vit(192, 12, 3, 768),
+    ),
+    "llama-7b": Preset(
+        "Llama of 7 billion parameters, for planning",
+        "causal-lm",
+        "llama",
+        6_738_415_616,
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "vocab_size": 32000,
+        },
+    ),
+    "shufflenet-v2-x0.5": Preset(
+        "ShuffleNetV2 of half width, the paper's small baseline",
+        "image-classification",
+        "shufflenet-v2",
+        1_366_792,
+    ),
+    "shufflenet-v2-x0.5-small": Preset(
+        "the same with a stem of stride 1, for images of 32 pixels and less",
+        "image-classification",
+        "shufflenet-v2",
+        352_042,
+        {"num_labels": 10, "image_size": 32, "stem_stride": 1, "stem_pool": False},
+        channels_from_data=True,
+    ),
+    "tiny-bert": Preset(
+        "a toy BERT of 2 blocks of width 16, for tests",
+        "text-classification",
+        "bert",
+        7_890,
+        {**_TINY_ENCODER, "vocab_size": 128, "max_position_embeddings": 64},
+    ),
+    "tiny-llama": Preset(
+        "a toy Llama of 2 blocks of width 16, for tests and demonstrations",
+        "causal-lm",
+        "llama",
+        8_784,
+        {
+            **_TINY_ENCODER,
+            "num_key_value_heads": 1,
+            "vocab_size": 128,
+            "max_position_embeddings": 128,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
+    ),
+    "tiny-shufflenet": Preset(
+        "a toy ShuffleNetV2, for tests",
+        "image-classification",
+        "shufflenet-v2",
+        1_006,
+        {
+            "num_labels": 10,
+            "num_channels": 1,
+            "image_size": 8,
+            "repeats": (1, 1, 1),
+            "widths": (4, 8, 8, 8, 16),
+            "stem_stride": 1,
+            "stem_pool": False,
+        },
+        channels_from_data=True,
+    ),
+    "tiny-vit": Preset(
+        "a toy ViT of 2 blocks of width 16 for 8x8 images, for tests",
+        "image-classification",
+        "vit",
+        5_018,
+        {
+            **_TINY_ENCODER,
+            "image_size": 8,
+            "patch_size": 4,
+            "num_channels": 1,
+            "num_labels": 10,
+        },
+        channels_from_data=True,
+    ),
+    "vit-base-patch16-224": Preset(
+        "ViT-B/16, the paper's backbone: 12 blocks of width 768",
+        "image-classification",
+        "vit",
+        86_567_656,
+        _vit(768, 12, 12, 3072),
+    ),
+    "vit-giant-patch14-224": Preset(
+        "ViT-g/14: 40 blocks of width 1,408, for planning",
+        "image-classification",
+        "vit",
+        1_012_611_432,
+        {**_vit(1408, 40, 16, 6144), "patch_size": 14},
+    ),
+    "vit-large-patch16-224": Preset(
+        "ViT-L/16: 24 blocks of width 1,024",
+        "image-classification",
+        "vit",
+        304_326_632,
+        _vit(1024, 24, 16, 4096),
+    ),
+}
+"""By the part of the name after `preset:`."""

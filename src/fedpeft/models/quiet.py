@@ -1,0 +1,61 @@
+"""Loading without noise, and models without dropout."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+
+from torch import nn
+
+__all__ = ["quiet", "zero_dropout"]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the log, the progress bars and the warnings of `transformers` inside the block.
+
+    What it reports there (a new head, unused weights) is checked by the caller.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            logging.set_verbosity(logging.CRITICAL)
+            logging.disable_progress_bar()
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+
+
+def zero_dropout(part: object) -> None:
+    """Set every dropout probability of a config or of a module tree to zero, in place.
+
+    Dropout layers get p = 0; so do the numbers that attention layers and recurrent layers keep
+    in attributes of their own, and those of the module's config.
+    """
+    if not isinstance(part, nn.Module):
+        _zero_attributes(part)
+        return
+    for module in part.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _zero_attributes(module)
+    if getattr(part, "config", None) is not None:
+        _zero_attributes(part.config)
+
+
+def _zero_attributes(holder: object) -> None:
+    for name, value in list(getattr(holder, "__dict__", {}).items()):
+        is_number = isinstance(value, float | int) and not isinstance(value, bool)
+        if is_number and _PROBABILITY.search(name):
+            with contextlib.suppress(AttributeError):
+                setattr(holder, name, 0.0)
+
+
+_PROBABILITY = re.compile(r"dropout|pdrop|drop_path|drop_prob|layerdrop")

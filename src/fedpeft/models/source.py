@@ -1,0 +1,228 @@
+"""Loading a model: a name becomes a module whose backbone is known, with a new head.
+
+    request ── locate ──> folder ── weights ──> checks ──> new head ──> LoadedModel
+                     └──> preset ── build, untrained ────────┘
+    sketch_model: the same on torch's `meta` device: shapes, but no weights and no network
+
+A load that leaves a tensor of the backbone without its weight, or with one of another shape, is an
+error: a run on a half-random backbone looks like a weak method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedpeft.core import seeds
+from fedpeft.core.errors import ModelError
+from fedpeft.models.architectures import (
+    ModelConfig,
+    Weights,
+    build,
+    fit_config,
+    infer_task,
+    load_weights,
+    preset_config,
+    read_config,
+    tensor_names,
+)
+from fedpeft.models.families import Family, family_of
+from fedpeft.models.heads import init_head
+from fedpeft.models.inputs import image_input, text_input
+from fedpeft.models.loaded import InputSpec, LoadedModel
+from fedpeft.models.locate import Place, is_local, locate
+from fedpeft.models.presets import PRESETS
+from fedpeft.models.quiet import zero_dropout
+from fedpeft.models.tasks import CAUSAL_LM, IMAGE_CLASSIFICATION, TASKS
+
+__all__ = ["ModelRequest", "load_model", "sketch_model"]
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What a user asks for.
+
+    Attributes:
+      name: hub id, local folder, bundled name, or `preset:NAME` (untrained).
+      task: `image-classification`, `text-classification` or `causal-lm`; None is told from the
+        config.
+      num_labels: classes of a new head; None keeps the head that the files hold.
+      config: where the architecture is read from if the name needs a network: `preset:NAME`, a
+        folder or a `config.json`; serves `sketch_model`, and a folder of weights without a config.
+      revision: branch, tag or commit on the hub.
+      head_init: `normal` or `paper`; see `fedpeft.models.heads`.
+      seed: root seed; the new head, and the weights of a preset, come from it.
+      data_channels: channels of the data's images; only presets made for any number heed it.
+      attention: `sdpa` or `eager`; None is the better one that the model has.
+    """
+
+    name: str
+    task: str | None = None
+    num_labels: int | None = None
+    config: str | None = None
+    revision: str | None = None
+    head_init: str = "normal"
+    seed: int = 0
+    data_channels: int | None = None
+    attention: str | None = None
+
+
+def load_model(request: ModelRequest) -> LoadedModel:
+    """Load a model: float32, on the CPU, in eval mode, without dropout.
+
+    Raises:
+      ModelError: if the name is unknown, the hub out of reach, the files incomplete, the task not
+        one of the model's, or a tensor of the backbone missing or misshapen.
+    """
+    place = locate(request.name, revision=request.revision)
+    config, task = _config(request, place)
+    with seeds.isolated(seeds.derive(request.seed, "model")):
+        if place.folder is None:
+            module = build(config, task, attention=request.attention)
+            weights = Weights(module, missing=frozenset(), misshapen=frozenset())
+        else:
+            weights = load_weights(place.folder, config, task, attention=request.attention)
+    loaded = _describe(request, place, weights.module, task)
+    fresh_paths = _fresh_paths(loaded, request, weights)
+    _check_backbone(loaded, weights, fresh_paths)
+    init_head(loaded.module, fresh_paths, seed=request.seed, how=request.head_init)
+    return dataclasses.replace(loaded, fresh=_parameters_under(loaded.module, fresh_paths))
+
+
+def sketch_model(request: ModelRequest) -> LoadedModel:
+    """Make the model's structure on torch's `meta` device: names and shapes, no weights.
+
+    Its trainable counts are those of `load_model`. Where a folder is at hand, the headers of its
+    files tell which parts of the head are new; a preset counts as if its backbone were pretrained.
+
+    Raises:
+      ModelError: as `load_model`, but for what only the weights can tell.
+    """
+    if request.config is not None and not is_local(request.name):
+        place = locate(request.config)
+    else:
+        place = locate(request.name, revision=request.revision)
+    config, task = _config(request, place)
+    with torch.device("meta"):
+        module = build(config, task, attention=request.attention)
+    loaded = _describe(request, place, module, task)
+    names = tensor_names(place.folder) if place.folder is not None else frozenset()
+    missing = frozenset(_absent(loaded, names)) if names else frozenset()
+    weights = Weights(module, missing=missing, misshapen=frozenset())
+    fresh_paths = _fresh_paths(loaded, request, weights)
+    return dataclasses.replace(loaded, fresh=_parameters_under(module, fresh_paths))
+
+
+def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, str]:
+    """Read the config of a place and fit it to the task, which is told from it if need be."""
+    preset = PRESETS[place.preset] if place.preset is not None else None
+    if preset is not None:
+        if preset.channels_from_data and request.data_channels is not None:
+            settings = {**preset.settings, "num_channels": request.data_channels}
+            preset = dataclasses.replace(preset, settings=settings)
+        config = preset_config(preset)
+    else:
+        config = _read(request, place)
+    task = request.task or (preset.task if preset else infer_task(config, where=request.name))
+    return fit_config(config, task, num_labels=request.num_labels, where=request.name), task
+
+
+def _read(request: ModelRequest, place: Place) -> ModelConfig:
+    assert place.folder is not None, "a place is a preset or a folder"
+    if (place.folder / "config.json").is_file() or request.config is None:
+        return read_config(place.folder)
+    other = locate(request.config)
+    if other.preset is not None:
+        return preset_config(PRESETS[other.preset])
+    assert other.folder is not None, "a place is a preset or a folder"
+    return read_config(other.folder)
+
+
+def _describe(request: ModelRequest, place: Place, module: nn.Module, task: str) -> LoadedModel:
+    """Put a module into eval mode without dropout, and tell its head and inputs."""
+    zero_dropout(module.eval())
+    family = family_of(module)
+    own = place.folder if place.name == request.name else None
+    return LoadedModel(
+        module=module,
+        task=TASKS[task],
+        family=family,
+        head=_head(module, family, request.name),
+        inputs=_inputs(request, module, task, own),
+        source=request.name,
+        folder=own,
+    )
+
+
+def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:
+    candidates = family.head or ("classifier", "score", "lm_head", "fc", "head")
+    found = tuple(path for path in candidates if _parameters_under(module, [path]))
+    if not found:
+        raise ModelError(
+            f"model {source!r}: its head is at none of {', '.join(candidates)}; its modules are "
+            f"{', '.join(name for name, _ in module.named_children())}: load it yourself and use "
+            "fedpeft's wrap_module with the head's path"
+        )
+    return found
+
+
+def _inputs(request: ModelRequest, module: nn.Module, task: str, folder: Path | None) -> InputSpec:
+    config, family = getattr(module, "config", None), family_of(module)
+    if task == IMAGE_CLASSIFICATION.name:
+        return image_input(config, family, folder)
+    if folder is not None:
+        return text_input(config, family, folder)
+    return text_input(config, family, "" if is_local(request.name) else request.name)
+
+
+def _fresh_paths(loaded: LoadedModel, request: ModelRequest, weights: Weights) -> tuple[str, ...]:
+    """Module paths that get new weights: a classifier's head, and what belongs to it if absent."""
+    if loaded.task.name == CAUSAL_LM.name:
+        return ()
+    bad = weights.missing | weights.misshapen
+    renewed = (
+        request.num_labels is not None
+        or loaded.folder is None
+        or not bad.isdisjoint(_parameters_under(loaded.module, loaded.head))
+    )
+    late = tuple(
+        path
+        for path in loaded.family.late_head
+        if not weights.missing.isdisjoint(_parameters_under(loaded.module, [path]))
+    )
+    return (*(loaded.head if renewed else ()), *late)
+
+
+def _check_backbone(loaded: LoadedModel, weights: Weights, fresh_paths: Sequence[str]) -> None:
+    fresh = _parameters_under(loaded.module, fresh_paths)
+    missing = sorted(weights.missing - fresh)
+    misshapen = sorted(weights.misshapen - fresh)
+    if not missing and not misshapen:
+        return
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), ("of another shape", misshapen))
+        if names
+    ]
+    raise ModelError(
+        f"model {loaded.source!r}: tensors of the pretrained model do not fit its files: "
+        f"{'; '.join(parts)}. Only a classifier's head may be new: check that config.json belongs "
+        "to these weights, or convert them with `fedpeft convert`"
+    )
+
+
+def _absent(loaded: LoadedModel, names: Collection[str]) -> Sequence[str]:
+    """Parameters of the head that are not among a file's names, with or without their prefix."""
+    parts = _parameters_under(loaded.module, [*loaded.head, *loaded.family.late_head])
+    return [n for n in parts if n not in names and n.partition(".")[2] not in names]
+
+
+def _parameters_under(module: nn.Module, paths: Collection[str]) -> frozenset[str]:
+    """In-memory names of the parameters under module paths; shared ones by each name."""
+    names = (name for name, _ in module.named_parameters(remove_duplicate=False))
+    return frozenset(n for n in names if any(n.startswith(f"{path}.") for path in paths))

@@ -1,0 +1,179 @@
+"""Tasks: how a batch becomes a loss and a metric, example by example.
+
+    batch ──model──> outputs ──> loss_B, count_B, correct_B
+                                 training loss = sum(loss_B) / sum(count_B)
+                                 accuracy      = sum(correct_B) / sum(count_B)
+                                 perplexity    = exp(training loss)
+
+An example of a classification task counts once; an example of a language model counts its predicted
+tokens. Legend: B examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpeft.core.errors import ConfigError
+
+__all__ = [
+    "CAUSAL_LM",
+    "IMAGE_CLASSIFICATION",
+    "TASKS",
+    "TEXT_CLASSIFICATION",
+    "Batch",
+    "Scores",
+    "Task",
+    "classification_task",
+    "custom_task",
+    "mean_loss",
+]
+
+Batch: TypeAlias = Mapping[str, Tensor]
+"""Collated tensors, first axis B; `labels` holds the targets."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a batch scored, example by example; sums over examples are what tasks report.
+
+    Attributes:
+      loss_B: summed loss of each example, in nats; differentiable.
+      count_B: how many predictions each example makes (1, or its predicted tokens).
+      correct_B: how many of them were right.
+    """
+
+    loss_B: Tensor
+    count_B: Tensor
+    correct_B: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of learning problem.
+
+    Attributes:
+      name: for records and errors.
+      score: runs the model on a batch; the only place that calls the model.
+      metric: the headline: `accuracy` (0 to 1), `perplexity` (>= 1, less is better) or `loss` (the
+        mean of the task's own loss).
+    """
+
+    name: str
+    score: Callable[[nn.Module, Batch], Scores]
+    metric: str = "accuracy"
+
+    def metrics(self, loss: float, count: float, correct: float) -> dict[str, float]:
+        """Turn sums over a test set into the reported figures: `loss` and the headline metric."""
+        mean = loss / count if count else math.nan
+        if self.metric == "perplexity":
+            return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
+        if self.metric == "loss":
+            return {"loss": mean}
+        return {"loss": mean, "accuracy": correct / count if count else math.nan}
+
+
+def mean_loss(scores: Scores) -> Tensor:
+    """The training loss of a batch: a scalar, in nats a prediction."""
+    return scores.loss_B.sum() / scores.count_B.sum().clamp(min=1)
+
+
+def classification_task(
+    forward: Callable[[nn.Module, Batch], Tensor], *, name: str = "classification"
+) -> Task:
+    """Make a task of a module of the user's own that classifies.
+
+    Args:
+      forward: runs the module on a batch and returns logits [B, C]; the batch holds the targets as
+        `labels` [B], int64.
+      name: for records and errors.
+    """
+    return Task(name, partial(_classify_with, forward))
+
+
+def custom_task(
+    losses: Callable[[nn.Module, Batch], Tensor | Scores],
+    *,
+    name: str = "custom",
+    metric: str = "loss",
+) -> Task:
+    """Make a task of any loss.
+
+    Args:
+      losses: runs the module on a batch and returns the loss of each example [B], differentiable;
+        or `Scores`, where examples count more than once or something can be right.
+      name: for records and errors.
+      metric: `loss`; with `Scores` also `accuracy` or `perplexity`.
+
+    Raises:
+      ConfigError: if the metric is unknown; when used, if the losses are not one number an example.
+    """
+    if metric not in ("loss", "accuracy", "perplexity"):
+        raise ConfigError(
+            f"task {name!r}: metric {metric!r} is unknown; choose loss, accuracy or perplexity"
+        )
+    return Task(name, partial(_score_with, losses), metric)
+
+
+def _classify(model: nn.Module, batch: Batch) -> Scores:
+    return _classify_with(_logits, model, batch)
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def _classify_with(
+    forward: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batch: Batch
+) -> Scores:
+    logits_BC = forward(model, batch).float()
+    labels_B = batch["labels"]
+    return Scores(
+        F.cross_entropy(logits_BC, labels_B, reduction="none"),
+        torch.ones_like(labels_B, dtype=torch.float32),
+        (logits_BC.argmax(-1) == labels_B).float(),
+    )
+
+
+def _score_with(
+    losses: Callable[[nn.Module, Batch], Tensor | Scores], model: nn.Module, batch: Batch
+) -> Scores:
+    found = losses(model, batch)
+    if isinstance(found, Scores):
+        return found
+    if found.dim() != 1:
+        raise ConfigError(
+            f"custom task: its losses have shape {tuple(found.shape)}; one number an example is "
+            'wanted, shape (B,): use reduction="none"'
+        )
+    return Scores(found, torch.ones_like(found), torch.zeros_like(found))
+
+
+def _next_token(model: nn.Module, batch: Batch) -> Scores:
+    """Legend: T tokens, V vocabulary. Padding has label -100 and counts for nothing."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits_BTV = model(**inputs, use_cache=False).logits[:, :-1].float()
+    labels_BT = batch["labels"][:, 1:]
+    known_BT = labels_BT != -100
+    loss_BT = F.cross_entropy(
+        logits_BTV.transpose(1, 2), labels_BT, reduction="none", ignore_index=-100
+    )
+    correct_BT = (logits_BTV.argmax(-1) == labels_BT) & known_BT
+    return Scores(loss_BT.sum(1), known_BT.sum(1).float(), correct_BT.sum(1).float())
+
+
+IMAGE_CLASSIFICATION = Task("image-classification", _classify)
+TEXT_CLASSIFICATION = Task("text-classification", _classify)
+CAUSAL_LM = Task("causal-lm", _next_token, metric="perplexity")
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, CAUSAL_LM)
+}

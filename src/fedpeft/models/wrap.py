@@ -1,0 +1,64 @@
+"""Modules of the user's own: any `nn.Module` becomes a `LoadedModel`."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+
+from torch import nn
+
+from fedpeft.core.errors import ModelError
+from fedpeft.models.families import family_of
+from fedpeft.models.loaded import InputSpec, LoadedModel
+from fedpeft.models.quiet import zero_dropout
+from fedpeft.models.tasks import Task
+
+__all__ = ["wrap_module"]
+
+
+def wrap_module(
+    module: nn.Module,
+    *,
+    task: Task,
+    head: Sequence[str] = (),
+    inputs: InputSpec = None,
+    name: str = "module",
+) -> LoadedModel:
+    """Wrap a module that no hub knows.
+
+    The module is copied: the caller's stays as it is. The copy is float32, in eval mode, with all
+    dropout off. Its head keeps the weights that it has; `init_head` gives new ones.
+
+    Args:
+      module: any module; one with a `transformers` config of a known type gets its family.
+      task: how a batch is scored; see `classification_task` and `custom_task`.
+      head: paths of the modules that every tuning method trains.
+      inputs: how raw examples become batches; None where the user's data set gives batches.
+      name: for records and errors.
+
+    Raises:
+      ModelError: if a path of the head is not a module, or has no parameters.
+    """
+    paths = [path for path, _ in module.named_modules() if path]
+    for path in head:
+        if path not in paths:
+            near = difflib.get_close_matches(path, paths, n=3) or paths[:6]
+            raise ModelError(
+                f"model {name!r}: head {path!r} is not one of its modules; the nearest are "
+                f"{', '.join(near) or '(it has none)'}"
+            )
+        if not any(True for _ in module.get_submodule(path).parameters()):
+            raise ModelError(
+                f"model {name!r}: head {path!r} has no parameters; name a layer that has"
+            )
+    own = copy.deepcopy(module).float().eval()
+    zero_dropout(own)
+    return LoadedModel(
+        module=own,
+        task=task,
+        family=family_of(own),
+        head=tuple(head),
+        inputs=inputs,
+        source=name,
+    )

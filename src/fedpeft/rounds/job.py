@@ -1,0 +1,64 @@
+"""What travels between the server half and an engine: jobs, replies, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Engine", "Failure", "Job", "Reply"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One round, as an engine sees it.
+
+    Attributes:
+      round: from 1.
+      cohort: the clients to ask, in order.
+      broadcast: client -> encoded message; clients that get the same share one object.
+      committed: client -> the last round whose reply the server took (0: none); a client goes on
+        from the memory that it had after that round.
+      seed: the run's root seed.
+    """
+
+    round: int
+    cohort: tuple[str, ...]
+    broadcast: Mapping[str, bytes]
+    committed: Mapping[str, int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's answer.
+
+    Attributes:
+      client: name.
+      blob: the encoded message, as sent.
+      seconds: of the client's own work.
+    """
+
+    client: str
+    blob: bytes
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that did not answer, or whose answer cannot be used."""
+
+    client: str
+    reason: str
+
+
+class Engine(Protocol):
+    """Where clients live: the only seam between one machine and many."""
+
+    def clients(self) -> Sequence[str]:
+        """Return the names of all clients, in a fixed order."""
+        ...
+
+    def run(self, job: Job) -> Iterator[Reply | Failure]:
+        """Ask the cohort; one answer a client, in any order."""
+        ...

@@ -1,0 +1,241 @@
+"""One round of federated training, written once for every engine, algorithm, method and stage.
+
+    choose cohort -> broadcast -> engine.run -> decode in cohort order -> combine -> finish -> apply
+
+Replies arrive in any order and are taken in cohort order: floating-point sums depend on order, and
+the result of a round may not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn
+from fedpeft.core import seeds
+from fedpeft.core.deltas import DeltaSpec
+from fedpeft.core.errors import DeltaMismatchError, RoundError
+from fedpeft.data.examples import ClientData
+from fedpeft.models.tasks import Batch
+from fedpeft.rounds.job import Engine, Failure, Job, Reply
+from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState
+from fedpeft.wire import messages
+from fedpeft.wire.stages import Stage, decode_all, encode_all, finish_all
+
+__all__ = ["RoundPlan", "RoundRecord", "run_round", "turn_seed"]
+
+Sampler = Callable[[Sequence[str], int], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What does not change from round to round.
+
+    Attributes:
+      algorithm: how updates become a new delta.
+      sampler: (clients, round) -> the cohort of that round, in order.
+      spec: of the delta.
+      buffer_spec: of the travelling buffers.
+      seed: the root seed.
+      expected_cohort: mean size of a cohort.
+      up: stages from client to server.
+      down: stages from server to client.
+      min_replies: fewer than this end the run.
+    """
+
+    algorithm: Algorithm
+    sampler: Sampler
+    spec: DeltaSpec
+    buffer_spec: DeltaSpec
+    seed: int
+    expected_cohort: float
+    up: Sequence[Stage] = ()
+    down: Sequence[Stage] = ()
+    min_replies: int = 1
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round was.
+
+    Attributes:
+      round: from 1.
+      cohort: the clients that were asked, in order.
+      failures: client -> reason.
+      metrics: weighted means of the clients' own figures; evaluation is added by the caller.
+      update_norm: L2 norm of the combined update.
+      bytes_down: as encoded, all clients of the cohort.
+      bytes_up: as encoded, all replies that came.
+      seconds: wall time of the round.
+    """
+
+    round: int
+    cohort: tuple[str, ...]
+    failures: Mapping[str, str]
+    metrics: Mapping[str, float]
+    update_norm: float
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+def run_round(
+    state: ServerState, plan: RoundPlan, engine: Engine
+) -> tuple[ServerState, RoundRecord]:
+    """Run the round after `state.round` and return the new state and its record.
+
+    Raises:
+      RoundError: if fewer than `plan.min_replies` clients gave a usable update.
+      EngineError: if the engine itself fails.
+    """
+    began = time.perf_counter()
+    number = state.round + 1
+    cohort = plan.sampler(engine.clients(), number)
+    context = RoundContext(number, cohort, plan.expected_cohort, plan.seed)
+    job = _job(state, plan, context)
+    tally = _Tally()
+    answers = _in_order(engine.run(job), cohort)
+    update = plan.algorithm.combine(_updates(answers, plan, context, tally), context)
+    update, memory = finish_all(plan.up, update, state.memory, context)
+    committed = {**state.committed, **dict.fromkeys(tally.answered, number)}
+    moved = dataclasses.replace(state, memory=memory, committed=committed)
+    record = RoundRecord(
+        round=number,
+        cohort=cohort,
+        failures=tally.failures,
+        metrics=tally.means(),
+        update_norm=float(torch.linalg.vector_norm(update.delta)),
+        bytes_down=sum(len(job.broadcast[client]) for client in cohort),
+        bytes_up=tally.bytes_up,
+        seconds=time.perf_counter() - began,
+    )
+    return plan.algorithm.apply(moved, update), record
+
+
+def turn_seed(root: int, round: int, client: str) -> int:
+    """Return the seed of everything random in one client's turn."""
+    return seeds.derive(root, "turn", round, client)
+
+
+@dataclass
+class _Tally:
+    """Counts while replies stream by."""
+
+    failures: dict[str, str] = field(default_factory=dict)
+    answered: list[str] = field(default_factory=list)
+    bytes_up: int = 0
+    weight: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, update: ClientUpdate, notes: Mapping[str, str]) -> None:
+        self.answered.append(update.client)
+        self.weight += update.weight
+        for key, value in notes.items():
+            if key.startswith("metric."):
+                name = "train_" + key.removeprefix("metric.")
+                self.sums[name] = self.sums.get(name, 0.0) + float(value) * update.weight
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self.weight for name, total in self.sums.items() if self.weight}
+
+
+def _job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:
+    """Encode what each client gets; equal payloads are encoded once."""
+    encoded: dict[int, bytes] = {}
+    broadcast = {}
+    for client in context.cohort:
+        payload = plan.algorithm.broadcast(state, client)
+        key = hash(tuple((name, tensor.data_ptr()) for name, tensor in payload.items()))
+        if key not in encoded:
+            sent, _ = encode_all(plan.down, payload, {}, _turn(context, client))
+            encoded[key] = messages.encode(sent)
+        broadcast[client] = encoded[key]
+    committed = {client: state.committed.get(client, 0) for client in context.cohort}
+    return Job(context.round, context.cohort, broadcast, committed, plan.seed)
+
+
+def _turn(context: RoundContext, client: str) -> ClientTurn:
+    """The server's view of a turn: everything but the client's data and memory."""
+    seed = turn_seed(context.seed, context.round, client)
+    return ClientTurn(context.round, client, _NO_DATA, {}, seed, context.round - 1)
+
+
+class _NoExamples:
+    """What a server sees of a client's examples."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
+        raise RuntimeError("a server half asked for a client's examples")
+
+
+_NO_DATA = ClientData(_NoExamples(), np.empty(0, dtype=np.int64))
+
+
+def _in_order(
+    answers: Iterable[Reply | Failure], cohort: Sequence[str]
+) -> Iterator[Reply | Failure]:
+    """Hold answers back until all of their predecessors in the cohort have come."""
+    waiting: dict[str, Reply | Failure] = {}
+    place = 0
+    for answer in answers:
+        waiting[answer.client] = answer
+        while place < len(cohort) and cohort[place] in waiting:
+            yield waiting.pop(cohort[place])
+            place += 1
+    for client in cohort[place:]:
+        yield waiting.pop(client, Failure(client, "no answer"))
+
+
+def _updates(
+    answers: Iterable[Reply | Failure], plan: RoundPlan, context: RoundContext, tally: _Tally
+) -> Iterator[ClientUpdate]:
+    """Decode and check answers one by one; what cannot be used becomes a failure.
+
+    Raises:
+      RoundError: at the end, if too few were usable.
+    """
+    for answer in answers:
+        if isinstance(answer, Failure):
+            tally.failures[answer.client] = answer.reason
+            continue
+        tally.bytes_up += len(answer.blob)
+        try:
+            update, notes = _decode(answer, plan, context)
+        except (DeltaMismatchError, ValueError, KeyError, RuntimeError) as error:
+            tally.failures[answer.client] = f"reply refused: {error}"
+            continue
+        tally.add(update, notes)
+        yield update
+    if len(tally.answered) < plan.min_replies:
+        reasons = "; ".join(f"{c}: {r}" for c, r in list(tally.failures.items())[:3])
+        raise RoundError(
+            f"round {context.round}: {len(tally.answered)} of {len(context.cohort)} clients gave a "
+            f"usable update, at least {plan.min_replies} are needed (federation.min_replies). "
+            f"First reasons: {reasons or 'none'}"
+        )
+
+
+def _decode(
+    reply: Reply, plan: RoundPlan, context: RoundContext
+) -> tuple[ClientUpdate, dict[str, str]]:
+    tensors, notes = messages.decode(reply.blob)
+    payload = decode_all(plan.up, tensors, _turn(context, reply.client))
+    plan.spec.check_flat(payload[DELTA])
+    if plan.buffer_spec.names:
+        plan.buffer_spec.check_flat(payload[BUFFERS])
+    for name, tensor in payload.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"{name} has numbers that are not finite (training diverged: lower client.lr)"
+            )
+    weight = float(notes.get("weight", "1"))
+    if not 0 < weight < float("inf"):
+        raise ValueError(f"weight is {weight}, allowed is a finite number above 0")
+    return ClientUpdate(reply.client, payload, weight), notes

@@ -1,0 +1,156 @@
+"""Adapter tuning: a residual bottleneck after the MLP of each block, before its skip addition.
+
+    m = MLP(LN2(x))
+    x <- x + m + Up(GELU(Down(m)))        Down: d -> d / reduction, Up: back to d
+
+One bottleneck is shared by all blocks, or each block has its own. `init = "identity"` starts from
+Up = 0; `init = "zeros"` also starts from Down = 0, where only the bias of Up ever gets a gradient.
+
+References: Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019; Sun et al.,
+IEEE BigData 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpeft.core.errors import TuningError
+from fedpeft.tuning.surgery import (
+    ADAPTER_ROOT,
+    Patient,
+    Surgery,
+    chosen_blocks,
+    head_parameters,
+)
+
+__all__ = ["Bottleneck", "adapter"]
+
+
+class Bottleneck(nn.Module):
+    """`Up(GELU(Down(m)))` on the last axis.
+
+    Args:
+      width: size of the last axis.
+      inner: size of the bottleneck, >= 1.
+      zeros: start from four zero tensors instead of a Xavier-uniform Down.
+      device: of the new tensors (`meta` for plans).
+    """
+
+    def __init__(self, width: int, inner: int, *, zeros: bool, device: torch.device) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, inner, device=device)
+        self.up = nn.Linear(inner, width, device=device)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        if not zeros:
+            nn.init.xavier_uniform_(self.down.weight)
+
+    def forward(self, m: Tensor) -> Tensor:
+        """Return the correction to `m`, of the same shape."""
+        return cast(Tensor, self.up(F.gelu(self.down(m))))
+
+
+class _AddBottleneck:
+    """A forward hook that can be pickled: adds the bottleneck's correction to a module's output."""
+
+    def __init__(self, bottleneck: Bottleneck, path: str) -> None:
+        self.bottleneck = bottleneck
+        self.path = path
+
+    def __call__(self, module: nn.Module, inputs: object, output: object) -> Tensor:
+        width = self.bottleneck.down.in_features
+        if not isinstance(output, Tensor) or output.shape[-1] != width:
+            found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise TuningError(
+                f"tuning.method adapter: module {self.path!r} gave {found}; an adapter needs a "
+                f"tensor whose last axis is {width}; name another module in `after`"
+            )
+        return output + cast(Tensor, self.bottleneck(output))
+
+
+def adapter(patient: Patient) -> Surgery:
+    """Add adapters, and train them and the head.
+
+    Raises:
+      TuningError: if the sites are unknown, are not in the model, or cannot share one adapter.
+    """
+    module = patient.loaded.module
+    sites = _sites(patient)
+    widths = {key: _width(module, path) for key, path in sites.items()}
+    bottlenecks = _bottlenecks(patient, widths)
+    for key, path in sites.items():
+        hook = _AddBottleneck(bottlenecks[key], path)
+        module.get_submodule(path).register_forward_hook(hook)
+    shared = bool(patient.options["shared"])
+    part = next(iter(bottlenecks.values())) if shared else nn.ModuleDict(bottlenecks)
+    module.add_module(ADAPTER_ROOT, part)
+    trained = {f"{ADAPTER_ROOT}.{name}" for name, _ in part.named_parameters()}
+    return Surgery(module, trained | head_parameters(patient.loaded))
+
+
+def _sites(patient: Patient) -> dict[str, str]:
+    """Key on the wire -> path of the module whose output an adapter takes."""
+    loaded = patient.loaded
+    after = cast("Sequence[str]", patient.options["after"])
+    if after:
+        if patient.blocks is not None:
+            raise TuningError("tuning.blocks and `after` both say where adapters go; give one")
+        return {str(i): _existing(patient, path) for i, path in enumerate(after)}
+    if not loaded.family.mlp:
+        known = [name for name, part in loaded.module.named_modules() if _own_width(part)]
+        raise TuningError(
+            f"tuning.method adapter: {loaded.source} is of no family that we know; name the "
+            "modules whose outputs get an adapter, as `after = [...]` in [tuning.options]; "
+            f"the first that fit are {known[:4]}"
+        )
+    return {str(i): loaded.family.mlp.format(i) for i in chosen_blocks(patient)}
+
+
+def _existing(patient: Patient, path: str) -> str:
+    names = [name for name, _ in patient.loaded.module.named_modules()]
+    if path not in names:
+        raise TuningError(
+            f"tuning.method adapter: `after` names {path!r}, which {patient.loaded.source} does "
+            f"not have; its first modules are {names[1:7]}"
+        )
+    return path
+
+
+def _bottlenecks(patient: Patient, widths: Mapping[str, int]) -> dict[str, Bottleneck]:
+    """One bottleneck for each key: the same one for all, if shared."""
+    if not patient.options["shared"]:
+        return {key: _new(patient, width) for key, width in widths.items()}
+    if len(set(widths.values())) > 1:
+        raise TuningError(
+            f"tuning.method adapter: modules of widths {sorted(set(widths.values()))} cannot share "
+            "one adapter; set `shared = false` or name modules of one width in `after`"
+        )
+    return dict.fromkeys(widths, _new(patient, next(iter(widths.values()))))
+
+
+def _new(patient: Patient, width: int) -> Bottleneck:
+    inner = max(1, width // cast(int, patient.options["reduction"]))
+    device = next(patient.loaded.module.parameters()).device
+    return Bottleneck(width, inner, zeros=patient.options["init"] == "zeros", device=device)
+
+
+def _width(module: nn.Module, path: str) -> int:
+    """Size of the last axis of a module's output, read off its last layer."""
+    for part in reversed(list(module.get_submodule(path).modules())):
+        if width := _own_width(part):
+            return width
+    raise TuningError(
+        f"tuning.method adapter: the output of module {path!r} has a width that we cannot read "
+        "off; name a linear layer or a layer norm in `after`"
+    )
+
+
+def _own_width(part: nn.Module) -> int:
+    if isinstance(part, nn.Linear):
+        return part.out_features
+    return part.normalized_shape[-1] if isinstance(part, nn.LayerNorm) else 0

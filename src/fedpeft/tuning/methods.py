@@ -1,0 +1,231 @@
+"""The table of tuning methods, and `tune`: a pretrained model in, a tuned model out.
+
+    tune(loaded, TuningRequest("bias", seed=1)) -> TunedModel
+
+Six methods are ours; all others are types of the `peft` library, by its own names and fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from fedpeft.core import seeds
+from fedpeft.core.errors import TuningError
+from fedpeft.core.words import nearest
+from fedpeft.models.loaded import LoadedModel
+from fedpeft.tuning.adapter import adapter
+from fedpeft.tuning.bias import bias
+from fedpeft.tuning.dropout import DropoutKeys
+from fedpeft.tuning.hf_peft import apply_peft
+from fedpeft.tuning.option_checks import Found, Option, resolve_own
+from fedpeft.tuning.peft_options import resolve_peft
+from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES, SHORT_FORMS, PeftType, short_form
+from fedpeft.tuning.prompt import prompt
+from fedpeft.tuning.surgery import Patient, Surgery, check_blocks, finish
+from fedpeft.tuning.tuned import TunedModel
+from fedpeft.tuning.whole import full, head, scratch
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodRow",
+    "TuningRequest",
+    "list_methods",
+    "resolve_options",
+    "tune",
+]
+
+
+@dataclass(frozen=True)
+class TuningRequest:
+    """What to tune, and how.
+
+    Attributes:
+      method: a name of `METHODS`.
+      options: of the method; what is missing has its default.
+      blocks: first and last block (inclusive, from 0) that may train; None is all.
+      seed: of all that is drawn while building: one seed gives one start on every machine.
+    """
+
+    method: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    blocks: tuple[int, int] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Method:
+    """One tuning method.
+
+    Attributes:
+      build: does the surgery.
+      resolve: completes options and lists what is wrong with them; imports `peft` for its types.
+      summary: one line.
+      source: `fedpeft` or `peft`.
+      refused: kind of model -> why not.
+      vmaps: whether `torch.func` can run K clients, or examples, in one pass.
+    """
+
+    build: Callable[[Patient], Surgery]
+    resolve: Callable[[Mapping[str, object]], Found]
+    summary: str
+    source: str = "fedpeft"
+    refused: Mapping[str, str] = field(default_factory=dict)
+    vmaps: bool = True
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A line of `fedpeft list methods`.
+
+    Attributes:
+      name: of the method.
+      source: `fedpeft` or `peft`.
+      summary: one line.
+      kinds: kind of model -> "yes", or the reason of the refusal.
+    """
+
+    name: str
+    source: str
+    summary: str
+    kinds: Mapping[str, str]
+
+
+def tune(loaded: LoadedModel, request: TuningRequest) -> TunedModel:
+    """Apply a tuning method.
+
+    Takes ownership of `loaded.module`: it is changed in place (`scratch` builds another), so do not
+    use it afterwards, and load again for another method. Works on `meta` modules too, for plans.
+
+    Args:
+      loaded: the pretrained model.
+      request: the method, its options, the range of blocks and the seed.
+
+    Raises:
+      TuningError: if the method is unknown, an option is wrong (all are listed), the range of
+        blocks is not there, or the method does not work on this model.
+    """
+    options = resolve_options(request.method, request.options)
+    check_blocks(loaded, request.method, request.blocks)
+    seed = seeds.derive(request.seed, "tuning")
+    patient = Patient(loaded, request.method, options, request.blocks, seed, DropoutKeys())
+    with seeds.isolated(seed):
+        surgery = METHODS[request.method].build(patient)
+    return finish(patient, surgery)
+
+
+def resolve_options(method: str, options: Mapping[str, object]) -> dict[str, object]:
+    """Complete a method's options with its defaults, without a model.
+
+    What follows from the model (targets) or from the seed is left out unless it is given. Resolving
+    what was resolved changes nothing.
+
+    Raises:
+      TuningError: if the method is unknown or refused on every kind of model, or options are unknown
+        or out of range; one line a problem.
+    """
+    if method not in METHODS:
+        raise TuningError(f"tuning.method {method!r}: no such method; {nearest(method, METHODS)}")
+    if len(METHODS[method].refused) == len(KINDS):
+        reason = next(iter(METHODS[method].refused.values()))
+        raise TuningError(f"tuning.method {method!r}: not supported on any model: {reason}")
+    found = METHODS[method].resolve(options)
+    if found.problems:
+        raise TuningError("\n".join(f"tuning.options.{problem}" for problem in found.problems))
+    return dict(found.options)
+
+
+def list_methods() -> Sequence[MethodRow]:
+    """Return one row a method, ours first; imports nothing of `peft`."""
+    return [
+        MethodRow(
+            name,
+            method.source,
+            method.summary,
+            {kind: method.refused.get(kind, "yes") for kind in KINDS},
+        )
+        for name, method in METHODS.items()
+    ]
+
+
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_probability(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def _is_paths(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(path, str) for path in value)
+
+
+def _is_start(value: object) -> bool:
+    return value in ("identity", "zeros")
+
+
+def _flag(default: bool) -> Option:
+    return Option(default, "true or false", _is_flag)
+
+
+_ADAPTER: Mapping[str, Option] = {
+    "reduction": Option(8, "a whole number >= 1", partial(_is_count, least=1)),
+    "shared": _flag(True),
+    "init": Option("identity", '"identity" or "zeros"', _is_start),
+    "after": Option([], "a list of module paths", _is_paths),
+}
+_PROMPT: Mapping[str, Option] = {
+    "num_tokens": Option(10, "a whole number >= 0", partial(_is_count, least=0)),
+    "deep": _flag(True),
+    "dropout": Option(0.1, "a probability, 0 <= p < 1", _is_probability),
+}
+
+
+def _own(
+    name: str,
+    build: Callable[[Patient], Surgery],
+    summary: str,
+    options: Mapping[str, Option] | None = None,
+    refused: Mapping[str, str] | None = None,
+) -> Method:
+    return Method(build, partial(resolve_own, name, options or {}), summary, refused=refused or {})
+
+
+def _peft(name: str, row: PeftType) -> Method:
+    return Method(
+        apply_peft, partial(resolve_peft, name), row.summary, "peft", row.refused, row.vmaps
+    )
+
+
+def _short(name: str) -> Method:
+    meaning, options = short_form(name)
+    row = PEFT_TYPES[meaning]
+    summary = f"{meaning} with {', '.join(options)}"
+    return Method(apply_peft, partial(resolve_peft, name), summary, "peft", row.refused, row.vmaps)
+
+
+_NOT_AN_IMAGE = "it needs an image transformer; for text choose prompt_tuning or prefix_tuning"
+
+METHODS: Mapping[str, Method] = {
+    "scratch": _own("scratch", scratch, "everything trains, from new weights"),
+    "full": _own("full", full, "everything trains, from the pretrained weights"),
+    "head": _own("head", head, "the head alone trains (linear probe)"),
+    "bias": _own("bias", bias, "all biases and the head", {"add_missing": _flag(False)}),
+    "adapter": _own("adapter", adapter, "a bottleneck after each MLP, and the head", _ADAPTER),
+    "prompt": _own(
+        "prompt",
+        prompt,
+        "learned tokens beside the image's, and the head (VPT)",
+        _PROMPT,
+        dict.fromkeys(("bert", "llama", "plain"), _NOT_AN_IMAGE),
+    ),
+    **{name: _peft(name, row) for name, row in PEFT_TYPES.items()},
+    **{name: _short(name) for name in SHORT_FORMS},
+}
+"""By name, ours first."""

@@ -1,0 +1,167 @@
+"""Options of the `peft` methods: the library's own config fields, less those that cannot work here.
+
+A field is refused with its reason where it would change frozen weights, needs data or calls that a
+federated round has no place for, or is set by us.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fedpeft.tuning.option_checks import Found, unknown_option
+from fedpeft.tuning.peft_table import PEFT_TYPES, SEED_FIELDS, short_form
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+__all__ = ["config_class", "option_names", "resolve_peft"]
+
+_OURS = "it follows from the model and the run"
+_LOOP = "it needs data or calls that a federated round does not make"
+_WEIGHTS = "it changes frozen weights, so that they would no longer be those of the backbone"
+_MODULES = "the head trains anyway; other modules train by methods full, bias or ln_tuning"
+_REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "auto_mapping",
+            "base_model_name_or_path",
+            "inference_mode",
+            "num_attention_heads",
+            "num_layers",
+            "num_transformer_submodules",
+            "peft_type",
+            "peft_version",
+            "revision",
+            "runtime_config",
+            "task_type",
+            "token_dim",
+        ),
+        _OURS,
+    ),
+    **dict.fromkeys(
+        (
+            "alora_invocation_tokens",
+            "arrow_config",
+            "corda_config",
+            "eva_config",
+            "kasa_config",
+            "lora_ga_config",
+            "monteclora_config",
+            "use_bdlora",
+            "velora_config",
+        ),
+        _LOOP,
+    ),
+    **dict.fromkeys(
+        ("layer_replication", "loftq_config", "use_qalora", "qalora_group_size"), _WEIGHTS
+    ),
+    **dict.fromkeys(("megatron_config", "megatron_core"), "tensor parallelism is not supported"),
+    **dict.fromkeys(("modules_to_save", "trainable_token_indices"), _MODULES),
+    "ephemeral_gpu_offload": _OURS,
+    "target_parameters": "name the layers in `target_modules`",
+}
+_LORA_STARTS = (True, False, "gaussian", "orthogonal")
+_PROMPT_STARTS = ("RANDOM",)
+_SIMPLE: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
+_AT_LEAST_ONE = frozenset(
+    {"num_virtual_tokens", "r", "lora_alpha", "adapter_len", "oft_block_size"}
+)
+
+
+def config_class(name: str) -> type[PeftConfig]:
+    """Return the library's config class of a type."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.utils import PeftType
+
+    found: type[PeftConfig] = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())]
+    return found
+
+
+def option_names(name: str) -> list[str]:
+    """Return the options that a type takes here."""
+    fields = dataclasses.fields(config_class(name))
+    return sorted(field.name for field in fields if field.name not in _REFUSED)
+
+
+def resolve_peft(method: str, options: Mapping[str, object]) -> Found:
+    """Complete a type's options with defaults, and list all that is wrong with them.
+
+    Fields without a default (`target_modules`, seeds) are left out unless they are given: they
+    follow from the family and from the run's seed.
+    """
+    name, meant = short_form(method)
+    fields = {field.name: field for field in dataclasses.fields(config_class(name))}
+    allowed = option_names(name)
+    problems = [
+        problem
+        for key, value in options.items()
+        if (problem := _problem(method, fields, allowed, key, value))
+    ]
+    given = {**PEFT_TYPES[name].defaults, **options, **meant}
+    if name == "oft" and "r" in options and "oft_block_size" not in options:
+        given["oft_block_size"] = 0
+    if not problems:
+        problems += _problems_of_config(method, name, given)
+    defaults = {key: _plain(fields[key].default) for key in allowed if key not in SEED_FIELDS}
+    known = {key: value for key, value in defaults.items() if _is_simple(value)}
+    return Found({**known, **given}, tuple(problems))
+
+
+def _problem(
+    method: str,
+    fields: Mapping[str, dataclasses.Field[object]],
+    allowed: list[str],
+    key: str,
+    value: object,
+) -> str:
+    """Say what is wrong with one option; empty if nothing is."""
+    if key in _REFUSED and key in fields:
+        return f"{key}: not supported: {_REFUSED[key]}"
+    if key not in fields:
+        return unknown_option(method, key, allowed)
+    if key == "init_lora_weights" and value not in _LORA_STARTS:
+        return f"{key} = {value!r}: {_WEIGHTS}; allowed are true, false, gaussian, orthogonal"
+    if key == "prompt_tuning_init" and value not in _PROMPT_STARTS:
+        return f"{key} = {value!r}: allowed is RANDOM (other starts load files of their own)"
+    if key == "bias" and value not in ("none", "all", "lora_only", f"{method}_only"):
+        return f"{key} = {value!r}: allowed are none, all, {method}_only"
+    if not _fits(fields[key], value):
+        return f"{key} = {value!r}: expected {_annotation(fields[key])}"
+    if isinstance(value, int) and value < _LEAST.get(key, value) and method != "oft":
+        return f"{key} = {value!r}: expected a whole number >= 1"
+    if "dropout" in key and isinstance(value, float | int) and not 0 <= value < 1:
+        return f"{key} = {value!r}: expected a probability, 0 <= p < 1"
+    return ""
+
+
+def _problems_of_config(method: str, name: str, given: Mapping[str, object]) -> list[str]:
+    """Ask the library's own checks."""
+    try:
+        config_class(name)(**given)
+    except (ValueError, TypeError, AssertionError) as error:
+        return [f"peft refuses the options of {method}: {error}"]
+    return []
+
+
+def _fits(field: dataclasses.Field[object], value: object) -> bool:
+    expected = _SIMPLE.get(_annotation(field))
+    if expected is None:
+        return True
+    if expected is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+
+
+def _annotation(field: dataclasses.Field[object]) -> str:
+    return field.type if isinstance(field.type, str) else field.type.__name__
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _is_simple(value: object) -> bool:
+    return isinstance(value, bool | int | float | str)

@@ -1,0 +1,155 @@
+"""Visual prompt tuning: learned tokens at the end of the sequence of an image transformer.
+
+    deep      before block l: [cls, patches] -> [cls, patches, P_l];  after it: cut off
+    shallow   before the first block: [cls, patches] -> [cls, patches, P];  after the last: cut off
+
+Tokens start from U(-v, v), v = sqrt(6 / (channels * patch_height * patch_width + d)). In training
+they pass a dropout whose mask depends on the example alone. Legend: B examples, N tokens, P prompt
+tokens, D width.
+
+Reference: Jia et al., Visual Prompt Tuning, ECCV 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.core.errors import TuningError
+from fedpeft.models.families import hidden_size
+from fedpeft.models.tasks import IMAGE_CLASSIFICATION
+from fedpeft.tuning.dropout import DropoutKeys, KeyedDropout
+from fedpeft.tuning.surgery import (
+    PROMPT_ROOT,
+    Patient,
+    Surgery,
+    chosen_blocks,
+    head_parameters,
+)
+
+__all__ = ["Prompt", "prompt"]
+
+
+class Prompt(nn.Module):
+    """The learned tokens: `tokens` [P, D], or [blocks, P, D] for deep prompts.
+
+    Args:
+      shape: of `tokens`.
+      bound: of the uniform start.
+      dropout: probability in [0, 1).
+      keys: where the trainer puts the keys of the examples.
+      device: of the tokens.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        bound: float,
+        dropout: float,
+        keys: DropoutKeys,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(shape, device=device))
+        nn.init.uniform_(self.tokens, -bound, bound)
+        layers = shape[0] if len(shape) == 3 else 1
+        self.dropout = nn.ModuleList(
+            KeyedDropout(dropout, keys, f"prompt.{layer}") for layer in range(layers)
+        )
+
+    def append(self, x_BND: Tensor, layer: int) -> Tensor:
+        """Return [B, N + P, D]: the sequence with the tokens of a layer at its end."""
+        tokens_PD = self.tokens[layer] if self.tokens.dim() == 3 else self.tokens
+        prompts_BPD = self.dropout[layer](tokens_PD.expand(x_BND.shape[0], -1, -1))
+        return torch.cat((x_BND, prompts_BPD.to(x_BND.dtype)), dim=1)
+
+
+class _Append:
+    """A forward pre-hook that can be pickled: the block sees the sequence with its prompts."""
+
+    def __init__(self, prompt: Prompt, layer: int) -> None:
+        self.prompt = prompt
+        self.layer = layer
+
+    def __call__(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        if args:
+            return (self.prompt.append(cast(Tensor, args[0]), self.layer), *args[1:]), kwargs
+        hidden = self.prompt.append(cast(Tensor, kwargs["hidden_states"]), self.layer)
+        return args, {**kwargs, "hidden_states": hidden}
+
+
+class _Cut:
+    """A forward hook that can be pickled: takes the prompts off the end of a block's output."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+
+    def __call__(self, module: nn.Module, args: object, output: object) -> object:
+        if isinstance(output, tuple):
+            return (output[0][:, : -self.num_tokens], *output[1:])
+        return cast(Tensor, output)[:, : -self.num_tokens]
+
+
+def prompt(patient: Patient) -> Surgery:
+    """Add prompts, and train them and the head; with `num_tokens = 0` this is head-tuning.
+
+    Raises:
+      TuningError: if the model is not an image transformer.
+    """
+    loaded = patient.loaded
+    _check_family(patient)
+    num_tokens = cast(int, patient.options["num_tokens"])
+    if num_tokens == 0:
+        return Surgery(loaded.module, head_parameters(loaded))
+    paths = [loaded.family.block.format(i) for i in chosen_blocks(patient)]
+    part = _new(patient, num_tokens, len(paths))
+    if patient.options["deep"]:
+        for layer, path in enumerate(paths):
+            _hook(loaded.module, path, path, _Append(part, layer))
+    else:
+        _hook(loaded.module, paths[0], paths[-1], _Append(part, 0))
+    loaded.module.add_module(PROMPT_ROOT, part)
+    return Surgery(loaded.module, {f"{PROMPT_ROOT}.tokens"} | head_parameters(loaded))
+
+
+def _check_family(patient: Patient) -> None:
+    loaded = patient.loaded
+    config = getattr(loaded.module, "config", None)
+    is_image = loaded.task.name == IMAGE_CLASSIFICATION.name
+    if not (is_image and loaded.family.block and hasattr(config, "patch_size")):
+        raise TuningError(
+            f"tuning.method prompt: {loaded.source} (family {loaded.family.name}) is not an image "
+            "transformer that we know; for text choose prompt_tuning or prefix_tuning, for other "
+            "models adapter or lora"
+        )
+
+
+def _new(patient: Patient, num_tokens: int, num_blocks: int) -> Prompt:
+    module = patient.loaded.module
+    width = hidden_size(module, patient.loaded.family)
+    shape = (num_tokens, width)
+    return Prompt(
+        (num_blocks, *shape) if patient.options["deep"] else shape,
+        _bound(module.config, width),
+        cast(float, patient.options["dropout"]),
+        patient.keys,
+        next(module.parameters()).device,
+    )
+
+
+def _bound(config: object, width: int) -> float:
+    patch = getattr(config, "patch_size", 1)
+    area = patch * patch if isinstance(patch, int) else math.prod(patch)
+    return math.sqrt(6 / (getattr(config, "num_channels", 3) * area + width))
+
+
+def _hook(module: nn.Module, first: str, last: str, append: _Append) -> None:
+    """Let prompts in before block `first` and out after block `last`."""
+    module.get_submodule(first).register_forward_pre_hook(append, with_kwargs=True)
+    num_tokens = append.prompt.tokens.shape[-2]
+    module.get_submodule(last).register_forward_hook(_Cut(num_tokens))

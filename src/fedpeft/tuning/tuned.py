@@ -1,0 +1,81 @@
+"""A tuned model: the pretrained model with exactly the delta trainable.
+
+frozen backbone θ   +   delta δ (one flat buffer, by canonical names)
+                    +   buffers (BatchNorm's running statistics; full fine-tuning only)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.core.deltas import DeltaSpec
+from fedpeft.models.loaded import LoadedModel
+from fedpeft.tuning.dropout import DropoutKeys
+
+__all__ = ["TunedModel", "read_buffers", "read_delta", "write_buffers", "write_delta"]
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """What a tuning method returns.
+
+    Attributes:
+      model: the module; only the delta's parameters require gradients.
+      loaded: what was tuned.
+      method: name of the tuning method, as the user wrote it.
+      options: resolved options of the method.
+      spec: names, shapes and type of the delta.
+      parameters: canonical name -> live parameter, in the order of `spec`.
+      buffer_spec: names and shapes of the floating buffers that travel too; empty but for methods
+        that train everything.
+      buffers: canonical name -> live buffer, in the order of `buffer_spec`.
+      trains_statistics: whether BatchNorm layers run in training mode.
+      dropout: keys for every dropout mask; see `fedpeft.tuning.dropout`.
+      peft_model: the `peft` wrapper around the model where a `peft` method was used, else None.
+    """
+
+    model: nn.Module
+    loaded: LoadedModel
+    method: str
+    options: Mapping[str, object]
+    spec: DeltaSpec
+    parameters: Mapping[str, nn.Parameter]
+    buffer_spec: DeltaSpec
+    buffers: Mapping[str, Tensor]
+    trains_statistics: bool = False
+    dropout: DropoutKeys = field(default_factory=DropoutKeys)
+    peft_model: nn.Module | None = None
+
+
+def read_delta(tuned: TunedModel) -> Tensor:
+    """Copy the live delta into a new flat buffer [num_params]."""
+    return tuned.spec.flatten({name: p.detach() for name, p in tuned.parameters.items()})
+
+
+def write_delta(tuned: TunedModel, flat: Tensor) -> None:
+    """Copy a flat buffer [num_params] into the live model.
+
+    Raises:
+      DeltaMismatchError: if its length or type differs.
+    """
+    views = tuned.spec.unflatten(flat)
+    with torch.no_grad():
+        for name, parameter in tuned.parameters.items():
+            parameter.copy_(views[name])
+
+
+def read_buffers(tuned: TunedModel) -> Tensor:
+    """Copy the live travelling buffers into a new flat buffer."""
+    return tuned.buffer_spec.flatten(tuned.buffers)
+
+
+def write_buffers(tuned: TunedModel, flat: Tensor) -> None:
+    """Copy a flat buffer into the live travelling buffers."""
+    views = tuned.buffer_spec.unflatten(flat)
+    with torch.no_grad():
+        for name, buffer in tuned.buffers.items():
+            buffer.copy_(views[name])

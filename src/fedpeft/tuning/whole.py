@@ -1,0 +1,149 @@
+"""Methods that train whole tensors of the model itself: `scratch`, `full`, `head`.
+
+    scratch   everything trains, from new weights; the head stays as it was initialised
+    full      everything trains, from the pretrained weights
+    head      the head trains on frozen features (a linear probe)
+
+Reference: Sun et al., Exploring Parameter-Efficient Fine-Tuning to Enable Foundation Models in
+Federated Learning, IEEE BigData 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from fedpeft.core.errors import TuningError
+from fedpeft.models.loaded import LoadedModel
+from fedpeft.tuning.surgery import (
+    Patient,
+    Surgery,
+    head_parameters,
+    in_range,
+    is_meta,
+    trains_head,
+)
+
+__all__ = ["full", "head", "scratch"]
+
+
+def full(patient: Patient) -> Surgery:
+    """Train everything; with a range of blocks, those blocks and the head."""
+    module = patient.loaded.module
+    names = [name for name, _ in module.named_parameters()]
+    if patient.blocks is None:
+        return Surgery(module, names, whole=True)
+    wanted = {name for name in names if in_range(patient, name)}
+    return Surgery(module, wanted | head_parameters(patient.loaded))
+
+
+def scratch(patient: Patient) -> Surgery:
+    """Train everything from new weights, which come from the seed alone.
+
+    The head of a classifier is kept, so that all methods start from one head under one seed.
+
+    Raises:
+      TuningError: if a module of the user's own cannot be initialised again, or blocks are named.
+    """
+    _refuse_blocks(patient, "it trains the whole model")
+    loaded = patient.loaded
+    module = loaded.module
+    if not is_meta(module):
+        kept = head_parameters(loaded) if trains_head(loaded) else frozenset[str]()
+        module = _reinitialised(loaded, kept)
+    return Surgery(module, [name for name, _ in module.named_parameters()], whole=True)
+
+
+def head(patient: Patient) -> Surgery:
+    """Train the head alone, also that of a language model (untied from the embeddings first).
+
+    Raises:
+      TuningError: if the model has no head that we know, or blocks are named.
+    """
+    _refuse_blocks(patient, "the head is in no block")
+    loaded = patient.loaded
+    if not loaded.head and not loaded.fresh:
+        raise TuningError(
+            f"tuning.method head: {loaded.source} has no head that we know; "
+            f"name it when loading the model; its modules are {_first_modules(loaded.module)}"
+        )
+    _untie(loaded)
+    inside = {
+        f"{path}.{name}"
+        for path in loaded.head
+        for name, _ in loaded.module.get_submodule(path).named_parameters()
+    }
+    return Surgery(loaded.module, inside | loaded.fresh)
+
+
+def _refuse_blocks(patient: Patient, why: str) -> None:
+    if patient.blocks is not None:
+        raise TuningError(
+            f"tuning.blocks {list(patient.blocks)}: method {patient.method} takes no range of "
+            f"blocks: {why}; leave `blocks` out or choose full, bias, adapter, prompt or lora"
+        )
+
+
+def _reinitialised(loaded: LoadedModel, kept: frozenset[str]) -> nn.Module:
+    """Return the architecture with new weights, and the `kept` parameters as they were."""
+    old = {name: p.detach().clone() for name, p in loaded.module.named_parameters() if name in kept}
+    config = getattr(loaded.module, "config", None)
+    if config is not None and hasattr(loaded.module, "init_weights"):
+        module = type(loaded.module)(config)
+    else:
+        module = loaded.module
+        _reset(module)
+    with torch.no_grad():
+        for name, value in old.items():
+            module.get_parameter(name).copy_(value)
+    return module
+
+
+def _reset(module: nn.Module) -> None:
+    """Call each submodule's own initialisation, in the order of the module tree."""
+    for path, part in module.named_modules():
+        again = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+        if callable(again):
+            again()
+        elif any(True for _ in part.parameters(recurse=False)):
+            raise TuningError(
+                f"tuning.method scratch: module {path or 'the root'!r} ({type(part).__name__}) has "
+                "parameters of its own but no `reset_parameters()`; give it that method, which "
+                "initialises them again"
+            )
+
+
+def _untie(loaded: LoadedModel) -> None:
+    """Give the head tensors of its own where it shares them with the frozen part."""
+    outside = {
+        id(p)
+        for name, p in loaded.module.named_parameters(remove_duplicate=False)
+        if not any(name.startswith(f"{path}.") for path in loaded.head)
+    }
+    for part, name in _own_parameters(loaded):
+        parameter = getattr(part, name)
+        if id(parameter) in outside:
+            setattr(part, name, nn.Parameter(parameter.detach().clone()))
+            _declare_untied(loaded.module)
+
+
+def _own_parameters(loaded: LoadedModel) -> Iterator[tuple[nn.Module, str]]:
+    for path in loaded.head:
+        for part in loaded.module.get_submodule(path).modules():
+            for name, _ in list(part.named_parameters(recurse=False)):
+                yield part, name
+
+
+def _declare_untied(module: nn.Module) -> None:
+    """Tell `transformers`, so that an exported folder keeps both tensors."""
+    config = getattr(module, "config", None)
+    if config is not None:
+        config.tie_word_embeddings = False
+    if hasattr(module, "all_tied_weights_keys"):
+        object.__setattr__(module, "all_tied_weights_keys", {})
+
+
+def _first_modules(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_children()][:6]

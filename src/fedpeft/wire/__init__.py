@@ -1,0 +1,1 @@
+"""What happens between client and server: stages, encoding, bytes."""

@@ -1,0 +1,206 @@
+"""Stages: what happens to a payload between a client and the aggregate.
+
+    client   update ──encode──> encode ──> bytes
+    server   update <──decode── decode <── bytes      (reversed)
+             finish, once a round, reversed
+
+A stage has a client half and a server half. Each part defaults to passing through. The same type
+serves the way down, with the sides exchanged: the server encodes, the client decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpeft.client.turns import DELTA, ClientTurn, Memory, Payload
+from fedpeft.core import seeds
+from fedpeft.core.deltas import DeltaSpec
+from fedpeft.core.errors import ConfigError
+from fedpeft.server.state import RoundContext, Update
+
+__all__ = [
+    "Stage",
+    "decode_all",
+    "encode_all",
+    "finish_all",
+    "float16",
+    "int8",
+    "start_memory",
+    "top_k",
+]
+
+Encode = Callable[[Payload, Memory, ClientTurn], tuple[Payload, Memory]]
+Decode = Callable[[Payload, ClientTurn], Payload]
+Finish = Callable[[Update, Memory, RoundContext], tuple[Update, Memory]]
+
+
+def _no_memory(spec: DeltaSpec) -> Memory:
+    return {}
+
+
+def _encode_nothing(
+    payload: Payload, memory: Memory, turn: ClientTurn
+) -> tuple[Payload, Memory]:
+    return payload, memory
+
+
+def _decode_nothing(payload: Payload, turn: ClientTurn) -> Payload:
+    return payload
+
+
+def _finish_nothing(
+    update: Update, memory: Memory, context: RoundContext
+) -> tuple[Update, Memory]:
+    return update, memory
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step between client and aggregate.
+
+    Attributes:
+      name: as the user writes it.
+      init: the memory that a client starts with.
+      encode: the client half, in order.
+      decode: the server half, per reply, in reversed order.
+      finish: the server half, once a round, in reversed order.
+    """
+
+    name: str
+    init: Callable[[DeltaSpec], Memory] = _no_memory
+    encode: Encode = _encode_nothing
+    decode: Decode = _decode_nothing
+    finish: Finish = _finish_nothing
+
+
+def start_memory(stages: Sequence[Stage], spec: DeltaSpec) -> Memory:
+    """Return the memory of a client that was never asked, of all stages."""
+    parts = ((i, s, s.init(spec)) for i, s in enumerate(stages))
+    return {f"{i}.{s.name}.{key}": value for i, s, part in parts for key, value in part.items()}
+
+
+def encode_all(
+    stages: Sequence[Stage], payload: Payload, memory: Memory, turn: ClientTurn
+) -> tuple[Payload, Memory]:
+    """Run the client halves in order; each sees its own part of the memory."""
+    kept: dict[str, Tensor] = {}
+    for i, stage in enumerate(stages):
+        prefix = f"{i}.{stage.name}."
+        payload, part = stage.encode(payload, _part(memory, prefix), turn)
+        kept |= {prefix + key: value for key, value in part.items()}
+    return payload, kept
+
+
+def decode_all(stages: Sequence[Stage], payload: Payload, turn: ClientTurn) -> Payload:
+    """Run the server halves of one reply, in reversed order."""
+    for stage in reversed(stages):
+        payload = stage.decode(payload, turn)
+    return payload
+
+
+def finish_all(
+    stages: Sequence[Stage], update: Update, memory: Memory, context: RoundContext
+) -> tuple[Update, Memory]:
+    """Run the once-a-round server halves, in reversed order."""
+    kept = dict(memory)
+    for i, stage in reversed(list(enumerate(stages))):
+        prefix = f"stage.{i}.{stage.name}."
+        update, part = stage.finish(update, _part(kept, prefix), context)
+        kept |= {prefix + key: value for key, value in part.items()}
+    return update, kept
+
+
+def _part(memory: Memory, prefix: str) -> Mapping[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+
+
+def float16() -> Stage:
+    """Send the delta as IEEE half precision: two bytes a number, relative error up to 2**-11.
+
+    Numbers beyond 65,504 become infinite, and an infinite update is refused as a failure.
+    """
+
+    def encode(payload: Payload, memory: Memory, turn: ClientTurn) -> tuple[Payload, Memory]:
+        return {**payload, DELTA: payload[DELTA].to(torch.float16)}, memory
+
+    def decode(payload: Payload, turn: ClientTurn) -> Payload:
+        return {**payload, DELTA: payload[DELTA].to(torch.float32)}
+
+    return Stage("float16", encode=encode, decode=decode)
+
+
+def int8(chunk: int = 256) -> Stage:
+    """Send the delta as signed bytes with one float32 scale a chunk, rounded without bias.
+
+    q = floor(x / scale + u), u uniform in [0, 1) from the turn's seed, so that E[q * scale] = x.
+
+    Args:
+      chunk: numbers that share a scale, >= 1.
+
+    References:
+      Alistarh et al., QSGD: Communication-Efficient SGD via Gradient Quantization, NeurIPS 2017.
+    """
+    if chunk < 1:
+        raise ConfigError(f"int8: found chunk = {chunk}, allowed is 1 or more")
+
+    def encode(payload: Payload, memory: Memory, turn: ClientTurn) -> tuple[Payload, Memory]:
+        rows = _rows(payload[DELTA], chunk)
+        scales = rows.abs().amax(1, keepdim=True) / 127
+        safe = torch.where(scales > 0, scales, torch.ones_like(scales))
+        noise = torch.rand(rows.shape, generator=seeds.generator(turn.seed, "int8"))
+        levels = (rows / safe + noise).floor().clamp(-127, 127).to(torch.int8)
+        flat = levels.reshape(-1)[: payload[DELTA].numel()]
+        return {**payload, DELTA: flat, "delta.scales": scales.reshape(-1)}, memory
+
+    def decode(payload: Payload, turn: ClientTurn) -> Payload:
+        rows = _rows(payload[DELTA].to(torch.float32), chunk)
+        flat = (rows * payload["delta.scales"].unsqueeze(1)).reshape(-1)
+        rest = {key: value for key, value in payload.items() if key != "delta.scales"}
+        return {**rest, DELTA: flat[: payload[DELTA].numel()]}
+
+    return Stage("int8", encode=encode, decode=decode)
+
+
+def _rows(flat: Tensor, chunk: int) -> Tensor:
+    """Cut a flat tensor into rows of `chunk`, the last one filled with zeros."""
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % chunk)).view(-1, chunk)
+
+
+def top_k(fraction: float = 0.1) -> Stage:
+    """Send the largest coordinates only; a client adds what it left out to its next update.
+
+    Args:
+      fraction: share of the coordinates that is sent, in (0, 1]; at least one is sent.
+
+    References:
+      Stich et al., Sparsified SGD with Memory, NeurIPS 2018.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"top_k: found fraction = {fraction}, allowed is above 0 and up to 1")
+
+    def init(spec: DeltaSpec) -> Memory:
+        return {"residual": torch.zeros(spec.num_params, dtype=spec.dtype)}
+
+    def encode(payload: Payload, memory: Memory, turn: ClientTurn) -> tuple[Payload, Memory]:
+        total = payload[DELTA] + memory["residual"]
+        count = max(1, round(fraction * total.numel()))
+        places = total.abs().topk(count).indices.sort().values
+        residual = total.clone()
+        residual[places] = 0
+        sent = {DELTA: total[places], "delta.places": places.to(torch.int32)}
+        size = torch.tensor([total.numel()], dtype=torch.int32)
+        return {**payload, **sent, "delta.size": size}, {"residual": residual}
+
+    def decode(payload: Payload, turn: ClientTurn) -> Payload:
+        full = torch.zeros(int(payload["delta.size"]), dtype=payload[DELTA].dtype)
+        full[payload["delta.places"].long()] = payload[DELTA]
+        rest = {k: v for k, v in payload.items() if k not in ("delta.places", "delta.size")}
+        return {**rest, DELTA: full}
+
+    return Stage("top_k", init=init, encode=encode, decode=decode)
+
+

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpeft.core.errors import DeltaMismatchError
+from fedpeft.wire.messages import decode, encode, encoded_size
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.int8, torch.int32, torch.uint8]
+PAYLOADS = st.dictionaries(
+    st.text("abcdeltaäß.", min_size=1, max_size=5),
+    st.tuples(st.sampled_from(DTYPES), st.integers(0, 20)),
+    max_size=4,
+).map(lambda d: {n: (torch.randn(k) * 50).to(t) for n, (t, k) in d.items()})
+NOTES = st.dictionaries(st.text(min_size=1, max_size=4), st.text(max_size=6), max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PAYLOADS, NOTES)
+def test_decode_undoes_encode(payload, notes):
+    tensors, back = decode(encode(payload, notes))
+    assert back == notes and set(tensors) == set(payload)
+    for name, tensor in payload.items():
+        assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype
+
+
+@settings(max_examples=60, deadline=None)
+@given(PAYLOADS, st.sampled_from([None, {"weight": "12"}]))
+def test_encoded_size_is_the_length(payload, notes):
+    assert encoded_size(payload, notes) == len(encode(payload, notes))
+
+
+def test_framing_of_a_flat_delta_is_small():
+    assert len(encode({"delta": torch.zeros(179_812)})) - 4 * 179_812 < 100
+
+
+@pytest.mark.parametrize("cut", [0, 5, 30, -1])
+def test_a_truncated_message_is_refused(cut):
+    blob = encode({"delta": torch.zeros(10)})
+    with pytest.raises(DeltaMismatchError, match="cannot be decoded"):
+        decode(blob[:cut])
