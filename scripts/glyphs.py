@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from fedpeft.core import seeds
 
-__all__ = ["CANVAS", "FIELD_UNIT", "GlyphSet", "HELD_OUT_FONTS", "is_wanted", "render_all"]
+__all__ = ["CANVAS", "FIELD_UNIT", "HELD_OUT_FONTS", "GlyphSet", "is_wanted", "render_all"]
 
 CANVAS = 64
 """Side of a bitmap, pixels; the longer side of the glyph in it is `GLYPH`."""
@@ -47,10 +47,20 @@ _NUM_HELD_OUT_CLASSES = 60
 _MERGE_DISTANCE = 0.09
 _LEAST_GLYPHS = 2
 _MOST_PER_SCRIPT = 80
-_NUMBER_WORDS = frozenset(
-    ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN"]
-    + ["DIGIT", "NUMBER", "NUMERAL"]
+_COUNT_WORDS = (
+    "ZERO",
+    "ONE",
+    "TWO",
+    "THREE",
+    "FOUR",
+    "FIVE",
+    "SIX",
+    "SEVEN",
+    "EIGHT",
+    "NINE",
+    "TEN",
 )
+_NUMBER_WORDS = frozenset([*_COUNT_WORDS, "DIGIT", "NUMBER", "NUMERAL"])
 _LETTERS = frozenset(["Lu", "Ll", "Lt", "Lo", "Sc"])
 _SIGNS = (("\u2190", "\u21b3"), ("\u2200", "\u22ff"))  # arrows; mathematical operators
 

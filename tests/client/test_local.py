@@ -30,9 +30,7 @@ def test_training_equals_torch_by_hand():
     (result,) = train(ours, [turn()])
     reference = support.tuned(dropout=0.0)
     model, start = reference.model, read_delta(reference)
-    optimizer = torch.optim.SGD(
-        model.parameters(), 0.1, 0.9, nesterov=True, weight_decay=1e-4
-    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, weight_decay=1e-4)
     one = turn()
     for epoch in range(2):
         for rows in batches(one, 4, epoch):

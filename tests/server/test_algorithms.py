@@ -86,7 +86,9 @@ def test_adaptive_algorithms_follow_their_paper(name):
 def test_fedavgm_with_no_momentum_is_fedavg():
     u = torch.tensor([0.5, -2.0])
     plain = apply_twice(fedavg(), u).delta
-    assert torch.equal(apply_twice(algorithms.fedavgm(ServerSettings(momentum=0.0)), u).delta, plain)
+    assert torch.equal(
+        apply_twice(algorithms.fedavgm(ServerSettings(momentum=0.0)), u).delta, plain
+    )
     heavy = apply_twice(algorithms.fedavgm(ServerSettings(momentum=0.9)), u).delta
     torch.testing.assert_close(heavy, u + 1.9 * u)
 

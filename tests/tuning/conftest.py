@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from fedpeft.models.families import PLAIN, family_of
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.tasks import (
@@ -15,7 +17,6 @@ from fedpeft.models.tasks import (
     TEXT_CLASSIFICATION,
     Batch,
 )
-from torch import Tensor, nn
 
 Make = Callable[..., LoadedModel]
 
@@ -153,5 +154,3 @@ def make() -> Make:
 def batch_for() -> Callable[[str], Batch]:
     """The function `make_batch(kind)`."""
     return make_batch
-
-

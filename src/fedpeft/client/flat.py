@@ -19,8 +19,8 @@ __all__ = ["FlatDelta"]
 class FlatDelta:
     """Holds the memory of a tuned model's trainable parameters.
 
-    From its making on, the parameters of the model are views of `value_P`. Gradients become views of
-    `grad_P` with the first backward pass; parameters that took no part in it are not `active`.
+    From its making on, the parameters of the model are views of `value_P`. Gradients become views
+    of `grad_P` with the first backward pass; parameters that took no part are not `active`.
 
     Args:
       tuned: the model, already on its device.

@@ -56,8 +56,8 @@ class LocalSettings:
 def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
     """Return a trainer that trains one client after the other in `tuned`.
 
-    The trainer owns the model from here on: it moves it to the device and makes its parameters views
-    of one flat buffer.
+    The trainer owns the model from here on: it moves it to the device and makes its parameters
+    views of one flat buffer.
     """
     device = torch.device(settings.device)
     tuned.model.to(device)
@@ -147,9 +147,7 @@ def to_device(batch: Batch, device: str) -> Batch:
     """Move a batch; pinned and asynchronous towards a GPU."""
     if device == "cpu":
         return batch
-    return {
-        name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()
-    }
+    return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def autocast(settings: LocalSettings) -> contextlib.AbstractContextManager[object]:

@@ -19,7 +19,7 @@ Memory: TypeAlias = Mapping[str, Tensor]
 """What a client, or the server, keeps for the next round."""
 
 DELTA = "delta"
-"""Payload key of the flat delta: values on the way down, an update (after - before) on the way up."""
+"""Payload key of the flat delta: values on the way down, an update (after - before) up."""
 
 BUFFERS = "buffers"
 """Payload key of the flat floating buffers: values both ways."""

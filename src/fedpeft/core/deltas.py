@@ -94,7 +94,7 @@ class DeltaSpec:
           DeltaMismatchError: if the length or type differs.
         """
         self.check_flat(flat)
-        parts = flat.split(self.sizes)
+        parts = torch.split(flat, list(self.sizes))
         shaped = zip(self.names, self.shapes, parts, strict=True)
         return {name: part.view(shape) for name, shape, part in shaped}
 
@@ -117,7 +117,8 @@ class DeltaSpec:
         if problems:
             more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
             raise DeltaMismatchError(
-                f"delta of {len(self.names)} tensors does not fit: {'; '.join(problems[:4])}{more}. "
+                f"delta of {len(self.names)} tensors does not fit: "
+                f"{'; '.join(problems[:4])}{more}. "
                 "Both sides must use the same model, tuning method and options"
             )
 

@@ -39,13 +39,13 @@ def generator(root: int, *path: str | int) -> torch.Generator:
 
 @contextlib.contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Seed the global generators of `random`, numpy and torch inside the block, and restore them after.
+    """Seed the global generators of `random`, numpy and torch in the block, and restore them after.
 
     Building and changing models draws from torch's global generator, with no way to pass another:
     this is the only place that touches it.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         try:
             random.seed(seed)

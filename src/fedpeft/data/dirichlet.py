@@ -1,7 +1,7 @@
 """Dirichlet label skew: the capped rule of the FedPEFT experiments, and the plain one.
 
 For each class c in label order: shuffle its examples, draw p ~ Dir(alpha), leave out every client
-that already holds its fair share n/N (the capped rule only), and cut the class in these proportions.
+that already holds its fair share n/N (the capped rule only), and cut the class in proportion.
 
     client   0      1   2            p after the cap, renormalised
     class c |xxxxxx|xx|xxxxxxxxx|    edges = floor(cumsum(p) * n_c)

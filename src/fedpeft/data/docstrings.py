@@ -1,6 +1,6 @@
-"""Docstrings of installed scientific packages, as a text classification task that is always at hand.
+"""Docstrings of installed scientific packages: a text classification task that is always there.
 
-    scipy/stats/_qmc.py   class Sobol:  '''Engine for generating (scrambled) Sobol' sequences. ...'''
+    scipy/stats/_qmc.py   class Sobol:  '''Engine for generating (scrambled) Sobol' ...'''
       ->  text "Engine for generating ...", label "scipy", client "scipy.stats"
 
 Source files are parsed, never imported. A text is the first paragraphs of a public docstring, up to
@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import inspect
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ _MAX_BYTES = 200_000
 _LEFT_OUT = frozenset({"tests", "testing", "distutils", "f2py", "externals"})
 _TEST_SHARE = 0.2
 _MASKED = re.compile(
-    r"\b(?:matplotlib|mpl|pyplot|plt|networkx|nx|numpy|np|pandas|pd|scipy|scikit-learn|sklearn|"
-    r"sympy|pytorch|torch)\b",
+    r"matplotlib|pyplot|networkx|numpy|pandas|scipy|scikit-learn|sklearn|sympy|pytorch|torch|"
+    r"\b(?:mpl|nx|np|pd|plt)\b",
     re.IGNORECASE,
 )
 _SECTION = re.compile(r"^(?:[-=~*^\"]{3,}|\.\. .*|:\w+.*:.*|Args:|Example[s]?:?|>>> .*)$")
@@ -71,7 +72,9 @@ def read_docstrings(packages: Sequence[str] = PACKAGES) -> Splits:
             f"data.source: docstrings needs two or more of {', '.join(packages)} installed; "
             f"found are {', '.join(found) or 'none'}"
         )
-    examples = [e for name, folder in found.items() for e in _of_package(name, folder)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the packages' own string escapes, met in parsing
+        examples = [e for name, folder in found.items() for e in _of_package(name, folder)]
     by_module: dict[str, list[Docstring]] = {}
     for example in examples:
         by_module.setdefault(example.module, []).append(example)
@@ -89,11 +92,11 @@ def read_docstrings(packages: Sequence[str] = PACKAGES) -> Splits:
 
 
 def summary_of(docstring: str) -> str:
-    """Return the masked paragraphs before the first section, at most 400 characters, on one line."""
+    """Return the masked paragraphs before the first section: one line, at most 400 characters."""
     lines: list[str] = []
     for line in inspect.cleandoc(docstring).splitlines():
         if _SECTION.match(line.strip()):
-            if lines and line.strip()[0] in "-=~*^\"":
+            if lines and line.strip()[0] in '-=~*^"':
                 lines.pop()
             break
         lines.append(line)

@@ -108,7 +108,9 @@ def read_npz(path: Path) -> dict[str, Table]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except (ValueError, OSError, AttributeError) as error:
-        raise DataError(f"data.source: {path} is not an npz file of plain arrays: {error}") from error
+        raise DataError(
+            f"data.source: {path} is not an npz file of plain arrays: {error}"
+        ) from error
     splits: dict[str, dict[str, npt.NDArray[np.generic]]] = {}
     if "x_train" in arrays:
         for name, array in arrays.items():

@@ -41,7 +41,7 @@ def encode_labels(train: Table, test: Table, column: str) -> Classes:
     """
     if column not in test.columns:
         raise DataError(
-            f"data.columns.label: the test split has no column {column!r}; found are "
+            f"data.label: the test split has no column {column!r}; found are "
             f"{', '.join(test.columns)}"
         )
     rows = [_values(table, column, split) for table, split in ((train, "train"), (test, "test"))]
@@ -55,7 +55,7 @@ def encode_labels(train: Table, test: Table, column: str) -> Classes:
     distinct = len(np.unique(np.concatenate(encoded)))
     if names is None and count > max(_MAX_UNNAMED, 10 * distinct):
         raise DataError(
-            f"data.columns.label: {column!r} has {distinct} different numbers up to {count - 1}; "
+            f"data.label: {column!r} has {distinct} different numbers up to {count - 1}; "
             "classes are 0, 1, 2 ...: store words, or number them so"
         )
     return Classes(encoded[0], encoded[1], count, names)
@@ -80,7 +80,7 @@ def _values(table: Table, column: str, split: str) -> list[object]:
     for row, value in enumerate(values):
         if value is None or value != value:
             raise DataError(
-                f"data.columns: {column!r} is missing in row {row} of the {split} split: "
+                f"data: {column!r} is missing in row {row} of the {split} split: "
                 "fill it in or leave the row out"
             )
     return values
@@ -94,7 +94,7 @@ def _integers(
         if not whole or value < 0 or (names is not None and value >= len(names)):  # type: ignore[operator]  # a number here
             allowed = f"0 to {len(names) - 1}" if names else "words, or whole numbers from 0"
             raise DataError(
-                f"data.columns.label: row {row} of the {split} split is {value!r}; allowed are "
+                f"data.label: row {row} of the {split} split is {value!r}; allowed are "
                 f"{allowed}. A split without labels cannot be used: see data.test_split"
             )
     return np.array(values, np.float64).astype(np.int64)

@@ -76,7 +76,7 @@ def _check(request: PartitionRequest, num_examples: int, natural: Sequence[str] 
     if request.scheme == "natural" and natural is None:
         raise DataError(
             f"{where}.scheme: 'natural' needs a column that names the client of each example; the "
-            "data has none that was found: name it in `data.columns.client`"
+            "data has none that was found: name it in `data.client`"
         )
     if natural is not None and request.scheme == "natural" and len(natural) != num_examples:
         raise DataError(f"{where}: {len(natural)} client names for {num_examples} examples")
@@ -124,7 +124,11 @@ def _infeasible(labels: IntArray, request: PartitionRequest, deal: Deal) -> str:
         f"data.partition: {request.scheme} of {len(labels)} examples over {clients} clients"
         f"{settings}, seed {request.seed}: in {deal.tries} tries the smallest client reached "
         f"{deal.smallest} examples, min_examples is {request.min_examples}. "
-        + (f"Any one of these would do: {', '.join(ways)}" if ways else "Raise data.budget")
+        + (
+            f"Any one of these would do: {', '.join(ways)}"
+            if ways
+            else "Ask for less of both, or use more data"
+        )
     )
 
 

@@ -81,7 +81,9 @@ class LazyPixels:
 
     def read(self, rows: Tensor) -> Tensor:
         """Return pictures [B, H, W, C] of rows (int64 [B])."""
-        decoded = [_fitted(self.column[row], row, self.canvas, self.full_scale) for row in rows.tolist()]
+        decoded = [
+            _fitted(self.column[row], row, self.canvas, self.full_scale) for row in rows.tolist()
+        ]
         return torch.from_numpy(np.stack(decoded))
 
 
@@ -113,9 +115,7 @@ def read_pixels(column: Column, canvas: Canvas, *, memory_limit: int = MEMORY_LI
     return StoredPixels(torch.from_numpy(pixels), full_scale)
 
 
-def _fitted(
-    picture: object, row: int, canvas: Canvas, full_scale: int
-) -> npt.NDArray[np.uint8]:
+def _fitted(picture: object, row: int, canvas: Canvas, full_scale: int) -> npt.NDArray[np.uint8]:
     array = _to_array(picture, row)
     if array.max(initial=0) > canvas.full_scale:
         raise DataError(
@@ -179,8 +179,9 @@ def _with_channels(array: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[n
         return array
     if channels == 3:
         return np.repeat(array, 3, axis=2)
-    grey = array.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    return np.rint(grey).astype(np.uint8)[:, :, None]
+    weights = np.array([[0.299], [0.587], [0.114]])
+    grey: npt.NDArray[np.float64] = array.astype(np.float64) @ weights
+    return np.rint(grey).astype(np.uint8)
 
 
 def _resized(array: npt.NDArray[np.uint8], canvas: Canvas) -> npt.NDArray[np.uint8]:

@@ -54,15 +54,16 @@ class DataRequest:
       task: `image-classification`, `text-classification` or `causal-lm`.
       columns: names of columns.
       train_split: name of the split to train on; None is `train`.
-      test_split: name of the split to test on; None is `test`, else a validation split, else 20 % of
-        the training split, drawn from a fixed seed.
+      test_split: name of the split to test on; None is `test`, else a validation split, else 20 %
+        of the training split, drawn from a fixed seed.
       subset: configuration name of a hub data set.
       revision: of a hub data set.
       budget: train on so many examples only, drawn from the seed before they are partitioned.
       fidelity: None, or `paper` to repeat two slips of the original experiments: with a budget,
         clients index the first images instead of the drawn ones, which loses the label skew, and
         with `normalize = "dataset"` the test pictures are normalised by statistics of their own.
-      max_length: longest text in tokens; None is the model's own limit (language models: at most 128).
+      max_length: longest text in tokens; None is the model's own limit (language models: at most
+        128).
       evaluate_on: `test`, or `validation` for searches of hyperparameters.
       seed: the run's root seed, in [0, 2**32).
       partition: which client gets which example.

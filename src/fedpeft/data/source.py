@@ -1,9 +1,9 @@
 """Sources: from a name in an experiment to tables.
 
-    bundled name            digits, docstrings
-    folder                  saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
-    file                    .parquet .csv .jsonl .npz, with a `split` column or one split
-    anything else           a data set of the Hugging Face hub
+bundled name            digits, docstrings
+folder                  saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
+file                    .parquet .csv .jsonl .npz, with a `split` column or one split
+anything else           a data set of the Hugging Face hub
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _read_hub(request: DataRequest) -> Mapping[str, Table]:
 
     name = request.source
     near = difflib.get_close_matches(name, BUNDLED_DATASETS, n=1)
-    hint = f"; did you mean the bundled {near[0]!r}?" if near else ""
+    hint = f" (is the bundled {near[0]!r} meant?)" if near else ""
     try:
         loaded = datasets.load_dataset(name, request.subset, revision=request.revision)
     except datasets.exceptions.DatasetNotFoundError as error:

@@ -1,8 +1,8 @@
 """Tables: named columns of equal length, as a source holds them before anything is decoded.
 
-    image   label   client
-    [...]   "cat"   "site-3"      row 0
-    [...]   "dog"   "site-1"      row 1
+image   label   client
+[...]   "cat"   "site-3"      row 0
+[...]   "dog"   "site-1"      row 1
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ import numpy.typing as npt
 from fedpeft.core.errors import DataError
 from fedpeft.data.request import Columns
 
-__all__ = ["USUAL_NAMES", "Column", "Rows", "Splits", "Table", "draw_holdout", "find_column", "select", "values_of"]
+__all__ = [
+    "USUAL_NAMES",
+    "Column",
+    "Rows",
+    "Splits",
+    "Table",
+    "draw_holdout",
+    "find_column",
+    "select",
+    "values_of",
+]
 
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "pixel_values", "picture", "x"),
@@ -116,15 +126,15 @@ def find_column(table: Table, kind: str, columns: Columns, *, required: bool) ->
     named = getattr(columns, kind)
     if named is not None:
         if named not in table.columns:
-            raise DataError(f"data.columns.{kind}: there is no column {named!r}; found are {found}")
+            raise DataError(f"data.{kind}: there is no column {named!r}; found are {found}")
         return str(named)
     for name in USUAL_NAMES[kind]:
         if name in table.columns:
             return name
     if required:
         raise DataError(
-            f"data.columns.{kind}: none of the columns {found} has a usual name "
-            f"({', '.join(USUAL_NAMES[kind])}): name it in data.columns.{kind}"
+            f"data.{kind}: none of the columns {found} has a usual name "
+            f"({', '.join(USUAL_NAMES[kind])}): name it in data.{kind}"
         )
     return None
 

@@ -1,9 +1,9 @@
 """Texts: tokenised once, with the model's own tokenizer.
 
-    classes          one text, one example, cut at max_length
-    language model   a client's documents joined, cut into blocks of max_length; no block mixes clients
+classes          one text, one example, cut at max_length
+language model   a client's documents joined, cut into blocks of max_length; no block mixes clients
 
-        client a  |<s> doc 1 <s> do|c 2 <s> doc 3|..      client b  |<s> doc 1 ...|
+    client a  |<s> doc 1 <s> do|c 2 <s> doc 3|..      client b  |<s> doc 1 ...|
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> 
     texts = values_of(column)
     tokens: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
-        part = [_checked(text, start + row) for row, text in enumerate(texts[start : start + _CHUNK])]
+        part = [
+            _checked(text, start + row) for row, text in enumerate(texts[start : start + _CHUNK])
+        ]
         encoded = tokenizer.encode(
             part,
             truncation=truncate,
@@ -102,7 +104,7 @@ def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> 
         tokens += encoded["input_ids"]
     if any(not text for text in tokens):
         row = next(row for row, text in enumerate(tokens) if not text)
-        raise DataError(f"data.columns.text: row {row} is empty: leave it out")
+        raise DataError(f"data.text: row {row} is empty: leave it out")
     return tokens
 
 
@@ -139,7 +141,7 @@ def _cut(tokens: list[int], length: int) -> Iterator[list[int]]:
 def _checked(text: object, row: int) -> str:
     if not isinstance(text, str):
         raise DataError(
-            f"data.columns.text: row {row} is {type(text).__name__}, not a text: "
-            "name the column of texts in data.columns.text"
+            f"data.text: row {row} is {type(text).__name__}, not a text: "
+            "name the column of texts in data.text"
         )
     return text

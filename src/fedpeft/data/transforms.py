@@ -139,7 +139,8 @@ def pixel_statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ..
     Exact: from a histogram of the pixel values. A constant channel has deviation 1.
     """
     histogram: Tensor | None = None
-    for rows in torch.arange(len(pixels)).split(_CHUNK):
+    for start in range(0, len(pixels), _CHUNK):
+        rows = torch.arange(start, min(start + _CHUNK, len(pixels)))
         values = pixels.read(rows).flatten(0, 2).long()
         counts = torch.stack([torch.bincount(v, minlength=256) for v in values.T])
         histogram = counts if histogram is None else histogram + counts

@@ -154,9 +154,7 @@ class _Work:
             if self._half is None:
                 self._half = self._make_half()
             data = ClientData(self._data.train, self._data.clients[item.client])
-            turn = ClientTurn(
-                item.round, item.client, data, item.memory, item.seed, item.round - 1
-            )
+            turn = ClientTurn(item.round, item.client, data, item.memory, item.seed, item.round - 1)
             blob, memory = run_turn(self._half, item.blob, turn)
         except (FedpeftError, ValueError, RuntimeError, OSError, MemoryError) as error:
             logger.debug("client %s failed", item.client, exc_info=True)

@@ -2,13 +2,14 @@
 
     parent ──(turn order)──> worker ──(answer)──> parent
 
-On Linux a worker is forked: it sees the parent's model and data without a copy and starts at once.
-Elsewhere it is spawned, and torch hands tensors over in shared memory. A worker ends when its parent
-is gone, also after SIGKILL.
+On Linux a worker is forked: it sees the parent's model and data without a copy and starts at
+once. Elsewhere it is spawned, and torch hands tensors over in shared memory. A worker ends when its
+parent is gone, also after SIGKILL.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -91,7 +92,7 @@ class Crew(Generic[In, Out]):
     def _start(self) -> _Worker[In]:
         ours, theirs = self._context.Pipe()
         others = [worker.pipe for worker in self._workers]
-        process = self._context.Process(
+        process = self._context.Process(  # type: ignore[attr-defined]  # every context has it
             target=_serve, args=(self._work, theirs, [ours, *others], os.getpid()), daemon=True
         )
         process.start()
@@ -101,10 +102,8 @@ class Crew(Generic[In, Out]):
     def _give(self, worker: _Worker[In], queue: list[In]) -> None:
         worker.item = queue.pop() if queue else None
         if worker.item is not None:
-            try:
+            with contextlib.suppress(OSError):  # a dead worker shows when its answer is read
                 worker.pipe.send(worker.item)
-            except OSError:
-                pass  # a dead worker shows when its answer is read
 
     def _take(self, worker: _Worker[In]) -> tuple[In, Out | Died]:
         item = worker.item
@@ -142,5 +141,3 @@ def _follow(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
-
-

@@ -1,9 +1,9 @@
 """From an experiment to the things that run: model, data, engine, plan.
 
-    resolve        all defaults explicit
-    sketch_run     shapes only, for `plan`: no weights, data or network
-    build_tuned    the tuned model of a run, without its data
-    build_run      everything
+resolve        all defaults explicit
+sketch_run     shapes only, for `plan`: no weights, data or network
+build_tuned    the tuned model of a run, without its data
+build_run      everything
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from fedpeft.client.evaluate import Evaluation, evaluate
 from fedpeft.client.local import LocalSettings, local_trainer
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.core.errors import ConfigError
+from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
+from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
-from fedpeft.data.source import BUNDLED_DATASETS, load_data
 from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.experiment import tables
 from fedpeft.experiment.config import Experiment, Normalization
@@ -44,7 +45,18 @@ from fedpeft.tuning.tuned import (
 )
 from fedpeft.wire.stages import Stage
 
-__all__ = ["BuiltRun", "Sketch", "build_run", "build_tuned", "resolve", "sketch_run"]
+__all__ = [
+    "BuiltRun",
+    "Sketch",
+    "assemble",
+    "build_run",
+    "build_tuned",
+    "check_device",
+    "learning_rate",
+    "load_run_data",
+    "resolve",
+    "sketch_run",
+]
 
 BUNDLED_MODEL = "vit-glyphs-8"
 
@@ -105,9 +117,7 @@ def resolve(experiment: Experiment) -> Experiment:
     partition, federation = data.partition, experiment.federation
     smallest = 1 if data.source in BUNDLED_DATASETS else 10
     options = tables.algorithm_options(federation.algorithm, federation.options)
-    partition = partition.model_copy(
-        update={"min_examples": partition.min_examples or smallest}
-    )
+    partition = partition.model_copy(update={"min_examples": partition.min_examples or smallest})
     return experiment.model_copy(
         update={
             "tuning": tuning.model_copy(
@@ -144,9 +154,7 @@ def sketch_run(experiment: Experiment) -> Sketch:
     """Build the shapes of a run on the `meta` device."""
     experiment = resolve(experiment)
     num_labels = experiment.model.num_labels or _known_labels(experiment)
-    tuned = tune(
-        sketch_model(_model_request(experiment, num_labels)), _tuning_request(experiment)
-    )
+    tuned = tune(sketch_model(_model_request(experiment, num_labels)), _tuning_request(experiment))
     return Sketch(
         experiment,
         tuned,
@@ -156,6 +164,16 @@ def sketch_run(experiment: Experiment) -> Sketch:
     )
 
 
+def load_run_data(experiment: Experiment) -> Federated:
+    """Load and partition a resolved experiment's data, for the inputs that its model takes.
+
+    Raises:
+      ConfigError: if the data set or the partition is not possible.
+    """
+    shape = sketch_model(_model_request(experiment, experiment.model.num_labels or 2))
+    return load_data(_data_request(experiment, shape.task.name), shape.inputs)
+
+
 def build_run(experiment: Experiment) -> BuiltRun:
     """Load model and data, tune, start the engine.
 
@@ -163,11 +181,20 @@ def build_run(experiment: Experiment) -> BuiltRun:
       ConfigError: if data, model and federation do not fit.
     """
     experiment = resolve(experiment)
-    _check_device(experiment)
-    inputs = sketch_model(_model_request(experiment, experiment.model.num_labels or 2))
-    data = load_data(_data_request(experiment, inputs.task.name), inputs.inputs)
+    check_device(experiment)
+    data = load_run_data(experiment)
     experiment = _fit_labels(experiment, data)
-    tuned = build_tuned(experiment, experiment.model.num_labels)
+    return assemble(experiment, build_tuned(experiment, experiment.model.num_labels), data)
+
+
+def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> BuiltRun:
+    """Put a tuned model and a data set together with federation, client, wire and engine.
+
+    Args:
+      experiment: resolved; its model, tuning and data parts are not read.
+      tuned: the model; the run owns it from here on.
+      data: of all clients.
+    """
     settings = _local_settings(experiment)
     plan = _round_plan(experiment, tuned, data)
     start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
@@ -223,10 +250,8 @@ def _score(
         torch.set_num_threads(before)
 
 
-def _by_client(
-    evaluation: Evaluation, tuned: TunedModel, data: Federated
-) -> dict[str, float]:
-    """Score each client: its own test rows, or the classes of the test set in its own proportions."""
+def _by_client(evaluation: Evaluation, tuned: TunedModel, data: Federated) -> dict[str, float]:
+    """Score each client: on its own test rows, or by class in the client's own proportions."""
     metric = tuned.loaded.task.metric
     if data.test_clients:
         return {
@@ -356,8 +381,7 @@ def _fit_labels(experiment: Experiment, data: Federated) -> Experiment:
 
 
 def _known_labels(experiment: Experiment) -> int | None:
-    known = {"digits": 10}
-    return known.get(experiment.data.source)
+    return {"digits": 10}.get(experiment.data.source)
 
 
 def _workers(experiment: Experiment) -> int:
@@ -368,12 +392,15 @@ def _workers(experiment: Experiment) -> int:
     return engine.workers or max(1, min(cores or 1, experiment.federation.clients_per_round))
 
 
-def _check_device(experiment: Experiment) -> None:
+def check_device(experiment: Experiment) -> None:
+    """Refuse a device that torch does not see here.
+
+    Raises:
+      ConfigError: naming the device.
+    """
     device = experiment.engine.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"engine.device: found {device!r}, but torch {torch.__version__} sees no GPU here. "
             "Use 'cpu', or install a CUDA build of torch"
         )
-
-

@@ -1,4 +1,4 @@
-"""What the schema cannot see: names that need a table, options of a method, keys that contradict."""
+"""What the schema cannot see: names that need a table, options, keys that contradict."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _engine(experiment: Experiment) -> Iterator[str]:
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         yield f"engine.device: found {engine.device!r}; allowed are 'cpu', 'cuda' and 'cuda:N'"
     if kind == "cpu" and engine.precision == "bf16":
-        yield "engine.precision: found 'bf16' with engine.device = 'cpu'; half precision is for GPUs"
+        yield "engine.precision: found 'bf16' with engine.device = 'cpu'; it is for GPUs only"
     if kind == "cuda" and (engine.workers or 1) > 1:
         yield f"engine.workers: found {engine.workers} with a GPU; allowed is 1"
 

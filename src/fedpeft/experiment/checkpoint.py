@@ -148,4 +148,6 @@ def _corrupt(file: Path, problem: str) -> RunFolderError:
         if others
         else "move it away, and --resume starts from the beginning"
     )
-    return RunFolderError(f"{file}: the checkpoint is corrupt: {problem}. Nothing was changed; {advice}")
+    return RunFolderError(
+        f"{file}: the checkpoint is corrupt: {problem}. Nothing was changed; {advice}"
+    )

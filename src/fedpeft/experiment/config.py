@@ -39,7 +39,9 @@ class ModelConfig(BaseModel):
     """`[model]`: the pretrained model."""
 
     model_config = _STRICT
-    name: str = Field("vit-glyphs-8", description="hub id, local folder, bundled name or preset:NAME")
+    name: str = Field(
+        "vit-glyphs-8", description="hub id, local folder, bundled name or preset:NAME"
+    )
     config: str | None = Field(None, description="the architecture, when the hub cannot be reached")
     task: Literal["image-classification", "text-classification", "causal-lm"] | None = Field(
         None, description="found from the model where it is not ambiguous"
@@ -57,8 +59,10 @@ class TuningConfig(BaseModel):
         "normal", description="N(0, 0.02) and zero bias, or U(±1/√d) as the paper's code"
     )
     blocks: list[int] | None = Field(
-        None, description="[first, last]: tune these blocks only, counted from 0, both included",
-        min_length=2, max_length=2,
+        None,
+        description="[first, last]: tune these blocks only, counted from 0, both included",
+        min_length=2,
+        max_length=2,
     )
     options: Options = Field(default_factory=dict, description="options of the method")
 
@@ -79,7 +83,9 @@ class TransformsConfig(BaseModel):
         "model", description="`model`, `dataset` or a mean and a std a channel"
     )
     resize: Positive | None = Field(None, description="side in pixels; the model's own by default")
-    random_crop: Annotated[int, Field(ge=0)] = Field(0, description="padding in pixels; 0 is off")
+    random_crop: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="pixels added on every side before a random crop; off by default"
+    )
     flip: bool = Field(False, description="mirror half of the images")
 
 
@@ -105,8 +111,11 @@ class DataConfig(BaseModel):
     source: str = Field("digits", description="hub id, local folder or file, or bundled name")
     subset: str | None = Field(None, description="of a hub data set: its configuration")
     revision: str | None = Field(None, description="of a hub data set")
-    train_split: str = "train"
-    test_split: str = "test"
+    train_split: str | None = Field(None, description="`train` by default")
+    test_split: str | None = Field(
+        None,
+        description="`test` by default, else a validation split, else 20 % of the training split",
+    )
     image: str | None = Field(None, description="column of the images; found by its name")
     text: str | None = Field(None, description="column of the texts; found by its name")
     label: str | None = Field(None, description="column of the labels; found by its name")
@@ -172,9 +181,14 @@ class Experiment(BaseModel):
     """A whole experiment file."""
 
     model_config = _STRICT
-    name: str = Field("fedpeft", description="of the run, for folders and reports",
-                      pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    name: str = Field(
+        "fedpeft",
+        description="of the run, for folders and reports",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        1, description="the root of everything random: partition, cohorts, head, training"
+    )
     model: ModelConfig = Field(default_factory=ModelConfig)
     tuning: TuningConfig = Field(default_factory=TuningConfig)
     data: DataConfig = Field(default_factory=DataConfig)

@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Mapping
 
-__all__ = ["PACKAGES", "describe_environment", "num_cores", "versions"]
+__all__ = ["PACKAGES", "describe_environment", "memory_bytes", "num_cores", "versions"]
 
 PACKAGES = (
     "fedpeft", "torch", "transformers", "peft", "safetensors", "numpy", "datasets", "tokenizers",
@@ -39,6 +39,11 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """Return the size of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -48,7 +53,6 @@ def _version(package: str) -> str | None:
 
 
 def _hardware() -> Mapping[str, object]:
-    import psutil
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -56,7 +60,7 @@ def _hardware() -> Mapping[str, object]:
         "system": platform.platform(),
         "processor": _processor(),
         "cores": num_cores(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": memory_bytes(),
         "gpus": gpus,
     }
 

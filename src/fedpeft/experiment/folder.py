@@ -3,6 +3,7 @@
     experiment.toml    resolved, complete            rounds.jsonl        one record a round
     environment.json   versions, hardware, seed      summary.json        the headline figures
     checkpoints/       safetensors + state           delta.safetensors   the final delta
+    partition.json     examples a client and label
 
 What may be done with a folder is decided here, before anything is written:
 
@@ -62,6 +63,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def partition(self) -> Path:
+        """Examples of each client by label, where there are labels."""
+        return self.path / "partition.json"
+
+    @property
     def rounds(self) -> Path:
         """One record a round."""
         return self.path / "rounds.jsonl"
@@ -108,19 +114,19 @@ def may_start(folder: RunFolder, *, resume: bool) -> None:
     shown = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
     if resume:
         raise RunFolderError(
-            f"{path}: holds no experiment.toml, so it is no run folder (found {shown}). Nothing was "
-            "changed; name the folder of a run, or a new one"
+            f"{path}: holds no experiment.toml, so it is no run folder (found {shown}). Nothing "
+            "was changed; name the folder of a run, or a new one"
         )
     raise RunFolderError(
-        f"{path}: the folder is not empty (found {shown}) and nothing is overwritten. Choose another "
-        "--out, or go on with the run in it by --resume"
+        f"{path}: the folder is not empty (found {shown}) and nothing is overwritten. Choose "
+        "another --out, or go on with the run in it by --resume"
     )
 
 
 def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
     """Compare a resolved experiment with the one that the folder holds, if it holds one.
 
-    Only a larger `federation.rounds` may differ, and `engine.workers`, which cannot change a result.
+    Only a larger `federation.rounds` may differ, and `engine.workers`: it cannot change a result.
 
     Raises:
       RunFolderError: naming the keys that differ.
@@ -129,6 +135,8 @@ def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
         return
     stored = stored_experiment(folder)
     ours, theirs = _flat(_comparable(experiment)), _flat(_comparable(stored))
+    if experiment.model.num_labels is None:  # the stored one has it from the data
+        theirs.pop("model.num_labels", None)
     problems = [
         f"{key} is {_shown(ours.get(key))} here and {_shown(theirs.get(key))} in the folder"
         for key in sorted(set(ours) | set(theirs))
@@ -168,8 +176,8 @@ def stored_experiment(folder: RunFolder) -> Experiment:
         return Experiment.model_validate(read_toml(folder.experiment))
     except (ConfigError, ValueError) as error:
         raise RunFolderError(
-            f"{folder.experiment}: cannot be read: {error}. Nothing was changed; put the file back as "
-            "it was, or choose another --out"
+            f"{folder.experiment}: cannot be read: {error}. Nothing was changed; put the file back "
+            "as it was, or choose another --out"
         ) from error
 
 
@@ -206,9 +214,7 @@ def read_summary(folder: RunFolder) -> dict[str, object]:
 def write_delta(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write named tensors as safetensors, whole or not at all."""
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(
-        file, lambda partial: safetensors.torch.save_file(copies, partial, dict(metadata))
-    )
+    write_whole(file, lambda partial: safetensors.torch.save_file(copies, partial, dict(metadata)))
 
 
 def _content(path: Path) -> list[str]:

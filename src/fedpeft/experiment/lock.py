@@ -1,9 +1,9 @@
 """A lock that keeps two runs out of one folder, and that dies with its owner.
 
-    lock = {"pid": 4711, "started": 1700000000.0, "host": "box"}
+    lock = {"pid": 4711, "started": "88213", "host": "box"}
 
 A process is known by its number, its start time and its host: numbers are used again. A lock whose
-owner is gone is taken over. The check and the taking happen under an advisory file lock, so that two
+owner is gone is taken over. Checking and taking happen under an advisory file lock, so that two
 processes that meet a dead owner's lock cannot both take it.
 """
 
@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,21 +97,30 @@ def _write(descriptor: int, owner: dict[str, object]) -> None:
 
 
 def _identity(pid: int) -> dict[str, object]:
-    import psutil
-
-    started = round(psutil.Process(pid).create_time(), 2)
-    return {"pid": pid, "started": started, "host": socket.gethostname()}
+    return {"pid": pid, "started": _started(pid), "host": socket.gethostname()}
 
 
 def _lives(owner: dict[str, object]) -> bool:
     """Tell whether the owner is still there; one on another host is taken to be."""
-    import psutil
-
     if owner["host"] != socket.gethostname():
         return True
+    started = _started(int(str(owner["pid"])))
+    return started is not None and started == owner["started"]
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process started, in words that only it has; None if it is gone."""
     try:
-        process = psutil.Process(int(str(owner["pid"])))
-        started, status = process.create_time(), process.status()
-    except (psutil.Error, ValueError):
-        return False
-    return abs(started - float(str(owner["started"]))) < 2 and status != psutil.STATUS_ZOMBIE
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None if Path("/proc/self").exists() else _started_by_ps(pid)
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    state, ticks_since_boot = fields[0], fields[19]
+    return None if state in "ZX" else ticks_since_boot
+
+
+def _started_by_ps(pid: int) -> str | None:
+    found = subprocess.run(
+        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None

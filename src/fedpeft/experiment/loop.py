@@ -8,16 +8,16 @@ and the same seeds, and so with the same result.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.core.deltas import digest_of
-from fedpeft.core.errors import RunFolderError
-from fedpeft.engines.local import block_size
+from fedpeft.core.errors import ConfigError, RunFolderError
+from fedpeft.data.examples import Federated
+from fedpeft.data.summary import label_table
 from fedpeft.experiment.build import BuiltRun, build_run, resolve
 from fedpeft.experiment.checkpoint import (
     Checkpoint,
@@ -26,7 +26,7 @@ from fedpeft.experiment.checkpoint import (
     write_checkpoint,
 )
 from fedpeft.experiment.config import Experiment
-from fedpeft.experiment.environment import describe_environment, versions
+from fedpeft.experiment.environment import describe_environment
 from fedpeft.experiment.files import remove_temporary, write_json, write_text
 from fedpeft.experiment.folder import (
     RunFolder,
@@ -49,6 +49,215 @@ from fedpeft.experiment.records import (
 )
 from fedpeft.rounds.round import run_round
 from fedpeft.server.state import ServerState
-from fedpeft.tuning.tuned import read_buffers
 
-__all__ = ["RoundDone", "run", "run_experiment"]
+__all__ = ["RoundDone", "peek", "run", "run_experiment"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """What a watcher is told after each round.
+
+    Attributes:
+      record: the line of `rounds.jsonl`.
+      totals: over all rounds so far, earlier sessions included.
+      rounds: how many rounds the run will have.
+      seconds_left: an estimate from the rounds so far.
+    """
+
+    record: Record
+    totals: Totals
+    rounds: int
+    seconds_left: float
+
+
+def run(
+    experiment: Experiment,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    on_round: Callable[[RoundDone], None] = lambda done: None,
+) -> dict[str, object]:
+    """Run an experiment in a folder, from its beginning or from where it stopped.
+
+    Nothing is written before model and data are loaded and found to fit.
+
+    Args:
+      experiment: checked; need not be resolved.
+      out: the run folder; None is `runs/<name>-<time>`.
+      resume: go on with what is in `out`; a finished run gives its summary.
+      on_round: called after each round, when its checkpoint is on the disk.
+
+    Returns:
+      the summary, as in `summary.json`.
+
+    Raises:
+      ConfigError: if the experiment is not possible.
+      RunFolderError: if the folder is in use, corrupt, not empty or of another experiment.
+      RoundError: if too few clients answered.
+      EngineError: if the engine failed.
+    """
+    if resume and out is None:
+        raise ConfigError(
+            "--resume: there is no --out; name the run folder to go on with: --out DIR"
+        )
+    wanted = resolve(experiment)
+    folder = RunFolder(out or default_out(wanted.name))
+    finished = peek(wanted, folder, resume=resume)
+    if finished is not None:
+        return finished
+    built = build_run(experiment)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with locked(folder.path):
+            finished = peek(built.experiment, folder, resume=resume)
+            return finished or run_experiment(built, folder, on_round)
+    finally:
+        built.engine.close()
+
+
+def peek(experiment: Experiment, folder: RunFolder, *, resume: bool) -> dict[str, object] | None:
+    """Check that a folder may be used; changes nothing.
+
+    Returns:
+      the summary if nothing is left to do, else None.
+
+    Raises:
+      RunFolderError: if the folder holds something, or, with `resume`, something else.
+    """
+    may_start(folder, resume=resume)
+    if not resume:
+        return None
+    experiment = resolve(experiment)
+    check_same_experiment(folder, experiment)
+    return finished_summary(folder, experiment.federation.rounds)
+
+
+def run_experiment(
+    built: BuiltRun, folder: RunFolder, on_round: Callable[[RoundDone], None]
+) -> dict[str, object]:
+    """Run all rounds that the folder does not hold yet. The caller holds the folder's lock.
+
+    Returns:
+      the summary, as in `summary.json`; `stopped` is `"rounds"`: all rounds are done.
+
+    Raises:
+      RunFolderError: if the folder's newest checkpoint or its records cannot be used.
+    """
+    experiment = built.experiment
+    state = _restore(built, folder)
+    records = cut_records(folder.rounds, state.round)
+    _write_head(built, folder)
+    digest = experiment_digest(experiment)
+    while state.round < experiment.federation.rounds:
+        state, record = _one_round(built, state)
+        append_record(folder.rounds, record)
+        memories = built.engine.memories(state.committed)
+        write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
+        records = [*records, record]
+        on_round(_done(records, experiment.federation.rounds))
+    return _finish(built, folder, state, totals(records))
+
+
+def _restore(built: BuiltRun, folder: RunFolder) -> ServerState:
+    """Return the state of the newest checkpoint, or the one before round 1."""
+    remove_temporary(folder.path)
+    remove_temporary(folder.checkpoints)
+    files = checkpoints(folder.checkpoints)
+    if not files:
+        return built.start
+    found = read_checkpoint(files[-1])
+    if found.experiment != experiment_digest(built.experiment):
+        raise RunFolderError(
+            f"{files[-1]}: the checkpoint is of another experiment than {folder.experiment}. "
+            "Nothing was changed; choose another --out"
+        )
+    built.plan.spec.check_flat(found.state.delta)
+    built.engine.restore(found.memories, found.state.committed)
+    return found.state
+
+
+def _write_head(built: BuiltRun, folder: RunFolder) -> None:
+    """Write what is known before the first round."""
+    text = dump_experiment(built.experiment)
+    if not folder.experiment.exists() or folder.experiment.read_text("utf-8") != text:
+        write_text(folder.experiment, text)
+    if not folder.environment.exists():
+        write_json(folder.environment, describe_environment(built.experiment.seed))
+    partition = _partition(built.data)
+    if partition is not None and not folder.partition.exists():
+        write_json(folder.partition, partition)
+
+
+def _partition(data: Federated) -> dict[str, object] | None:
+    """Describe who has how many examples of which label; None without labels."""
+    if data.labels is None or data.num_labels is None:
+        return None
+    names = data.label_names or tuple(str(label) for label in range(data.num_labels))
+    counts = label_table(data).tolist()
+    return {"clients": list(data.clients), "labels": list(names), "counts": counts}
+
+
+def _one_round(built: BuiltRun, state: ServerState) -> tuple[ServerState, Record]:
+    state, record = run_round(state, built.plan, built.engine)
+    federation = built.experiment.federation
+    last = state.round == federation.rounds
+    if state.round % federation.eval_every and not last:
+        return state, record_of(record, {})
+    began = time.perf_counter()
+    line = record_of(record, built.evaluate(state), time.perf_counter() - began)
+    if built.evaluate_clients is not None:
+        line["client_metrics"] = dict(built.evaluate_clients(state))
+    return state, line
+
+
+def _done(records: list[Record], rounds: int) -> RoundDone:
+    so_far = totals(records)
+    left = so_far.seconds / so_far.rounds * (rounds - so_far.rounds)
+    return RoundDone(records[-1], so_far, rounds, left)
+
+
+def _finish(
+    built: BuiltRun, folder: RunFolder, state: ServerState, so_far: Totals
+) -> dict[str, object]:
+    """Write the final delta, then the summary: a summary means that all is there."""
+    digest = digest_of(state.delta)
+    tensors = built.plan.spec.unflatten(state.delta)
+    tensors |= built.plan.buffer_spec.unflatten(state.buffers)
+    metadata = {
+        "format": "fedpeft-delta-1",
+        "method": built.experiment.tuning.method,
+        "spec_digest": built.plan.spec.digest,
+        "delta_digest": digest,
+        "rounds": str(state.round),
+    }
+    write_delta(folder.delta, tensors, metadata)
+    summary = _summary(built, so_far, digest) | {"run_dir": str(folder.path)}
+    write_json(folder.summary, summary)
+    return summary
+
+
+def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
+    experiment, plan = built.experiment, built.plan
+    best = {
+        "best_accuracy": so_far.best_accuracy,
+        "best_perplexity": so_far.best_perplexity,
+    }
+    return {
+        "name": experiment.name,
+        "method": experiment.tuning.method,
+        "seed": experiment.seed,
+        "rounds": so_far.rounds,
+        **so_far.last,
+        **{key: value for key, value in best.items() if value is not None},
+        "trainable_parameters": plan.spec.num_params,
+        "payload_bytes": plan.spec.num_bytes + plan.buffer_spec.num_bytes,
+        "cohort": experiment.federation.clients_per_round,
+        "bytes_up": so_far.bytes_up,
+        "bytes_down": so_far.bytes_down,
+        "seconds": round(so_far.seconds, 3),
+        "epsilon": None,
+        "delta_digest": digest,
+        "stopped": "rounds",
+    }

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib.resources
 import tomllib
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import nearest
@@ -61,7 +63,7 @@ def read_toml(file: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, object]:
     """Parse `KEY=VALUE`; the value is TOML, or plain text where it is no TOML value.
 
     Raises:
@@ -70,11 +72,13 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     key = key.strip()
     if not sign or not key or not all(key.split(".")):
-        raise ConfigError(f"--set {text}: found no KEY=VALUE; write for example --set federation.rounds=5")
+        raise ConfigError(
+            f"--set {text}: found no KEY=VALUE; write for example --set federation.rounds=5"
+        )
     return key, parse_value(value.strip())
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: str) -> object:
     """Parse a TOML value; anything else is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -83,7 +87,7 @@ def parse_value(text: str) -> Any:
 
 
 def apply_overrides(
-    table: Mapping[str, Any], overrides: Iterable[tuple[str, Any]]
+    table: Mapping[str, Any], overrides: Iterable[tuple[str, object]]
 ) -> dict[str, Any]:
     """Return a copy of a nested table with dotted keys replaced.
 
@@ -95,7 +99,7 @@ def apply_overrides(
     result = _copy(table)
     for key, value in overrides:
         *parents, last = key.split(".")
-        place = result
+        place: dict[str, Any] = result
         for depth, parent in enumerate(parents):
             inner = place.setdefault(parent, {})
             if not isinstance(inner, dict):
@@ -113,15 +117,15 @@ def validate(table: Mapping[str, Any], where: str) -> Experiment:
     Raises:
       ConfigError: listing every problem, one a line.
     """
-    experiment: Experiment | None = None
     problems: list[str] = []
     try:
         experiment = Experiment.model_validate(dict(table))
     except ValidationError as error:
-        problems = [_explain(item) for item in error.errors()]
-    if experiment is not None:
-        problems = problems_of(experiment)
-    if problems or experiment is None:
+        items = [item for item in error.errors() if _fits_branch(item)]
+        problems = [_explain(item) for item in items]
+        experiment = _without(table, [item["loc"] for item in items])
+    problems += problems_of(experiment)
+    if problems:
         lines = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         raise ConfigError(f"{where}: {count}\n{lines}")
@@ -137,23 +141,56 @@ def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in table.items()}
 
 
-def _explain(item: Any) -> str:
+def _explain(item: ErrorDetails) -> str:
     """Turn one pydantic error into a line: key, what was found, what is allowed."""
-    parts = [str(part) for part in item["loc"]]
+    parts = _path(item["loc"])
+    where = ".".join(parts)
     if item["type"] == "extra_forbidden":
-        return f"{_dotted(parts)}: unknown key; {nearest(parts[-1], _keys_at(parts[:-1]))}"
+        return f"{where}: unknown key; {nearest(parts[-1], _keys_at(parts[:-1]))}"
     found = item.get("input")
+    if item["type"] == "missing":
+        return f"{where}: is missing and required here"
     shown = f"a table {sorted(found)}" if isinstance(found, Mapping) else repr(found)
-    return f"{_dotted(parts)}: found {shown}; {_allowed(item)}"
+    return f"{where}: found {shown}; {_allowed(item)}"
 
 
-def _dotted(parts: Sequence[str]) -> str:
-    unions = ("literal", "float", "dict", "int", "str", "Normalization", "constrained", "function")
-    return ".".join(part for part in parts if not part.startswith(unions) or "[" not in part)
+def _without(table: Mapping[str, Any], places: Iterable[Sequence[str | int]]) -> Experiment:
+    """Validate what is left without the places that have problems, to find further ones."""
+    rest = _copy(table)
+    for place in places:
+        inner: Any = rest
+        for part in _path(place)[:-1]:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            inner.pop(_path(place)[-1], None)
+    try:
+        return Experiment.model_validate(rest)
+    except ValidationError:
+        return Experiment()
 
 
-def _allowed(item: Any) -> str:
+_BRANCHES = ("literal[", "dict[", "constrained-", "function-", "Normalization")
+
+
+def _path(place: Iterable[str | int]) -> list[str]:
+    """Return the keys of a pydantic location, without its names of union branches."""
+    return [str(part) for part in place if not str(part).startswith(_BRANCHES)]
+
+
+def _fits_branch(item: ErrorDetails) -> bool:
+    """Whether an error is of the branch of a union that the user meant: table or plain value."""
+    branch = next((str(p) for p in item["loc"] if str(p).startswith(_BRANCHES)), None)
+    if branch is None:
+        return True
+    wants_table = branch.startswith(("dict[", "Normalization"))
+    deep = str(item["loc"][-1]) != branch
+    return wants_table == (isinstance(item.get("input"), Mapping) or deep)
+
+
+def _allowed(item: ErrorDetails) -> str:
     message = str(item["msg"])
+    if item["type"] == "model_type":
+        return "allowed is a table"
     return "allowed is " + message.removeprefix("Input should be ").removeprefix("Value should be ")
 
 
@@ -162,7 +199,9 @@ def _keys_at(parts: Sequence[str]) -> list[str]:
     for part in parts:
         field = model.model_fields.get(part)
         annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        options = [annotation, *typing.get_args(annotation)]
+        tables = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not tables:
             return []
-        model = annotation
+        model = tables[0]
     return list(model.model_fields)

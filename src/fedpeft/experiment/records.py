@@ -2,8 +2,8 @@
 
     {"round": 1, "cohort": [...], "failures": {}, "metrics": {...}, "update_norm": ..., ...}
 
-A line is on the disk before its checkpoint is. A crash between the two leaves a line too many, or half
-a line: resuming cuts the file back to the checkpoint's round.
+A line is on the disk before its checkpoint is. A crash between the two leaves a line too many, or
+half a line: resuming cuts the file back to the checkpoint's round.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from fedpeft.core.errors import RunFolderError
 from fedpeft.experiment.files import write_text
 from fedpeft.rounds.round import RoundRecord
 
-__all__ = ["Record", "Totals", "append_record", "cut_records", "read_records", "record_of", "totals"]
+__all__ = [
+    "Record",
+    "Totals",
+    "append_record",
+    "cut_records",
+    "read_records",
+    "record_of",
+    "totals",
+]
 
 Record: TypeAlias = dict[str, object]
 """One line of `rounds.jsonl`."""
@@ -48,7 +56,7 @@ class Totals:
     best_perplexity: float | None
 
 
-def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float) -> Record:
+def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float = 0.0) -> Record:
     """Make a line from a round and its evaluation.
 
     Args:

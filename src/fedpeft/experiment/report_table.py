@@ -1,6 +1,6 @@
 """The comparison table: one row a group of runs, as numbers and as text.
 
-    mean ± sample deviation over seeds          bytes: B, MB = 10^6 B, MiB = 2^20 B
+mean ± sample deviation over seeds          bytes: B, MB = 10^6 B, MiB = 2^20 B
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fedpeft.experiment.report_data import Group, Panel, Run
 
@@ -91,7 +90,7 @@ def row_of(group: Group) -> Row:
     curves = [run.curve() for run in group.runs]
     pick = min if group.runs[0].metric == "perplexity" else max
     bests = [pick(curve, key=lambda point: point[2]) for curve in curves if curve]
-    trained, total = (_summary_of(group, f"{kind}_parameters") for kind in ("trainable", "total"))
+    trained, total = (_count_of(group, f"{kind}_parameters") for kind in ("trainable", "total"))
     return Row(
         label=group.label,
         status=_status(group),
@@ -100,7 +99,7 @@ def row_of(group: Group) -> Row:
         best_round=bests[0][0] if bests else None,
         trained=trained,
         share=trained / total if trained and total else None,
-        payload=_summary_of(group, "payload_bytes"),
+        payload=_count_of(group, "payload_bytes"),
         encoded_up=_per_message(group.runs, "bytes_up"),
         encoded_down=_per_message(group.runs, "bytes_down"),
         total_bytes=Spread.of([_total(run) for run in group.runs if run.rounds]),
@@ -110,14 +109,19 @@ def row_of(group: Group) -> Row:
     )
 
 
-def _summary_of(group: Group, key: str) -> Any:
+def _count_of(group: Group, key: str) -> int | None:
+    value = _summary_of(group, key)
+    return None if value is None else int(value)
+
+
+def _summary_of(group: Group, key: str) -> float | None:
     found = (run.summary.get(key) for run in group.runs if run.summary)
     return next((value for value in found if value is not None), None)
 
 
 def _status(group: Group) -> str:
     waiting = [run for run in group.runs if run.summary is None]
-    stopped = [str(run.summary["stopped"]) for run in group.runs if _was_stopped(run)]
+    stopped = [str((run.summary or {})["stopped"]) for run in group.runs if _was_stopped(run)]
     if waiting:
         done = min(len(run.rounds) for run in waiting)
         return f"unfinished: {done} of {waiting[0].planned_rounds} rounds"
@@ -125,7 +129,8 @@ def _status(group: Group) -> str:
 
 
 def _was_stopped(run: Run) -> bool:
-    return bool(run.summary and run.summary.get("stopped"))
+    """Whether a run ended for another reason than that its rounds were done."""
+    return bool(run.summary) and (run.summary or {}).get("stopped") not in (None, False, "rounds")
 
 
 def _per_message(runs: Sequence[Run], key: str) -> float | None:
@@ -148,15 +153,20 @@ def _seconds(run: Run) -> float:
     return float(own if own is not None else sum(float(r.get("seconds", 0)) for r in run.rounds))
 
 
+_COLUMNS = (
+    *("data", "evaluated_on", "metric", "configuration", "seeds"),
+    *("last_mean", "last_std", "best_mean", "best_std"),
+    *("trainable_parameters", "trainable_share", "payload_bytes"),
+    *("encoded_bytes_up", "encoded_bytes_down", "total_bytes_both_ways"),
+    *("seconds", "epsilon", "status"),
+)
+
+
 def as_csv(panels: Sequence[Panel]) -> str:
     """Write all rows of all panels as comma-separated values, with plain numbers."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        "data,evaluated_on,metric,configuration,seeds,last_mean,last_std,best_mean,best_std,"
-        "trainable_parameters,trainable_share,payload_bytes,encoded_bytes_up,encoded_bytes_down,"
-        "total_bytes_both_ways,seconds,epsilon,status".split(",")
-    )
+    writer.writerow(_COLUMNS)
     for panel in panels:
         for group in panel.groups:
             row = row_of(group)

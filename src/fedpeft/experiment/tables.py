@@ -1,6 +1,6 @@
 """From names to builders: the only place where a word of an experiment file meets code.
 
-    federation.algorithm -> ALGORITHMS      wire.up / wire.down -> STAGES      engine.name -> ENGINES
+    federation.algorithm -> ALGORITHMS    wire.up / wire.down -> STAGES    engine.name -> ENGINES
 
 Tuning methods, models, data sets and partitions have their tables in their own packages.
 """
@@ -59,7 +59,8 @@ ALGORITHMS: Mapping[str, AlgorithmEntry] = {
         {"lr": 1.0, "mu": 0.01},
     ),
     "fedavgm": AlgorithmEntry(
-        algorithms.fedavgm, "FedAvg with server momentum (Hsu et al. 2019)",
+        algorithms.fedavgm,
+        "FedAvg with server momentum (Hsu et al. 2019)",
         {"lr": 1.0, "momentum": 0.9},
     ),
     "fedadam": AlgorithmEntry(
@@ -69,7 +70,8 @@ ALGORITHMS: Mapping[str, AlgorithmEntry] = {
         algorithms.fedyogi, "Yogi at the server (Reddi et al. 2021)", _ADAPTIVE
     ),
     "fedadagrad": AlgorithmEntry(
-        algorithms.fedadagrad, "Adagrad at the server (Reddi et al. 2021)",
+        algorithms.fedadagrad,
+        "Adagrad at the server (Reddi et al. 2021)",
         {"lr": 0.01, "beta1": 0.0, "tau": 1e-3},
     ),
 }
@@ -100,9 +102,7 @@ def algorithm_options(name: str, options: Mapping[str, Any]) -> dict[str, float]
       ConfigError: for an unknown algorithm, option or a value out of range.
     """
     if name not in ALGORITHMS:
-        raise ConfigError(
-            f"federation.algorithm: {name!r} is unknown; {nearest(name, ALGORITHMS)}"
-        )
+        raise ConfigError(f"federation.algorithm: {name!r} is unknown; {nearest(name, ALGORITHMS)}")
     known = ALGORITHMS[name].options
     for key, value in options.items():
         where = f"federation.options.{key}"
@@ -112,7 +112,9 @@ def algorithm_options(name: str, options: Mapping[str, Any]) -> dict[str, float]
             raise ConfigError(f"{where}: found {value!r}; allowed is a number")
         low, high = _RANGES[key]
         if not low <= value < high or (value == 0 and key in ("lr", "tau")):
-            raise ConfigError(f"{where}: found {value}; allowed is {low} up to {high}, without {high}")
+            raise ConfigError(
+                f"{where}: found {value}; allowed is {low} up to {high}, without {high}"
+            )
     return {key: float(options.get(key, default)) for key, default in known.items()}
 
 
@@ -148,9 +150,9 @@ def make_stages(specs: Sequence[Mapping[str, Any]], where: str) -> tuple[Stage, 
 
 
 def _make_stage(spec: Mapping[str, Any], where: str) -> Stage:
-    name = spec.get("name")
+    name = str(spec.get("name", ""))
     if name not in STAGES:
-        raise ConfigError(f"{where}: stage {name!r} is unknown; {nearest(str(name), STAGES)}")
+        raise ConfigError(f"{where}: stage {name!r} is unknown; {nearest(name, STAGES)}")
     build = STAGES[name]
     options = {key: value for key, value in spec.items() if key != "name"}
     known = inspect.signature(build).parameters
@@ -158,6 +160,8 @@ def _make_stage(spec: Mapping[str, Any], where: str) -> Stage:
         if key not in known:
             raise ConfigError(f"{where}.{key}: {name} has no such option; {nearest(key, known)}")
         default = known[key].default
-        if isinstance(value, bool) or not isinstance(value, int if isinstance(default, int) else (int, float)):
+        if isinstance(value, bool) or not isinstance(
+            value, int if isinstance(default, int) else (int, float)
+        ):
             raise ConfigError(f"{where}.{key}: found {value!r}; allowed is a number like {default}")
     return build(**options)

@@ -183,8 +183,11 @@ def build(config: ModelConfig, task: str, *, attention: str | None) -> nn.Module
     """
     if isinstance(config, ShuffleNetConfig):
         return ShuffleNet(config)
+    import transformers
+
+    auto = getattr(transformers, _AUTO[task])
     with quiet(), _explained(config.model_type, attention):
-        module: nn.Module = _auto(task).from_config(
+        module: nn.Module = auto.from_config(
             config, dtype=torch.float32, trust_remote_code=False, **_attention(attention)
         )
     return module
@@ -201,8 +204,11 @@ def load_weights(folder: Path, config: ModelConfig, task: str, *, attention: str
             network, bad = load_shufflenet(folder, config)
         return Weights(network, missing=frozenset(), misshapen=bad)
     _check_files(folder)
+    import transformers
+
+    auto = getattr(transformers, _AUTO[task])
     with quiet(), _explained(str(folder), attention):
-        module, info = _auto(task).from_pretrained(
+        module, info = auto.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -226,12 +232,6 @@ def tensor_names(folder: Path) -> frozenset[str]:
         with safe_open(file, framework="pt") as tensors:
             names.update(tensors.keys())
     return frozenset(names)
-
-
-def _auto(task: str) -> Any:  # the Auto classes share no typed base
-    import transformers
-
-    return getattr(transformers, _AUTO[task])
 
 
 def _classes(config: PreTrainedConfig, task: str) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.models.locate import BUNDLED
+from fedpeft.core.errors import ModelError
+from fedpeft.models.locate import BUNDLED, Bundled
 from fedpeft.models.presets import PRESETS
 
 __all__ = ["ModelRow", "model_rows"]
@@ -18,14 +20,15 @@ class ModelRow:
     Attributes:
       name: as it stands in a config.
       task: its usual task.
-      parameters: how many it has, with its usual head.
+      parameters: how many its files hold, or a preset has with its usual head; None where the
+        model's package is not installed.
       about: one line.
       pretrained: whether it has weights, or only an architecture.
     """
 
     name: str
     task: str
-    parameters: int
+    parameters: int | None
     about: str
     pretrained: bool
 
@@ -33,7 +36,7 @@ class ModelRow:
 def model_rows() -> Sequence[ModelRow]:
     """List bundled models, then presets, each by name."""
     bundled = [
-        ModelRow(name, row.task, row.parameters, row.about, pretrained=True)
+        ModelRow(name, row.task, _count(row), row.about, pretrained=True)
         for name, row in sorted(BUNDLED.items())
     ]
     presets = [
@@ -41,3 +44,20 @@ def model_rows() -> Sequence[ModelRow]:
         for name, row in sorted(PRESETS.items())
     ]
     return [*bundled, *presets]
+
+
+def _count(row: Bundled) -> int | None:
+    """Add up the floating tensors of a folder's files, from their headers alone."""
+    from safetensors import safe_open
+
+    try:
+        files = sorted(row.folder().glob("model*.safetensors"))
+    except ModelError:
+        return None
+    total = 0
+    for file in files:
+        with safe_open(file, framework="np") as tensors:
+            names = list(tensors.keys())
+            slices = [tensors.get_slice(name) for name in names]
+        total += sum(math.prod(s.get_shape()) for s in slices if "F" in s.get_dtype())
+    return total

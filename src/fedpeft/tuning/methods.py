@@ -123,8 +123,8 @@ def resolve_options(method: str, options: Mapping[str, object]) -> dict[str, obj
     what was resolved changes nothing.
 
     Raises:
-      TuningError: if the method is unknown or refused on every kind of model, or options are unknown
-        or out of range; one line a problem.
+      TuningError: if the method is unknown or refused on every kind of model, or options are
+        unknown or out of range; one line a problem.
     """
     if method not in METHODS:
         raise TuningError(f"tuning.method {method!r}: no such method; {nearest(method, METHODS)}")

@@ -54,4 +54,3 @@ def resolve_own(method: str, known: Mapping[str, Option], options: Mapping[str, 
 def unknown_option(method: str, key: str, known: Iterable[str]) -> str:
     """Say that a method has no such option, and name the nearest that it has."""
     return f"{key}: method {method} has no such option; {nearest(key, known)}"
-

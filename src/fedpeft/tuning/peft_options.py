@@ -66,9 +66,7 @@ _REFUSED: Mapping[str, str] = {
 _LORA_STARTS = (True, False, "gaussian", "orthogonal")
 _PROMPT_STARTS = ("RANDOM",)
 _SIMPLE: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
-_AT_LEAST_ONE = frozenset(
-    {"num_virtual_tokens", "r", "lora_alpha", "adapter_len", "oft_block_size"}
-)
+_LEAST: Mapping[str, int] = {"adapter_len": 1, "lora_alpha": 1, "num_virtual_tokens": 1, "r": 1}
 
 
 def config_class(name: str) -> type[PeftConfig]:

@@ -15,6 +15,7 @@ from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.tasks import CAUSAL_LM, IMAGE_CLASSIFICATION
 
 __all__ = [
+    "KEY_VALUE",
     "KINDS",
     "PEFT_TYPES",
     "PROMPT_LEARNING",
@@ -59,7 +60,10 @@ SEED_FIELDS = frozenset(
 )
 """Options that seed frozen random parts: drawn from the run's seed unless they are set."""
 
-PROMPT_LEARNING = frozenset({"cartridge", "p_tuning", "prefix_tuning", "prompt_tuning"})
+KEY_VALUE = frozenset({"cartridge", "prefix_tuning"})
+"""Types that fill the key-value cache: the text's own positions and logits stay as they are."""
+
+PROMPT_LEARNING = KEY_VALUE | {"p_tuning", "prompt_tuning"}
 """Types that change what goes into the model, and keep the library's wrapper around it."""
 
 _NO_TEXT = "it needs token embeddings or a key-value cache; for images choose `prompt`"
@@ -155,7 +159,7 @@ PEFT_TYPES: Mapping[str, PeftType] = {
     "tinylora": PeftType("a handful of numbers through fixed random projections (TinyLoRA)"),
     "trainable_tokens": PeftType(
         "the embeddings of chosen tokens",
-        {"vit": "it needs token embeddings", "plain": "it needs token embeddings"},
+        {"vit": "it needs token embeddings"},
     ),
     "unilora": PeftType("one vector for all layers, through a fixed projection (Uni-LoRA)"),
     "vblora": PeftType("LoRA whose factors come from one bank of vectors (VB-LoRA)"),

@@ -25,7 +25,8 @@ __all__ = ["decode", "encode", "encoded_size"]
 def encode(payload: Payload, notes: Mapping[str, str] | None = None) -> bytes:
     """Encode tensors and short notes (such as a weight) as bytes."""
     tensors = {name: tensor.contiguous() for name, tensor in payload.items()}
-    return safetensors.torch.save(tensors, dict(notes) if notes else None)
+    blob: bytes = safetensors.torch.save(tensors, dict(notes) if notes else None)
+    return blob
 
 
 def decode(blob: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -42,9 +42,7 @@ def _no_memory(spec: DeltaSpec) -> Memory:
     return {}
 
 
-def _encode_nothing(
-    payload: Payload, memory: Memory, turn: ClientTurn
-) -> tuple[Payload, Memory]:
+def _encode_nothing(payload: Payload, memory: Memory, turn: ClientTurn) -> tuple[Payload, Memory]:
     return payload, memory
 
 
@@ -52,9 +50,7 @@ def _decode_nothing(payload: Payload, turn: ClientTurn) -> Payload:
     return payload
 
 
-def _finish_nothing(
-    update: Update, memory: Memory, context: RoundContext
-) -> tuple[Update, Memory]:
+def _finish_nothing(update: Update, memory: Memory, context: RoundContext) -> tuple[Update, Memory]:
     return update, memory
 
 
@@ -202,5 +198,3 @@ def top_k(fraction: float = 0.1) -> Stage:
         return {**rest, DELTA: full}
 
     return Stage("top_k", init=init, encode=encode, decode=decode)
-
-

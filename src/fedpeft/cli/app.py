@@ -1,0 +1,258 @@
+"""The commands. Each parses, calls one function of the package, prints and ends with a code.
+
+    0  done    2  bad input or config    3  too few replies    4  engine failed    130  interrupted
+
+Everything that is slow to import is imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from fedpeft.cli.ending import ending
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Federated parameter-efficient fine-tuning: send the delta, not the model.",
+    epilog="Start with `fedpeft run`: it needs no file and no network. Exit codes: 0 done, 2 bad "
+    "input or config, 3 too few replies, 4 engine failed.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+File = Annotated[
+    Optional[Path],  # noqa: UP045  (typer 0.20 reads this form on every Python)
+    typer.Argument(metavar="[EXPERIMENT.toml]", help="Experiment file; none: the quickstart."),
+]
+Sets = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable."),
+]
+Overs = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--over", metavar="KEY=V1,V2,...", help="Multiply the rows; repeatable."),
+]
+Out = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--out", metavar="DIR", help="Folder; by default runs/<name>-<time>."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    app(prog_name="fedpeft")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fedpeft import __version__
+
+        typer.echo(f"fedpeft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Federated parameter-efficient fine-tuning: send the delta, not the model."""
+
+
+@app.command()
+def run(
+    experiment: File = None,
+    sets: Sets = None,
+    out: Out = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; alone it needs no file.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run one experiment and write a run folder.
+
+    \b
+    Examples:
+      fedpeft run
+      fedpeft run --set tuning.method=lora --set federation.rounds=10
+      fedpeft run my.toml --out runs/mine
+      fedpeft run my.toml --out runs/mine --resume
+    """
+    from fedpeft.cli import running
+
+    with ending():
+        running.run_command(experiment, sets or [], out, resume=resume, as_json=json)
+
+
+@app.command()
+def sweep(
+    experiment: File = None,
+    sets: Sets = None,
+    over: Overs = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Run the file's [[sweep]] rows, times --over.
+
+    Runs that are finished are skipped, partial ones go on. Exits with the worst code of its runs.
+
+    \b
+    Examples:
+      fedpeft sweep
+      fedpeft sweep --over seed=1,42,3407 --out runs/seeds
+      fedpeft sweep my.toml --over tuning.method=head,bias,lora --over client.lr=0.01,0.1
+    """
+    from fedpeft.cli import running
+
+    with ending():
+        code = running.sweep_command(experiment, (sets or [], over or []), out, as_json=json)
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(experiment: File = None, sets: Sets = None, json: Json = False) -> None:
+    """Show parameters, bytes and memory before training.
+
+    \b
+    Examples:
+      fedpeft plan
+      fedpeft plan --set model.name=preset:vit-base-patch16-224 --set model.num_labels=100
+      fedpeft plan my.toml --json
+    """
+    from fedpeft.cli import planning
+
+    with ending():
+        planning.plan_command(experiment, sets or [], as_json=json)
+
+
+@app.command()
+def check(experiment: File = None, sets: Sets = None) -> None:
+    """List every problem of an experiment at once.
+
+    Needs neither weights nor data nor a network.
+
+    \b
+    Examples:
+      fedpeft check my.toml
+      fedpeft check my.toml --set tuning.method=lora
+    """
+    from fedpeft.cli import planning
+
+    with ending():
+        planning.check_command(experiment, sets or [])
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="methods, models, datasets, partitions, algorithms, engines or stages.",
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """List what can be named in an experiment file.
+
+    \b
+    Examples:
+      fedpeft list methods
+      fedpeft list models --json
+    """
+    from fedpeft.cli import listing
+
+    with ending():
+        listing.list_command(what, as_json=json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run or sweep folders.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="FILE.html", help="By default report.html in the first."),
+    ] = None,
+) -> None:
+    """Write an HTML page with tables and figures.
+
+    \b
+    Examples:
+      fedpeft report runs/demo
+      fedpeft report runs/lora runs/bias --out comparison.html
+    """
+    with ending():
+        from fedpeft.experiment.report import write_report
+
+        typer.echo(f"report: {write_report(runs, out)}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
+) -> None:
+    """Write a run's model for other libraries.
+
+    The folder loads with transformers, peft or fedpeft.load, as its model card says.
+
+    \b
+    Examples:
+      fedpeft export runs/mine --to my-model
+    """
+    with ending():
+        from fedpeft.experiment.export import export_run
+
+        typer.echo(f"exported: {export_run(run, to)}")
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A raw checkpoint.")],
+    scheme: Annotated[str, typer.Option("--as", metavar="SCHEME", help="mae, moco-v3 or dino.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
+) -> None:
+    """Turn a raw ViT checkpoint into a model folder.
+
+    \b
+    Examples:
+      fedpeft convert mae_pretrain_vit_base.pth --as mae --to vit-mae
+    """
+    with ending():
+        from fedpeft.models.convert import convert_checkpoint
+
+        done = convert_checkpoint(file, scheme=scheme, to=to)
+        typer.echo(
+            f"converted: {done.folder} ({done.num_tensors} tensors, {done.num_params:,} "
+            f"parameters); {len(done.dropped)} tensors of {file.name} are no part of the backbone"
+        )
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Show what is installed and what works here.
+
+    Trains one client for one round as a check; exit code 4 if that fails.
+
+    \b
+    Examples:
+      fedpeft doctor
+    """
+    from fedpeft.cli import doctor as examine
+
+    with ending():
+        examine.doctor_command(as_json=json)

@@ -1,0 +1,155 @@
+"""`list`: tables of everything that an experiment file can name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import typer
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.core.words import nearest
+
+__all__ = ["LISTS", "list_command"]
+
+Rows: TypeAlias = list[dict[str, object]]
+
+
+def list_command(what: str, *, as_json: bool) -> None:
+    """Print one of the lists.
+
+    Raises:
+      ConfigError: if there is no such list.
+    """
+    if what not in LISTS:
+        raise ConfigError(f"list {what!r}: there is no such list; {nearest(what, LISTS)}")
+    rows = LISTS[what]()
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    _print_rows(rows)
+
+
+def _methods() -> Rows:
+    from fedpeft.tuning.methods import list_methods
+
+    return [
+        {"name": row.name, "from": row.source, "what": row.summary, **row.kinds}
+        for row in list_methods()
+    ]
+
+
+def _models() -> Rows:
+    from fedpeft.models.catalog import model_rows
+
+    return [
+        {
+            "name": row.name,
+            "task": row.task,
+            "parameters": row.parameters,
+            "pretrained": row.pretrained,
+            "what": row.about,
+        }
+        for row in model_rows()
+    ]
+
+
+def _datasets() -> Rows:
+    from fedpeft.data.bundled import BUNDLED_DATASETS
+
+    named: Rows = [
+        {"name": name, "task": row.task, "what": row.summary}
+        for name, row in BUNDLED_DATASETS.items()
+    ]
+    others = {
+        "owner/name": "a data set of the Hugging Face hub",
+        "DIR": "saved by `datasets`, or an image folder, or train.csv, test.parquet ...",
+        "FILE": ".parquet, .csv, .jsonl or .npz",
+    }
+    return [*named, *({"name": n, "task": "any", "what": w} for n, w in others.items())]
+
+
+def _partitions() -> Rows:
+    from fedpeft.data.schemes import PARTITIONS
+
+    return [
+        {"name": name, "what": row.summary, "keys": ", ".join(row.uses), "needs": row.needs}
+        for name, row in PARTITIONS.items()
+    ]
+
+
+def _algorithms() -> Rows:
+    from fedpeft.experiment.tables import ALGORITHMS
+
+    return [
+        {"name": name, "what": row.summary, "options": _options(row.options)}
+        for name, row in ALGORITHMS.items()
+    ]
+
+
+def _engines() -> Rows:
+    from fedpeft.experiment.tables import ENGINES
+
+    return [{"name": name, "what": what} for name, what in ENGINES.items()]
+
+
+def _stages() -> Rows:
+    from fedpeft.experiment.tables import STAGES
+
+    return [
+        {
+            "name": name,
+            "what": (inspect.getdoc(build) or "").splitlines()[0],
+            "options": _options(
+                {key: item.default for key, item in inspect.signature(build).parameters.items()}
+            ),
+        }
+        for name, build in STAGES.items()
+    ]
+
+
+LISTS: Mapping[str, Callable[[], Rows]] = {
+    "algorithms": _algorithms,
+    "datasets": _datasets,
+    "engines": _engines,
+    "methods": _methods,
+    "models": _models,
+    "partitions": _partitions,
+    "stages": _stages,
+}
+"""By the word after `fedpeft list`."""
+
+
+def _options(options: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in options.items())
+
+
+def _print_rows(rows: Rows) -> None:
+    """Print a table; a cell that is a reason instead of a yes goes below it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    reasons: dict[str, int] = {}
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, no_wrap=name == "name", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row, column, reasons) for column in row))
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(table)
+    for reason, number in reasons.items():
+        console.print(f"({number}) {reason}", markup=False)
+
+
+def _cell(row: Mapping[str, object], column: str, reasons: dict[str, int]) -> str:
+    value = row[column]
+    if column in ("vit", "bert", "llama", "plain") and value != "yes":
+        return f"no ({reasons.setdefault(str(value), len(reasons) + 1)})"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "-" if value is None else str(value)

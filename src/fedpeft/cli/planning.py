@@ -1,0 +1,96 @@
+"""`plan` and `check`: what a run would be, and what is wrong with its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from fedpeft.core.words import byte_words
+from fedpeft.experiment.plan import Partition, Plan, check_shapes, make_plan
+from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.sweep_rows import read_rows
+
+__all__ = ["check_command", "plan_command"]
+
+_SHADES = " ░▒▓█"
+_BAR = 32
+_SHOWN = 16
+
+
+def plan_command(file: Path | None, sets: Sequence[str], *, as_json: bool) -> None:
+    """Print a plan."""
+    plan = make_plan(read_experiment(file, sets))
+    if as_json:
+        typer.echo(json.dumps(plan.as_json()))
+        return
+    for line in [*_figure_lines(plan), *_partition_lines(plan.partition)]:
+        typer.echo(line)
+
+
+def check_command(file: Path | None, sets: Sequence[str]) -> None:
+    """Check an experiment, its sweep rows included.
+
+    Raises:
+      ConfigError: listing every problem.
+    """
+    experiment = read_experiment(file, sets)
+    rows = read_rows(file, sets) if experiment.sweep else []
+    notes = check_shapes(experiment)
+    for note in notes:
+        typer.echo(f"note: {note}")
+    told = f", {len(rows)} sweep rows" if rows else ""
+    typer.echo(f"{file or 'quickstart.toml (bundled)'}: no problems found{told}")
+
+
+def _figure_lines(plan: Plan) -> Iterator[str]:
+    figures: dict[str, Any] = dict(plan.figures)
+    trained, total = figures["trainable_parameters"], figures["total_parameters"]
+    yield f"{figures['method']} on {figures['model']}"
+    yield f"  trained parameters  {trained:,} of {total:,} ({100 * trained / total:.3g} %)"
+    payload, trainable = figures["payload_bytes"], figures["trainable_payload_bytes"]
+    extra = f", of which {byte_words(trainable)} trained" if payload != trainable else ""
+    yield f"  payload             {byte_words(payload)} one client, one way, in theory{extra}"
+    up, down = figures["wire_bytes_up"], figures["wire_bytes_down"]
+    yield f"  as encoded          {byte_words(up)} up, {byte_words(down)} down"
+    yield (
+        f"  whole run           {byte_words(figures['total_bytes'])} both ways: "
+        f"{figures['rounds']} rounds of {figures['cohort']} clients"
+    )
+    yield f"  memory              {byte_words(figures['memory_bytes'])} without activations"
+    yield "  privacy             none"
+
+
+def _partition_lines(found: Partition | None) -> Iterator[str]:
+    """Draw the largest clients: a bar for the size, a strip with one shade a class."""
+    if found is None:
+        yield "  partition           not shown: the data is not on this machine"
+        return
+    order = sorted(range(len(found.sizes)), key=lambda i: -found.sizes[i])
+    sizes = [found.sizes[i] for i in order]
+    middle = sizes[len(sizes) // 2]
+    yield (
+        f"  partition           {len(sizes)} clients with {sizes[-1]} to {sizes[0]} examples, "
+        f"median {middle}"
+    )
+    for i in order[:_SHOWN]:
+        bar = "█" * max(1, round(_BAR * found.sizes[i] / sizes[0]))
+        strip = f"  |{_strip(found.counts[i])}|" if found.counts else ""
+        yield f"    {found.clients[i]:>12} {found.sizes[i]:>7} {bar:<{_BAR}}{strip}"
+    if len(order) > _SHOWN:
+        yield f"    ... and {len(order) - _SHOWN} smaller clients"
+    if found.counts:
+        yield "    |strip|: one cell a class, darker for more of the client's examples"
+
+
+def _strip(counts: Sequence[int], width: int = 50) -> str:
+    """Shade each class by its share of the client's examples; many classes share a cell."""
+    step = -(-len(counts) // width)
+    cells = [sum(counts[i : i + step]) for i in range(0, len(counts), step)]
+    most = max(cells)
+    return "".join(
+        _SHADES[-(-(len(_SHADES) - 1) * cell // most)] if most else " " for cell in cells
+    )

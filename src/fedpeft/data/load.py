@@ -1,0 +1,283 @@
+"""Loading: from an experiment's data request to a federated data set.
+
+    source -> tables -> (hold out) -> budget -> decode or tokenise once -> partition -> Federated
+
+The budget is drawn before the partition, so that clients' label skew is that of what they train on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedpeft.core import seeds
+from fedpeft.core.errors import DataError
+from fedpeft.data.examples import ExampleSet, Federated
+from fedpeft.data.labels import Classes, encode_labels, read_names
+from fedpeft.data.partition import partition
+from fedpeft.data.pictures import read_pixels
+from fedpeft.data.request import DataRequest
+from fedpeft.data.schemes import PARTITIONS
+from fedpeft.data.source import choose_splits, read_source
+from fedpeft.data.tables import Table, draw_holdout, find_column, select, values_of
+from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
+from fedpeft.data.texts import BLOCK_LENGTH, Tokenizer, blocks_of, load_tokenizer, tokenize
+from fedpeft.data.transforms import canvas_of, view_of
+from fedpeft.models.loaded import ImageInput, InputSpec, TextInput
+
+__all__ = ["draw_budget", "load_data"]
+
+_log = logging.getLogger(__name__)
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Tables:
+    train: Table
+    test: Table
+    full_scale: int
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Decoded tables, the budget taken.
+
+    Attributes:
+      skew: labels that the partition sees; those of `train`, but for the paper's slip.
+      owners: natural client of each row of (train, test), where the data names them.
+    """
+
+    train: ExampleSet
+    test: ExampleSet
+    labels: IntArray | None
+    skew: IntArray
+    classes: Classes | None
+    owners: tuple[list[str] | None, list[str] | None]
+    augmented: bool = False
+
+
+def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
+    """Load a data set for a model.
+
+    Args:
+      request: source, columns, transforms, budget and partition.
+      inputs: how the model takes its inputs.
+
+    Raises:
+      DataError: if the source, a column, a label, the budget or the partition is not possible.
+      ModelError: if a text model has no tokenizer.
+    """
+    _check(request, inputs)
+    splits = read_source(request)
+    train, test = _train_and_evaluation(choose_splits(splits, request), request)
+    content = _LOADERS[request.task](_Tables(train, test, splits.full_scale), request, inputs)
+    own, test_own = content.owners
+    scheme = request.partition.scheme
+    natural = scheme == "natural"
+    if content.classes is None and scheme in PARTITIONS and PARTITIONS[scheme].needs == "labels":
+        raise DataError(
+            f"data.partition.scheme: {scheme!r} needs labels, a language model's texts have none; "
+            "allowed are iid, quantity and natural"
+        )
+    return Federated(
+        train=content.train,
+        test=content.test,
+        clients=partition(content.skew, request.partition, own if natural else None),
+        num_labels=content.classes.count if content.classes else None,
+        label_names=content.classes.names if content.classes else None,
+        labels=content.labels,
+        name=request.source,
+        test_clients=_rows_by_name(test_own) if natural and test_own is not None else {},
+        augmented=content.augmented,
+        digest=splits.digest,
+    )
+
+
+def draw_budget(num_examples: int, request: DataRequest) -> IntArray:
+    """Return the rows to train on, sorted: all of them without a budget.
+
+    The draw is without replacement; with `fidelity = "paper"` it is with replacement, as there.
+
+    Raises:
+      DataError: if the budget is not within 1 to the number of examples.
+    """
+    budget = request.budget
+    if budget is None:
+        return np.arange(num_examples)
+    if not 1 <= budget <= num_examples:
+        raise DataError(
+            f"data.budget: found {budget}; allowed are 1 to the {num_examples} training examples"
+        )
+    rng = np.random.RandomState(seeds.derive(request.seed, "budget") % 2**32)
+    return np.sort(rng.choice(num_examples, budget, replace=request.fidelity == "paper"))
+
+
+def _check(request: DataRequest, inputs: InputSpec) -> None:
+    for field, found, allowed in (
+        ("task", request.task, tuple(_LOADERS)),
+        ("fidelity", request.fidelity, (None, "paper")),
+        ("evaluate_on", request.evaluate_on, ("test", "validation")),
+    ):
+        if found not in allowed:
+            raise DataError(
+                f"data.{field}: found {found!r}; allowed are {', '.join(map(str, allowed))}"
+            )
+    wanted = ImageInput if request.task == "image-classification" else TextInput
+    if not isinstance(inputs, wanted):
+        kinds = {ImageInput: "pictures", TextInput: "texts"}
+        raise DataError(
+            f"data: the task {request.task} feeds {kinds[wanted]}, the model takes "
+            f"{kinds.get(type(inputs), 'inputs of its own: pass a torch data set from Python')}"
+        )
+
+
+def _train_and_evaluation(
+    found: tuple[Table, Table | None, Table | None], request: DataRequest
+) -> tuple[Table, Table]:
+    """Return what to train and to evaluate on; what is missing is held out of the former."""
+    train, test, validation = found
+    if test is None:
+        train, test = _hold_out(train, request, fraction=0.2)
+    if request.evaluate_on == "test":
+        return train, test
+    return (train, validation) if validation else _hold_out(train, request, fraction=0.1)
+
+
+def _hold_out(train: Table, request: DataRequest, *, fraction: float) -> tuple[Table, Table]:
+    kinds = ("client", "label") if request.partition.scheme == "natural" else ("label", "client")
+    columns = [find_column(train, kind, request.columns, required=False) for kind in kinds]
+    column = next((name for name in columns if name is not None), None)
+    groups = values_of(train.columns[column]) if column else [""] * len(train)
+    kept, held = draw_holdout(groups, fraction=fraction)
+    _log.info(
+        "data: %s has no split of its own for this: held out %d of %d training examples, "
+        "stratified by %s, from a fixed seed",
+        request.source,
+        len(held),
+        len(train),
+        column or "nothing",
+    )
+    return select(train, kept), select(train, held)
+
+
+def _pictures(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+    assert isinstance(inputs, ImageInput), "checked"
+    column = _required(tables, "image", request)
+    classes, rows, drawn = _classes(tables, request)
+    train = select(tables.train, rows)
+    canvas = canvas_of(request.transforms, inputs, tables.full_scale)
+    pixels = read_pixels(train.columns[column], canvas)
+    test_pixels = read_pixels(tables.test.columns[column], canvas)
+    view = view_of(request.transforms, inputs, pixels)
+    own_statistics = request.fidelity == "paper" and request.transforms.normalize == "dataset"
+    test_view = view_of(request.transforms, inputs, test_pixels) if own_statistics else view
+    return _Content(
+        train=ImageExamples(pixels, torch.from_numpy(classes.train[rows]), view),
+        test=ImageExamples(test_pixels, torch.from_numpy(classes.test), test_view),
+        labels=classes.train[rows],
+        skew=classes.train[drawn],
+        classes=classes,
+        owners=_owners(train, tables.test, request),
+        augmented=view.augmented,
+    )
+
+
+def _classified_texts(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+    assert isinstance(inputs, TextInput), "checked"
+    column = _required(tables, "text", request)
+    classes, rows, drawn = _classes(tables, request)
+    train = select(tables.train, rows)
+    tokenizer = load_tokenizer(inputs, request.max_length)
+    texts = [tokenize(table.columns[column], tokenizer) for table in (train, tables.test)]
+    labels = classes.train[rows], classes.test
+    tables_of = [
+        TextExamples(*flat_tokens(text), torch.from_numpy(label), tokenizer.pad_id)
+        for text, label in zip(texts, labels, strict=True)
+    ]
+    return _Content(
+        train=tables_of[0],
+        test=tables_of[1],
+        labels=labels[0],
+        skew=classes.train[drawn],
+        classes=classes,
+        owners=_owners(train, tables.test, request),
+    )
+
+
+def _documents(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+    """Join and cut documents; a budget counts blocks."""
+    assert isinstance(inputs, TextInput), "checked"
+    column = _required(tables, "text", request)
+    length = request.max_length or min(inputs.max_length, BLOCK_LENGTH)
+    tokenizer = load_tokenizer(inputs, length)
+    owners = _owners(tables.train, tables.test, request)
+    blocks, block_owners = _blocks(tables.train, column, owners[0], tokenizer)
+    test_blocks, test_owners = _blocks(tables.test, column, owners[1], tokenizer)
+    rows = draw_budget(len(blocks), request)
+    own = [block_owners[row] for row in rows] if owners[0] is not None else None
+    return _Content(
+        train=TextExamples(*flat_tokens([blocks[row] for row in rows]), None, tokenizer.pad_id),
+        test=TextExamples(*flat_tokens(test_blocks), None, tokenizer.pad_id),
+        labels=None,
+        skew=np.zeros(len(rows), np.int64),
+        classes=None,
+        owners=(own, test_owners if owners[1] is not None else None),
+    )
+
+
+def _blocks(
+    table: Table, column: str, owners: Sequence[str] | None, tokenizer: Tokenizer
+) -> tuple[list[list[int]], list[str]]:
+    tokens = tokenize(table.columns[column], tokenizer, truncate=False)
+    return blocks_of(tokens, owners or [""] * len(tokens), length=tokenizer.max_length)
+
+
+def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
+    """Return a column that both tables must have."""
+    column = find_column(tables.train, kind, request.columns, required=True)
+    assert column is not None, "required"
+    if column not in tables.test.columns:
+        raise DataError(
+            f"data.{kind}: the test split has no column {column!r}; found are "
+            f"{', '.join(tables.test.columns) or 'none'}"
+        )
+    return column
+
+
+def _classes(tables: _Tables, request: DataRequest) -> tuple[Classes, IntArray, IntArray]:
+    """Return the classes, the rows to train on, and the rows whose labels the partition sees."""
+    column = _required(tables, "label", request)
+    classes = encode_labels(tables.train, tables.test, column)
+    drawn = draw_budget(len(classes.train), request)
+    rows = np.arange(len(drawn)) if request.fidelity == "paper" else drawn
+    return classes, rows, drawn
+
+
+def _owners(
+    train: Table, test: Table, request: DataRequest
+) -> tuple[list[str] | None, list[str] | None]:
+    natural = request.partition.scheme == "natural"
+    column = find_column(train, "client", request.columns, required=natural)
+    if column is None:
+        return None, None
+    return read_names(train, column), read_names(test, column) if column in test.columns else None
+
+
+def _rows_by_name(names: Sequence[str]) -> dict[str, IntArray]:
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return {name: np.array(rows[name], np.int64) for name in sorted(rows)}
+
+
+_LOADERS: Mapping[str, Callable[[_Tables, DataRequest, InputSpec], _Content]] = {
+    "image-classification": _pictures,
+    "text-classification": _classified_texts,
+    "causal-lm": _documents,
+}

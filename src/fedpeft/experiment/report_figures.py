@@ -1,0 +1,245 @@
+"""The figures of a report: metric against bytes, metric against rounds, the comparison.
+
+    metric │      ╭──── bias          metric │   ╭───── bias         bias   ──●──
+           │   ╭──╯  ╭─ full                 │ ╭─╯ ╭─── full         full     ──●─
+           └─────────────── bytes (log)      └──────────── rounds             └────── metric
+
+Curves are means over seeds; bands reach from the worst seed to the best. A hollow end marks a run
+that has not finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fedpeft.experiment.report_data import Group, Panel
+from fedpeft.experiment.report_labels import Label, place_labels
+from fedpeft.experiment.report_style import LIGHT, Picture, Stroke, picture_of, strokes, styled
+from fedpeft.experiment.report_table import (
+    count_text,
+    metric_text,
+    row_of,
+    seconds_text,
+    short_bytes,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Curve", "curve_of", "draw_comparison", "draw_curves", "metric_axis"]
+
+Axis = Literal["bytes", "rounds"]
+
+_X_LABELS = {
+    "bytes": "Bytes sent so far, both ways, all clients (log scale)",
+    "rounds": "Round",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The mean course of a group.
+
+    Attributes:
+      x: rounds, or mean bytes so far.
+      mean: of the metric over the seeds that have reached this round.
+      low: worst value of a seed there (or best, for perplexity: simply the smallest).
+      high: the largest.
+    """
+
+    x: tuple[float, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def curve_of(group: Group, axis: Axis) -> Curve:
+    """Average the seeds of a group, round by round, over the rounds that all of them have."""
+    runs = [{r: (total, value) for r, total, value in run.curve()} for run in group.runs]
+    common = sorted(set.intersection(*(set(run) for run in runs)))
+    values = [[run[r][1] for run in runs] for r in common]
+    spent = [sum(run[r][0] for run in runs) / len(runs) for r in common]
+    return Curve(
+        tuple(float(r) for r in common) if axis == "rounds" else tuple(spent),
+        tuple(sum(v) / len(v) for v in values),
+        tuple(map(min, values)),
+        tuple(map(max, values)),
+    )
+
+
+def metric_axis(panel: Panel) -> str:
+    """Name the metric of a panel, with its split and what is better."""
+    split = f"{panel.evaluated_on} set"
+    if panel.metric == "perplexity":
+        return f"Perplexity, {split} (log scale, lower is better)"
+    return f"Accuracy, {split}"
+
+
+def draw_curves(
+    panel: Panel, axis: Axis, *, name: str, width: float = 6.4, target: float | None = None
+) -> Picture:
+    """Draw the metric of every group against bytes or rounds.
+
+    Args:
+      panel: what to draw.
+      axis: what the figure is against.
+      name: unique on the page.
+      width: in inches.
+      target: draw a line at this value of the metric.
+    """
+    from matplotlib.figure import Figure
+
+    with styled():
+        figure = Figure(figsize=(width, max(3.9, 0.22 * len(panel.groups) + 1.2)))
+        axes = figure.add_subplot()
+        lines = list(zip(panel.groups, strokes([g.method for g in panel.groups]), strict=True))
+        labels = [label for group, stroke in lines if (label := _plot(axes, group, stroke, axis))]
+        if target is not None:
+            _target_line(axes, target, panel.metric)
+        _scales(axes, panel, axis)
+        axes.set_xlabel(_X_LABELS[axis])
+        axes.set_title(metric_axis(panel), loc="left", fontsize=9, color=LIGHT["soft"], pad=10)
+        place_labels(figure, axes, labels)
+        title = f"{metric_axis(panel)} against {axis}, {panel.source}"
+        return picture_of(figure, name=name, title=title)
+
+
+def _scales(axes: Axes, panel: Panel, axis: Axis) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    if axis == "bytes":
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        few = high / low < 30
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_bytes(x)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    if panel.metric == "perplexity":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
+
+
+def _plot(axes: Axes, group: Group, stroke: Stroke, axis: Axis) -> Label | None:
+    curve = curve_of(group, axis)
+    if not curve.x:
+        return None
+    colour = stroke.colour
+    axes.plot(curve.x, curve.mean, color=colour, linestyle=stroke.dash)
+    if len(group.runs) > 1:
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(
+        curve.x[-1:],
+        curve.mean[-1:],
+        "o",
+        markersize=5,
+        color=colour,
+        markerfacecolor=colour if group.is_finished else LIGHT["page"],
+    )
+    text = group.label if group.is_finished else f"{group.label}, unfinished"
+    return Label(text, curve.x[-1], curve.mean[-1], colour)
+
+
+def _target_line(axes: Axes, target: float, metric: str) -> None:
+    text = f"{target:g}" if metric == "perplexity" else f"{100 * target:g} %"
+    axes.axhline(target, color=LIGHT["soft"], linewidth=0.9, linestyle=(0, (2, 2)))
+    axes.annotate(
+        f"target {text}",
+        (0, target),
+        (2, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        color=LIGHT["soft"],
+        fontsize=8,
+    )
+
+
+def draw_comparison(panel: Panel, *, name: str) -> Picture:
+    """Draw the comparison table: the metric as points, the costs as columns beside them."""
+    from matplotlib.figure import Figure
+
+    with styled():
+        figure = Figure(figsize=(9.2, 0.34 * len(panel.groups) + 1.15))
+        axes = figure.add_subplot()
+        label_width = 0.09 * max(len(group.label) for group in panel.groups) + 0.15
+        left = min(0.4, label_width / 9.2)
+        bottom = 0.55 / figure.get_figheight()
+        axes.set_position((left, bottom, 0.56 - left, 1 - bottom - 0.4 / figure.get_figheight()))
+        for place, (group, stroke) in enumerate(
+            zip(panel.groups, strokes([g.method for g in panel.groups]), strict=True)
+        ):
+            _dot(axes, group, stroke, place)
+            _columns(axes, _cells(group, panel.metric), place)
+        _columns(axes, _HEADINGS, -1, heading=True)
+        _dot_axes(axes, panel)
+        title = f"{metric_axis(panel)}, and what it cost, {panel.source}"
+        return picture_of(figure, name=name, title=title)
+
+
+_HEADINGS: Mapping[str, str] = {
+    "metric": "last round",
+    "trained": "trained",
+    "message": "a message",
+    "total": "both ways",
+    "time": "time",
+}
+_COLUMNS = {"metric": 1.20, "trained": 1.41, "message": 1.57, "total": 1.74, "time": 1.88}
+
+
+def _cells(group: Group, metric: str) -> Mapping[str, str]:
+    row = row_of(group)
+    return {
+        "metric": metric_text(row.last, metric),
+        "trained": count_text(row.trained),
+        "message": short_bytes(row.payload) if row.payload is not None else "–",
+        "total": short_bytes(row.total_bytes.mean) if row.total_bytes else "–",
+        "time": seconds_text(row.seconds.mean if row.seconds else None),
+    }
+
+
+def _dot(axes: Axes, group: Group, stroke: Stroke, place: int) -> None:
+    finals = [curve[-1][2] for run in group.runs if (curve := run.curve())]
+    if not finals:
+        return
+    mean = sum(finals) / len(finals)
+    axes.plot([min(finals), max(finals)], [place, place], color=stroke.colour, linewidth=2.4)
+    fill = stroke.colour if group.is_finished else LIGHT["page"]
+    axes.plot([mean], [place], "o", color=stroke.colour, markerfacecolor=fill, markersize=6)
+
+
+def _columns(axes: Axes, cells: Mapping[str, str], place: int, *, heading: bool = False) -> None:
+    for key, text in cells.items():
+        axes.annotate(
+            text,
+            (_COLUMNS[key], place),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="center",
+            fontsize=8 if heading else 9,
+            color=LIGHT["soft" if heading else "ink"],
+            annotation_clip=False,
+        )
+
+
+def _dot_axes(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    count: Sequence[Group] = panel.groups
+    axes.set_ylim(len(count) - 0.5, -0.6)
+    axes.set_yticks(range(len(count)), [group.label for group in count])
+    axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
+    axes.set_xlabel(metric_axis(panel))
+    if panel.metric == "perplexity":
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.4g} %"))
+    axes.margins(x=0.08)

@@ -1,0 +1,93 @@
+"""The table of a sweep: one line for all runs that differ in nothing but the seed.
+
+mean ± sample deviation over the seeds of accuracy (or perplexity) and seconds
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["TableLine", "table_lines"]
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """One line of the table; bytes are as encoded.
+
+    Attributes:
+      label: what sets the line apart: the method, and other settings of the row.
+      finished: how many of the runs have finished.
+      runs: how many there are.
+      metric: `accuracy` or `perplexity`.
+      mean: of the metric over the finished runs; NaN where there is none.
+      deviation: sample deviation of the metric; NaN with fewer than two runs.
+      trained: trainable parameters.
+      payload_bytes: of one client, one way, in theory.
+      up_per_turn: bytes from one client in one round.
+      down_per_turn: bytes to one client in one round.
+      total_bytes: both ways, all clients and rounds; the mean over the runs.
+      seconds: wall time of a run; the mean over the runs.
+      errors: what went wrong in the others.
+    """
+
+    label: str
+    finished: int
+    runs: int
+    metric: str
+    mean: float
+    deviation: float
+    trained: int
+    payload_bytes: int
+    up_per_turn: float
+    down_per_turn: float
+    total_bytes: float
+    seconds: float
+    errors: tuple[str, ...]
+
+
+def table_lines(results: Sequence[Mapping[str, Any]]) -> list[TableLine]:
+    """Group a sweep's results, as in `sweep.json`, by all that they set but the seed."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(_label(result), []).append(result)
+    return [_line(label, members) for label, members in groups.items()]
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    parts = [
+        f"{key.rpartition('.')[2]} {value}"
+        for key, value in result["overrides"].items()
+        if key not in ("tuning.method", "seed")
+    ]
+    return ", ".join([str(result["method"]), *parts])
+
+
+def _line(label: str, members: Sequence[Mapping[str, Any]]) -> TableLine:
+    done = [member for member in members if "delta_digest" in member]
+    metric = "perplexity" if any("perplexity" in member for member in done) else "accuracy"
+    scores = [float(member[metric]) for member in done]
+    first: Mapping[str, Any] = done[0] if done else {}
+    turns = [int(member["rounds"]) * int(member["cohort"]) for member in done]
+    return TableLine(
+        label=label,
+        finished=len(done),
+        runs=len(members),
+        metric=metric,
+        mean=_mean(scores),
+        deviation=statistics.stdev(scores) if len(scores) > 1 else math.nan,
+        trained=int(first.get("trainable_parameters", 0)),
+        payload_bytes=int(first.get("payload_bytes", 0)),
+        up_per_turn=_mean([m["bytes_up"] / n for m, n in zip(done, turns, strict=True)]),
+        down_per_turn=_mean([m["bytes_down"] / n for m, n in zip(done, turns, strict=True)]),
+        total_bytes=_mean([m["bytes_up"] + m["bytes_down"] for m in done]),
+        seconds=_mean([m["seconds"] for m in done]),
+        errors=tuple(str(m["error"]) for m in members if "error" in m),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan

@@ -1,0 +1,74 @@
+"""A `peft` delta as a folder that the stock library loads, head included.
+
+    adapter_config.json          the library's config; the head is listed in `modules_to_save`
+    adapter_model.safetensors    the library's tensors, and the head under the names it expects
+
+The library's own state dict is copied, because it aliases the live tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor, nn
+
+from fedpeft.core.errors import TuningError
+from fedpeft.tuning.peft_table import PROMPT_LEARNING, short_form
+from fedpeft.tuning.surgery import head_parameters, trains_head
+from fedpeft.tuning.tuned import TunedModel
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+__all__ = ["save_peft"]
+
+
+def save_peft(tuned: TunedModel, folder: Path, *, base: str) -> None:
+    """Write the delta of a `peft` method, as it is in the live model.
+
+    `peft.PeftModel.from_pretrained(backbone, folder)` then gives the tuned model's outputs.
+
+    Args:
+      tuned: a model tuned by a method of the library.
+      folder: an existing folder; files of the same names are overwritten.
+      base: hub id or folder of the backbone, written into the config.
+
+    Raises:
+      TuningError: if the method is not one of the library's.
+    """
+    from safetensors.torch import save_file
+
+    if tuned.peft_model is None:
+        raise TuningError(
+            f"export as peft: method {tuned.method} is ours, and the peft library cannot load it; "
+            "export full, head and bias as a merged model, others for `fedpeft.load`"
+        )
+    wrapper = cast("PeftModel", tuned.peft_model)
+    config = _config(tuned, wrapper.peft_config["default"], base)
+    save_file(_tensors(tuned, wrapper), folder / "adapter_model.safetensors", {"format": "pt"})
+    config.save_pretrained(str(folder))
+
+
+def _config(tuned: TunedModel, live: PeftConfig, base: str) -> PeftConfig:
+    config = copy.deepcopy(live)
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    modules = sorted({name.rpartition(".")[0] for name in head_parameters(tuned.loaded)})
+    if modules and hasattr(config, "modules_to_save"):
+        config.modules_to_save = modules
+    return config
+
+
+def _tensors(tuned: TunedModel, wrapper: nn.Module) -> dict[str, Tensor]:
+    """The library's tensors, and the head's under their paths in the wrapper."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(wrapper, save_embedding_layers=False)
+    prompted = short_form(tuned.method)[0] in PROMPT_LEARNING
+    prefix = "base_model." if prompted else "base_model.model."
+    if trains_head(tuned.loaded):
+        live = dict(tuned.loaded.module.named_parameters())
+        state |= {f"{prefix}{name}": live[name] for name in head_parameters(tuned.loaded)}
+    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}

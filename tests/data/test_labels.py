@@ -1,0 +1,65 @@
+"""Labels of every kind, and the rows that have none."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.labels import encode_labels, read_names
+from fedpeft.data.tables import Table
+
+
+def tables(train, test, names=None):
+    known = {"label": names} if names else {}
+    return Table({"label": train}, known), Table({"label": test}, known), "label"
+
+
+def test_words_are_numbered_in_sorted_order_over_both_tables():
+    classes = encode_labels(*tables(["b", "c", "b"], ["a"]))
+    assert classes.names == ("a", "b", "c") and classes.count == 3
+    assert classes.train.tolist() == [1, 2, 1] and classes.test.tolist() == [0]
+    assert classes.train.dtype == np.int64
+
+
+@pytest.mark.parametrize("train", [[0, 2], [0.0, 2.0], np.array([0, 2], np.uint8)])
+def test_numbers_stay_and_gaps_count(train):
+    classes = encode_labels(*tables(train, [1]))
+    assert (classes.train.tolist(), classes.count, classes.names) == ([0, 2], 3, None)
+
+
+def test_names_of_the_source_are_kept():
+    classes = encode_labels(*tables([0, 1], [0], names=("no", "yes", "maybe")))
+    assert classes.names == ("no", "yes", "maybe") and classes.count == 3
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([0, None], r"'label' is missing in row 1 of the train split"),
+        ([0.0, math.nan], r"missing in row 1"),
+        ([-1, 0], r"row 0 of the train split is -1"),
+        ([0.5], r"row 0 .* is 0.5"),
+        ([[0, 1]], r"row 0 .* is \[0, 1\]"),
+        ([5, 1_000_000], r"3 different numbers up to 1000000"),
+    ],
+)
+def test_bad_label_is_refused(train, message):
+    with pytest.raises(DataError, match=message):
+        encode_labels(*tables(train, [0]))
+
+
+def test_label_outside_the_names_and_absent_test_column_are_refused():
+    with pytest.raises(DataError, match=r"is 2; allowed are 0 to 1"):
+        encode_labels(*tables([2], [0], names=("no", "yes")))
+    with pytest.raises(DataError, match=r"test split has no column 'label'; found are text"):
+        encode_labels(Table({"label": [0]}), Table({"text": ["a"]}), "label")
+
+
+def test_clients_are_words():
+    assert read_names(Table({"c": np.array([3, 1])}), "c") == ["3", "1"]
+    assert read_names(Table({"c": [1, 0]}, {"c": ("x", "y")}), "c") == ["y", "x"]
+    with pytest.raises(DataError, match=r"'c' is missing in row 0"):
+        read_names(Table({"c": [None]}), "c")

@@ -1,0 +1,80 @@
+"""Torch data sets of the user's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.schemes import PartitionRequest
+from fedpeft.data.torch_data import default_collate, from_torch
+
+TRAIN = TensorDataset(torch.arange(40.0).reshape(20, 2), torch.arange(20) % 4)
+PARTS = PartitionRequest(clients=4, alpha=1.0, min_examples=1)
+
+
+class Noisy(Dataset):
+    """Adds noise from the global generator, as random transforms do."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return {"x": torch.randn(3) + index, "labels": index % 2}
+
+
+def words(samples):
+    return {"n": torch.tensor([len(sample) for sample in samples])}
+
+
+def test_pairs_become_inputs_and_labels():
+    data = from_torch(TRAIN, TRAIN, PARTS)
+    batch = data.train.batch([3, 1], seed=None)
+    assert batch["inputs"].tolist() == [[6, 7], [2, 3]] and batch["labels"].tolist() == [3, 1]
+    assert data.num_labels == 4 and data.labels.tolist() == TRAIN.tensors[1].tolist()
+    assert not data.augmented and not from_torch(Subset(TRAIN, range(8)), TRAIN, PARTS).augmented
+
+
+def test_sample_does_not_depend_on_its_batch_nor_touch_the_global_generator():
+    data = from_torch(Noisy(), Noisy(), PARTS)
+    before = torch.get_rng_state()
+    together = data.train.batch([4, 2], seed=9)["x"]
+    assert torch.equal(together[1], data.train.batch([2], seed=9)["x"][0])
+    assert not torch.equal(together[1], data.train.batch([2], seed=8)["x"][0])
+    assert torch.equal(torch.get_rng_state(), before) and data.augmented
+
+
+def test_clients_can_be_given():
+    data = from_torch(TRAIN, TRAIN, {"site-b": [0, 1], "site-a": [5]}, labels=[0] * 20)
+    assert list(data.clients) == ["site-b", "site-a"] and data.num_labels == 1
+
+
+def test_own_collate_and_no_labels():
+    data = from_torch(["a", "bcd"], ["x"], {"c": [0, 1]}, collate=words)
+    assert data.train.batch([1], seed=None)["n"].tolist() == [3] and data.num_labels is None
+    iid = PartitionRequest("iid", 2, min_examples=1)
+    assert len(from_torch(["a", "bcd"], ["x"], iid, collate=words).clients) == 2
+    with pytest.raises(DataError, match=r"partition 'dirichlet' needs labels"):
+        from_torch(["a", "bcd"], ["x"], PARTS, collate=words)
+
+
+@pytest.mark.parametrize(
+    ("clients", "message"),
+    [
+        ({"a": [0, 20]}, r"rows 0 to 20 of 20"),
+        ({"a": [0], "b": [0]}, r"belongs to two clients"),
+        ({"a": []}, r"every client needs a row"),
+        ({}, r"there must be a client"),
+    ],
+)
+def test_bad_clients_are_refused(clients, message):
+    with pytest.raises(DataError, match=message):
+        from_torch(TRAIN, TRAIN, clients)
+
+
+def test_bad_samples_and_labels_are_refused():
+    with pytest.raises(DataError, match=r"a sample is str; .* pass collate="):
+        default_collate(["abc"])
+    with pytest.raises(DataError, match=r"2 labels for 20"):
+        from_torch(TRAIN, TRAIN, PARTS, labels=[0, 1])

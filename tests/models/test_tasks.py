@@ -1,0 +1,102 @@
+"""Tasks of the user's own, and the bundled ones against plain formulas."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.models.source import ModelRequest, load_model
+from fedpeft.models.tasks import (
+    CAUSAL_LM,
+    IMAGE_CLASSIFICATION,
+    Scores,
+    Task,
+    classification_task,
+    custom_task,
+    mean_loss,
+)
+
+
+def forward(model, batch):
+    return model(batch["x"])
+
+
+def squared(model, batch):
+    return (model(batch["x"])[:, 0] - batch["y"]).square()
+
+
+BATCH = {"x": torch.randn(5, 3), "labels": torch.tensor([0, 1, 0, 1, 1]), "y": torch.zeros(5)}
+
+
+def test_classification_of_a_plain_module_is_cross_entropy():
+    model = nn.Linear(3, 2)
+    scores = classification_task(forward).score(model, BATCH)
+    expected = F.cross_entropy(model(BATCH["x"]), BATCH["labels"])
+    assert torch.allclose(mean_loss(scores), expected)
+    assert scores.correct_B.sum() == (model(BATCH["x"]).argmax(-1) == BATCH["labels"]).sum()
+
+
+def test_image_classification_reads_logits():
+    module = load_model(ModelRequest("preset:tiny-vit", seed=1)).module
+    images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    scores = IMAGE_CLASSIFICATION.score(module, {"pixel_values": images, "labels": labels})
+    expected = F.cross_entropy(module(pixel_values=images).logits, labels, reduction="none")
+    assert torch.allclose(scores.loss_B, expected)
+
+
+def test_a_language_model_is_scored_as_the_library_does():
+    module = load_model(ModelRequest("preset:tiny-llama", seed=1)).module
+    ids = torch.randint(3, 128, (3, 9))
+    labels = ids.clone()
+    labels[0, 6:] = -100
+    scores = CAUSAL_LM.score(module, {"input_ids": ids, "labels": labels})
+    expected = module(input_ids=ids, labels=labels).loss
+    assert torch.allclose(mean_loss(scores), expected, atol=1e-6)
+    assert scores.count_B.tolist() == [5, 8, 8]
+
+
+def test_any_loss_makes_a_task():
+    model = nn.Linear(3, 1)
+    task = custom_task(squared, name="regression")
+    scores = task.score(model, BATCH)
+    assert torch.allclose(mean_loss(scores), squared(model, BATCH).mean())
+    assert task.metrics(6.0, 3.0, 0.0) == {"loss": 2.0}
+
+
+def test_scores_pass_through():
+    task = custom_task(
+        lambda model, batch: Scores(batch["y"] + 1, batch["y"] + 2, batch["y"]), metric="accuracy"
+    )
+    scores = task.score(nn.Identity(), BATCH)
+    assert mean_loss(scores) == 0.5
+    assert task.metrics(1.0, 4.0, 3.0) == {"loss": 0.25, "accuracy": 0.75}
+
+
+@pytest.mark.parametrize("task", [classification_task(forward), custom_task(squared)])
+def test_tasks_of_named_functions_can_be_sent_to_a_worker(task):
+    again = pickle.loads(pickle.dumps(task))
+    model = nn.Linear(3, 2)
+    assert torch.equal(again.score(model, BATCH).loss_B, task.score(model, BATCH).loss_B)
+
+
+def test_a_mean_instead_of_losses_is_an_error():
+    task = custom_task(lambda model, batch: squared(model, batch).mean())
+    with pytest.raises(ConfigError, match=r"shape \(\); one number an example is wanted"):
+        task.score(nn.Linear(3, 1), BATCH)
+
+
+def test_an_unknown_metric_is_an_error():
+    with pytest.raises(ConfigError, match="metric 'f1' is unknown; choose loss, accuracy or perp"):
+        custom_task(squared, metric="f1")
+
+
+def test_perplexity_is_the_exponential_of_the_mean_loss():
+    task = Task("lm", forward, metric="perplexity")
+    assert task.metrics(8.0, 4.0, 0.0)["perplexity"] == pytest.approx(math.exp(2))
+    assert math.isnan(task.metrics(0.0, 0.0, 0.0)["perplexity"])
