@@ -21,7 +21,8 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its threads spin otherwise
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
 
 if TYPE_CHECKING:
     from fedpeft.core.errors import FedpeftError

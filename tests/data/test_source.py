@@ -195,12 +195,19 @@ def test_pickled_and_foreign_arrays_are_refused(tmp_path):
 def test_folders_that_hold_nothing_of_use_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds none of"):
         open_splits(tmp_path)
-    for name in ("train-0.jsonl", "train-1.jsonl"):
-        jsonl(tmp_path / name, rows(TRAIN))
-    with pytest.raises(DataError, match=r"split 'train' .* has several files"):
-        open_splits(tmp_path)
     with pytest.raises(DataError, match=r"there is no file or folder './nothing'"):
         open_splits("./nothing")
+
+
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_a_split_may_have_several_files(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    place = tmp_path / "set" / folder
+    place.mkdir(parents=True)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        jsonl(place / f"{name}.jsonl", rows(TRAIN))
+    train, test, _ = open_splits(tmp_path / "set")
+    assert test is not None and len(train) == 2 * len(test) > 0
 
 
 def test_saved_folder_that_is_corrupt_is_refused(tmp_path):

@@ -8,8 +8,9 @@ Everything that is slow to import is imported inside the command that needs it.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -29,30 +30,34 @@ app = typer.Typer(
 )
 
 File = Annotated[
-    Optional[Path],  # noqa: UP045  (typer 0.20 reads this form on every Python)
-    typer.Argument(metavar="[EXPERIMENT.toml]", help="Experiment file; none: the quickstart."),
+    Path | None,
+    typer.Argument(metavar="[EXPERIMENT.toml]", hidden=True),
 ]
 Sets = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable."),
 ]
 Overs = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option("--over", metavar="KEY=V1,V2,...", help="Multiply the rows; repeatable."),
 ]
 Out = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--out", metavar="DIR", help="Folder; by default runs/<name>-<time>."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
 
 
-def main() -> None:
-    """Run the command line and end the process with its exit code."""
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code.
+
+    Args:
+      args: without the program's name; None takes those of the process.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    app(prog_name="fedpeft")
+    app(args, prog_name="fedpeft")
 
 
 def _version(wanted: bool) -> None:
@@ -85,6 +90,8 @@ def run(
 ) -> None:
     """Run one experiment and write a run folder.
 
+    Without a file it is the bundled quickstart; every key of a file is optional.
+
     \b
     Examples:
       fedpeft run
@@ -108,6 +115,7 @@ def sweep(
 ) -> None:
     """Run the file's [[sweep]] rows, times --over.
 
+    Without a file it is the quickstart, over the tuning methods of the paper.
     Runs that are finished are skipped, partial ones go on. Exits with the worst code of its runs.
 
     \b
@@ -126,6 +134,8 @@ def sweep(
 @app.command()
 def plan(experiment: File = None, sets: Sets = None, json: Json = False) -> None:
     """Show parameters, bytes and memory before training.
+
+    Without a file it is the quickstart. Weights and a network are not needed.
 
     \b
     Examples:
@@ -160,14 +170,13 @@ def check(experiment: File = None, sets: Sets = None) -> None:
 def list_(
     what: Annotated[
         str,
-        typer.Argument(
-            metavar="WHAT",
-            help="methods, models, datasets, partitions, algorithms, engines or stages.",
-        ),
+        typer.Argument(metavar="WHAT", hidden=True),
     ],
     json: Json = False,
 ) -> None:
     """List what can be named in an experiment file.
+
+    WHAT is one of methods, models, datasets, partitions, algorithms, engines, stages.
 
     \b
     Examples:
@@ -182,13 +191,15 @@ def list_(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run or sweep folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--out", metavar="FILE.html", help="By default report.html in the first."),
     ] = None,
 ) -> None:
     """Write an HTML page with tables and figures.
+
+    RUN is a run folder, or the folder of a sweep.
 
     \b
     Examples:
@@ -203,10 +214,12 @@ def report(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
 ) -> None:
     """Write a run's model for other libraries.
+
+    RUN is the folder of a finished run.
 
     The folder loads with transformers, peft or fedpeft.load, as its model card says.
 
@@ -222,11 +235,13 @@ def export(
 
 @app.command()
 def convert(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A raw checkpoint.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
     scheme: Annotated[str, typer.Option("--as", metavar="SCHEME", help="mae, moco-v3 or dino.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
 ) -> None:
     """Turn a raw ViT checkpoint into a model folder.
+
+    FILE is a .safetensors file, or a .pth that is read as tensors only.
 
     \b
     Examples:

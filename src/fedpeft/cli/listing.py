@@ -64,12 +64,12 @@ def _datasets() -> Rows:
         {"name": name, "task": row.task, "what": row.summary}
         for name, row in BUNDLED_DATASETS.items()
     ]
-    others = {
-        "owner/name": "a data set of the Hugging Face hub",
-        "DIR": "saved by `datasets`, or an image folder, or train.csv, test.parquet ...",
-        "FILE": ".parquet, .csv, .jsonl or .npz",
-    }
-    return [*named, *({"name": n, "task": "any", "what": w} for n, w in others.items())]
+    others: Rows = [
+        {"name": "owner/name", "task": "any", "what": "a data set of the Hugging Face hub"},
+        {"name": "DIR", "task": "any", "what": "saved by `datasets`, image folder, train.csv ..."},
+        {"name": "FILE", "task": "any", "what": ".parquet, .csv, .jsonl or .npz"},
+    ]
+    return [*named, *others]
 
 
 def _partitions() -> Rows:

@@ -111,6 +111,8 @@ def _read_folder(path: Path) -> Mapping[str, Table]:
         file.suffix.lower() in IMAGE_SUFFIXES for file in path.glob("*/*/*")
     ):
         return read_image_folder(path)
+    if any(file.suffix in READERS for file in path.glob("data/*")):
+        return _read_hub_layout(path)
     raise DataError(
         f"data.source: the folder {path} holds none of: a data set saved by `datasets`, "
         f"CLASS/*.png or train/CLASS/*.png, files that end in {', '.join(READERS)}"
@@ -124,10 +126,7 @@ def _read_files(files: list[Path]) -> Mapping[str, Table]:
     names = [file.stem.split("-")[0].split(".")[0] for file in files]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise DataError(
-            f"data.source: split {repeated[0]!r} in {files[0].parent} has several files; "
-            "allowed is one a split: join them, or save the data with `datasets`"
-        )
+        return _read_hub_layout(files[0].parent)
     tables = {}
     for name, file in zip(names, files, strict=True):
         parts = _read_file(file)
@@ -146,6 +145,16 @@ def _read_saved(path: Path) -> Mapping[str, Table]:
         raise DataError(
             f"data.source: {path} looks saved by `datasets` but does not load: {error}"
         ) from error
+
+
+def _read_hub_layout(path: Path) -> Mapping[str, Table]:
+    """Read a folder as the hub lays data sets out: several files a split, perhaps under `data/`."""
+    import datasets
+
+    try:
+        return from_datasets(datasets.load_dataset(str(path)))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"data.source: the folder {path} cannot be read: {error}") from error
 
 
 def _read_hub(request: DataRequest) -> Mapping[str, Table]:

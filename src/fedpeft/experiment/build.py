@@ -28,6 +28,7 @@ from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.experiment import tables
+from fedpeft.experiment.check import num_clients
 from fedpeft.experiment.config import Experiment, Normalization
 from fedpeft.experiment.read import read_toml
 from fedpeft.models.source import ModelRequest, load_model, sketch_model
@@ -117,7 +118,12 @@ def resolve(experiment: Experiment) -> Experiment:
     partition, federation = data.partition, experiment.federation
     smallest = 1 if data.source in BUNDLED_DATASETS else 10
     options = tables.algorithm_options(federation.algorithm, federation.options)
-    partition = partition.model_copy(update={"min_examples": partition.min_examples or smallest})
+    partition = partition.model_copy(
+        update={
+            "min_examples": partition.min_examples or smallest,
+            "clients": num_clients(experiment) or partition.clients,
+        }
+    )
     return experiment.model_copy(
         update={
             "tuning": tuning.model_copy(

@@ -109,7 +109,7 @@ def _lead(facts: CardFacts) -> str:
     return (
         f"`{experiment.model.name}` ({facts.backbone_class}, {facts.task}), fine-tuned by the "
         f"method **{facts.run.method}** over {experiment.federation.rounds} federated rounds on "
-        f"`{experiment.data.source}` with [fedpeft](https://pypi.org/project/fedpeft/). "
+        f"`{experiment.data.source}` with fedpeft. "
         f"{terms}\n"
     )
 

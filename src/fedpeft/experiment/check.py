@@ -10,7 +10,9 @@ from fedpeft.core.words import nearest
 from fedpeft.experiment import tables
 from fedpeft.experiment.config import Experiment
 
-__all__ = ["problems_of"]
+__all__ = ["num_clients", "problems_of"]
+
+_CLIENTS = 64
 
 
 def problems_of(experiment: Experiment) -> list[str]:
@@ -24,6 +26,12 @@ def problems_of(experiment: Experiment) -> list[str]:
         _data,
     ]
     return [line for check in checks for line in check(experiment)]
+
+
+def num_clients(experiment: Experiment) -> int | None:
+    """Return how many clients there will be; None where only the data can tell."""
+    partition = experiment.data.partition
+    return None if partition.scheme == "natural" else partition.clients or _CLIENTS
 
 
 def _lines(call: Callable[[], Any]) -> Iterator[str]:
@@ -47,14 +55,14 @@ def _tuning(experiment: Experiment) -> Iterator[str]:
 
 
 def _federation(experiment: Experiment) -> Iterator[str]:
-    federation, partition = experiment.federation, experiment.data.partition
+    federation, clients = experiment.federation, num_clients(experiment)
     options = federation.options
     yield from _lines(lambda: tables.algorithm_options(federation.algorithm, options))
     asked = federation.clients_per_round
-    if partition.scheme != "natural" and asked > partition.clients:
+    if clients and asked > clients:
         yield (
             f"federation.clients_per_round: found {asked}; allowed is at most "
-            f"{partition.clients} (data.partition.clients)"
+            f"{clients} (data.partition.clients)"
         )
     if federation.min_replies > asked:
         yield (
@@ -98,15 +106,10 @@ def _engine(experiment: Experiment) -> Iterator[str]:
 
 def _data(experiment: Experiment) -> Iterator[str]:
     data = experiment.data
-    if data.evaluate_on == "validation" and data.source != "digits":
-        yield (
-            f"data.evaluate_on: found 'validation' with data.source = {data.source!r}; "
-            "only 'digits' has a validation split (name another split in data.test_split)"
-        )
     size = data.budget or data.num_examples
-    partition = data.partition
-    if size and partition.scheme != "natural" and partition.clients > size:
+    clients = num_clients(experiment)
+    if size and clients and clients > size:
         yield (
-            f"data.partition.clients: found {partition.clients} with {size} examples; "
+            f"data.partition.clients: found {clients} with {size} examples; "
             "allowed is at most one client an example"
         )

@@ -27,7 +27,7 @@ from fedpeft.core.errors import RunFolderError
 from fedpeft.experiment.files import write_whole
 from fedpeft.server.state import ServerState
 
-__all__ = ["Checkpoint", "checkpoints", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "checkpoints", "prune", "read_checkpoint", "write_checkpoint"]
 
 _FORMAT = "fedpeft-checkpoint-1"
 _KEPT = 2
@@ -82,9 +82,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         lambda partial: safetensors.torch.save_file(tensors, partial, metadata),
         mode=0o600,
     )
-    for old in checkpoints(folder)[:-_KEPT]:
-        old.unlink()
+    prune(folder)
     return file
+
+
+def prune(folder: Path) -> list[Path]:
+    """Delete all but the newest two checkpoints of a folder; return those, oldest first."""
+    files = checkpoints(folder)
+    for old in files[:-_KEPT]:
+        old.unlink()
+    return files[-_KEPT:]
 
 
 def read_checkpoint(file: Path) -> Checkpoint:

@@ -96,7 +96,9 @@ class PartitionConfig(BaseModel):
     scheme: Literal[
         "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "natural"
     ] = Field("dirichlet", description="see `fedpeft list partitions`")
-    clients: Positive = Field(64, description="number of clients; natural: at most this many")
+    clients: Positive | None = Field(
+        None, description="number of clients, 64 by default; natural: at most this many"
+    )
     alpha: Above = Field(0.1, description="Dirichlet concentration; smaller is more skewed")
     min_examples: Positive | None = Field(
         None, description="smallest client; 1 with bundled data, else 10"
@@ -125,7 +127,7 @@ class DataConfig(BaseModel):
     budget: Positive | None = Field(None, description="few-shot: draw this many examples first")
     fidelity: Literal["paper"] | None = Field(None, description="repeat the paper's code's quirks")
     evaluate_on: Literal["test", "validation"] = Field(
-        "test", description="`validation` for searches; digits only"
+        "test", description="`validation` for searches of hyperparameters"
     )
     transforms: TransformsConfig = Field(default_factory=TransformsConfig)
     partition: PartitionConfig = Field(default_factory=PartitionConfig)

@@ -21,7 +21,7 @@ from fedpeft.data.summary import label_table
 from fedpeft.experiment.build import BuiltRun, build_run, resolve
 from fedpeft.experiment.checkpoint import (
     Checkpoint,
-    checkpoints,
+    prune,
     read_checkpoint,
     write_checkpoint,
 )
@@ -164,7 +164,7 @@ def _restore(built: BuiltRun, folder: RunFolder) -> ServerState:
     """Return the state of the newest checkpoint, or the one before round 1."""
     remove_temporary(folder.path)
     remove_temporary(folder.checkpoints)
-    files = checkpoints(folder.checkpoints)
+    files = prune(folder.checkpoints)
     if not files:
         return built.start
     found = read_checkpoint(files[-1])
@@ -188,6 +188,8 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
     partition = _partition(built.data)
     if partition is not None and not folder.partition.exists():
         write_json(folder.partition, partition)
+    if not folder.rounds.exists():
+        write_text(folder.rounds, "")
 
 
 def _partition(data: Federated) -> dict[str, object] | None:

@@ -120,7 +120,7 @@ def cut_records(file: Path, rounds: int) -> list[Record]:
         )
     kept = records[:rounds]
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-    if not file.exists() or file.read_bytes() != text.encode():
+    if file.exists() and file.read_bytes() != text.encode():
         write_text(file, text)
     return kept
 

@@ -64,6 +64,7 @@ figure { margin: 0 0 1.6rem; min-width: 0; }
 figcaption { max-width: 44rem; margin-top: .5rem; color: var(--soft); font-size: .85rem; }
 figcaption b { color: var(--ink); font-weight: 600; }
 svg { display: block; max-width: 100%; height: auto; }
+table.differs td { min-width: 5rem; max-width: 34rem; white-space: normal; }
 .narrow { display: none; }
 .narrow svg { width: 100%; }
 table.compare td:last-child { min-width: 4.2rem; white-space: normal; }

@@ -111,8 +111,8 @@ def _scales(axes: Axes, panel: Panel, axis: Axis) -> None:
 
     if axis == "bytes":
         axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        few = high / low < 30
+        low, high = axes.dataLim.intervalx
+        few = 0 < high / low < 60
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_bytes(x)))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -124,7 +124,17 @@ def _scales(axes: Axes, panel: Panel, axis: Axis) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
+        _widen(axes, 0.04)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
+
+
+def _widen(axes: Axes, least: float) -> None:
+    """Show at least this much of the y axis, so that noise does not look like a difference."""
+    axes.autoscale_view()
+    low, high = axes.get_ylim()
+    if high - low < least:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - least / 2, middle + least / 2)
 
 
 def _plot(axes: Axes, group: Group, stroke: Stroke, axis: Axis) -> Label | None:

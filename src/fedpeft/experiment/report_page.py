@@ -28,6 +28,8 @@ from fedpeft.experiment.report_words import MEANINGS
 
 __all__ = ["DrawnPanel", "DrawnPartition", "page"]
 
+_OPTIONS = "tuning.options"
+
 
 @dataclass(frozen=True)
 class DrawnPanel:
@@ -166,11 +168,12 @@ def _table(panel: Panel) -> str:
 
 
 def _best_of(rows: Iterable[Row], metric: str) -> Row | None:
-    known = [row for row in rows if row.last and not row.status]
-    if len(known) < 2:
-        return None
-    pick = min if metric == "perplexity" else max
-    return pick(known, key=lambda row: row.last.mean if row.last else 0.0)
+    """The finished row with the best last round; None if there is no single one."""
+    sign = -1 if metric == "perplexity" else 1
+    known = [(sign * row.last.mean, row) for row in rows if row.last and not row.status]
+    top = max((value for value, _ in known), default=0.0)
+    first = [row for value, row in known if value == top]
+    return first[0] if len(known) > 1 and len(first) == 1 else None
 
 
 def _row(row: Row, colour: str, metric: str, *, is_best: bool) -> str:
@@ -208,17 +211,20 @@ def _sub(text: str) -> str:
 
 
 def _partitions(partitions: Sequence[DrawnPartition]) -> str:
+    """Show the first few partitions, and fold the others away."""
     if not partitions:
         return ""
-    figures = "".join(
+    figures = [
         _figure(
             drawn.pictures,
             f"<b>Which client holds what.</b> {html.escape(drawn.text)}. "
             f"Shared by {html.escape(_listed(drawn.runs))}.",
         )
         for drawn in partitions
-    )
-    return f"<section><h2>The partition</h2>{figures}</section>\n"
+    ]
+    shown, folded = "".join(figures[:3]), "".join(figures[3:])
+    more = f"<details><summary>More partitions</summary>{folded}</details>" if folded else ""
+    return f"<section><h2>The partition</h2>{shown}{more}</section>\n"
 
 
 def _failures(groups: Iterable[Group]) -> str:
@@ -254,7 +260,11 @@ def _meaning(panels: Sequence[DrawnPanel]) -> str:
 
 def _setup(panels: Sequence[DrawnPanel], runs: Sequence[Run]) -> str:
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    common = [key for key in keys if len({str(run.settings.get(key)) for run in runs}) == 1]
+    common = [
+        key
+        for key in keys
+        if len({str(run.settings.get(key)) for run in runs}) == 1 and runs[0].settings[key] != []
+    ]
     folders = "".join(f"<li><code>{html.escape(str(run.folder))}</code></li>" for run in runs)
     return (
         f"<section><h2>Setup</h2>{_differing(panels)}"
@@ -265,21 +275,34 @@ def _setup(panels: Sequence[DrawnPanel], runs: Sequence[Run]) -> str:
 
 
 def _differing(panels: Sequence[DrawnPanel]) -> str:
-    keys = dict.fromkeys(key for drawn in panels for key in drawn.panel.differing)
+    """A table of the settings that differ; the options of a method share a column."""
+    keys = dict.fromkeys(_column(key) for drawn in panels for key in drawn.panel.differing)
     if not keys:
         return ""
     head = "".join(f'<th scope="col">{html.escape(key)}</th>' for key in keys)
     body = "".join(
         f'<tr><th scope="row">{html.escape(group.label)}</th>'
-        + "".join(f"<td>{_value(group.runs[0].settings.get(key))}</td>" for key in keys)
+        + "".join(f"<td>{_setting(group.runs[0], key)}</td>" for key in keys)
         + "</tr>"
         for drawn in panels
         for group in drawn.panel.groups
     )
     return (
-        '<h3>What differs</h3><div class="scroll" tabindex="0"><table><thead><tr>'
+        '<h3>What differs</h3><div class="scroll" tabindex="0"><table class="differs"><thead><tr>'
         f'<th scope="col">Configuration</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def _column(key: str) -> str:
+    return _OPTIONS if key.startswith(f"{_OPTIONS}.") else key
+
+
+def _setting(run: Run, key: str) -> str:
+    if key != _OPTIONS:
+        return _value(run.settings.get(key))
+    options = {name: v for name, v in run.settings.items() if _column(name) == _OPTIONS}
+    texts = [f"{name.removeprefix(f'{_OPTIONS}.')} {_value(v)}" for name, v in options.items()]
+    return ", ".join(texts) or "–"
 
 
 def _pairs(title: str, values: Mapping[str, object]) -> str:

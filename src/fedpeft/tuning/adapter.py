@@ -89,9 +89,19 @@ def adapter(patient: Patient) -> Surgery:
         module.get_submodule(path).register_forward_hook(hook)
     shared = bool(patient.options["shared"])
     part = next(iter(bottlenecks.values())) if shared else nn.ModuleDict(bottlenecks)
-    module.add_module(ADAPTER_ROOT, part)
-    trained = {f"{ADAPTER_ROOT}.{name}" for name, _ in part.named_parameters()}
+    host = _host(module, next(iter(sites.values())))
+    module.get_submodule(host).add_module(ADAPTER_ROOT, part)
+    prefix = f"{host}.{ADAPTER_ROOT}".lstrip(".")
+    trained = {f"{prefix}.{name}" for name, _ in part.named_parameters()}
     return Surgery(module, trained | head_parameters(patient.loaded))
+
+
+def _host(module: nn.Module, site: str) -> str:
+    """Path of the module that holds the adapter: the root, unless it would run what it holds."""
+    if not isinstance(module, nn.Sequential):
+        return ""
+    inner = module.get_submodule(site).named_modules(prefix=site)
+    return next(path for path, part in inner if not isinstance(part, nn.Sequential))
 
 
 def _sites(patient: Patient) -> dict[str, str]:

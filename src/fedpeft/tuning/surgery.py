@@ -126,8 +126,9 @@ def finish(patient: Patient, surgery: Surgery) -> TunedModel:
 def wire_name(loaded: LoadedModel, path: str) -> str:
     """Return the wire name of an in-memory path; our own parts lose their prefix."""
     for root in (ADAPTER_ROOT, PROMPT_ROOT):
-        if path.startswith(f"{root}."):
-            return path.removeprefix("fedpeft_")
+        _, found, inner = path.rpartition(f"{root}.")
+        if found:
+            return f"{root.removeprefix('fedpeft_')}.{inner}"
     return canonical(loaded.family, path)
 
 

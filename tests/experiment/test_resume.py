@@ -1,0 +1,102 @@
+"""Law: a run that is killed at any moment and resumed equals one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXPERIMENT = """
+[model]
+name = "preset:tiny-vit"
+[data.partition]
+clients = 6
+alpha = 1.0
+[federation]
+algorithm = "fedadam"
+rounds = 3
+clients_per_round = 4
+eval_every = 2
+[client]
+epochs = 1
+[[wire.up]]
+name = "top_k"
+fraction = 0.2
+[engine]
+workers = 1
+"""
+
+
+WRITES = range(1, 34)
+MOMENTS = random.Random(1)
+TWO = {"sets": ["engine.workers=2"]}
+TRIALS: dict[str, list[dict[str, Any]]] = {
+    "straight": [{}],
+    "writes": [{"at": number} for number in WRITES],
+    "moments": [{"after": MOMENTS.uniform(0, 0.4)} for _ in range(5)],
+    "two workers": [TWO, {"at": 20, **TWO}],
+    "forgotten": [{"at": 26, "forget": True}],
+    "another seed": [{"sets": ["seed=2"]}],
+}
+
+
+def drive(folder: Path, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run trials in one process of their own."""
+    file = folder / "tiny.toml"
+    file.write_text(EXPERIMENT)
+    whole = [
+        {"file": str(file), "out": str(folder / f"run-{i}"), **t} for i, t in enumerate(trials)
+    ]
+    driver = Path(__file__).with_name("kill_driver.py")
+    done = subprocess.run(
+        [sys.executable, driver], input=json.dumps(whole), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    results: list[dict[str, Any]] = json.loads(done.stdout)
+    return results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    flat = drive(tmp_path_factory.mktemp("kills"), [t for some in TRIALS.values() for t in some])
+    return {name: [flat.pop(0) for _ in some] for name, some in TRIALS.items()}
+
+
+def same(result: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(result[key] == other[key] for key in ("code", "digest", "records", "left"))
+
+
+def test_killed_at_every_write_equals_uninterrupted(results) -> None:
+    assert [r["killed"] for r in results["writes"]][:30] == [-9] * 30
+    assert results["writes"][-1]["killed"] == 0, "every write was reached"
+    assert all(same(result, results["straight"][0]) for result in results["writes"])
+
+
+def test_killed_at_random_moments_equals_uninterrupted(results) -> None:
+    assert all(same(result, results["straight"][0]) for result in results["moments"])
+
+
+def test_two_workers_equal_one(results) -> None:
+    assert all(same(result, results["straight"][0]) for result in results["two workers"])
+
+
+def test_forgotten_client_memories_are_noticed(results) -> None:
+    (result,) = results["forgotten"]
+    assert result["killed"] == -9 and result["digest"] != results["straight"][0]["digest"]
+
+
+def test_another_seed_is_noticed(results) -> None:
+    assert results["another seed"][0]["digest"] != results["straight"][0]["digest"]
+
+
+@pytest.mark.slow
+def test_killed_at_many_random_moments_with_two_workers(tmp_path: Path) -> None:
+    moments = random.Random(2)
+    trials = [{"after": moments.uniform(0, 0.6), **TWO} for _ in range(60)]
+    straight, *others = drive(tmp_path, [{}, *trials])
+    assert all(same(other, straight) for other in others)
