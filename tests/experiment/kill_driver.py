@@ -37,7 +37,7 @@ def command(args: list[str]) -> int:
 def forked(
     args: list[str], prepare: Callable[[], None] | None = None, after: float | None = None
 ) -> int:
-    """Run in a forked process, killed `after` seconds; return the exit code, or minus the signal."""
+    """Run in a forked process, killed `after` seconds; return the exit code, or -signal."""
     child = os.fork()
     if child == 0:
         if prepare:

@@ -40,7 +40,7 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "writes": [{"at": number} for number in WRITES],
     "moments": [{"after": MOMENTS.uniform(0, 0.4)} for _ in range(5)],
     "two workers": [TWO, {"at": 20, **TWO}],
-    "forgotten": [{"at": 26, "forget": True}],
+    "forgotten": [{"at": 22, "forget": True}],
     "another seed": [{"sets": ["seed=2"]}],
 }
 

@@ -95,7 +95,7 @@ def test_settings_of_model_or_data_are_refused():
         ConfigError, match=r"tuning\.method: model, tuning and data of a simulation"
     ):
         simulate(settings={"tuning.method": "bias"})
-    with pytest.raises(ConfigError, match="client.lrr: unknown key; did you mean 'lr'"):
+    with pytest.raises(ConfigError, match=r"client\.lrr: unknown key; did you mean 'lr'"):
         simulate(settings={"client.lrr": 1})
 
 

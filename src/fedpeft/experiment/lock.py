@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,26 +28,40 @@ LOCK = "lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, patience: float = 3.0) -> Iterator[None]:
     """Hold the lock of an existing folder inside the block.
+
+    Args:
+      folder: to lock.
+      patience: seconds to wait for a live owner to end; those of a killed sweep take a moment.
 
     Raises:
       RunFolderError: if a live process holds it.
     """
     file = folder / LOCK
-    with _guarded(file) as descriptor:
-        owner = _read(descriptor)
-        if owner is not None and _lives(owner):
+    deadline = time.monotonic() + patience
+    while (owner := _take(file)) is not None:
+        if time.monotonic() > deadline:
             raise RunFolderError(
                 f"{folder}: process {owner['pid']} on {owner['host']} is writing to this folder; "
                 f"one run a folder is allowed. Wait for it, choose another --out, or, if that "
                 f"process is certainly gone, delete {file}"
             )
-        _write(descriptor, _identity(os.getpid()))
+        time.sleep(0.1)
     try:
         yield
     finally:
         _release(file)
+
+
+def _take(file: Path) -> dict[str, object] | None:
+    """Take a lock, or return the live owner that keeps it."""
+    with _guarded(file) as descriptor:
+        owner = _read(descriptor)
+        if owner is not None and _lives(owner):
+            return owner
+        _write(descriptor, _identity(os.getpid()))
+        return None
 
 
 def _release(file: Path) -> None:

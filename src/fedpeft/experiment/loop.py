@@ -184,7 +184,9 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
     if not folder.experiment.exists() or folder.experiment.read_text("utf-8") != text:
         write_text(folder.experiment, text)
     if not folder.environment.exists():
-        write_json(folder.environment, describe_environment(built.experiment.seed))
+        data = {"name": built.data.name, "digest": built.data.digest}
+        found = {**describe_environment(built.experiment.seed), "data": data}
+        write_json(folder.environment, found)
     partition = _partition(built.data)
     if partition is not None and not folder.partition.exists():
         write_json(folder.partition, partition)

@@ -108,7 +108,17 @@ def _points(rows: object, overs: Sequence[tuple[str, list[Any]]], where: str) ->
         raise ConfigError(f"--over: {', '.join(keys)} names a key twice; list its values once")
     grid = [dict(zip(keys, p, strict=True)) for p in itertools.product(*(v for _, v in overs))]
     flat = [dict(_flatten(row, Experiment, "")) for row in rows] or [{}]
-    return [{**row, **point} for row in flat for point in grid]
+    return [_merged(row, point) for row in flat for point in grid]
+
+
+def _merged(row: Overrides, point: Overrides) -> Overrides:
+    """Lay a point of the grid over a row; another method or algorithm drops the row's options."""
+    dropped = [
+        f"{key.rpartition('.')[0]}.options."
+        for key in ("tuning.method", "federation.algorithm")
+        if key in point and point[key] != row.get(key)
+    ]
+    return {k: v for k, v in row.items() if not k.startswith(tuple(dropped))} | dict(point)
 
 
 def _flatten(

@@ -101,7 +101,8 @@ def _host(module: nn.Module, site: str) -> str:
     if not isinstance(module, nn.Sequential):
         return ""
     inner = module.get_submodule(site).named_modules(prefix=site)
-    return next(path for path, part in inner if not isinstance(part, nn.Sequential))
+    paths = [path for path, part in inner if not isinstance(part, nn.Sequential)]
+    return str(paths[0])
 
 
 def _sites(patient: Patient) -> dict[str, str]:
