@@ -100,8 +100,8 @@ diverged counts as 0.
 
 {table}
 
-Repeat it with `python scripts/search_lr.py` (two cores: about a quarter of an hour); the figures are
-in `learning-rates.json` too.
+Repeat it with `python scripts/search_lr.py` (two cores: a quarter of an hour); the figures are in
+`learning-rates.json` too.
 """
 
 

@@ -33,12 +33,12 @@ def experiment(*sets: str):
 
 @pytest.mark.parametrize("wire", WIRES)
 def test_plan_counts_the_bytes_that_a_run_sends(wire: str, tmp_path: Path) -> None:
-    """Down: to the byte. Up: but for the digits of a weight and a loss, 16 bytes a reply."""
+    """To the byte, both ways."""
     plan = make_plan(experiment(*WIRES[wire])).as_json()
     summary = run(experiment(*WIRES[wire]), tmp_path / "run")
     turns = plan["rounds"] * plan["cohort"]
     assert summary["bytes_down"] == turns * plan["wire_bytes_down"]
-    assert abs(summary["bytes_up"] - turns * plan["wire_bytes_up"]) <= 16 * turns
+    assert summary["bytes_up"] == turns * plan["wire_bytes_up"]
     assert plan["payload_bytes"] == summary["payload_bytes"]
     assert plan["trainable_parameters"] == summary["trainable_parameters"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.experiment.build import learning_rate, resolve
+from fedpeft.experiment.build import resolve
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.read import (
     apply_overrides,
@@ -18,6 +18,7 @@ from fedpeft.experiment.read import (
     read_experiment,
     validate,
 )
+from fedpeft.experiment.requests import learning_rate
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 

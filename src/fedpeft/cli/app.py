@@ -196,6 +196,10 @@ def report(
         Path | None,
         typer.Option("--out", metavar="FILE.html", help="By default report.html in the first."),
     ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option("--target", metavar="VALUE", help="Draw a line at this accuracy, 0 to 1."),
+    ] = None,
 ) -> None:
     """Write an HTML page with tables and figures.
 
@@ -204,12 +208,12 @@ def report(
     \b
     Examples:
       fedpeft report runs/demo
-      fedpeft report runs/lora runs/bias --out comparison.html
+      fedpeft report runs/lora runs/bias --target 0.85 --out comparison.html
     """
     with ending():
         from fedpeft.experiment.report import write_report
 
-        typer.echo(f"report: {write_report(runs, out)}")
+        typer.echo(f"report: {write_report(runs, out, target=target)}")
 
 
 @app.command()

@@ -45,7 +45,7 @@ def doctor_command(*, as_json: bool) -> None:
 
 
 def _bundled_model() -> str:
-    from fedpeft.experiment.build import BUNDLED_MODEL
+    from fedpeft.experiment.requests import BUNDLED_MODEL
     from fedpeft.models.locate import locate
 
     try:

@@ -13,30 +13,35 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedpeft.client.evaluate import Evaluation, evaluate
 from fedpeft.client.local import LocalSettings, local_trainer
-from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
-from fedpeft.data.request import Columns, DataRequest, TransformSpec
-from fedpeft.data.schemes import PartitionRequest
 from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.experiment import tables
 from fedpeft.experiment.check import num_clients
-from fedpeft.experiment.config import Experiment, Normalization
-from fedpeft.experiment.read import read_toml
-from fedpeft.models.source import ModelRequest, load_model, sketch_model
+from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.requests import (
+    data_request,
+    learning_rate,
+    local_settings,
+    model_request,
+    tuning_request,
+)
+from fedpeft.models.locate import BUNDLED
+from fedpeft.models.source import load_model, sketch_model
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.round import RoundPlan
 from fedpeft.server.sampling import fixed_cohort
 from fedpeft.server.state import ServerState
-from fedpeft.tuning.methods import TuningRequest, resolve_options, tune
+from fedpeft.tuning.methods import resolve_options, tune
 from fedpeft.tuning.tuned import (
     TunedModel,
     read_buffers,
@@ -53,13 +58,10 @@ __all__ = [
     "build_run",
     "build_tuned",
     "check_device",
-    "learning_rate",
     "load_run_data",
     "resolve",
     "sketch_run",
 ]
-
-BUNDLED_MODEL = "vit-glyphs-8"
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,11 @@ def resolve(experiment: Experiment) -> Experiment:
             "clients": num_clients(experiment) or partition.clients,
         }
     )
+    model = experiment.model.model_copy(update={"name": _absolute(experiment.model.name)})
+    data = data.model_copy(update={"source": _absolute(data.source)})
     return experiment.model_copy(
         update={
+            "model": model,
             "tuning": tuning.model_copy(
                 update={"options": resolve_options(tuning.method, tuning.options)}
             ),
@@ -138,29 +143,27 @@ def resolve(experiment: Experiment) -> Experiment:
     )
 
 
-def learning_rate(experiment: Experiment) -> float:
-    """Return the local learning rate: as given, else the searched table, else the paper's."""
-    lr, method = experiment.client.lr, experiment.tuning.method
-    if isinstance(lr, float | int):
-        return float(lr)
-    defaults = tables.PAPER_LR
-    if experiment.model.name == BUNDLED_MODEL:
-        defaults = {**defaults, **read_toml(None)["client"]["lr"]}
-    table = {**defaults, **(lr or {})}
-    return float(table.get(method, table["bias"]))
+def _absolute(name: str) -> str:
+    """Make a local path independent of the folder that a command is called from."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() and not _is_bundled(name) else name
+
+
+def _is_bundled(name: str) -> bool:
+    return name in BUNDLED_DATASETS or name in BUNDLED
 
 
 def build_tuned(experiment: Experiment, num_labels: int | None) -> TunedModel:
     """Load a run's model and apply its tuning method; the delta is the one before round 1."""
-    loaded = load_model(_model_request(experiment, num_labels))
-    return tune(loaded, _tuning_request(experiment))
+    loaded = load_model(model_request(experiment, num_labels))
+    return tune(loaded, tuning_request(experiment))
 
 
 def sketch_run(experiment: Experiment) -> Sketch:
     """Build the shapes of a run on the `meta` device."""
     experiment = resolve(experiment)
     num_labels = experiment.model.num_labels or _known_labels(experiment)
-    tuned = tune(sketch_model(_model_request(experiment, num_labels)), _tuning_request(experiment))
+    tuned = tune(sketch_model(model_request(experiment, num_labels)), tuning_request(experiment))
     return Sketch(
         experiment,
         tuned,
@@ -176,8 +179,8 @@ def load_run_data(experiment: Experiment) -> Federated:
     Raises:
       ConfigError: if the data set or the partition is not possible.
     """
-    shape = sketch_model(_model_request(experiment, experiment.model.num_labels or 2))
-    return load_data(_data_request(experiment, shape.task.name), shape.inputs)
+    shape = sketch_model(model_request(experiment, experiment.model.num_labels or 2))
+    return load_data(data_request(experiment, shape.task.name), shape.inputs)
 
 
 def build_run(experiment: Experiment) -> BuiltRun:
@@ -201,7 +204,7 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
       tuned: the model; the run owns it from here on.
       data: of all clients.
     """
-    settings = _local_settings(experiment)
+    settings = local_settings(experiment)
     plan = _round_plan(experiment, tuned, data)
     start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
     make_half = functools.partial(
@@ -296,78 +299,6 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
         up=tables.make_stages(experiment.wire.up, "wire.up"),
         down=tables.make_stages(experiment.wire.down, "wire.down"),
         min_replies=federation.min_replies,
-    )
-
-
-def _model_request(experiment: Experiment, num_labels: int | None) -> ModelRequest:
-    model = experiment.model
-    return ModelRequest(
-        name=model.name,
-        task=model.task,
-        num_labels=num_labels,
-        config=model.config,
-        revision=model.revision,
-        head_init=experiment.tuning.head_init,
-        seed=experiment.seed,
-    )
-
-
-def _tuning_request(experiment: Experiment) -> TuningRequest:
-    tuning = experiment.tuning
-    blocks = (tuning.blocks[0], tuning.blocks[1]) if tuning.blocks else None
-    return TuningRequest(tuning.method, tuning.options, blocks, experiment.seed)
-
-
-def _data_request(experiment: Experiment, task: str) -> DataRequest:
-    data, partition = experiment.data, experiment.data.partition
-    given = data.transforms.normalize
-    by_hand = (tuple(given.mean), tuple(given.std)) if isinstance(given, Normalization) else None
-    return DataRequest(
-        source=data.source,
-        task=task,
-        subset=data.subset,
-        revision=data.revision,
-        train_split=data.train_split,
-        test_split=data.test_split,
-        columns=Columns(data.image, data.text, data.label, data.client),
-        max_length=data.max_length,
-        budget=data.budget,
-        fidelity=data.fidelity,
-        evaluate_on=data.evaluate_on,
-        seed=experiment.seed,
-        transforms=TransformSpec(
-            normalize=by_hand or str(given),
-            resize=data.transforms.resize,
-            random_crop=data.transforms.random_crop,
-            flip=data.transforms.flip,
-        ),
-        partition=PartitionRequest(
-            scheme=partition.scheme,
-            clients=partition.clients,
-            alpha=partition.alpha,
-            min_examples=partition.min_examples or 1,
-            seed=experiment.seed,
-            classes_per_client=partition.classes_per_client,
-        ),
-    )
-
-
-def _local_settings(experiment: Experiment) -> LocalSettings:
-    client, engine = experiment.client, experiment.engine
-    options = experiment.federation.options
-    return LocalSettings(
-        epochs=client.epochs,
-        batch_size=client.batch_size,
-        optimizer=OptimizerSettings(
-            name=client.optimizer,
-            lr=learning_rate(experiment),
-            momentum=client.momentum,
-            nesterov=client.nesterov,
-            weight_decay=client.weight_decay,
-        ),
-        prox_mu=float(options.get("mu", 0.0)),
-        device=engine.device,
-        precision=engine.precision,
     )
 
 

@@ -256,6 +256,7 @@ def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
         **so_far.last,
         **{key: value for key, value in best.items() if value is not None},
         "trainable_parameters": plan.spec.num_params,
+        "total_parameters": sum(p.numel() for p in built.tuned.model.parameters()),
         "payload_bytes": plan.spec.num_bytes + plan.buffer_spec.num_bytes,
         "cohort": experiment.federation.clients_per_round,
         "bytes_up": so_far.bytes_up,

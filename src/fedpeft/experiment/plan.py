@@ -26,6 +26,7 @@ from fedpeft.data.summary import label_table, sizes
 from fedpeft.experiment.build import Sketch, load_run_data, sketch_run
 from fedpeft.experiment.config import Experiment
 from fedpeft.models.locate import is_local
+from fedpeft.rounds.client_half import reply_notes
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.messages import encoded_size
 from fedpeft.wire.stages import Stage, encode_all, start_memory
@@ -34,8 +35,8 @@ __all__ = ["Partition", "Plan", "check_shapes", "make_plan", "wire_bytes"]
 
 logger = logging.getLogger(__name__)
 
-TYPICAL_NOTES: Mapping[str, str] = {"metric.loss": "0.123456789", "weight": "123"}
-"""What goes up beside the tensors. Digits differ from reply to reply, by up to 16 bytes."""
+TYPICAL_NOTES: Mapping[str, str] = reply_notes(1.0, {"loss": 0.0})
+"""What goes up beside the tensors; as long in every reply."""
 
 
 @dataclass(frozen=True)

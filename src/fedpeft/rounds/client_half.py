@@ -5,7 +5,7 @@ broadcast bytes -> decode -> way-down stages -> local training -> way-up stages 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedpeft.client.turns import DELTA, ClientTurn, LocalTrainer, Memory
@@ -13,7 +13,7 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.wire import messages
 from fedpeft.wire.stages import Stage, decode_all, encode_all, start_memory
 
-__all__ = ["ClientHalf", "run_turn"]
+__all__ = ["ClientHalf", "reply_notes", "run_turn"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ def run_turn(half: ClientHalf, broadcast: bytes, turn: ClientTurn) -> tuple[byte
     memory = turn.memory or start_memory(half.up, half.spec)
     (result,) = half.trainer(payload, [replace(turn, memory=memory)])
     encoded, kept = encode_all(half.up, result.payload, memory, turn)
-    notes = {"weight": "1"} if half.private else {"weight": f"{result.weight:.17g}"}
-    if not half.private:
-        notes |= {f"metric.{name}": f"{value:.9g}" for name, value in result.metrics.items()}
+    notes = reply_notes(1.0, {}) if half.private else reply_notes(result.weight, result.metrics)
     return messages.encode(encoded, notes), {**result.memory, **kept}
+
+
+def reply_notes(weight: float, metrics: Mapping[str, float]) -> dict[str, str]:
+    """Write what a reply says beside its tensors; always as long, so that a plan can count it."""
+    figures = {"weight": weight} | {f"metric.{name}": value for name, value in metrics.items()}
+    return {name: f"{value:+.9e}" for name, value in figures.items()}
