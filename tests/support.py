@@ -104,9 +104,10 @@ def settings(**changes: object) -> LocalSettings:
     return LocalSettings(**chosen)  # type: ignore[arg-type]
 
 
-def make_half(up: Sequence[Stage], chosen: LocalSettings, norm: bool) -> ClientHalf:
+def make_half(up: str, chosen: LocalSettings, norm: bool) -> ClientHalf:
+    """Build a client half from names and values only, so that it can travel to a fresh process."""
     model = tuned(norm=norm)
-    return ClientHalf(local_trainer(model, chosen), up, (), model.spec)
+    return ClientHalf(local_trainer(model, chosen), STAGES[up], (), model.spec)
 
 
 def engine(
@@ -118,7 +119,8 @@ def engine(
     norm: bool = False,
     chosen: LocalSettings | None = None,
 ) -> LocalEngine:
-    half = functools.partial(make_half, up, chosen or settings(), norm)
+    name = next(name for name, chain in STAGES.items() if chain == tuple(up))
+    half = functools.partial(make_half, name, chosen or settings(), norm)
     return LocalEngine(half, data, num_workers=num_workers, block=block)
 
 

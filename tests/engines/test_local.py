@@ -122,3 +122,17 @@ def alive(pid):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.slow
+def test_spawned_workers_give_the_same_run(monkeypatch):
+    """What macOS and Windows do: the client half and the data travel to fresh processes."""
+    plan = support.plan(up=TOP_K)
+    forked = support.engine(support.federated(), up=TOP_K, num_workers=2)
+    expected, _ = run_round(start(plan), plan, forked)
+    forked.close()
+    monkeypatch.setattr("fedpeft.engines.workers.sys.platform", "darwin")
+    spawned = support.engine(support.federated(), up=TOP_K, num_workers=2)
+    state, record = run_round(start(plan), plan, spawned)
+    spawned.close()
+    assert not record.failures and torch.equal(state.delta, expected.delta)

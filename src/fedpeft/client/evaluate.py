@@ -42,7 +42,7 @@ class Evaluation:
 
 
 def evaluate(
-    tuned: TunedModel, examples: ExampleSet, settings: LocalSettings, batch_size: int = 256
+    tuned: TunedModel, examples: ExampleSet, settings: LocalSettings, batch_size: int
 ) -> Evaluation:
     """Score every example of a set with the live delta of `tuned`.
 

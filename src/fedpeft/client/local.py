@@ -25,7 +25,7 @@ from fedpeft.client.optimizers import OptimizerSettings, make_step
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
 from fedpeft.models.tasks import Batch, mean_loss
-from fedpeft.tuning.tuned import TunedModel, read_buffers, write_buffers
+from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
 
 __all__ = ["LocalSettings", "autocast", "batches", "local_trainer", "to_device"]
 
@@ -60,7 +60,7 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
     views of one flat buffer.
     """
     device = torch.device(settings.device)
-    tuned.model.to(device)
+    move(tuned, settings.device)
     flat = FlatDelta(tuned)
 
     def train(broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:

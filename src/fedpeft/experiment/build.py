@@ -44,6 +44,7 @@ from fedpeft.server.state import ServerState
 from fedpeft.tuning.methods import resolve_options, tune
 from fedpeft.tuning.tuned import (
     TunedModel,
+    move,
     read_buffers,
     read_delta,
     write_buffers,
@@ -62,6 +63,9 @@ __all__ = [
     "resolve",
     "sketch_run",
 ]
+
+
+_EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,7 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
     engine = LocalEngine(
         make_half, data, num_workers=workers, block=block_size(tuned.spec.num_bytes, workers)
     )
-    tuned.model.to(settings.device)
+    move(tuned, settings.device)
     score = functools.partial(_score, tuned, data, settings)
     return BuiltRun(
         experiment,
@@ -251,10 +255,12 @@ def _score(
     write_delta(tuned, state.delta)
     if tuned.buffers:
         write_buffers(tuned, state.buffers)
+    by_token = tuned.loaded.task.metric == "perplexity"  # logits are as wide as the vocabulary
+    batch_size = settings.batch_size if by_token else _EVALUATION_BATCH
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return evaluate(tuned, data.test, settings)
+        return evaluate(tuned, data.test, settings, batch_size)
     finally:
         torch.set_num_threads(before)
 

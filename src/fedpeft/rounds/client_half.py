@@ -25,14 +25,12 @@ class ClientHalf:
       up: stages from client to server.
       down: stages from server to client.
       spec: of the delta, checked on every broadcast.
-      private: under a privacy mode the weight is 1 and no metrics are sent.
     """
 
     trainer: LocalTrainer
     up: Sequence[Stage]
     down: Sequence[Stage]
     spec: DeltaSpec
-    private: bool = False
 
 
 def run_turn(half: ClientHalf, broadcast: bytes, turn: ClientTurn) -> tuple[bytes, Memory]:
@@ -49,7 +47,7 @@ def run_turn(half: ClientHalf, broadcast: bytes, turn: ClientTurn) -> tuple[byte
     memory = turn.memory or start_memory(half.up, half.spec)
     (result,) = half.trainer(payload, [replace(turn, memory=memory)])
     encoded, kept = encode_all(half.up, result.payload, memory, turn)
-    notes = reply_notes(1.0, {}) if half.private else reply_notes(result.weight, result.metrics)
+    notes = reply_notes(result.weight, result.metrics)
     return messages.encode(encoded, notes), {**result.memory, **kept}
 
 

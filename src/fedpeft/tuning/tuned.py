@@ -16,7 +16,14 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.dropout import DropoutKeys
 
-__all__ = ["TunedModel", "read_buffers", "read_delta", "write_buffers", "write_delta"]
+__all__ = [
+    "TunedModel",
+    "move",
+    "read_buffers",
+    "read_delta",
+    "write_buffers",
+    "write_delta",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,15 @@ class TunedModel:
     trains_statistics: bool = False
     dropout: DropoutKeys = field(default_factory=DropoutKeys)
     peft_model: nn.Module | None = None
+
+
+def move(tuned: TunedModel, device: str) -> None:
+    """Move the model to a device; `parameters` and `buffers` stay its live tensors.
+
+    `Module.to` would put new tensors in the place of buffers.
+    """
+    for tensor in [*tuned.model.parameters(), *tuned.model.buffers()]:
+        tensor.data = tensor.data.to(device)
 
 
 def read_delta(tuned: TunedModel) -> Tensor:
