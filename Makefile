@@ -38,5 +38,8 @@ test: setup
 test-slow: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --maxprocesses 2 -m slow
 
+docs: setup  ## the page of all keys, from the schema
+	$(BIN)/python scripts/write_reference.py
+
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

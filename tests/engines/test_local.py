@@ -14,6 +14,7 @@ import pytest
 import support
 import torch
 
+from fedpeft.core.errors import EngineError
 from fedpeft.engines.local import block_size
 from fedpeft.engines.workers import Crew, Died
 from fedpeft.rounds.round import run_round
@@ -122,6 +123,15 @@ def alive(pid):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_workers_that_cannot_start_are_an_engine_error(monkeypatch):
+    def refuse(*_):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(Crew, "_start", refuse)
+    with pytest.raises(EngineError, match="2 worker processes cannot be started: no more"):
+        support.engine(support.federated(), num_workers=2)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.turns import ClientTurn, Memory
-from fedpeft.core.errors import FedpeftError
+from fedpeft.core.errors import EngineError, FedpeftError
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.workers import Crew, Died
 from fedpeft.rounds.client_half import ClientHalf, run_turn
@@ -60,6 +60,9 @@ class LocalEngine:
       data: gives every client its examples.
       num_workers: processes; 1 means this process.
       block: turns that are handed out together.
+
+    Raises:
+      EngineError: if the processes cannot be started.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class LocalEngine:
         self._work = work
         self._crew: Crew[_Item, _Answer] | None = None
         if num_workers > 1:
-            self._crew = Crew(work, num_workers)
+            self._crew = _start(work, num_workers)
 
     def clients(self) -> Sequence[str]:
         """Return the names of all clients."""
@@ -138,6 +141,16 @@ class LocalEngine:
                 logger.warning("client %s: %s", item.client, reason)
                 answer = _Answer(Failure(item.client, reason))
             yield item, answer
+
+
+def _start(work: _Work, num_workers: int) -> Crew[_Item, _Answer]:
+    try:
+        return Crew(work, num_workers)
+    except OSError as error:
+        raise EngineError(
+            f"engine.workers: {num_workers} worker processes cannot be started: {error}. "
+            "Lower engine.workers, or free memory and processes"
+        ) from error
 
 
 class _Work:
