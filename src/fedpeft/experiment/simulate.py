@@ -25,7 +25,7 @@ from fedpeft.experiment.folder import RunFolder
 from fedpeft.experiment.lock import locked
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
 from fedpeft.experiment.records import Record, Totals, record_of, totals
-from fedpeft.rounds.round import run_round
+from fedpeft.rounds.buffered import advance
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
 __all__ = ["Result", "run", "simulate"]
@@ -144,7 +144,7 @@ def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
     state, records = built.start, []
     federation = built.experiment.federation
     while state.round < federation.rounds:
-        state, record = run_round(state, built.plan, built.engine)
+        state, record = advance(state, built.plan, built.engine)
         due = record.round % federation.eval_every == 0 or record.round == federation.rounds
         records.append(record_of(record, built.evaluate(state) if due else {}))
         on_round(records[-1])
