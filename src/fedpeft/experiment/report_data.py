@@ -94,6 +94,14 @@ class Run:
                 points.append((int(record["round"]), total, float(value)))
         return points
 
+    def simulated(self) -> dict[int, float]:
+        """Simulated seconds since the run began, by round; {} where no clock ran."""
+        return {
+            int(record["round"]): float(record["simulated_time"])
+            for record in self.rounds
+            if "simulated_time" in record
+        }
+
 
 @dataclass(frozen=True)
 class Group:

@@ -17,7 +17,13 @@ from fedpeft.server.sampling import fixed_cohort
 from fedpeft.server.traces import PHONES, Trace, phones, read_trace
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["asked_clients", "make_buffering", "make_conditions", "resolve_stability"]
+__all__ = [
+    "asked_clients",
+    "make_buffering",
+    "make_conditions",
+    "planned_turns",
+    "resolve_stability",
+]
 
 
 def resolve_stability(experiment: Experiment, options: Mapping[str, float]) -> dict[str, object]:
@@ -73,6 +79,19 @@ def asked_clients(experiment: Experiment, num_clients: int) -> int:
     cohort, stability = experiment.federation.clients_per_round, experiment.stability
     factor = stability.over_selection if stability else 1.0
     return min(num_clients, math.ceil(cohort * factor - 1e-9))
+
+
+def planned_turns(experiment: Experiment) -> tuple[int, int]:
+    """Return how many replies a round of a resolved experiment uses, and how many clients it asks.
+
+    Nobody fails in a plan.
+    """
+    federation = experiment.federation
+    if federation.mode == "buffered":
+        size = federation.buffered.size or federation.clients_per_round
+        return size, size
+    clients = experiment.data.partition.clients or federation.clients_per_round
+    return federation.clients_per_round, asked_clients(experiment, clients)
 
 
 def make_conditions(

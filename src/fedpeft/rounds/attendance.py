@@ -102,9 +102,9 @@ def gather(
     start = opening(conditions, clients, max(1, least), now)
     if start is None:
         raise RoundError(
-            f"from simulated second {now:.0f} on, {max(1, least)} clients are never available at "
-            "once (federation.min_replies). Lower it, give stability.trace_period, or a longer "
-            "stability.trace"
+            f"from simulated second {now:.0f} on, no moment has {max(1, least)} of the clients "
+            "available (federation.min_replies). Lower that, give stability.trace_period, or a "
+            "longer stability.trace"
         )
     return Gathered(available(conditions, clients, start), now, start)
 
