@@ -47,15 +47,15 @@ def _buffered(experiment: Experiment) -> Iterator[str]:
             f"federation.min_replies: found {federation.min_replies}; allowed is at most {size} "
             "(federation.buffered.size)"
         )
+    if stability and stability.choose_from == "available":
+        yield (
+            "stability.choose_from: found with federation.mode = 'buffered', which always asks "
+            "clients that are available; leave the key out"
+        )
     if stability and stability.over_selection != 1:
         yield (
             "stability.over_selection: found with federation.mode = 'buffered'; there the first "
             "replies always make the round: raise federation.buffered.concurrency instead"
-        )
-    if stability and stability.choose_from == "all":
-        yield (
-            "stability.choose_from: found 'all' with federation.mode = 'buffered', which asks only "
-            "clients that are available; leave the key out"
         )
 
 

@@ -197,8 +197,8 @@ class StabilityConfig(BaseModel):
     trace_sha256: str | None = Field(
         None, description="of the trace's file; filled in by a run", pattern="^[0-9a-f]{64}$"
     )
-    choose_from: Literal["all", "available"] | None = Field(
-        None, description="whom cohorts are drawn from; all, or available where buffered"
+    choose_from: Literal["all", "available"] = Field(
+        "all", description="whom synchronous cohorts are drawn from; buffered: who is available"
     )
 
 

@@ -114,7 +114,7 @@ def draw_curves(
         if target is not None:
             _target_line(axes, target, panel.metric)
         _scales(axes, panel, axis)
-        axes.set_xlabel(_X_LABELS[axis])
+        axes.set_xlabel(axes.get_xlabel() or _X_LABELS[axis])
         axes.set_title(metric_axis(panel), loc="left", fontsize=9, color=LIGHT["soft"], pad=10)
         place_labels(figure, axes, labels)
         what = "simulated time" if axis == "time" else axis
@@ -133,8 +133,7 @@ def _scales(axes: Axes, panel: Panel, axis: Axis) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_bytes(x)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif axis == "time":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: seconds_text(x)))
+        _time_axis(axes)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if panel.metric == "perplexity":
@@ -145,6 +144,24 @@ def _scales(axes: Axes, panel: Panel, axis: Axis) -> None:
     else:
         _widen(axes, 0.04)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
+
+
+_TIME_UNITS = {"seconds": 1.0, "minutes": 60.0, "hours": 3_600.0, "days": 86_400.0}
+
+
+def _time_axis(axes: Axes) -> None:
+    """Count simulated time in the largest unit of which there are at least three."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+    high = axes.dataLim.intervalx[1]
+    fitting = [name for name, unit in _TIME_UNITS.items() if high >= 3 * unit]
+    name = fitting[-1] if fitting else "seconds"
+    unit = _TIME_UNITS[name]
+    ticks = MaxNLocator(nbins=4).tick_values(0, high / unit)
+    axes.xaxis.set_major_locator(FixedLocator([tick * unit for tick in ticks]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / unit:g}"))
+    axes.set_xlim(0, 1.04 * high)
+    axes.set_xlabel(f"{_X_LABELS['time']}, {name}")
 
 
 def _widen(axes: Axes, least: float) -> None:

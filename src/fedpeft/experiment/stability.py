@@ -51,10 +51,7 @@ def resolve_stability(experiment: Experiment, options: Mapping[str, float]) -> d
         stability = stability or StabilityConfig()
     resolved: dict[str, object] = {"federation": federation.model_copy(update=changes)}
     if stability is not None:
-        is_buffered = federation.mode == "buffered"
-        chosen = stability.choose_from or ("available" if is_buffered else "all")
-        found = {"choose_from": chosen, **_trace_file(stability)}
-        resolved["stability"] = stability.model_copy(update=found)
+        resolved["stability"] = stability.model_copy(update=_trace_file(stability))
     return resolved
 
 
