@@ -47,6 +47,7 @@ from fedpeft.experiment.records import (
     record_of,
     totals,
 )
+from fedpeft.experiment.stability import planned_turns
 from fedpeft.rounds.buffered import advance
 from fedpeft.server.state import ServerState
 
@@ -258,7 +259,7 @@ def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
         "trainable_parameters": plan.spec.num_params,
         "total_parameters": sum(p.numel() for p in built.tuned.model.parameters()),
         "payload_bytes": plan.spec.num_bytes + plan.buffer_spec.num_bytes,
-        "cohort": experiment.federation.clients_per_round,
+        "cohort": planned_turns(experiment)[0],
         "bytes_up": so_far.bytes_up,
         "bytes_down": so_far.bytes_down,
         "seconds": round(so_far.seconds, 3),

@@ -96,7 +96,7 @@ def make_plan(experiment: Experiment) -> Plan:
     """
     sketch = sketch_run(experiment)
     federation, tuned = sketch.experiment.federation, sketch.tuned
-    cohort, rounds = federation.clients_per_round, federation.rounds
+    rounds = federation.rounds
     replies, asked = planned_turns(sketch.experiment)
     up = wire_bytes(tuned, sketch.up, TYPICAL_NOTES)
     down = wire_bytes(tuned, sketch.down)
@@ -110,7 +110,7 @@ def make_plan(experiment: Experiment) -> Plan:
         "trainable_payload_bytes": tuned.spec.num_bytes,
         "wire_bytes_up": up,
         "wire_bytes_down": down,
-        "cohort": cohort,
+        "cohort": replies,
         "rounds": rounds,
         "total_bytes": rounds * (replies * up + asked * down),
         "memory_bytes": _memory(sketch),
