@@ -35,6 +35,12 @@ from fedpeft.experiment.requests import (
     model_request,
     tuning_request,
 )
+from fedpeft.experiment.stability import (
+    asked_clients,
+    make_buffering,
+    make_conditions,
+    resolve_stability,
+)
 from fedpeft.models.locate import BUNDLED
 from fedpeft.models.source import load_model, sketch_model
 from fedpeft.rounds.client_half import ClientHalf
@@ -140,7 +146,7 @@ def resolve(experiment: Experiment) -> Experiment:
             ),
             "data": data.model_copy(update={"partition": partition}),
             "client": client.model_copy(update={"lr": learning_rate(experiment)}),
-            "federation": federation.model_copy(update={"options": options}),
+            **resolve_stability(experiment, options),
             "engine": experiment.engine.model_copy(update={"workers": _workers(experiment)}),
             "sweep": [],
         }
@@ -293,10 +299,11 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
             f"federation.clients_per_round: found {federation.clients_per_round}; allowed is at "
             f"most {len(data.clients)} (the clients that data.source gives)"
         )
+    asked = asked_clients(experiment, len(data.clients))
     return RoundPlan(
         algorithm=tables.make_algorithm(federation.algorithm, federation.options),
         sampler=lambda clients, number: fixed_cohort(
-            clients, federation.clients_per_round, seed=experiment.seed, round=number
+            clients, min(asked, len(clients)), seed=experiment.seed, round=number
         ),
         spec=tuned.spec,
         buffer_spec=tuned.buffer_spec,
@@ -305,6 +312,8 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
         up=tables.make_stages(experiment.wire.up, "wire.up"),
         down=tables.make_stages(experiment.wire.down, "wire.down"),
         min_replies=federation.min_replies,
+        conditions=make_conditions(experiment, tuned, data),
+        buffering=make_buffering(experiment),
     )
 
 
