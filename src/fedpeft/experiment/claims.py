@@ -345,4 +345,4 @@ CLAIMS: Mapping[int, tuple[str, str, Callable[[_Grid], list[Comparison]]]] = {
     7: ("With differential privacy full fine-tuning loses most", "accuracy", _absent),
     8: ("With few examples they beat full fine-tuning and head-tuning", "accuracy", _few_samples),
 }
-"""Number -> claim, unit of its margin, check. Private runs are not compared: 7 is never in a grid."""
+"""Number -> claim, unit of its margin, check; private runs are not compared, so 7 is in no grid."""

@@ -1,8 +1,8 @@
 """Two figures of the method, read from plans and tuned modules: what is sent, where it sits.
 
     cost    one bar a method: bytes that one client sends in one round, one way
-    layer   one block a method, [CLS | patches | prompts] -> attention -> MLP -> adapter, with a mark
-            on every part that has a tensor in the delta
+    layer   one block a method, [CLS | patches | prompts] -> attention -> MLP -> adapter, with a
+            mark on every part that has a tensor in the delta
 
 Nothing is drawn from knowledge of the methods: a part is marked where the delta names it.
 
@@ -90,9 +90,7 @@ def draw_cost(experiment: Experiment) -> Picture:
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         axes = figure.add_subplot()
         least = min(plan["payload_bytes"] for plan in plans.values()) / 8
-        for place, (stroke, (method, plan)) in enumerate(
-            zip(strokes(_COSTS), plans.items(), strict=True)
-        ):
+        for place, (stroke, plan) in enumerate(zip(strokes(_COSTS), plans.values(), strict=True)):
             size = plan["payload_bytes"]
             axes.barh(-place, size - least, left=least, height=0.62, color=stroke.colour)
             axes.text(size * 1.15, -place, _cost_words(size, largest), va="center", fontsize=8.5)
@@ -119,7 +117,7 @@ def draw_layer(experiment: Experiment) -> Picture:
     from matplotlib.figure import Figure
 
     with styled():
-        figure = Figure(figsize=(9.6, 6.2), layout="constrained")
+        figure = Figure(figsize=(9.6, 4.1), layout="constrained")
         for axes, method in zip(figure.subplots(1, len(_LAYERS)), _LAYERS, strict=True):
             _draw_block(axes, _names(experiment, method), method)
         return picture_of(figure, name="layer", title="Trained parts of one transformer block")
