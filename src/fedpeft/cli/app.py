@@ -217,6 +217,49 @@ def report(
 
 
 @app.command()
+def claims(
+    sweeps: Annotated[list[Path], typer.Argument(metavar="SWEEP...", hidden=True)],
+    json: Json = False,
+) -> None:
+    """Check the paper's claims on finished sweeps.
+
+    SWEEP is the folder of a sweep. Margins are means over the seeds, with their standard error.
+
+    \b
+    Examples:
+      fedpeft claims runs/small/table1 runs/small/table2 runs/small/table4
+    """
+    from fedpeft.cli import claiming
+
+    with ending():
+        claiming.claims_command(sweeps, as_json=json)
+
+
+@app.command()
+def figures(
+    experiment: File = None,
+    sets: Sets = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the pictures.")
+    ] = Path("figures"),
+) -> None:
+    """Draw what is sent, and where the trained parts sit.
+
+    Read from the plan and the tuned modules of the file's model. Nothing is trained.
+
+    \b
+    Examples:
+      fedpeft figures experiments/paper/table1-cifar100.toml --out figures
+    """
+    with ending():
+        from fedpeft.experiment.read import read_experiment
+        from fedpeft.experiment.report_method import write_figures
+
+        for file in write_figures(read_experiment(experiment, sets or []), out):
+            typer.echo(f"figure: {file}")
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],

@@ -28,13 +28,14 @@ from fedpeft.data.summary import label_table, sizes
 from fedpeft.experiment.build import Sketch, load_run_data, sketch_run
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.stability import planned_turns
+from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.locate import is_local
 from fedpeft.rounds.client_half import reply_notes
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.messages import encoded_size
 from fedpeft.wire.stages import Stage, encode_all, start_memory
 
-__all__ = ["Partition", "Plan", "check_shapes", "make_plan", "wire_bytes"]
+__all__ = ["Partition", "Plan", "check_shapes", "make_plan", "plan_rows", "wire_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,15 @@ def make_plan(experiment: Experiment) -> Plan:
         "epsilon": None,
     }
     return Plan(figures, _partition(sketch.experiment))
+
+
+def plan_rows(rows: Sequence[SweepRow]) -> dict[str, Plan]:
+    """Plan the rows of a sweep, by their names.
+
+    Raises:
+      ConfigError: as `make_plan`.
+    """
+    return {row.name: make_plan(row.experiment) for row in rows}
 
 
 def check_shapes(experiment: Experiment) -> list[str]:
