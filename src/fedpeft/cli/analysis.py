@@ -42,9 +42,7 @@ def gap_command(choice: GapChoice, out: Path | None, *, as_json: bool) -> None:
     for text in choice.data:
         name, source = _named(text)
         if name in sources:
-            raise ConfigError(
-                f"--data: {name!r} is named twice; give one of them a name: NAME=SOURCE"
-            )
+            raise ConfigError(f"--data: {name!r} is named twice; name one of them: NAME=SOURCE")
         sources[name] = source
     request = GapRequest(
         choice.model, sources, choice.split, choice.normalize, choice.sample, choice.seed

@@ -296,9 +296,7 @@ def gap(
     ] = None,
     expect: Annotated[
         list[str] | None,
-        typer.Option(
-            "--expect", metavar="NAME=VALUE", help="Which measure gives this? Repeatable."
-        ),
+        typer.Option("--expect", metavar="NAME=VALUE", help="What a measure should give."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Draws samples.")] = 1,
     out: Annotated[

@@ -128,9 +128,9 @@ def frechet(first: Array, second: Array) -> float:
     values of the product of the centred samples, which needs no root of a matrix.
     """
     parts = [(rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (first, second)]
-    factors = [np.linalg.qr(part, mode="r") for part in parts]
+    factors = [np.asarray(np.linalg.qr(part, mode="r")) for part in parts]
     shared = float(np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum())
-    spread = sum(float((factor**2).sum()) for factor in factors)
+    spread = sum(float((part**2).sum()) for part in parts)
     shift = float(((first.mean(0) - second.mean(0)) ** 2).sum())
     return max(0.0, shift + spread - 2 * shared)
 

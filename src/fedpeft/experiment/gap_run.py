@@ -66,10 +66,8 @@ def analyse_gap(
 
 def matching(gap: Gap, expected: Mapping[str, float]) -> list[str]:
     """Name the measures that give every expected distance within 5 %."""
-    return [
-        measure
-        for measure, row in gap.distances.items()
-        if all(
-            abs(row[name] - value) <= _TOLERANCE * abs(value) for name, value in expected.items()
-        )
-    ]
+
+    def fits(row: Mapping[str, float]) -> bool:
+        return all(abs(row[n] - value) <= _TOLERANCE * abs(value) for n, value in expected.items())
+
+    return [measure for measure, row in gap.distances.items() if fits(row)]
