@@ -11,10 +11,12 @@ from typing import Any
 import typer
 
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.smoothness import Search
 from fedpeft.experiment.gap_features import GapRequest
 from fedpeft.experiment.gap_run import analyse_gap
+from fedpeft.experiment.theorem import TheoremRequest, check_theorem
 
-__all__ = ["GapChoice", "gap_command"]
+__all__ = ["GapChoice", "gap_command", "theorem_command", "theorem_request"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,29 @@ def _expected(texts: Sequence[str], sources: Mapping[str, str]) -> dict[str, flo
         if name not in sources:
             raise ConfigError(f"--expect: no set {name!r}; found are {', '.join(sources)}")
     return values
+
+
+def theorem_request(sample: int, every: int, points: int) -> TheoremRequest:
+    """Read the options of `theorem`."""
+    return TheoremRequest(sample, every, Search(points=points))
+
+
+def theorem_command(run: Path, request: TheoremRequest, *, as_json: bool) -> None:
+    """Print the bound round by round.
+
+    Raises:
+      RunFolderError: if the run has not kept its deltas.
+    """
+    found = check_theorem(run, request, lambda number: typer.echo(f"round {number}", err=True))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo("round      loss     bound     slack   P theta   P delta      beta  holds")
+    for row in found["rounds"]:
+        keys = ("loss_end", "bound", "slack", "p_theta", "p_delta", "beta")
+        cells = " ".join(f"{row[key]:>9.4g}" for key in keys)
+        typer.echo(f"{row['round']:>5} {cells}  {'yes' if row['holds'] else 'NO'}")
+    caught = "caught" if not found["control"]["hundredth_holds"] else "NOT caught"
+    typer.echo(f"control: a hundredth of beta on a quadratic is {caught}")
+    typer.echo(f"note: {found['note']}")
+    typer.echo(f"written: {run / 'theorem.json'}, theorem.svg, theorem.png")

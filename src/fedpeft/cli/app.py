@@ -321,3 +321,30 @@ def gap(
             model, reference, tuple(data), split, normalize, sample, seed, tuple(expect or ())
         )
         analysis.gap_command(choice, out, as_json=json)
+
+
+@app.command()
+def theorem(
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+    sample: Annotated[
+        int, typer.Option("--sample", min=1, help="Training examples in the loss.")
+    ] = 512,
+    every: Annotated[int, typer.Option("--every", min=1, help="Check every so many rounds.")] = 1,
+    points: Annotated[
+        int, typer.Option("--points", min=2, help="Of the segment, where beta is measured.")
+    ] = 11,
+    json: Json = False,
+) -> None:
+    """Check the bound of Theorem 1 on a run.
+
+    RUN is the folder of a finished run made with run.keep_deltas = true.
+
+    \b
+    Examples:
+      fedpeft run --set run.keep_deltas=true --set federation.rounds=5 --out runs/kept
+      fedpeft theorem runs/kept
+    """
+    from fedpeft.cli import analysis
+
+    with ending():
+        analysis.theorem_command(run, analysis.theorem_request(sample, every, points), as_json=json)

@@ -174,7 +174,7 @@ def count_ink(ink_GHW: Bitmap) -> NDArray[np.uint8]:
     kept = ink_GHW[:, margin:-margin, margin:-margin]
     side = _KEPT_SIDE // 8
     share = kept.reshape(len(kept), 8, side, 8, side).mean(axis=(2, 4))
-    return np.rint(16 * share).astype(np.uint8)
+    return np.asarray(np.rint(16 * share), np.uint8)
 
 
 def _render_fonts() -> dict[tuple[str, str], Bitmap]:

@@ -59,7 +59,7 @@ def blur(images_NHW: Images) -> Images:
     padded = np.pad(images_NHW.astype(np.int64), ((0, 0), (1, 1), (1, 1)))
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     sums = rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]
-    return ((sums + 8) // 16).astype(np.uint8)
+    return np.asarray((sums + 8) // 16, np.uint8)
 
 
 def strokes(images_NHW: Images) -> Images:
@@ -72,7 +72,7 @@ def strokes(images_NHW: Images) -> Images:
     pen = _thicken(large)
     count, height, width = images_NHW.shape
     blocks = pen.reshape(count, height, _ENLARGED, width, _ENLARGED).mean(axis=(2, 4))
-    return np.rint(np.minimum(1.0, blocks * _ENLARGED / _PEN) * _WHITE).astype(np.uint8)
+    return np.asarray(np.rint(np.minimum(1.0, blocks * _ENLARGED / _PEN) * _WHITE), np.uint8)
 
 
 def permute(images_NHW: Images) -> Images:
