@@ -44,7 +44,8 @@ def _scatter(axes: Axes, gap: Gap, *, like: Gap) -> None:
         shown = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SHOWN)).astype(int)]
         label = f"{name} ({gap.distances['lda2'][name]:.2f})"
         axes.scatter(
-            *shown.T,
+            shown[:, 0],
+            shown[:, 1],
             s=7,
             alpha=0.6,
             linewidths=0,

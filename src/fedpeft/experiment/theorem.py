@@ -191,7 +191,7 @@ def _surface(tuned: TunedModel, experiment: Experiment, sample: int) -> tuple[_S
 
     def part(batch: Batch) -> Callable[[Tensor], Tensor]:
         def loss(point: Tensor) -> Tensor:
-            views = zip(names, point.split(sizes), shapes, strict=True)
+            views = zip(names, torch.split(point, sizes), shapes, strict=True)
             tensors = {f"model.{name}": view.view(shape) for name, view, shape in views}
             summed: Tensor = torch.func.functional_call(module, tensors, (batch,))[0]
             return summed / total
