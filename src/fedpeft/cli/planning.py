@@ -93,6 +93,8 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
         f"{figures['rounds']} rounds of {figures['cohort']} clients"
     )
     yield f"  memory              {byte_words(figures['memory_bytes'])} without activations"
+    if figures["kept_deltas_bytes"]:
+        yield f"  kept deltas         {byte_words(figures['kept_deltas_bytes'])} in the run folder"
     yield "  privacy             none"
 
 

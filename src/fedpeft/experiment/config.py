@@ -22,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "Normalization",
     "PartitionConfig",
+    "RunConfig",
     "StabilityConfig",
     "TransformsConfig",
     "TuningConfig",
@@ -235,6 +236,13 @@ class EngineConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
 
 
+class RunConfig(BaseModel):
+    """`[run]`: what a run leaves in its folder."""
+
+    model_config = _STRICT
+    keep_deltas: bool = Field(False, description="keep each round's delta, for `fedpeft theorem`")
+
+
 class Experiment(BaseModel):
     """A whole experiment file."""
 
@@ -255,6 +263,7 @@ class Experiment(BaseModel):
     client: ClientConfig = Field(default_factory=ClientConfig)
     wire: WireConfig = Field(default_factory=WireConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
     sweep: list[Mapping[str, Any]] = Field(
         default_factory=list, description="`[[sweep]]`: rows of overrides, for `fedpeft sweep`"
     )

@@ -115,6 +115,7 @@ def make_plan(experiment: Experiment) -> Plan:
         "rounds": rounds,
         "total_bytes": rounds * (replies * up + asked * down),
         "memory_bytes": _memory(sketch),
+        "kept_deltas_bytes": _kept_deltas(sketch),
         "epsilon": None,
     }
     return Plan(figures, _partition(sketch.experiment))
@@ -193,6 +194,14 @@ def _memory(sketch: Sketch) -> int:
     moments = 2 if sketch.experiment.client.optimizer == "adamw" else 1
     copies = (engine.workers or 1) * (4 + moments) + 5
     return frozen + copies * delta
+
+
+def _kept_deltas(sketch: Sketch) -> int:
+    """Count what `run.keep_deltas` leaves on the disk: the start, and one delta a round."""
+    if not sketch.experiment.run.keep_deltas:
+        return 0
+    payload = sketch.tuned.spec.num_bytes + sketch.tuned.buffer_spec.num_bytes
+    return (sketch.experiment.federation.rounds + 1) * payload
 
 
 def _partition(experiment: Experiment) -> Partition | None:
