@@ -57,7 +57,7 @@ class Search:
 
     points: int = 11
     iterations: int = 30
-    tolerance: float = 1e-3
+    tolerance: float = 1e-2
     factor: float = 1.05
     seed: int = 0
 
