@@ -11,6 +11,7 @@ import typer
 
 from fedpeft.core.words import byte_words
 from fedpeft.experiment.plan import Partition, Plan, check_shapes, make_plan
+from fedpeft.experiment.privacy_words import privacy_words
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.sweep_rows import read_rows
 
@@ -61,7 +62,7 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
         f"{figures['rounds']} rounds of {figures['cohort']} clients"
     )
     yield f"  memory              {byte_words(figures['memory_bytes'])} without activations"
-    yield "  privacy             none"
+    yield f"  privacy             {privacy_words(figures)}"
 
 
 def _partition_lines(found: Partition | None) -> Iterator[str]:

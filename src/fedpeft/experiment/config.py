@@ -21,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "Normalization",
     "PartitionConfig",
+    "PrivacyConfig",
     "TransformsConfig",
     "TuningConfig",
     "WireConfig",
@@ -140,6 +141,9 @@ class FederationConfig(BaseModel):
     algorithm: str = Field("fedavg", description="see `fedpeft list algorithms`")
     rounds: Positive = 50
     clients_per_round: Positive = 8
+    sampling: Literal["fixed", "poisson"] = Field(
+        "fixed", description="poisson: each client by a secret coin, for privacy.mode = central"
+    )
     min_replies: Positive = Field(1, description="fewer usable replies end the run, exit code 3")
     eval_every: Positive = Field(1, description="evaluate every so many rounds, and the last")
     evaluate_clients: bool = Field(False, description="also report accuracy client by client")
@@ -167,6 +171,26 @@ class WireConfig(BaseModel):
     model_config = _STRICT
     up: list[Options] = Field(default_factory=list, description="from client to server, in order")
     down: list[Options] = Field(default_factory=list, description="from server to client, in order")
+
+
+class PrivacyConfig(BaseModel):
+    """`[privacy]`: differential privacy."""
+
+    model_config = _STRICT
+    mode: Literal["none", "central", "local"] = Field(
+        "none", description="client level: noise at the server, or on each client"
+    )
+    epsilon: Above | None = Field(
+        None, description="the budget of the run; the noise is calibrated to it"
+    )
+    noise_multiplier: NotNegative | None = Field(
+        None, description="deviation of the noise over clip_norm; calibrated where not given"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-3, description="of (epsilon, delta)")
+    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="L2 bound of what is noised")
+    reproducible_noise: bool = Field(
+        False, description="noise from the seed, for tests: not private"
+    )
 
 
 class EngineConfig(BaseModel):
@@ -197,6 +221,7 @@ class Experiment(BaseModel):
     federation: FederationConfig = Field(default_factory=FederationConfig)
     client: ClientConfig = Field(default_factory=ClientConfig)
     wire: WireConfig = Field(default_factory=WireConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     sweep: list[Mapping[str, Any]] = Field(
         default_factory=list, description="`[[sweep]]`: rows of overrides, for `fedpeft sweep`"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn
+from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Memory
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import DeltaMismatchError, RoundError
@@ -30,6 +30,7 @@ from fedpeft.wire.stages import Stage, decode_all, encode_all, finish_all
 __all__ = ["RoundPlan", "RoundRecord", "run_round", "turn_seed"]
 
 Sampler = Callable[[Sequence[str], int], tuple[str, ...]]
+SecretSampler = Callable[[Sequence[str], int, Memory], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class RoundPlan:
       expected_cohort: mean size of a cohort.
       up: stages from client to server.
       down: stages from server to client.
-      min_replies: fewer than this end the run.
+      min_replies: fewer than this end the run; 0 where an empty round is legal.
+      secret_sampler: takes the place of `sampler` where cohorts are drawn from a secret in the
+        server's memory: (clients, round, memory) -> the cohort.
     """
 
     algorithm: Algorithm
@@ -57,6 +60,7 @@ class RoundPlan:
     up: Sequence[Stage] = ()
     down: Sequence[Stage] = ()
     min_replies: int = 1
+    secret_sampler: SecretSampler | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class RoundRecord:
       bytes_down: as encoded, all clients of the cohort.
       bytes_up: as encoded, all replies that came.
       seconds: wall time of the round.
+      norms: L2 norm of each decoded update, in cohort order.
+      signal_norm: L2 norm of the combined update before the stages' last step (such as noise).
     """
 
     round: int
@@ -82,6 +88,8 @@ class RoundRecord:
     bytes_down: int
     bytes_up: int
     seconds: float
+    norms: tuple[float, ...] = ()
+    signal_norm: float = 0.0
 
 
 def run_round(
@@ -95,12 +103,13 @@ def run_round(
     """
     began = time.perf_counter()
     number = state.round + 1
-    cohort = plan.sampler(engine.clients(), number)
+    cohort = _cohort(state, plan, engine.clients())
     context = RoundContext(number, cohort, plan.expected_cohort, plan.seed)
     job = _job(state, plan, context)
     tally = _Tally()
     answers = _in_order(engine.run(job), cohort)
     update = plan.algorithm.combine(_updates(answers, plan, context, tally), context)
+    signal_norm = float(torch.linalg.vector_norm(update.delta))
     update, memory = finish_all(plan.up, update, state.memory, context)
     committed = {**state.committed, **dict.fromkeys(tally.answered, number)}
     moved = dataclasses.replace(state, memory=memory, committed=committed)
@@ -113,6 +122,8 @@ def run_round(
         bytes_down=sum(len(job.broadcast[client]) for client in cohort),
         bytes_up=tally.bytes_up,
         seconds=time.perf_counter() - began,
+        norms=tuple(tally.norms),
+        signal_norm=signal_norm,
     )
     return plan.algorithm.apply(moved, update), record
 
@@ -131,10 +142,12 @@ class _Tally:
     bytes_up: int = 0
     weight: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
 
     def add(self, update: ClientUpdate, notes: Mapping[str, str]) -> None:
         self.answered.append(update.client)
         self.weight += update.weight
+        self.norms.append(float(torch.linalg.vector_norm(update.payload[DELTA])))
         for key, value in notes.items():
             if key.startswith("metric."):
                 name = "train_" + key.removeprefix("metric.")
@@ -142,6 +155,12 @@ class _Tally:
 
     def means(self) -> dict[str, float]:
         return {name: total / self.weight for name, total in self.sums.items() if self.weight}
+
+
+def _cohort(state: ServerState, plan: RoundPlan, clients: Sequence[str]) -> tuple[str, ...]:
+    if plan.secret_sampler is not None:
+        return plan.secret_sampler(clients, state.round + 1, state.memory)
+    return plan.sampler(clients, state.round + 1)
 
 
 def _job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:
