@@ -154,3 +154,27 @@ def test_local_noise_is_kept_by_the_clients(tmp_path):
     assert len({bytes(root.tolist()) for root in roots}) == len(roots)
     assert torch.isfinite(torch.tensor(summary["epsilon"]))
     assert epsilon_after(resolve(read(*sets)), 1) > epsilon_after(resolve(read(*CENTRAL)), 1)
+
+
+def test_example_level_is_accounted_by_epochs_and_sends_nothing_else(tmp_path):
+    sets = (*TINY, "privacy.mode=example", "privacy.noise_multiplier=2.0", SEEDED)
+    summary = run(read(*sets), tmp_path / "r")
+    records = lines_of(tmp_path / "r" / "rounds.jsonl")
+    assert not any("train_loss" in record["metrics"] for record in records)
+    assert records[0]["noise_deviation"] == 2.0 / 64
+    assert summary["epsilon"] == records[-1]["epsilon"] > records[0]["epsilon"] > 0
+    more = resolve(read(*sets, "client.epochs=4"))
+    assert epsilon_after(more, 1) > 1.8 * epsilon_after(resolve(read(*sets)), 1)
+    two = run(read(*sets, "engine.workers=2"), tmp_path / "two")
+    assert two["delta_digest"] == summary["delta_digest"]
+
+
+@pytest.mark.parametrize(("variant", "deviation"), [("author", 3.378), ("corrected", 1.511 / 64)])
+def test_the_papers_mode_says_that_it_guarantees_nothing(variant, deviation):
+    sets = (*TINY, "privacy.mode=paper", f"privacy.variant={variant}")
+    figures = make_plan(read(*sets)).figures
+    assert figures["epsilon"] is None
+    assert "guarantees nothing" in figures["privacy"]["note"]
+    assert figures["privacy"]["noise_deviation"] == pytest.approx(deviation, rel=1e-3)
+    with pytest.raises(PrivacyError, match=r"noise_multiplier: found one with .*'paper'"):
+        read(*sets, "privacy.noise_multiplier=1.0")

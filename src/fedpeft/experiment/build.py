@@ -312,6 +312,7 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
         )
     algorithm = tables.make_algorithm(federation.algorithm, federation.options)
     private = is_private(experiment)
+    at_client_level = private and experiment.privacy.mode != "example"
     probability = federation.clients_per_round / len(data.clients)
     return RoundPlan(
         algorithm=constant_denominator(algorithm, tuned.spec) if private else algorithm,
@@ -324,7 +325,7 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
         expected_cohort=float(federation.clients_per_round),
         up=up_stages(experiment),
         down=tables.make_stages(experiment.wire.down, "wire.down"),
-        min_replies=0 if private else federation.min_replies,
+        min_replies=0 if at_client_level else federation.min_replies,
         secret_sampler=(
             lambda clients, number, memory: poisson_cohort(
                 clients, probability, root=memory[SERVER_ROOT], round=number

@@ -21,6 +21,9 @@ def privacy_problems(experiment: Experiment, clients: int | None) -> Iterator[st
         yield from _poisson(experiment, clients)
     if experiment.privacy.mode == "none":
         return
+    if experiment.privacy.mode == "paper":
+        yield from _paper(experiment)
+        return
     checks: list[Callable[[Experiment, int | None], Iterator[str]]] = [_noise, _outside]
     for check in checks:
         yield from check(experiment, clients)
@@ -41,6 +44,16 @@ def _poisson(experiment: Experiment, clients: int | None) -> Iterator[str]:
         )
 
 
+def _paper(experiment: Experiment) -> Iterator[str]:
+    if experiment.privacy.noise_multiplier is not None:
+        yield (
+            "privacy.noise_multiplier: found one with privacy.mode = 'paper'; its noise comes from "
+            "epsilon by the formula of the variant. Leave it out"
+        )
+    if math.isinf(experiment.privacy.clip_norm):
+        yield "privacy.clip_norm: found inf with privacy.mode = 'paper'; set a finite clip_norm"
+
+
 def _noise(experiment: Experiment, clients: int | None) -> Iterator[str]:
     chosen = experiment.privacy
     if chosen.epsilon is None and chosen.noise_multiplier is None:
@@ -58,7 +71,7 @@ def _noise(experiment: Experiment, clients: int | None) -> Iterator[str]:
             "privacy.noise_multiplier: found 0 with a target epsilon; without noise epsilon is "
             "infinite. Leave out one of the two"
         )
-    if clients and chosen.delta * clients >= 1:
+    if chosen.mode != "example" and clients and chosen.delta * clients >= 1:
         yield (
             f"privacy.delta: found {chosen.delta} with {clients} clients; allowed is below 1 / "
             f"{clients}: at that delta a mechanism may publish one client's update whole"

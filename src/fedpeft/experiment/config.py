@@ -177,8 +177,11 @@ class PrivacyConfig(BaseModel):
     """`[privacy]`: differential privacy."""
 
     model_config = _STRICT
-    mode: Literal["none", "central", "local"] = Field(
-        "none", description="client level: noise at the server, or on each client"
+    mode: Literal["none", "central", "local", "example", "paper"] = Field(
+        "none", description="where updates or gradients are noised; paper guarantees nothing"
+    )
+    variant: Literal["author", "corrected"] = Field(
+        "corrected", description="of mode paper: its code, or its correct formula"
     )
     epsilon: Above | None = Field(
         None, description="the budget of the run; the noise is calibrated to it"

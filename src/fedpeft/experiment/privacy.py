@@ -12,10 +12,12 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from fedpeft.client.private import GradientPrivacy
 from fedpeft.core.errors import PrivacyError
+from fedpeft.core.privacy import author_deviation, gaussian_deviation
 from fedpeft.experiment.check import num_clients
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.files import write_text
@@ -33,6 +35,7 @@ __all__ = [
     "cut_diagnostics",
     "diagnostics_of",
     "epsilon_after",
+    "gradient_privacy",
     "is_private",
     "may_go_on",
     "privacy_figures",
@@ -52,7 +55,7 @@ NOT_PRIVATE = {"note": "not private: true figures, for whoever runs a simulation
 
 def is_private(experiment: Experiment) -> bool:
     """Whether the mode bounds and noises what leaves a client."""
-    return experiment.privacy.mode in ("central", "local")
+    return experiment.privacy.mode in ("central", "local", "example")
 
 
 def resolve_privacy(experiment: Experiment) -> Experiment:
@@ -68,6 +71,18 @@ def resolve_privacy(experiment: Experiment) -> Experiment:
     multiplier = calibrate(_mechanism(experiment, 0.0), uses, chosen.delta, chosen.epsilon)
     filled = chosen.model_copy(update={"noise_multiplier": multiplier})
     return experiment.model_copy(update={"privacy": filled})
+
+
+def gradient_privacy(experiment: Experiment) -> GradientPrivacy | None:
+    """Say how a resolved experiment's clients clip and noise their gradients; None: not at all."""
+    chosen = experiment.privacy
+    if chosen.mode == "example":
+        multiplier = chosen.noise_multiplier or 0.0
+        deviation = multiplier * chosen.clip_norm if multiplier else 0.0
+        return GradientPrivacy("example", chosen.clip_norm, deviation, chosen.reproducible_noise)
+    if chosen.mode == "paper":
+        return GradientPrivacy(chosen.variant, chosen.clip_norm, _paper_deviation(experiment))
+    return None
 
 
 def refuse_model(experiment: Experiment, tuned: TunedModel) -> None:
@@ -88,8 +103,15 @@ def private_stages(experiment: Experiment) -> tuple[Stage, ...]:
     """Return the privacy stage of a resolved experiment, the first of the chain; () without one."""
     chosen = experiment.privacy
     guard = Guard(chosen.clip_norm, chosen.noise_multiplier or 0.0, chosen.reproducible_noise)
-    build = {"central": privacy.central, "local": privacy.local}.get(chosen.mode)
+    build = _STAGES.get(chosen.mode)
     return (build(guard),) if build else ()
+
+
+_STAGES: Mapping[str, Callable[[Guard], Stage]] = {
+    "central": privacy.central,
+    "local": privacy.local,
+    "example": privacy.example,
+}
 
 
 def epsilon_after(experiment: Experiment, rounds: int) -> float | None:
@@ -116,6 +138,8 @@ def may_go_on(experiment: Experiment, rounds: int) -> bool:
 
 def privacy_figures(experiment: Experiment) -> dict[str, object]:
     """Return what `plan` says of a resolved experiment's privacy."""
+    if experiment.privacy.mode == "paper":
+        return {"epsilon": None, "privacy": _said(experiment)}
     if not is_private(experiment):
         return {"epsilon": None}
     rounds = experiment.federation.rounds
@@ -134,7 +158,7 @@ def private_record(
       record: of the round.
       planned: bytes (down, up) of one turn where cohorts are secret, else None.
     """
-    if not is_private(experiment):
+    if experiment.privacy.mode == "none":
         return {}
     added: dict[str, object] = {
         "epsilon": epsilon_after(experiment, record.round),
@@ -150,6 +174,8 @@ def private_record(
 
 def private_summary(experiment: Experiment, rounds: int) -> dict[str, object]:
     """Return what the summary says of privacy after so many rounds."""
+    if experiment.privacy.mode == "paper":
+        return {"epsilon": None, "privacy": _said(experiment)}
     if not is_private(experiment):
         return {"epsilon": None}
     chosen = experiment.privacy
@@ -179,7 +205,7 @@ def diagnostics_of(
         "failures": dict(record.failures),
         "clip_fraction": clipped / len(record.norms) if record.norms and central else None,
         "signal_norm": record.signal_norm,
-        "noise_to_signal": noise / record.signal_norm if record.signal_norm else None,
+        "noise_to_signal": noise / record.signal_norm if record.signal_norm and central else None,
         "bytes_down": record.bytes_down,
         "bytes_up": record.bytes_up,
     }
@@ -206,11 +232,14 @@ def _uses(experiment: Experiment, rounds: int) -> int:
 
     Without amplification the schedule of cohorts is public and depends on seed and number of
     clients alone, so its busiest client is known; where that number is not, each round counts.
+    At example level every epoch counts: an example is in one of its batches.
     """
     federation, clients = experiment.federation, num_clients(experiment)
+    epochs = experiment.client.epochs if experiment.privacy.mode == "example" else 1
     if federation.sampling == "poisson" or clients is None:
-        return rounds
-    return _busiest(experiment.seed, clients, federation.clients_per_round, rounds)
+        return rounds * epochs
+    asked = _busiest(experiment.seed, clients, federation.clients_per_round, rounds)
+    return asked * epochs
 
 
 @functools.lru_cache(maxsize=1024)
@@ -223,12 +252,26 @@ def _busiest(seed: int, clients: int, asked: int, rounds: int) -> int:
 
 
 def _noise_deviation(experiment: Experiment) -> float:
-    """Standard deviation of a coordinate's noise: of the mean (central), of an update (local)."""
-    chosen = experiment.privacy
+    """Standard deviation of a coordinate's noise, on what it is added to.
+
+    That is the mean of updates (central), one update (local) or a batch's mean gradient (others).
+    """
+    chosen, batch_size = experiment.privacy, experiment.client.batch_size
+    if chosen.mode == "paper":
+        divisor = 1 if chosen.variant == "author" else batch_size
+        return _paper_deviation(experiment) / divisor
     multiplier = chosen.noise_multiplier or 0.0
     deviation = multiplier * chosen.clip_norm if multiplier else 0.0
-    central = chosen.mode == "central"
-    return deviation / experiment.federation.clients_per_round if central else deviation
+    divisors = {"central": experiment.federation.clients_per_round, "example": batch_size}
+    return deviation / divisors.get(chosen.mode, 1)
+
+
+def _paper_deviation(experiment: Experiment) -> float:
+    chosen = experiment.privacy
+    epsilon = chosen.epsilon or 5.0
+    if chosen.variant == "author":
+        return author_deviation(epsilon, chosen.delta, chosen.clip_norm)
+    return gaussian_deviation(epsilon, chosen.delta, 2 * chosen.clip_norm)
 
 
 def _said(experiment: Experiment) -> Mapping[str, object]:
@@ -247,7 +290,9 @@ def _said(experiment: Experiment) -> Mapping[str, object]:
 def _note(experiment: Experiment) -> str:
     if experiment.privacy.reproducible_noise:
         return SIMULATION
-    level = "client level"
+    if experiment.privacy.mode == "paper":
+        return f"the paper's mechanism, variant {experiment.privacy.variant}: guarantees nothing"
+    level = "example level" if experiment.privacy.mode == "example" else "client level"
     if not experiment.privacy.noise_multiplier:
         return "no noise: not private"
     return f"{experiment.privacy.mode}, {level}"

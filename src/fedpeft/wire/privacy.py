@@ -32,6 +32,7 @@ __all__ = [
     "Guard",
     "central",
     "constant_denominator",
+    "example",
     "local",
     "poisson_cohort",
     "with_server_root",
@@ -91,6 +92,15 @@ def local(guard: Guard) -> Stage:
         return {DELTA: clipped_P + noise_P}, memory
 
     return Stage("local", init=init, encode=encode)
+
+
+def example(guard: Guard) -> Stage:
+    """Keep a client's secret root; its training has clipped and noised by then."""
+
+    def init(spec: DeltaSpec) -> Memory:
+        return {} if guard.reproducible else {"root": draw_root()}
+
+    return Stage("example", init=init)
 
 
 def constant_denominator(algorithm: Algorithm, spec: DeltaSpec) -> Algorithm:
