@@ -21,7 +21,7 @@ from fedpeft.experiment.sweep import Finished, RowResult, sweep
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 
 METHODS = ("scratch", "full", "head", "bias", "adapter", "prompt", "lora")
-GRID = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 LAST = 5
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

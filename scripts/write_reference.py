@@ -51,6 +51,9 @@ def _sections(model: type[BaseModel], prefix: str) -> list[str]:
 
 def _table(field: FieldInfo) -> type[BaseModel] | None:
     kind = field.annotation
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(kind) if part is not type(None)]
+        kind = parts[0] if len(parts) == 1 else kind
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 

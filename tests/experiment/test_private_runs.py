@@ -45,6 +45,8 @@ def lines_of(path):
         ((*CENTRAL, "federation.min_replies=2"), r"federation\.min_replies: found 2.*allowed is 1"),
         ((*CENTRAL, "federation.evaluate_clients=true"), r"evaluate_clients: found true.*labels"),
         ((*CENTRAL, "data.transforms.normalize=dataset"), r"normalize: found 'dataset'"),
+        ((*CENTRAL, "federation.mode=buffered"), r"federation\.mode: found 'buffered'"),
+        ((*CENTRAL, "stability.dropout=0.1"), r"stability: found with.*schedule"),
         ((*CENTRAL, "privacy.clip_norm=inf"), r"privacy\.clip_norm: found inf.*finite"),
         ((*CENTRAL, "privacy.delta=0.2"), r"privacy\.delta: found 0\.2 with 8 clients"),
         ((*CENTRAL, "privacy.noise_multiplier=0.0", "privacy.epsilon=1"), r"epsilon is\s+infinite"),

@@ -45,6 +45,12 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+BUFFERED = [
+    'federation.mode="buffered"', "federation.buffered.size=3", "federation.buffered.concurrency=4",
+    "federation.rounds=8", "stability.dropout=0.2", "stability.speed_spread=1.0",
+]  # fmt: skip
+
+
 def drive(folder: Path, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Run trials in one process of their own."""
     file = folder / "tiny.toml"
@@ -92,6 +98,19 @@ def test_forgotten_client_memories_are_noticed(results) -> None:
 
 def test_another_seed_is_noticed(results) -> None:
     assert results["another seed"][0]["digest"] != results["straight"][0]["digest"]
+
+
+def test_buffered_training_killed_anywhere_equals_uninterrupted(tmp_path: Path) -> None:
+    base = {"sets": BUFFERED}
+    kills = [{"at": number, **base} for number in (17, 23, 26, 47)]
+    two = {"at": 25, "sets": [*BUFFERED, "engine.workers=2"]}
+    forgotten = {"at": 35, "forget": True, **base}
+    straight, *others, lost = drive(tmp_path, [base, *kills, two, forgotten])
+    assert straight["code"] == 0 and len(straight["records"]) == 8
+    assert all("simulated_time" in record for record in straight["records"])
+    assert [other["killed"] for other in others] == [-9] * 5
+    assert all(same(other, straight) for other in others)
+    assert not same(lost, straight)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ class _Item:
     blob: bytes
     memory: Memory
     seed: int
+    version: int
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,10 @@ class LocalEngine:
 
     def _item(self, job: Job, client: str) -> _Item:
         memory = self._memories.get(client, {}).get(job.committed[client], {})
-        seed = turn_seed(job.seed, job.round, client)
-        return _Item(job.round, client, job.broadcast[client], memory, seed)
+        number = job.turns.get(client, job.round)
+        seed = turn_seed(job.seed, number, client)
+        version = job.versions.get(client, job.round - 1)
+        return _Item(number, client, job.broadcast[client], memory, seed, version)
 
     def _keep(self, item: _Item, committed: int, memory: Memory) -> None:
         """Keep the memory before and after the turn, until the server says which one counts."""
@@ -167,7 +170,7 @@ class _Work:
             if self._half is None:
                 self._half = self._make_half()
             data = ClientData(self._data.train, self._data.clients[item.client])
-            turn = ClientTurn(item.round, item.client, data, item.memory, item.seed, item.round - 1)
+            turn = ClientTurn(item.round, item.client, data, item.memory, item.seed, item.version)
             blob, memory = run_turn(self._half, item.blob, turn)
         except (FedpeftError, ValueError, RuntimeError, OSError, MemoryError) as error:
             logger.debug("client %s failed", item.client, exc_info=True)

@@ -40,6 +40,12 @@ from fedpeft.experiment.requests import (
     model_request,
     tuning_request,
 )
+from fedpeft.experiment.stability import (
+    asked_clients,
+    make_buffering,
+    make_conditions,
+    resolve_stability,
+)
 from fedpeft.models.locate import BUNDLED
 from fedpeft.models.source import load_model, sketch_model
 from fedpeft.rounds.client_half import ClientHalf
@@ -152,7 +158,7 @@ def resolve(experiment: Experiment) -> Experiment:
             ),
             "data": data.model_copy(update={"partition": partition}),
             "client": client.model_copy(update={"lr": learning_rate(experiment)}),
-            "federation": federation.model_copy(update={"options": options}),
+            **resolve_stability(experiment, options),
             "engine": experiment.engine.model_copy(update={"workers": _workers(experiment)}),
             "sweep": [],
         }
@@ -314,10 +320,11 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
     private = is_private(experiment)
     at_client_level = private and experiment.privacy.mode != "example"
     probability = federation.clients_per_round / len(data.clients)
+    asked = asked_clients(experiment, len(data.clients))
     return RoundPlan(
         algorithm=constant_denominator(algorithm, tuned.spec) if private else algorithm,
         sampler=lambda clients, number: fixed_cohort(
-            clients, federation.clients_per_round, seed=experiment.seed, round=number
+            clients, min(asked, len(clients)), seed=experiment.seed, round=number
         ),
         spec=tuned.spec,
         buffer_spec=tuned.buffer_spec,
@@ -333,6 +340,8 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
         )
         if federation.sampling == "poisson"
         else None,
+        conditions=make_conditions(experiment, tuned, data),
+        buffering=make_buffering(experiment),
     )
 
 

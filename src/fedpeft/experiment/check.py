@@ -9,6 +9,7 @@ from fedpeft.core.errors import FedpeftError
 from fedpeft.core.words import nearest
 from fedpeft.experiment import tables
 from fedpeft.experiment.check_privacy import privacy_problems
+from fedpeft.experiment.check_stability import stability_problems
 from fedpeft.experiment.config import Experiment
 
 __all__ = ["num_clients", "problems_of"]
@@ -21,6 +22,7 @@ def problems_of(experiment: Experiment) -> list[str]:
     checks: list[Callable[[Experiment], Iterator[str]]] = [
         _tuning,
         _federation,
+        stability_problems,
         _client,
         _wire,
         _engine,

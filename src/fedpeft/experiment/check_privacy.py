@@ -91,6 +91,16 @@ def _outside(experiment: Experiment, clients: int | None) -> Iterator[str]:
             f"federation.evaluate_clients: found true with privacy.mode = {mode!r}; figures client "
             "by client use their labels, outside of clip and noise. Set it to false"
         )
+    if federation.mode != "synchronous":
+        yield (
+            f"federation.mode: found {federation.mode!r} with privacy.mode = {mode!r}; allowed is "
+            "'synchronous': who is asked then depends on the clock, not on a schedule that epsilon counts"
+        )
+    if experiment.stability is not None:
+        yield (
+            f"stability: found with privacy.mode = {mode!r}; who is asked and who answers then "
+            "depends on more than the schedule that epsilon counts. Leave the table out"
+        )
     if experiment.data.transforms.normalize == "dataset":
         yield (
             f"data.transforms.normalize: found 'dataset' with privacy.mode = {mode!r}; mean and "

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "BufferedConfig",
     "ClientConfig",
     "DataConfig",
     "EngineConfig",
@@ -22,6 +23,7 @@ __all__ = [
     "Normalization",
     "PartitionConfig",
     "PrivacyConfig",
+    "StabilityConfig",
     "TransformsConfig",
     "TuningConfig",
     "WireConfig",
@@ -134,11 +136,29 @@ class DataConfig(BaseModel):
     partition: PartitionConfig = Field(default_factory=PartitionConfig)
 
 
+class BufferedConfig(BaseModel):
+    """`[federation.buffered]`: options of `federation.mode = "buffered"`."""
+
+    model_config = _STRICT
+    size: Positive | None = Field(
+        None, description="replies that make a round; clients_per_round by default"
+    )
+    concurrency: Positive | None = Field(
+        None, description="turns under way at once; clients_per_round by default"
+    )
+    exponent: NotNegative = Field(0.5, description="a reply s rounds old counts (1 + s)**-exponent")
+    max_staleness: Positive | None = Field(None, description="replies older than this are not used")
+
+
 class FederationConfig(BaseModel):
     """`[federation]`: the server."""
 
     model_config = _STRICT
     algorithm: str = Field("fedavg", description="see `fedpeft list algorithms`")
+    mode: Literal["synchronous", "buffered"] = Field(
+        "synchronous", description="`buffered`: asynchronous, on the simulated clock"
+    )
+    buffered: BufferedConfig = Field(default_factory=BufferedConfig)
     rounds: Positive = 50
     clients_per_round: Positive = 8
     sampling: Literal["fixed", "poisson"] = Field(
@@ -148,6 +168,42 @@ class FederationConfig(BaseModel):
     eval_every: Positive = Field(1, description="evaluate every so many rounds, and the last")
     evaluate_clients: bool = Field(False, description="also report accuracy client by client")
     options: Options = Field(default_factory=dict, description="options of the algorithm")
+
+
+class StabilityConfig(BaseModel):
+    """`[stability]`: the world that clients live in; the table switches the simulated clock on."""
+
+    model_config = _STRICT
+    dropout: Fraction = Field(0.0, description="probability that a client's turn breaks off")
+    stragglers: Literal["none", "lognormal", "pareto"] = Field(
+        "none", description="heavy-tailed slowdown of single turns"
+    )
+    straggler_shape: Above = Field(
+        1.0, description="lognormal: deviation of the logarithm; pareto: tail index"
+    )
+    deadline: Above | None = Field(None, description="longest turn waited for, simulated seconds")
+    over_selection: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        1.0, description="ask so many times clients_per_round, use the first that answer"
+    )
+    speed_spread: NotNegative = Field(
+        0.0, description="deviation of the logarithm of clients' computing speeds; 0: equal"
+    )
+    link_spread: NotNegative = Field(0.0, description="the same of clients' links")
+    examples_per_second: Above = Field(100.0, description="that a client of speed 1 trains on")
+    bytes_down_per_second: Above = Field(1_250_000.0, description="of a link of speed 1")
+    bytes_up_per_second: Above = Field(250_000.0, description="of a link of speed 1")
+    trace: str | None = Field(
+        None, description="when clients are available: a csv or jsonl file, or `phones`"
+    )
+    trace_period: Above | None = Field(
+        None, description="the trace's file repeats after so many simulated seconds"
+    )
+    trace_sha256: str | None = Field(
+        None, description="of the trace's file; filled in by a run", pattern="^[0-9a-f]{64}$"
+    )
+    choose_from: Literal["all", "available"] = Field(
+        "all", description="whom synchronous cohorts are drawn from; buffered: who is available"
+    )
 
 
 class ClientConfig(BaseModel):
@@ -222,6 +278,7 @@ class Experiment(BaseModel):
     tuning: TuningConfig = Field(default_factory=TuningConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     federation: FederationConfig = Field(default_factory=FederationConfig)
+    stability: StabilityConfig | None = None
     client: ClientConfig = Field(default_factory=ClientConfig)
     wire: WireConfig = Field(default_factory=WireConfig)
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)

@@ -1,6 +1,6 @@
 """The run loop: rounds, evaluation, records, checkpoints, and going on after any crash.
 
-    for each round:  run_round -> evaluate -> line in rounds.jsonl (fsync) -> checkpoint (rename)
+    for each round:  advance -> evaluate -> line in rounds.jsonl (fsync) -> checkpoint (rename)
 
 The checkpoint is the commit: what comes before it is done again after a crash, from the same state
 and the same seeds, and so with the same result.
@@ -56,8 +56,9 @@ from fedpeft.experiment.records import (
     record_of,
     totals,
 )
+from fedpeft.experiment.stability import planned_turns
+from fedpeft.rounds.buffered import advance
 from fedpeft.rounds.client_half import PRIVATE_NOTES
-from fedpeft.rounds.round import run_round
 from fedpeft.server.state import ServerState
 
 __all__ = ["RoundDone", "peek", "run", "run_experiment"]
@@ -220,7 +221,7 @@ def _partition(data: Federated) -> dict[str, object] | None:
 def _one_round(
     built: BuiltRun, state: ServerState, folder: RunFolder
 ) -> tuple[ServerState, Record]:
-    state, record = run_round(state, built.plan, built.engine)
+    state, record = advance(state, built.plan, built.engine)
     federation = built.experiment.federation
     private = private_record(built.experiment, record, _planned_bytes(built))
     if is_private(built.experiment):
@@ -288,7 +289,7 @@ def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
         "trainable_parameters": plan.spec.num_params,
         "total_parameters": sum(p.numel() for p in built.tuned.model.parameters()),
         "payload_bytes": plan.spec.num_bytes + plan.buffer_spec.num_bytes,
-        "cohort": experiment.federation.clients_per_round,
+        "cohort": planned_turns(experiment)[0],
         "bytes_up": so_far.bytes_up,
         "bytes_down": so_far.bytes_down,
         "seconds": round(so_far.seconds, 3),

@@ -1,6 +1,8 @@
 """The plan of a run: parameters, bytes, memory, before any training.
 
-    total bytes = rounds * cohort * (wire bytes up + wire bytes down)
+    total bytes = rounds * (replies * wire bytes up + asked * wire bytes down)
+
+A round has as many replies as its cohort; it asks more with over-selection, and nobody fails.
 
 Sizes come from the encoding itself, run on tensors that have shapes and no memory. Neither weights
 nor a network are needed; where the data is at hand, the partition is shown too.
@@ -26,6 +28,7 @@ from fedpeft.data.summary import label_table, sizes
 from fedpeft.experiment.build import Sketch, load_run_data, sketch_run
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.privacy import is_private, privacy_figures
+from fedpeft.experiment.stability import planned_turns
 from fedpeft.models.locate import is_local
 from fedpeft.rounds.client_half import PRIVATE_NOTES, reply_notes
 from fedpeft.tuning.tuned import TunedModel
@@ -94,7 +97,8 @@ def make_plan(experiment: Experiment) -> Plan:
     """
     sketch = sketch_run(experiment)
     federation, tuned = sketch.experiment.federation, sketch.tuned
-    cohort, rounds = federation.clients_per_round, federation.rounds
+    rounds = federation.rounds
+    replies, asked = planned_turns(sketch.experiment)
     private = is_private(sketch.experiment)
     up = wire_bytes(tuned, sketch.up, PRIVATE_NOTES if private else TYPICAL_NOTES)
     down = wire_bytes(tuned, sketch.down)
@@ -108,9 +112,9 @@ def make_plan(experiment: Experiment) -> Plan:
         "trainable_payload_bytes": tuned.spec.num_bytes,
         "wire_bytes_up": up,
         "wire_bytes_down": down,
-        "cohort": cohort,
+        "cohort": replies,
         "rounds": rounds,
-        "total_bytes": rounds * cohort * (up + down),
+        "total_bytes": rounds * (replies * up + asked * down),
         "memory_bytes": _memory(sketch),
         **privacy_figures(sketch.experiment),
     }

@@ -73,6 +73,7 @@ def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float 
         "bytes_down": record.bytes_down,
         "bytes_up": record.bytes_up,
         "seconds": round(record.seconds + seconds, 6),
+        **record.simulation,
     }
 
 

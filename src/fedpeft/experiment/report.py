@@ -3,6 +3,7 @@
     report.html            the page: tables, figures, settings, environment
     report-bytes.svg/png   metric against cumulative bytes (one pair a panel)
     report-rounds.svg/png  metric against rounds
+    report-time.svg/png    metric against simulated time, where a run had that clock
     report-table.svg/png/csv   the comparison
     report-partition.svg/png   clients x classes
 
@@ -18,7 +19,12 @@ from pathlib import Path
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.report_data import Panel, Partition, Run, find_runs, panels_of, read_run
-from fedpeft.experiment.report_figures import curve_of, draw_comparison, draw_curves
+from fedpeft.experiment.report_figures import (
+    curve_of,
+    draw_comparison,
+    draw_curves,
+    drawn_axes,
+)
 from fedpeft.experiment.report_page import DrawnPanel, DrawnPartition, page
 from fedpeft.experiment.report_partition import describe_partition, draw_partition
 from fedpeft.experiment.report_style import Picture
@@ -75,7 +81,8 @@ def _draw(panel: Panel, place: Path, index: int, target: float | None) -> DrawnP
     """Draw a panel's figures and write them beside the page."""
     suffix = f"-{index + 1}" if index else ""
     wide, narrow = {}, {}
-    for axis in ("bytes", "rounds"):
+    axes = drawn_axes(panel)
+    for axis in axes:
         name = f"{axis}{index}"
         wide[axis] = draw_curves(panel, axis, name=name, width=5.8, target=target)
         narrow[axis] = draw_curves(panel, axis, name=f"{name}n", width=_NARROW, target=target)
@@ -85,8 +92,9 @@ def _draw(panel: Panel, place: Path, index: int, target: float | None) -> DrawnP
         panel,
         bytes=(wide["bytes"], narrow["bytes"]),
         rounds=(wide["rounds"], narrow["rounds"]),
-        files=tuple(_files(place, suffix)),
+        files=tuple(_files(place, suffix, axes)),
         reached=_reached(panel, target),
+        time=(wide["time"], narrow["time"]) if "time" in axes else None,
     )
 
 
@@ -95,10 +103,8 @@ def _write(picture: Picture, place: Path, what: str) -> None:
     (place.parent / f"{place.stem}-{what}.png").write_bytes(picture.png)
 
 
-def _files(place: Path, suffix: str) -> list[tuple[str, str]]:
-    names = [
-        f"{what}{suffix}.{kind}" for what in ("bytes", "rounds", "table") for kind in ("svg", "png")
-    ]
+def _files(place: Path, suffix: str, axes: Sequence[str]) -> list[tuple[str, str]]:
+    names = [f"{what}{suffix}.{kind}" for what in (*axes, "table") for kind in ("svg", "png")]
     return [(f"{place.stem}-{name}", name) for name in [*names, "table.csv"]]
 
 

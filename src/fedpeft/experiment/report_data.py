@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _FILES = ("experiment.toml", "environment.json", "rounds.jsonl", "summary.json", "checkpoints")
+_OF_ONE_MODE = "federation.buffered."
 _NOT_COMPARED = ("seed", "name", "sweep", "engine.workers")
 
 
@@ -93,6 +94,14 @@ class Run:
             if value is not None:
                 points.append((int(record["round"]), total, float(value)))
         return points
+
+    def simulated(self) -> dict[int, float]:
+        """Simulated seconds since the run began, by round; {} where no clock ran."""
+        return {
+            int(record["round"]): float(record["simulated_time"])
+            for record in self.rounds
+            if "simulated_time" in record
+        }
 
 
 @dataclass(frozen=True)
@@ -297,5 +306,6 @@ def _differing(runs: Sequence[Run]) -> list[str]:
 def _label(run: Run, others: Sequence[Run]) -> str:
     """The method, and what sets the run apart from others of the same method."""
     told = _differing([other for other in others if other.method == run.method])
+    told = [key for key in told if key in run.settings or not key.startswith(_OF_ONE_MODE)]
     extra = [f"{key.rsplit('.', 1)[-1]} {run.settings.get(key, '-')}" for key in told]
     return ", ".join([run.method, *extra])

@@ -28,13 +28,14 @@ from fedpeft.experiment.report_table import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "curve_of", "draw_comparison", "draw_curves", "metric_axis"]
+__all__ = ["Curve", "curve_of", "draw_comparison", "draw_curves", "drawn_axes", "metric_axis"]
 
-Axis = Literal["bytes", "rounds"]
+Axis = Literal["bytes", "rounds", "time"]
 
 _X_LABELS = {
     "bytes": "Bytes sent so far, both ways, all clients (log scale)",
     "rounds": "Round",
+    "time": "Simulated time",
 }
 
 
@@ -43,7 +44,7 @@ class Curve:
     """The mean course of a group.
 
     Attributes:
-      x: rounds, or mean bytes so far.
+      x: rounds, mean bytes so far, or mean simulated seconds so far.
       mean: of the metric over the seeds that have reached this round.
       low: worst value of a seed there (or best, for perplexity: simply the smallest).
       high: the largest.
@@ -57,7 +58,15 @@ class Curve:
 
 def curve_of(group: Group, axis: Axis) -> Curve:
     """Average the seeds of a group, round by round, over the rounds that all of them have."""
-    runs = [{r: (total, value) for r, total, value in run.curve()} for run in group.runs]
+    clocks = [run.simulated() if axis == "time" else None for run in group.runs]
+    runs = [
+        {
+            r: (total if clock is None else clock[r], value)
+            for r, total, value in run.curve()
+            if clock is None or r in clock
+        }
+        for run, clock in zip(group.runs, clocks, strict=True)
+    ]
     common = sorted(set.intersection(*(set(run) for run in runs)))
     values = [[run[r][1] for run in runs] for r in common]
     spent = [sum(run[r][0] for run in runs) / len(runs) for r in common]
@@ -67,6 +76,12 @@ def curve_of(group: Group, axis: Axis) -> Curve:
         tuple(map(min, values)),
         tuple(map(max, values)),
     )
+
+
+def drawn_axes(panel: Panel) -> tuple[Axis, ...]:
+    """List what a panel's metric is drawn against; simulated time where a run had that clock."""
+    timed = any(run.simulated() for group in panel.groups for run in group.runs)
+    return ("bytes", "rounds", "time") if timed else ("bytes", "rounds")
 
 
 def metric_axis(panel: Panel) -> str:
@@ -80,7 +95,7 @@ def metric_axis(panel: Panel) -> str:
 def draw_curves(
     panel: Panel, axis: Axis, *, name: str, width: float = 6.4, target: float | None = None
 ) -> Picture:
-    """Draw the metric of every group against bytes or rounds.
+    """Draw the metric of every group against bytes, rounds or simulated time.
 
     Args:
       panel: what to draw.
@@ -99,10 +114,11 @@ def draw_curves(
         if target is not None:
             _target_line(axes, target, panel.metric)
         _scales(axes, panel, axis)
-        axes.set_xlabel(_X_LABELS[axis])
+        axes.set_xlabel(axes.get_xlabel() or _X_LABELS[axis])
         axes.set_title(metric_axis(panel), loc="left", fontsize=9, color=LIGHT["soft"], pad=10)
         place_labels(figure, axes, labels)
-        title = f"{metric_axis(panel)} against {axis}, {panel.source}"
+        what = "simulated time" if axis == "time" else axis
+        title = f"{metric_axis(panel)} against {what}, {panel.source}"
         return picture_of(figure, name=name, title=title)
 
 
@@ -116,6 +132,8 @@ def _scales(axes: Axes, panel: Panel, axis: Axis) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_bytes(x)))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    elif axis == "time":
+        _time_axis(axes)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if panel.metric == "perplexity":
@@ -126,6 +144,24 @@ def _scales(axes: Axes, panel: Panel, axis: Axis) -> None:
     else:
         _widen(axes, 0.04)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
+
+
+_TIME_UNITS = {"seconds": 1.0, "minutes": 60.0, "hours": 3_600.0, "days": 86_400.0}
+
+
+def _time_axis(axes: Axes) -> None:
+    """Count simulated time in the largest unit of which there are at least three."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+    high = axes.dataLim.intervalx[1]
+    fitting = [name for name, unit in _TIME_UNITS.items() if high >= 3 * unit]
+    name = fitting[-1] if fitting else "seconds"
+    unit = _TIME_UNITS[name]
+    ticks = MaxNLocator(nbins=4).tick_values(0, high / unit)
+    axes.xaxis.set_major_locator(FixedLocator([tick * unit for tick in ticks]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / unit:g}"))
+    axes.set_xlim(0, 1.04 * high)
+    axes.set_xlabel(f"{_X_LABELS['time']}, {name}")
 
 
 def _widen(axes: Axes, least: float) -> None:

@@ -41,6 +41,7 @@ class DrawnPanel:
       rounds: metric against rounds.
       files: where the pictures stand beside the page; (name of the file, what it is).
       reached: what to say about a target, or "".
+      time: metric against simulated time; None where no clock ran.
     """
 
     panel: Panel
@@ -48,6 +49,7 @@ class DrawnPanel:
     rounds: tuple[Picture, Picture]
     files: tuple[tuple[str, str], ...] = ()
     reached: str = ""
+    time: tuple[Picture, Picture] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,18 @@ def _panel(drawn: DrawnPanel) -> str:
             drawn.rounds,
             f"<b>{noun} against rounds.</b> {_curve_note(panel)}",
         )
+        + _time_figure(drawn, noun)
         + "</div></section>\n"
+    )
+
+
+def _time_figure(drawn: DrawnPanel, noun: str) -> str:
+    if drawn.time is None:
+        return ""
+    return _figure(
+        drawn.time,
+        f"<b>{noun} against simulated time.</b> Seconds on the simulated clock: download, compute "
+        "and upload of the clients, and waiting for them. Runs without that clock are left out.",
     )
 
 

@@ -25,7 +25,7 @@ from fedpeft.experiment.folder import RunFolder
 from fedpeft.experiment.lock import locked
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
 from fedpeft.experiment.records import Record, Totals, record_of, totals
-from fedpeft.rounds.round import run_round
+from fedpeft.rounds.buffered import advance
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
 __all__ = ["Result", "run", "simulate"]
@@ -90,8 +90,8 @@ def simulate(
     Args:
       tuned: from `tune`; the simulation owns it from here on.
       data: from `from_torch` or `load_data`.
-      settings: keys of `[federation]`, `[client]`, `[wire]` and `[engine]`, and `seed`, such as
-        `{"federation.rounds": 20, "client.lr": 0.05}`; defaults are those of the file.
+      settings: keys of `[federation]`, `[stability]`, `[client]`, `[wire]`, `[engine]` and `seed`,
+        such as `{"federation.rounds": 20, "client.lr": 0.05}`; defaults are those of the file.
       out: a folder that keeps records, checkpoints and the final delta; a simulation that finds its
         own unfinished folder goes on with it. None keeps nothing.
       on_round: called with the record of each round.
@@ -122,7 +122,7 @@ def _experiment(
 
 def _settings(tuned: TunedModel, data: Federated, settings: Mapping[str, Any]) -> Experiment:
     """Check the settings of a simulation and describe its model and data by name."""
-    allowed = ("seed", "name", "federation", "client", "wire", "engine")
+    allowed = ("seed", "name", "federation", "stability", "client", "wire", "engine")
     for key in settings:
         if key.split(".")[0] not in allowed:
             raise ConfigError(
@@ -144,7 +144,7 @@ def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
     state, records = built.start, []
     federation = built.experiment.federation
     while state.round < federation.rounds:
-        state, record = run_round(state, built.plan, built.engine)
+        state, record = advance(state, built.plan, built.engine)
         due = record.round % federation.eval_every == 0 or record.round == federation.rounds
         records.append(record_of(record, built.evaluate(state) if due else {}))
         on_round(records[-1])

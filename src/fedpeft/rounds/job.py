@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 __all__ = ["Engine", "Failure", "Job", "Reply"]
@@ -20,6 +20,9 @@ class Job:
       committed: client -> the last round whose reply the server took (0: none); a client goes on
         from the memory that it had after that round.
       seed: the run's root seed.
+      turns: client -> number of its turn, where it is not the round's: it gives the turn's seed and
+        names the memory that the turn leaves.
+      versions: client -> round of the server state that it starts from, where it is not the last.
     """
 
     round: int
@@ -27,6 +30,8 @@ class Job:
     broadcast: Mapping[str, bytes]
     committed: Mapping[str, int]
     seed: int
+    turns: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """One round of federated training, written once for every engine, algorithm, method and stage.
 
     choose cohort -> broadcast -> engine.run -> decode in cohort order -> combine -> finish -> apply
+    └──────── a call ────────┘    └───────────────────────── settle ─────────────────────────────┘
 
 Replies arrive in any order and are taken in cohort order: floating-point sums depend on order, and
 the result of a round may not.
@@ -9,6 +10,7 @@ the result of a round may not.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +24,14 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import DeltaMismatchError, RoundError
 from fedpeft.data.examples import ClientData
 from fedpeft.models.tasks import Batch
+from fedpeft.rounds.attendance import Buffering, Call, attend, gather
 from fedpeft.rounds.job import Engine, Failure, Job, Reply
+from fedpeft.server.availability import Conditions
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState
 from fedpeft.wire import messages
 from fedpeft.wire.stages import Stage, decode_all, encode_all, finish_all
 
-__all__ = ["RoundPlan", "RoundRecord", "run_round", "turn_seed"]
+__all__ = ["RoundPlan", "RoundRecord", "run_round", "settle", "turn_seed", "write_job"]
 
 Sampler = Callable[[Sequence[str], int], tuple[str, ...]]
 SecretSampler = Callable[[Sequence[str], int, Memory], tuple[str, ...]]
@@ -49,6 +53,8 @@ class RoundPlan:
       min_replies: fewer than this end the run; 0 where an empty round is legal.
       secret_sampler: takes the place of `sampler` where cohorts are drawn from a secret in the
         server's memory: (clients, round, memory) -> the cohort.
+      conditions: the world that clients live in; None: everybody answers and no clock runs.
+      buffering: of buffered asynchronous training; None: rounds are synchronous.
     """
 
     algorithm: Algorithm
@@ -61,6 +67,8 @@ class RoundPlan:
     down: Sequence[Stage] = ()
     min_replies: int = 1
     secret_sampler: SecretSampler | None = None
+    conditions: Conditions | None = None
+    buffering: Buffering | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class RoundRecord:
       seconds: wall time of the round.
       norms: L2 norm of each decoded update, in cohort order.
       signal_norm: L2 norm of the combined update before the stages' last step (such as noise).
+      simulation: what the simulated clock adds, by its names in the record; {} without one.
     """
 
     round: int
@@ -90,6 +99,7 @@ class RoundRecord:
     seconds: float
     norms: tuple[float, ...] = ()
     signal_norm: float = 0.0
+    simulation: Mapping[str, object] = field(default_factory=dict)
 
 
 def run_round(
@@ -103,27 +113,49 @@ def run_round(
     """
     began = time.perf_counter()
     number = state.round + 1
-    cohort = _cohort(state, plan, engine.clients())
+    gathered = gather(plan.conditions, engine.clients(), state.memory, plan.min_replies)
+    cohort = _cohort(state, plan, gathered.clients)
     context = RoundContext(number, cohort, plan.expected_cohort, plan.seed)
-    job = _job(state, plan, context)
+    call = attend(plan.conditions, write_job(state, plan, context), gathered)
+    state, record = settle(state, plan, engine, call)
+    return state, dataclasses.replace(record, seconds=time.perf_counter() - began)
+
+
+def settle(
+    state: ServerState, plan: RoundPlan, engine: Engine, call: Call
+) -> tuple[ServerState, RoundRecord]:
+    """Have the turns of a call taken, combine what comes back, and return the new state.
+
+    Raises:
+      RoundError: if fewer than `plan.min_replies` clients gave a usable update.
+      EngineError: if the engine itself fails.
+    """
+    began = time.perf_counter()
+    job, cohort = call.job, call.cohort
+    context = RoundContext(job.round, cohort, plan.expected_cohort, plan.seed, job.turns)
+    _check_enough(plan, call)
     tally = _Tally()
-    answers = _in_order(engine.run(job), cohort)
-    update = plan.algorithm.combine(_updates(answers, plan, context, tally), context)
+    answers = _in_order(itertools.chain(call.absent, engine.run(job)), cohort)
+    updates = _aged(_updates(answers, plan, context, tally), call.scales)
+    update = plan.algorithm.combine(updates, context)
     signal_norm = float(torch.linalg.vector_norm(update.delta))
     update, memory = finish_all(plan.up, update, state.memory, context)
-    committed = {**state.committed, **dict.fromkeys(tally.answered, number)}
-    moved = dataclasses.replace(state, memory=memory, committed=committed)
+    taken = {client: job.turns.get(client, job.round) for client in tally.answered}
+    moved = dataclasses.replace(
+        state, memory={**memory, **call.memory}, committed={**state.committed, **taken}
+    )
     record = RoundRecord(
-        round=number,
+        round=job.round,
         cohort=cohort,
         failures=tally.failures,
         metrics=tally.means(),
         update_norm=float(torch.linalg.vector_norm(update.delta)),
-        bytes_down=sum(len(job.broadcast[client]) for client in cohort),
+        bytes_down=call.bytes_down,
         bytes_up=tally.bytes_up,
         seconds=time.perf_counter() - began,
         norms=tuple(tally.norms),
         signal_norm=signal_norm,
+        simulation=call.simulation,
     )
     return plan.algorithm.apply(moved, update), record
 
@@ -163,7 +195,7 @@ def _cohort(state: ServerState, plan: RoundPlan, clients: Sequence[str]) -> tupl
     return plan.sampler(clients, state.round + 1)
 
 
-def _job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:
+def write_job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:
     """Encode what each client gets; equal payloads are encoded once."""
     encoded: dict[int, bytes] = {}
     broadcast = {}
@@ -175,13 +207,14 @@ def _job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:
             encoded[key] = messages.encode(sent)
         broadcast[client] = encoded[key]
     committed = {client: state.committed.get(client, 0) for client in context.cohort}
-    return Job(context.round, context.cohort, broadcast, committed, plan.seed)
+    return Job(context.round, context.cohort, broadcast, committed, plan.seed, context.turns)
 
 
 def _turn(context: RoundContext, client: str) -> ClientTurn:
     """The server's view of a turn: everything but the client's data and memory."""
-    seed = turn_seed(context.seed, context.round, client)
-    return ClientTurn(context.round, client, _NO_DATA, {}, seed, context.round - 1)
+    number = context.turns.get(client, context.round)
+    seed = turn_seed(context.seed, number, client)
+    return ClientTurn(number, client, _NO_DATA, {}, seed, context.round - 1)
 
 
 class _NoExamples:
@@ -195,6 +228,32 @@ class _NoExamples:
 
 
 _NO_DATA = ClientData(_NoExamples(), np.empty(0, dtype=np.int64))
+
+
+def _check_enough(plan: RoundPlan, call: Call) -> None:
+    """Refuse a round that is known to fail before anything of it is computed.
+
+    Raises:
+      RoundError: if fewer clients than needed will answer.
+    """
+    if call.absent and len(call.job.cohort) < plan.min_replies:
+        reasons = "; ".join(f"{each.client}: {each.reason}" for each in call.absent[:3])
+        raise RoundError(
+            f"round {call.job.round}: {len(call.job.cohort)} of {len(call.cohort)} clients would "
+            f"answer in simulated time, at least {plan.min_replies} are needed "
+            f"(federation.min_replies). First reasons: {reasons}"
+        )
+
+
+def _aged(updates: Iterable[ClientUpdate], scales: Mapping[str, float]) -> Iterator[ClientUpdate]:
+    """Scale updates that started from an old server state; values of buffers stay as they are."""
+    for update in updates:
+        scale = scales.get(update.client, 1.0)
+        if scale == 1.0:
+            yield update
+            continue
+        payload = {**update.payload, DELTA: update.payload[DELTA] * scale}
+        yield dataclasses.replace(update, payload=payload)
 
 
 def _in_order(

@@ -40,12 +40,14 @@ class RoundContext:
       cohort: the clients that were asked, in order.
       expected_cohort: how many clients a round asks on average (the denominator under privacy).
       seed: the run's root seed.
+      turns: client -> number of its turn, where it is not the round's.
     """
 
     round: int
     cohort: tuple[str, ...]
     expected_cohort: float
     seed: int
+    turns: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

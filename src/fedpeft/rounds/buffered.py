@@ -1,0 +1,194 @@
+"""Buffered asynchronous training: the server steps whenever K replies are in.
+
+    slots   1  ├── a ──┤├───── d ─────┤├─ ...      a turn starts from the newest server state;
+            2  ├───── b ─────┤├── e ──┤├─ ...      when it ends, its slot goes to another client
+            3  ├─ c ─┤├─ f ─┤├── g ──┤├─ ...
+    buffer     c  a  |  f  b  |  d e              K = 2: a step after every second reply
+                    step 1   step 2
+
+    delta <- step(delta, sum_i n_i (1 + s_i)^-1/2 u_i / sum_i n_i),   s_i = steps since i started
+
+Turns end in the order of simulated time, and that order depends on messages, data and seeds, never
+on what is trained: a step first follows the clock, then computes exactly the turns that it uses.
+What is under way between two steps (who, since when, from which broadcast) is part of the server's
+memory. A client ends at most one turn a step; where too few clients are left to fill the buffer,
+the server steps with what it has.
+
+References:
+  Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, AISTATS 2022.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedpeft.core.errors import RoundError
+from fedpeft.rounds.attendance import Buffering, Call, simulated
+from fedpeft.rounds.inflight import Flight, Turn, pack_flight, unpack_flight, without_flight
+from fedpeft.rounds.job import Engine, Failure, Job
+from fedpeft.rounds.round import RoundPlan, RoundRecord, run_round, settle, write_job
+from fedpeft.server.availability import Conditions, available, opening, outcome
+from fedpeft.server.clock import clock_memory, read_clock
+from fedpeft.server.state import RoundContext, ServerState
+
+__all__ = ["TOO_STALE", "advance", "run_buffered"]
+
+TOO_STALE = "too stale"
+
+
+def advance(state: ServerState, plan: RoundPlan, engine: Engine) -> tuple[ServerState, RoundRecord]:
+    """Run the next round, synchronous or buffered as the plan says."""
+    return (run_buffered if plan.buffering else run_round)(state, plan, engine)
+
+
+def run_buffered(
+    state: ServerState, plan: RoundPlan, engine: Engine
+) -> tuple[ServerState, RoundRecord]:
+    """Follow the clock to the server's next step, take the turns it uses, and step.
+
+    The record's cohort are the clients whose turns ended, in the order in which they did; bytes
+    down are counted when a turn ends.
+
+    Raises:
+      RoundError: if fewer than `plan.min_replies` clients gave a usable update.
+      EngineError: if the engine itself fails.
+    """
+    began = time.perf_counter()
+    assert plan.conditions is not None and plan.buffering is not None
+    before = read_clock(state.memory)
+    step = _Step(state, plan, plan.conditions, plan.buffering, tuple(engine.clients()))
+    flight, ended = _until_full(step, unpack_flight(state.memory), before)
+    call = _call(step, flight, ended, before)
+    rest = dataclasses.replace(state, memory=without_flight(state.memory))
+    state, record = settle(rest, plan, engine, call)
+    return state, dataclasses.replace(record, seconds=time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What does not change while the clock runs to one step of the server."""
+
+    state: ServerState
+    plan: RoundPlan
+    conditions: Conditions
+    buffering: Buffering
+    clients: tuple[str, ...]
+
+
+def _until_full(step: _Step, flight: Flight, now: float) -> tuple[Flight, tuple[Turn, ...]]:
+    """Follow the clock until the buffer is full, or nobody is left to wait for.
+
+    All turns that end at one moment end before their slots are given away again.
+
+    Returns:
+      what is under way then, and the turns that ended, in order.
+    """
+    ended: list[Turn] = []
+    while sum(1 for turn in ended if not turn.reason) < step.buffering.size:
+        due = [turn for turn in flight.turns if turn.end <= now]
+        if due:
+            turn = min(due, key=_order)
+            ended.append(_judged(step, turn))
+            flight = dataclasses.replace(
+                flight, turns=tuple(each for each in flight.turns if each is not turn)
+            )
+            continue
+        flight = _refill(step, flight, now, {turn.client for turn in ended})
+        coming = _next_moment(step, flight, now, {turn.client for turn in ended})
+        if coming is None:
+            break
+        now = coming
+    return flight, tuple(ended)
+
+
+def _order(turn: Turn) -> tuple[float, int, int]:
+    return turn.end, turn.number, turn.place
+
+
+def _judged(step: _Step, turn: Turn) -> Turn:
+    """Give a turn that started too long ago a reason not to be used."""
+    limit = step.buffering.max_staleness
+    staleness = step.state.round - turn.version
+    if turn.reason or limit is None or staleness <= limit:
+        return turn
+    return dataclasses.replace(turn, reason=f"{TOO_STALE}: {staleness} rounds old")
+
+
+def _idle(step: _Step, flight: Flight, done: set[str]) -> tuple[str, ...]:
+    """List who may be asked: not under way, and without an ended turn since the last step."""
+    busy = done | {turn.client for turn in flight.turns}
+    return tuple(client for client in step.clients if client not in busy)
+
+
+def _refill(step: _Step, flight: Flight, now: float, done: set[str]) -> Flight:
+    """Give free slots to available clients, who start from the newest state."""
+    free = step.buffering.concurrency - len(flight.turns)
+    present = available(step.conditions, _idle(step, flight, done), now)
+    count = min(free, len(present))
+    if count <= 0:
+        return flight
+    number = flight.draws + 1
+    drawn = step.buffering.draw(present, count, number)
+    plan, version = step.plan, step.state.round
+    turns = dict.fromkeys(drawn, number)
+    context = RoundContext(version + 1, drawn, plan.expected_cohort, plan.seed, turns)
+    job = write_job(step.state, plan, context)
+    started = [_start(step, job, place, now) for place in range(len(drawn))]
+    return Flight((*flight.turns, *started), number)
+
+
+def _start(step: _Step, job: Job, place: int, now: float) -> Turn:
+    client = job.cohort[place]
+    blob, number = job.broadcast[client], job.turns[client]
+    ends = outcome(step.conditions, client, number, start=now, bytes_down=len(blob))
+    return Turn(client, number, place, step.state.round, ends.end, ends.reason, blob)
+
+
+def _next_moment(step: _Step, flight: Flight, now: float, done: set[str]) -> float | None:
+    """Return when something happens next: a turn ends, or somebody comes for a free slot."""
+    moments = [turn.end for turn in flight.turns]
+    idle = _idle(step, flight, done)
+    if len(flight.turns) < step.buffering.concurrency and idle:
+        moments.append(_or_never(opening(step.conditions, idle, 1, now)))
+    coming = min(moments, default=math.inf)
+    return coming if math.isfinite(coming) else None
+
+
+def _or_never(moment: float | None) -> float:
+    return math.inf if moment is None else moment
+
+
+def _call(step: _Step, flight: Flight, ended: Sequence[Turn], before: float) -> Call:
+    """Write the call of the turns that ended; only those that count are asked of the engine."""
+    now = max((turn.end for turn in ended), default=before)
+    number = step.state.round + 1
+    good = [turn for turn in ended if not turn.reason]
+    if not ended:
+        raise RoundError(
+            f"round {number}: from simulated second {before:.0f} on, no client is ever available. "
+            "Give stability.trace_period, or a longer stability.trace"
+        )
+    staleness = {turn.client: step.state.round - turn.version for turn in good}
+    exponent = step.buffering.exponent
+    job = Job(
+        number,
+        tuple(turn.client for turn in good),
+        {turn.client: turn.blob for turn in good},
+        {turn.client: step.state.committed.get(turn.client, 0) for turn in good},
+        step.plan.seed,
+        {turn.client: turn.number for turn in good},
+        {turn.client: turn.version for turn in good},
+    )
+    return Call(
+        job,
+        tuple(turn.client for turn in ended),
+        tuple(Failure(turn.client, turn.reason) for turn in ended if turn.reason),
+        bytes_down=sum(len(turn.blob) for turn in ended),
+        scales={client: (1.0 + age) ** -exponent for client, age in staleness.items() if age},
+        memory={**clock_memory(now), **pack_flight(flight)},
+        simulation={**simulated(before, now), "staleness": staleness},
+    )
