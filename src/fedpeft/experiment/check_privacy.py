@@ -94,7 +94,7 @@ def _outside(experiment: Experiment, clients: int | None) -> Iterator[str]:
     if federation.mode != "synchronous":
         yield (
             f"federation.mode: found {federation.mode!r} with privacy.mode = {mode!r}; allowed is "
-            "'synchronous': who is asked then depends on the clock, not on a schedule that epsilon counts"
+            "'synchronous': epsilon counts a known schedule, and here the clock decides"
         )
     if experiment.stability is not None:
         yield (
