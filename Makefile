@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo quickstart-table format check test test-slow docs clean
+.PHONY: setup demo quickstart-table reproduce-small format check test test-slow docs clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,15 @@ demo: setup  ## the quickstart sweep, its table and a report
 
 quickstart-table: setup  ## the documentation's table, over three seeds
 	$(BIN)/fedpeft sweep --over seed=1,42,3407 --out runs/quickstart-table
+
+SMALL := table1 table2 table4
+reproduce-small: setup  ## the paper's tables on digits, resumable: about an hour on 2 cores
+	for table in $(SMALL); do \
+	  $(BIN)/fedpeft sweep experiments/small/$$table.toml --over seed=1,42,3407 \
+	    --out runs/small/$$table || exit $$?; \
+	  $(BIN)/fedpeft report runs/small/$$table --out runs/small/$$table.html || exit $$?; \
+	done
+	$(BIN)/fedpeft claims $(SMALL:%=runs/small/%)
 
 format: setup
 	$(BIN)/ruff format .

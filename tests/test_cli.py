@@ -40,6 +40,8 @@ OPTIONS = {
     "export": {"--to"},
     "convert": {"--as", "--to"},
     "doctor": {"--json"},
+    "theorem": {"--sample", "--every", "--points", "--json"},
+    "gap": {"--data", "--reference", "--model", "--out", "--json"},
 }
 
 Call = Callable[..., tuple[int, str, str]]

@@ -217,6 +217,49 @@ def report(
 
 
 @app.command()
+def claims(
+    sweeps: Annotated[list[Path], typer.Argument(metavar="SWEEP...", hidden=True)],
+    json: Json = False,
+) -> None:
+    """Check the paper's claims on finished sweeps.
+
+    SWEEP is the folder of a sweep. Margins are means over the seeds, with their standard error.
+
+    \b
+    Examples:
+      fedpeft claims runs/small/table1 runs/small/table2 runs/small/table4
+    """
+    from fedpeft.cli import claiming
+
+    with ending():
+        claiming.claims_command(sweeps, as_json=json)
+
+
+@app.command()
+def figures(
+    experiment: File = None,
+    sets: Sets = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the pictures.")
+    ] = Path("figures"),
+) -> None:
+    """Draw what is sent, and where the trained parts sit.
+
+    Read from the plan and the tuned modules of the file's model. Nothing is trained.
+
+    \b
+    Examples:
+      fedpeft figures experiments/paper/table1-cifar100.toml --out figures
+    """
+    with ending():
+        from fedpeft.experiment.read import read_experiment
+        from fedpeft.experiment.report_method import write_figures
+
+        for file in write_figures(read_experiment(experiment, sets or []), out):
+            typer.echo(f"figure: {file}")
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
@@ -275,3 +318,76 @@ def doctor(json: Json = False) -> None:
 
     with ending():
         examine.doctor_command(as_json=json)
+
+
+@app.command()
+def gap(
+    data: Annotated[
+        list[str],
+        typer.Option("--data", metavar="[NAME=]SOURCE", help="A set to compare; repeatable."),
+    ],
+    reference: Annotated[
+        str, typer.Option("--reference", metavar="[NAME=]SOURCE", help="Distances are to this set.")
+    ] = "glyphs",
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="As model.name in a file.")
+    ] = "vit-glyphs-8",
+    split: Annotated[str, typer.Option("--split", help="test or train.")] = "test",
+    normalize: Annotated[str, typer.Option("--normalize", help="model or dataset.")] = "model",
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=2, help="At most so many examples of a set.")
+    ] = None,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option("--expect", metavar="NAME=VALUE", help="What a measure should give."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws samples.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For gap.json and the pictures.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure how far data sets lie from the one that a backbone knows.
+
+    Features are what the frozen model's head would get; LDA, with the set as label, gives the
+    plane. Two sets and the reference at least.
+
+    \b
+    Examples:
+      fedpeft gap --data digits --data digits-inverted --out runs/gap
+      fedpeft gap --reference glyphs --data digits --data blurred=digits-blurred --json
+    """
+    from fedpeft.cli import analysis
+
+    with ending():
+        choice = analysis.GapChoice(
+            model, reference, tuple(data), split, normalize, sample, seed, tuple(expect or ())
+        )
+        analysis.gap_command(choice, out, as_json=json)
+
+
+@app.command()
+def theorem(
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+    sample: Annotated[
+        int, typer.Option("--sample", min=1, help="Training examples in the loss.")
+    ] = 512,
+    every: Annotated[int, typer.Option("--every", min=1, help="Check every so many rounds.")] = 1,
+    points: Annotated[
+        int, typer.Option("--points", min=2, help="Of the segment, where beta is measured.")
+    ] = 11,
+    json: Json = False,
+) -> None:
+    """Check the bound of Theorem 1 on a run.
+
+    RUN is the folder of a finished run made with run.keep_deltas = true.
+
+    \b
+    Examples:
+      fedpeft run --set run.keep_deltas=true --set federation.rounds=5 --out runs/kept
+      fedpeft theorem runs/kept
+    """
+    from fedpeft.cli import analysis
+
+    with ending():
+        analysis.theorem_command(run, analysis.theorem_request(sample, every, points), as_json=json)

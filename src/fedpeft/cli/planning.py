@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from fedpeft.core.words import byte_words
-from fedpeft.experiment.plan import Partition, Plan, check_shapes, make_plan
+from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.plan import Partition, Plan, check_shapes, make_plan, plan_rows
 from fedpeft.experiment.privacy_words import privacy_words
 from fedpeft.experiment.read import read_experiment
-from fedpeft.experiment.sweep_rows import read_rows
+from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 
 __all__ = ["check_command", "plan_command"]
 
@@ -23,13 +24,35 @@ _SHOWN = 16
 
 
 def plan_command(file: Path | None, sets: Sequence[str], *, as_json: bool) -> None:
-    """Print a plan."""
-    plan = make_plan(read_experiment(file, sets))
+    """Print a plan, and that of each sweep row."""
+    experiment = read_experiment(file, sets)
+    plan = make_plan(experiment)
+    rows = plan_rows(read_rows(file, sets)) if experiment.sweep else {}
     if as_json:
-        typer.echo(json.dumps(plan.as_json()))
+        typer.echo(json.dumps({**plan.as_json(), **_rows_json(rows)}))
         return
-    for line in [*_figure_lines(plan), *_partition_lines(plan.partition)]:
+    for line in [*_figure_lines(plan), *_partition_lines(plan.partition), *_row_lines(rows)]:
         typer.echo(line)
+
+
+def _rows_json(rows: Mapping[str, Plan]) -> dict[str, object]:
+    """Return `rows`; nothing for a file without sweep rows."""
+    told = [{"row": name, **plan.as_json()} for name, plan in rows.items()]
+    return {"rows": told} if told else {}
+
+
+def _row_lines(rows: Mapping[str, Plan]) -> Iterator[str]:
+    """One line a row: payload of a client, of a round, of the run; one way, in theory."""
+    if not rows:
+        return
+    width = max(map(len, rows))
+    yield f"  {len(rows)} sweep rows: payload of a client, of a round, of all rounds; one way"
+    for name, plan in rows.items():
+        figures: dict[str, Any] = dict(plan.figures)
+        payload = figures["payload_bytes"]
+        a_round = payload * figures["cohort"]
+        shown = [byte_words(n) for n in (payload, a_round, a_round * figures["rounds"])]
+        yield f"    {name:<{width}}  " + "  ".join(f"{text:>10}" for text in shown)
 
 
 def check_command(file: Path | None, sets: Sequence[str]) -> None:
@@ -40,11 +63,20 @@ def check_command(file: Path | None, sets: Sequence[str]) -> None:
     """
     experiment = read_experiment(file, sets)
     rows = read_rows(file, sets) if experiment.sweep else []
-    notes = check_shapes(experiment)
+    notes = list(dict.fromkeys(n for each in _shapes(experiment, rows) for n in check_shapes(each)))
     for note in notes:
         typer.echo(f"note: {note}")
     told = f", {len(rows)} sweep rows" if rows else ""
     typer.echo(f"{file or 'quickstart.toml (bundled)'}: no problems found{told}")
+
+
+def _shapes(experiment: Experiment, rows: Sequence[SweepRow]) -> list[Experiment]:
+    """Return the base and those rows that set a model or a method of their own."""
+    told = {
+        json.dumps([row.experiment.model.model_dump(), row.experiment.tuning.model_dump()]): row
+        for row in rows
+    }
+    return [experiment, *(row.experiment for row in told.values())]
 
 
 def _figure_lines(plan: Plan) -> Iterator[str]:
@@ -62,6 +94,8 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
         f"{figures['rounds']} rounds of {figures['cohort']} clients"
     )
     yield f"  memory              {byte_words(figures['memory_bytes'])} without activations"
+    if figures["kept_deltas_bytes"]:
+        yield f"  kept deltas         {byte_words(figures['kept_deltas_bytes'])} in the run folder"
     yield f"  privacy             {privacy_words(figures)}"
 
 

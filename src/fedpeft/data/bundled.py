@@ -1,6 +1,8 @@
 """Bundled data sets: they need no file and no network.
 
     digits       1,797 pictures, 8 x 8, of handwritten digits (UCI, as scikit-learn ships them)
+    digits-*     the same digits inverted, blurred, as strokes, permuted; see `renditions.py`
+    glyphs       letters and signs of the fonts that matplotlib ships; see `glyphs.py`
     docstrings   first paragraphs of the documentation of installed packages; see `docstrings.py`
 
 The digits' split stands in `digits_split.json`: stratified, 20 % test, 10 % validation, the rest
@@ -9,6 +11,7 @@ training. It does not depend on an experiment's seed.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.data.docstrings import read_docstrings
+from fedpeft.data.glyphs import NUM_GLYPH_LABELS, read_glyphs
+from fedpeft.data.renditions import RENDITIONS, render
 from fedpeft.data.tables import Splits, Table
 
 __all__ = ["BUNDLED_DATASETS", "BundledDataset", "draw_digits_split", "read_digits"]
@@ -31,11 +36,13 @@ class BundledDataset:
       task: that it is for.
       summary: one line for `fedpeft list datasets`.
       read: gives its tables.
+      num_labels: classes, where they are known without reading it.
     """
 
     task: str
     summary: str
     read: Callable[[], Splits]
+    num_labels: int | None = None
 
 
 def read_digits() -> Splits:
@@ -73,11 +80,38 @@ def draw_digits_split(labels: npt.NDArray[np.int64]) -> dict[str, list[int]]:
     return {split: sorted(members) for split, members in rows.items()}
 
 
+def _read_rendition(word: str) -> Splits:
+    return render(read_digits(), RENDITIONS[word])
+
+
+_RENDITION_SUMMARIES = {
+    "inverted": "dark ink on a light page",
+    "blurred": "blurred",
+    "strokes": "their skeletons, drawn with one pen",
+    "permuted": "their 64 pixels permuted, alike in every picture",
+}
+
 BUNDLED_DATASETS: Mapping[str, BundledDataset] = {
     "digits": BundledDataset(
         "image-classification",
         "1,797 handwritten digits of 8 x 8 pixels, 10 classes; fixed split",
         read_digits,
+        num_labels=10,
+    ),
+    **{
+        f"digits-{word}": BundledDataset(
+            "image-classification",
+            f"the digits, {summary}; same rows and split",
+            functools.partial(_read_rendition, word),
+            num_labels=10,
+        )
+        for word, summary in _RENDITION_SUMMARIES.items()
+    },
+    "glyphs": BundledDataset(
+        "image-classification",
+        f"{NUM_GLYPH_LABELS} letters and signs of 8 x 8 pixels; test split: fonts held out",
+        read_glyphs,
+        num_labels=NUM_GLYPH_LABELS,
     ),
     "docstrings": BundledDataset(
         "text-classification",

@@ -1,6 +1,6 @@
 """Sources: from a name in an experiment to tables.
 
-bundled name            digits, docstrings
+bundled name            digits, digits-inverted, glyphs, docstrings ...
 folder                  saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
 file                    .parquet .csv .jsonl .npz, with a `split` column or one split
 anything else           a data set of the Hugging Face hub

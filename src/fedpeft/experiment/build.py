@@ -361,7 +361,8 @@ def _fit_labels(experiment: Experiment, data: Federated) -> Experiment:
 
 
 def _known_labels(experiment: Experiment) -> int | None:
-    return {"digits": 10}.get(experiment.data.source)
+    row = BUNDLED_DATASETS.get(experiment.data.source)
+    return row.num_labels if row else None
 
 
 def _workers(experiment: Experiment) -> int:

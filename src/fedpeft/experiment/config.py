@@ -23,6 +23,7 @@ __all__ = [
     "Normalization",
     "PartitionConfig",
     "PrivacyConfig",
+    "RunConfig",
     "StabilityConfig",
     "TransformsConfig",
     "TuningConfig",
@@ -262,6 +263,13 @@ class EngineConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
 
 
+class RunConfig(BaseModel):
+    """`[run]`: what a run leaves in its folder."""
+
+    model_config = _STRICT
+    keep_deltas: bool = Field(False, description="keep each round's delta, for `fedpeft theorem`")
+
+
 class Experiment(BaseModel):
     """A whole experiment file."""
 
@@ -283,6 +291,7 @@ class Experiment(BaseModel):
     wire: WireConfig = Field(default_factory=WireConfig)
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
     sweep: list[Mapping[str, Any]] = Field(
         default_factory=list, description="`[[sweep]]`: rows of overrides, for `fedpeft sweep`"
     )

@@ -88,6 +88,11 @@ class RunFolder:
         return self.path / "delta.safetensors"
 
     @property
+    def deltas(self) -> Path:
+        """The delta before round 1 and after each round, where `run.keep_deltas` is set."""
+        return self.path / "deltas"
+
+    @property
     def checkpoints(self) -> Path:
         """The newest checkpoints."""
         return self.path / "checkpoints"

@@ -26,6 +26,7 @@ from fedpeft.experiment.checkpoint import (
     write_checkpoint,
 )
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.deltas import keep_delta, start_deltas
 from fedpeft.experiment.environment import describe_environment
 from fedpeft.experiment.files import remove_temporary, write_json, write_text
 from fedpeft.experiment.folder import (
@@ -162,11 +163,13 @@ def run_experiment(
     records = cut_records(folder.rounds, state.round)
     _write_head(built, folder)
     digest = experiment_digest(experiment)
+    start_deltas(built, folder, state)
     if is_private(experiment):
         cut_diagnostics(folder.diagnostics, state.round)
     while state.round < experiment.federation.rounds and may_go_on(experiment, state.round):
         state, record = _one_round(built, state, folder)
         append_record(folder.rounds, record)
+        keep_delta(built, folder, state)
         memories = built.engine.memories(state.committed)
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records = [*records, record]

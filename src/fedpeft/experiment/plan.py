@@ -29,13 +29,14 @@ from fedpeft.experiment.build import Sketch, load_run_data, sketch_run
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.privacy import is_private, privacy_figures
 from fedpeft.experiment.stability import planned_turns
+from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.locate import is_local
 from fedpeft.rounds.client_half import PRIVATE_NOTES, reply_notes
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.messages import encoded_size
 from fedpeft.wire.stages import Stage, encode_all, start_memory
 
-__all__ = ["Partition", "Plan", "check_shapes", "make_plan", "wire_bytes"]
+__all__ = ["Partition", "Plan", "check_shapes", "make_plan", "plan_rows", "wire_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +117,19 @@ def make_plan(experiment: Experiment) -> Plan:
         "rounds": rounds,
         "total_bytes": rounds * (replies * up + asked * down),
         "memory_bytes": _memory(sketch),
+        "kept_deltas_bytes": _kept_deltas(sketch),
         **privacy_figures(sketch.experiment),
     }
     return Plan(figures, _partition(sketch.experiment))
+
+
+def plan_rows(rows: Sequence[SweepRow]) -> dict[str, Plan]:
+    """Plan the rows of a sweep, by their names.
+
+    Raises:
+      ConfigError: as `make_plan`.
+    """
+    return {row.name: make_plan(row.experiment) for row in rows}
 
 
 def check_shapes(experiment: Experiment) -> list[str]:
@@ -185,6 +196,14 @@ def _memory(sketch: Sketch) -> int:
     moments = 2 if sketch.experiment.client.optimizer == "adamw" else 1
     copies = (engine.workers or 1) * (4 + moments) + 5
     return frozen + copies * delta
+
+
+def _kept_deltas(sketch: Sketch) -> int:
+    """Count what `run.keep_deltas` leaves on the disk: the start, and one delta a round."""
+    if not sketch.experiment.run.keep_deltas:
+        return 0
+    payload = sketch.tuned.spec.num_bytes + sketch.tuned.buffer_spec.num_bytes
+    return (sketch.experiment.federation.rounds + 1) * payload
 
 
 def _partition(experiment: Experiment) -> Partition | None:

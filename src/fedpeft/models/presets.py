@@ -86,6 +86,21 @@ PRESETS: Mapping[str, Preset] = {
             "vocab_size": 32000,
         },
     ),
+    "shufflenet-v2-x0.05-small": Preset(
+        "ShuffleNetV2 narrowed until it is as large as the delta of bias tuning on vit-glyphs-8",
+        "image-classification",
+        "shufflenet-v2",
+        6_305,
+        {
+            "num_labels": 10,
+            "num_channels": 1,
+            "image_size": 8,
+            "widths": (2, 4, 10, 20, 106),
+            "stem_stride": 1,
+            "stem_pool": False,
+        },
+        channels_from_data=True,
+    ),
     "shufflenet-v2-x0.5": Preset(
         "ShuffleNetV2 of half width, the paper's small baseline",
         "image-classification",

@@ -135,13 +135,17 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 def _classify_with(
     forward: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batch: Batch
 ) -> Scores:
-    logits_BC = forward(model, batch).float()
+    logits_BC = _at_least_float32(forward(model, batch))
     labels_B = batch["labels"]
     return Scores(
         F.cross_entropy(logits_BC, labels_B, reduction="none"),
         torch.ones_like(labels_B, dtype=torch.float32),
         (logits_BC.argmax(-1) == labels_B).float(),
     )
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _score_with(
@@ -161,7 +165,7 @@ def _score_with(
 def _next_token(model: nn.Module, batch: Batch) -> Scores:
     """Legend: T tokens, V vocabulary. Padding has label -100 and counts for nothing."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits_BTV = model(**inputs, use_cache=False).logits[:, :-1].float()
+    logits_BTV = _at_least_float32(model(**inputs, use_cache=False).logits[:, :-1])
     labels_BT = batch["labels"][:, 1:]
     known_BT = labels_BT != -100
     loss_BT = F.cross_entropy(

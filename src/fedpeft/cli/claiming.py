@@ -1,0 +1,36 @@
+"""`claims`: which claims of the paper hold on a finished grid."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from fedpeft.experiment.claims import Comparison, Verdict, check_claims
+from fedpeft.experiment.report_data import find_runs, read_run
+
+__all__ = ["claims_command"]
+
+
+def claims_command(sweeps: Sequence[Path], *, as_json: bool) -> None:
+    """Print a verdict on each claim, with the comparison that speaks least for it."""
+    verdicts = check_claims(read_run(folder) for folder in find_runs(sweeps))
+    if as_json:
+        typer.echo(json.dumps([verdict.as_json() for verdict in verdicts]))
+        return
+    for verdict in verdicts:
+        typer.echo(f"{verdict.number}  {verdict.verdict.upper():<16}  {verdict.claim}")
+        if verdict.decisive is not None:
+            typer.echo(f"   {_line(verdict, verdict.decisive)}")
+
+
+def _line(verdict: Verdict, least: Comparison) -> str:
+    error = "unknown: one seed" if math.isnan(least.error) else f"{least.error:.4f}"
+    count = len(verdict.comparisons)
+    return (
+        f"least of {count}: {least.what}: margin {least.margin:+.4f}, "
+        f"standard error {error} ({verdict.unit})"
+    )

@@ -1,0 +1,61 @@
+"""The picture of a domain gap: every example in the LDA plane, all of them and equally many.
+
+Axes have no meaning of their own and no ticks; both have one scale, in deviations within a set.
+The balanced plane is turned to lie as near as it can to the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedpeft.experiment.gap import Gap, plane_of
+from fedpeft.experiment.report_style import Picture, picture_of, strokes, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_gap"]
+
+_SHOWN = 1500
+
+
+def draw_gap(unbalanced: Gap, balanced: Gap) -> Picture:
+    """Draw the LDA planes side by side; the legend gives the distance of centroids in each."""
+    from matplotlib.figure import Figure
+
+    with styled():
+        figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+        axes = figure.subplots(1, 2)
+        for place, gap, title in (
+            (axes[0], unbalanced, "all examples"),
+            (axes[1], balanced, "equally many of each set"),
+        ):
+            _scatter(place, gap, like=unbalanced)
+            place.set_title(title)
+        return picture_of(figure, name="gap", title="Data sets in the plane of LDA")
+
+
+def _scatter(axes: Axes, gap: Gap, *, like: Gap) -> None:
+    plane = gap.plane if gap is like else plane_of(gap, like)
+    for number, (name, stroke) in enumerate(zip(plane, strokes(list(plane)), strict=True)):
+        rows = plane[name]
+        shown = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SHOWN)).astype(int)]
+        label = f"{name} ({gap.distances['lda2'][name]:.2f})"
+        axes.scatter(
+            shown[:, 0],
+            shown[:, 1],
+            s=7,
+            alpha=0.6,
+            linewidths=0,
+            color=stroke.colour,
+            marker="os^Dvp*"[number % 7],
+            label=label,
+            rasterized=True,
+        )
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.legend(fontsize=7, frameon=False, markerscale=2)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from fedpeft.cli import main
+from fedpeft.experiment.claims import ABSENT, CLAIMS, check_claims, compare
+from fedpeft.experiment.report_data import Run
+
+SCORES = {"full": 0.8, "head": 0.7, "bias": 0.9, "adapter": 0.9, "prompt": 0.9}
+
+
+def run(method: str, score: float, seed: int, **settings: object) -> Run:
+    told = {
+        "tuning.method": method,
+        "seed": seed,
+        "model.name": "m",
+        "data.source": "digits",
+        "data.partition.clients": 64,
+        "data.partition.scheme": "dirichlet",
+        "federation.clients_per_round": 8,
+        **{key.replace("__", "."): value for key, value in settings.items()},
+    }
+    sent = {"full": 1000, "bias": 1}.get(method, 2)
+    rounds = tuple(
+        {"round": i, "bytes_up": sent, "bytes_down": sent, "metrics": {"accuracy": score * i / 2}}
+        for i in (1, 2)
+    )
+    return Run(Path("x"), told, rounds, {"accuracy": score}, {})
+
+
+def table1(**scores: float) -> list[Run]:
+    found = []
+    for seed in (1, 2, 3):
+        jitter = 0.001 * seed
+        for method, score in {**SCORES, **scores}.items():
+            found.append(run(method, score + jitter, seed))
+        for m in (4, 2, 1):
+            found.append(run("full", 0.6 + jitter, seed, federation__clients_per_round=m))
+    return found
+
+
+def verdicts(runs: list[Run]) -> dict[int, str]:
+    return {each.number: each.verdict for each in check_claims(runs)}
+
+
+def test_margin_and_error_are_those_of_paired_seeds() -> None:
+    found = compare("a against b", [0.1, 0.2, 0.3])
+    assert found.margin == pytest.approx(0.2)
+    assert found.error == pytest.approx(0.1 / math.sqrt(3))
+    assert found.verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("margins", "word"),
+    [
+        ([0.2], "undecided"),
+        ([0.1, -0.1], "undecided"),
+        ([0.3, 0.0, 0.0], "undecided"),
+        ([-0.2, -0.21], "fail"),
+        ([0.0, 0.0], "undecided"),
+    ],
+)
+def test_margin_under_two_standard_errors_is_undecided(margins: list[float], word: str) -> None:
+    assert compare("", margins).verdict == word
+
+
+def test_claims_of_the_first_table() -> None:
+    found = verdicts(table1())
+    assert [found[n] for n in (1, 2, 3)] == ["pass"] * 3
+    assert {found[n] for n in (4, 5, 6, 7, 8)} == {ABSENT}
+
+
+def test_one_variant_below_a_baseline_fails_the_claim() -> None:
+    assert verdicts(table1(prompt=0.5))[1] == "fail"
+
+
+def test_one_seed_decides_nothing() -> None:
+    alone = [each for each in table1() if each.settings["seed"] == 1]
+    assert verdicts(alone)[1] == "undecided"
+
+
+def test_few_examples_compare_within_a_budget() -> None:
+    runs = [
+        run(method, score + 0.001 * seed, seed, data__budget=400)
+        for seed in (1, 2, 3)
+        for method, score in SCORES.items()
+    ]
+    assert verdicts(runs)[8] == "pass"
+    assert verdicts(runs)[1] == ABSENT
+
+
+def test_settings_of_clients_compare_with_a_tolerance() -> None:
+    def grid(score: float) -> list[Run]:
+        return [
+            run(method, 0.8 if method == "full" else score + 0.001 * seed, seed,
+                federation__clients_per_round=m, data__partition__clients=16)
+            for seed in (1, 2, 3) for m in (16, 2) for method in ("full", "bias")
+        ]  # fmt: skip
+
+    assert verdicts(grid(0.79))[6] == "pass"
+    assert verdicts(grid(0.7))[6] == "fail"
+
+
+def test_gap_compares_the_lead_on_near_and_far_data() -> None:
+    def grid(lead: float) -> list[Run]:
+        return [
+            run(m, s + 0.001 * seed, seed, data__source=source)
+            for seed in (1, 2, 3)
+            for source, far in (("timm/resisc45", 0.0), ("1aurent/PatchCamelyon", lead))
+            for m, s in (("full", 0.8), ("bias", 0.8 + far), ("prompt", 0.8 + 2 * far))
+        ]
+
+    assert verdicts(grid(0.1))[4] != "fail" and verdicts(grid(0.1))[5] != "fail"
+    assert verdicts([])[4] == ABSENT
+
+
+def test_authors_adapter_is_no_variant() -> None:
+    worse = [run("adapter", 0.1, seed, tuning__options__init="zeros") for seed in (1, 2, 3)]
+    assert verdicts(table1() + worse)[1] == "pass"
+
+
+def test_private_runs_are_left_out() -> None:
+    worse = [run("bias", 0.1, seed, privacy__mode="central") for seed in (1, 2, 3)]
+    assert verdicts(table1() + worse)[1] == "pass"
+
+
+def test_command_lists_all_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "experiment.toml").write_text("seed = 1\n")
+    with pytest.raises(SystemExit) as end:
+        main(["claims", str(tmp_path), "--json"])
+    assert not end.value.code
+    found = json.loads(capsys.readouterr().out)
+    assert [each["number"] for each in found] == list(CLAIMS)
