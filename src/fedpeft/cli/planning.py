@@ -12,6 +12,7 @@ import typer
 from fedpeft.core.words import byte_words
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.plan import Partition, Plan, check_shapes, make_plan, plan_rows
+from fedpeft.experiment.privacy_words import privacy_words
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 
@@ -95,7 +96,7 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
     yield f"  memory              {byte_words(figures['memory_bytes'])} without activations"
     if figures["kept_deltas_bytes"]:
         yield f"  kept deltas         {byte_words(figures['kept_deltas_bytes'])} in the run folder"
-    yield "  privacy             none"
+    yield f"  privacy             {privacy_words(figures)}"
 
 
 def _partition_lines(found: Partition | None) -> Iterator[str]:

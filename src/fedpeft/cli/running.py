@@ -16,6 +16,7 @@ from fedpeft.cli.ending import Interrupted
 from fedpeft.core.words import byte_words
 from fedpeft.experiment.folder import RunFolder, default_out
 from fedpeft.experiment.loop import RoundDone, run
+from fedpeft.experiment.privacy_words import privacy_words
 from fedpeft.experiment.progress import Report, show_progress, time_words
 from fedpeft.experiment.read import read_experiment, read_toml
 from fedpeft.experiment.sweep import Event, Failed, Finished, RowResult, results_json, sweep
@@ -115,6 +116,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
         f"trained {summary['trainable_parameters']:,} parameters, in theory "
         f"{byte_words(summary['payload_bytes'])} a message; sent {byte_words(up / turns)} up and "
         f"{byte_words(down / turns)} down a client and round, {byte_words(up + down)} in all",
+        *([f"privacy: {privacy_words(summary)}"] if "privacy" in summary else []),
         f"run folder: {summary['run_dir']}   next: fedpeft report {summary['run_dir']}",
     ]
 

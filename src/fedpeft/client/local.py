@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,16 @@ from torch import Tensor
 
 from fedpeft.client.flat import FlatDelta
 from fedpeft.client.optimizers import OptimizerSettings, make_step
+from fedpeft.client.private import (
+    GradientPrivacy,
+    RowGradients,
+    check_rows,
+    draw,
+    noise_root,
+    paper_gradient,
+    private_gradient,
+    row_gradients,
+)
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
 from fedpeft.models.tasks import Batch, mean_loss
@@ -43,6 +53,7 @@ class LocalSettings:
       prox_mu: weight of FedProx's proximal term, >= 0.
       device: `cpu`, `cuda` or `cuda:N`.
       precision: `fp32`, or `bf16` for autocast on devices that have it.
+      privacy: how gradients are clipped and noised; None leaves them as they are.
     """
 
     epochs: int = 10
@@ -51,6 +62,7 @@ class LocalSettings:
     prox_mu: float = 0.0
     device: str = "cpu"
     precision: str = "fp32"
+    privacy: GradientPrivacy | None = None
 
 
 def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
@@ -63,19 +75,61 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
     move(tuned, settings.device)
     flat = FlatDelta(tuned)
 
+    take_turn = _turn_taker(tuned, flat, settings)
+
     def train(broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:
         start_P = broadcast[DELTA].to(device)
         for turn in turns:
             flat.value_P.copy_(start_P)
             if tuned.buffers:
                 write_buffers(tuned, broadcast[BUFFERS].to(device))
-            metrics = _train_client(tuned, flat, settings, turn)
+            metrics = take_turn(turn)
             payload = {DELTA: (flat.value_P - start_P).cpu()}
             if tuned.buffers:
                 payload[BUFFERS] = read_buffers(tuned).cpu()
             yield LocalResult(payload, float(len(turn.data)), metrics)
 
     return train
+
+
+def _turn_taker(
+    tuned: TunedModel, flat: FlatDelta, settings: LocalSettings
+) -> Callable[[ClientTurn], dict[str, float]]:
+    if settings.privacy is None or settings.privacy.kind != "example":
+        return lambda turn: _train_client(tuned, flat, settings, turn)
+    gradients = row_gradients(tuned)
+    return lambda turn: _train_by_example(tuned, flat, settings, turn, gradients)
+
+
+def _train_by_example(
+    tuned: TunedModel,
+    flat: FlatDelta,
+    settings: LocalSettings,
+    turn: ClientTurn,
+    gradients: RowGradients,
+) -> dict[str, float]:
+    """Train with per-example clipping; returns no figures, because none may leave the client."""
+    chosen = settings.privacy
+    assert chosen is not None
+    root = noise_root(chosen, turn)
+    start_P, step, number = flat.value_P.clone(), None, 0
+    tuned.model.eval()
+    for epoch in range(settings.epochs):
+        for rows in batches(turn, settings.batch_size, epoch):
+            number += 1
+            batch = _batch(turn, rows, epoch, settings.device)
+            keys_B = _dropout_keys(turn, rows, number).to(settings.device)
+            if step is None:
+                active_P = check_rows(tuned, gradients, batch, keys_B)
+                step = make_step(settings.optimizer, active_P)
+            noise_P = draw(root, len(flat.value_P), chosen.deviation, turn, number)
+            rows_BP = gradients(batch, keys_B)
+            grad_P = private_gradient(chosen, rows_BP, settings.batch_size, noise_P)
+            if settings.prox_mu:
+                grad_P.add_(flat.value_P - start_P, alpha=settings.prox_mu)
+            with torch.no_grad():
+                step(flat.value_P, grad_P)
+    return {}
 
 
 def _train_client(
@@ -98,6 +152,11 @@ def _train_client(
                 loss = mean_loss(scores)
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
             grad_P = flat.collect()
+            if settings.privacy is not None:
+                chosen = settings.privacy
+                root = noise_root(chosen, turn)
+                noise_P = draw(root, len(grad_P), chosen.deviation, turn, number)
+                grad_P = paper_gradient(chosen, grad_P, settings.batch_size, noise_P)
             if settings.prox_mu:
                 grad_P.add_(flat.value_P - start_P, alpha=settings.prox_mu)
             step = step or make_step(settings.optimizer, flat.active_P)

@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,6 +27,12 @@ from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.experiment import tables
 from fedpeft.experiment.check import num_clients
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.privacy import (
+    is_private,
+    private_stages,
+    refuse_model,
+    resolve_privacy,
+)
 from fedpeft.experiment.requests import (
     data_request,
     learning_rate,
@@ -56,6 +61,12 @@ from fedpeft.tuning.tuned import (
     write_buffers,
     write_delta,
 )
+from fedpeft.wire.privacy import (
+    SERVER_ROOT,
+    constant_denominator,
+    poisson_cohort,
+    with_server_root,
+)
 from fedpeft.wire.stages import Stage
 
 __all__ = [
@@ -68,6 +79,7 @@ __all__ = [
     "load_run_data",
     "resolve",
     "sketch_run",
+    "up_stages",
 ]
 
 
@@ -138,7 +150,7 @@ def resolve(experiment: Experiment) -> Experiment:
     )
     model = experiment.model.model_copy(update={"name": _absolute(experiment.model.name)})
     data = data.model_copy(update={"source": _absolute(data.source)})
-    return experiment.model_copy(
+    resolved = experiment.model_copy(
         update={
             "model": model,
             "tuning": tuning.model_copy(
@@ -151,6 +163,7 @@ def resolve(experiment: Experiment) -> Experiment:
             "sweep": [],
         }
     )
+    return resolve_privacy(resolved)
 
 
 def _absolute(name: str) -> str:
@@ -174,13 +187,19 @@ def sketch_run(experiment: Experiment) -> Sketch:
     experiment = resolve(experiment)
     num_labels = experiment.model.num_labels or _known_labels(experiment)
     tuned = tune(sketch_model(model_request(experiment, num_labels)), tuning_request(experiment))
+    refuse_model(experiment, tuned)
     return Sketch(
         experiment,
         tuned,
         sum(parameter.numel() for parameter in tuned.model.parameters()),
-        tables.make_stages(experiment.wire.up, "wire.up"),
+        tables.make_stages(experiment.wire.up, "wire.up"),  # privacy changes no size
         tables.make_stages(experiment.wire.down, "wire.down"),
     )
+
+
+def up_stages(experiment: Experiment) -> tuple[Stage, ...]:
+    """Build a resolved experiment's stages from client to server: privacy first."""
+    return (*private_stages(experiment), *tables.make_stages(experiment.wire.up, "wire.up"))
 
 
 def load_run_data(experiment: Experiment) -> Federated:
@@ -214,12 +233,14 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
       tuned: the model; the run owns it from here on.
       data: of all clients.
     """
+    refuse_model(experiment, tuned)
     settings = local_settings(experiment)
     plan = _round_plan(experiment, tuned, data)
     start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
-    make_half = functools.partial(
-        _make_half, tuned, settings, experiment.wire.up, experiment.wire.down
-    )
+    if experiment.privacy.mode == "central":
+        simulated = experiment.seed if experiment.privacy.reproducible_noise else None
+        start = with_server_root(start, seed=simulated)
+    make_half = functools.partial(_make_half, tuned, settings, experiment)
     workers = experiment.engine.workers or 1
     engine = LocalEngine(
         make_half, data, num_workers=workers, block=block_size(tuned.spec.num_bytes, workers)
@@ -241,17 +262,13 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
     )
 
 
-def _make_half(
-    tuned: TunedModel,
-    settings: LocalSettings,
-    up: Sequence[Mapping[str, Any]],
-    down: Sequence[Mapping[str, Any]],
-) -> ClientHalf:
+def _make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
     return ClientHalf(
         local_trainer(tuned, settings),
-        tables.make_stages(up, "wire.up"),
-        tables.make_stages(down, "wire.down"),
+        up_stages(experiment),
+        tables.make_stages(experiment.wire.down, "wire.down"),
         tuned.spec,
+        is_private(experiment),
     )
 
 
@@ -299,9 +316,13 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
             f"federation.clients_per_round: found {federation.clients_per_round}; allowed is at "
             f"most {len(data.clients)} (the clients that data.source gives)"
         )
+    algorithm = tables.make_algorithm(federation.algorithm, federation.options)
+    private = is_private(experiment)
+    at_client_level = private and experiment.privacy.mode != "example"
+    probability = federation.clients_per_round / len(data.clients)
     asked = asked_clients(experiment, len(data.clients))
     return RoundPlan(
-        algorithm=tables.make_algorithm(federation.algorithm, federation.options),
+        algorithm=constant_denominator(algorithm, tuned.spec) if private else algorithm,
         sampler=lambda clients, number: fixed_cohort(
             clients, min(asked, len(clients)), seed=experiment.seed, round=number
         ),
@@ -309,9 +330,16 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
         buffer_spec=tuned.buffer_spec,
         seed=experiment.seed,
         expected_cohort=float(federation.clients_per_round),
-        up=tables.make_stages(experiment.wire.up, "wire.up"),
+        up=up_stages(experiment),
         down=tables.make_stages(experiment.wire.down, "wire.down"),
-        min_replies=federation.min_replies,
+        min_replies=0 if at_client_level else federation.min_replies,
+        secret_sampler=(
+            lambda clients, number, memory: poisson_cohort(
+                clients, probability, root=memory[SERVER_ROOT], round=number
+            )
+        )
+        if federation.sampling == "poisson"
+        else None,
         conditions=make_conditions(experiment, tuned, data),
         buffering=make_buffering(experiment),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from fedpeft.core.errors import FedpeftError
 from fedpeft.core.words import nearest
 from fedpeft.experiment import tables
+from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.check_stability import stability_problems
 from fedpeft.experiment.config import Experiment
 
@@ -26,6 +27,7 @@ def problems_of(experiment: Experiment) -> list[str]:
         _wire,
         _engine,
         _data,
+        _privacy,
     ]
     return [line for check in checks for line in check(experiment)]
 
@@ -104,6 +106,10 @@ def _engine(experiment: Experiment) -> Iterator[str]:
         yield "engine.precision: found 'bf16' with engine.device = 'cpu'; it is for GPUs only"
     if kind == "cuda" and (engine.workers or 1) > 1:
         yield f"engine.workers: found {engine.workers} with a GPU; allowed is 1"
+
+
+def _privacy(experiment: Experiment) -> Iterator[str]:
+    yield from privacy_problems(experiment, num_clients(experiment))
 
 
 def _data(experiment: Experiment) -> Iterator[str]:

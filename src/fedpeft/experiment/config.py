@@ -22,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "Normalization",
     "PartitionConfig",
+    "PrivacyConfig",
     "RunConfig",
     "StabilityConfig",
     "TransformsConfig",
@@ -161,6 +162,9 @@ class FederationConfig(BaseModel):
     buffered: BufferedConfig = Field(default_factory=BufferedConfig)
     rounds: Positive = 50
     clients_per_round: Positive = 8
+    sampling: Literal["fixed", "poisson"] = Field(
+        "fixed", description="poisson: each client by a secret coin, for privacy.mode = central"
+    )
     min_replies: Positive = Field(1, description="fewer usable replies end the run, exit code 3")
     eval_every: Positive = Field(1, description="evaluate every so many rounds, and the last")
     evaluate_clients: bool = Field(False, description="also report accuracy client by client")
@@ -226,6 +230,29 @@ class WireConfig(BaseModel):
     down: list[Options] = Field(default_factory=list, description="from server to client, in order")
 
 
+class PrivacyConfig(BaseModel):
+    """`[privacy]`: differential privacy."""
+
+    model_config = _STRICT
+    mode: Literal["none", "central", "local", "example", "paper"] = Field(
+        "none", description="where updates or gradients are noised; paper guarantees nothing"
+    )
+    variant: Literal["author", "corrected"] = Field(
+        "corrected", description="of mode paper: its code, or its correct formula"
+    )
+    epsilon: Above | None = Field(
+        None, description="the budget of the run; the noise is calibrated to it"
+    )
+    noise_multiplier: NotNegative | None = Field(
+        None, description="deviation of the noise over clip_norm; calibrated where not given"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-3, description="of (epsilon, delta)")
+    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="L2 bound of what is noised")
+    reproducible_noise: bool = Field(
+        False, description="noise from the seed, for tests: not private"
+    )
+
+
 class EngineConfig(BaseModel):
     """`[engine]`: where clients live."""
 
@@ -262,6 +289,7 @@ class Experiment(BaseModel):
     stability: StabilityConfig | None = None
     client: ClientConfig = Field(default_factory=ClientConfig)
     wire: WireConfig = Field(default_factory=WireConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     run: RunConfig = Field(default_factory=RunConfig)
     sweep: list[Mapping[str, Any]] = Field(

@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "rounds.jsonl"
 
     @property
+    def diagnostics(self) -> Path:
+        """True figures of a private simulation; its first line says "not private"."""
+        return self.path / "diagnostics.jsonl"
+
+    @property
     def summary(self) -> Path:
         """The headline figures; it exists when the run is finished."""
         return self.path / "summary.json"
@@ -191,7 +196,8 @@ def finished_summary(folder: RunFolder, rounds: int) -> dict[str, object] | None
     if not folder.summary.exists():
         return None
     summary = read_summary(folder)
-    return summary if int(str(summary.get("rounds", 0))) >= rounds else None
+    done = int(str(summary.get("rounds", 0))) >= rounds
+    return summary if done or summary.get("stopped") == "privacy budget" else None
 
 
 def read_summary(folder: RunFolder) -> dict[str, object]:

@@ -39,6 +39,15 @@ from fedpeft.experiment.folder import (
     write_delta,
 )
 from fedpeft.experiment.lock import locked
+from fedpeft.experiment.plan import wire_bytes
+from fedpeft.experiment.privacy import (
+    cut_diagnostics,
+    diagnostics_of,
+    is_private,
+    may_go_on,
+    private_record,
+    private_summary,
+)
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.experiment.records import (
     Record,
@@ -50,6 +59,7 @@ from fedpeft.experiment.records import (
 )
 from fedpeft.experiment.stability import planned_turns
 from fedpeft.rounds.buffered import advance
+from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.server.state import ServerState
 
 __all__ = ["RoundDone", "peek", "run", "run_experiment"]
@@ -142,7 +152,8 @@ def run_experiment(
     """Run all rounds that the folder does not hold yet. The caller holds the folder's lock.
 
     Returns:
-      the summary, as in `summary.json`; `stopped` is `"rounds"`: all rounds are done.
+      the summary, as in `summary.json`; `stopped` is `"rounds"`: all rounds are done,
+      or `"privacy budget"`: one more would exceed `privacy.epsilon`.
 
     Raises:
       RunFolderError: if the folder's newest checkpoint or its records cannot be used.
@@ -153,8 +164,10 @@ def run_experiment(
     _write_head(built, folder)
     digest = experiment_digest(experiment)
     start_deltas(built, folder, state)
-    while state.round < experiment.federation.rounds:
-        state, record = _one_round(built, state)
+    if is_private(experiment):
+        cut_diagnostics(folder.diagnostics, state.round)
+    while state.round < experiment.federation.rounds and may_go_on(experiment, state.round):
+        state, record = _one_round(built, state, folder)
         append_record(folder.rounds, record)
         keep_delta(built, folder, state)
         memories = built.engine.memories(state.committed)
@@ -192,7 +205,8 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
         found = {**describe_environment(built.experiment.seed), "data": data}
         write_json(folder.environment, found)
     partition = _partition(built.data)
-    if partition is not None and not folder.partition.exists():
+    public = partition is not None and not is_private(built.experiment)
+    if public and not folder.partition.exists():
         write_json(folder.partition, partition)
     if not folder.rounds.exists():
         write_text(folder.rounds, "")
@@ -207,17 +221,32 @@ def _partition(data: Federated) -> dict[str, object] | None:
     return {"clients": list(data.clients), "labels": list(names), "counts": counts}
 
 
-def _one_round(built: BuiltRun, state: ServerState) -> tuple[ServerState, Record]:
+def _one_round(
+    built: BuiltRun, state: ServerState, folder: RunFolder
+) -> tuple[ServerState, Record]:
     state, record = advance(state, built.plan, built.engine)
     federation = built.experiment.federation
-    last = state.round == federation.rounds
+    private = private_record(built.experiment, record, _planned_bytes(built))
+    if is_private(built.experiment):
+        true = diagnostics_of(built.experiment, record, built.plan.spec.num_params)
+        append_record(folder.diagnostics, true)
+    last = state.round == federation.rounds or not may_go_on(built.experiment, state.round)
     if state.round % federation.eval_every and not last:
-        return state, record_of(record, {})
+        return state, record_of(record, {}) | private
     began = time.perf_counter()
-    line = record_of(record, built.evaluate(state), time.perf_counter() - began)
+    line = record_of(record, built.evaluate(state), time.perf_counter() - began) | private
     if built.evaluate_clients is not None:
         line["client_metrics"] = dict(built.evaluate_clients(state))
     return state, line
+
+
+def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
+    """Return the bytes (down, up) of one turn where a record may not hold the true ones."""
+    if built.plan.secret_sampler is None:
+        return None
+    sizing = [stage for stage in built.plan.up if stage.name != built.experiment.privacy.mode]
+    up = wire_bytes(built.tuned, sizing, PRIVATE_NOTES)
+    return wire_bytes(built.tuned, built.plan.down), up
 
 
 def _done(records: list[Record], rounds: int) -> RoundDone:
@@ -248,6 +277,7 @@ def _finish(
 
 def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
     experiment, plan = built.experiment, built.plan
+    done = so_far.rounds >= experiment.federation.rounds
     best = {
         "best_accuracy": so_far.best_accuracy,
         "best_perplexity": so_far.best_perplexity,
@@ -266,7 +296,7 @@ def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
         "bytes_up": so_far.bytes_up,
         "bytes_down": so_far.bytes_down,
         "seconds": round(so_far.seconds, 3),
-        "epsilon": None,
+        **private_summary(experiment, so_far.rounds),
         "delta_digest": digest,
-        "stopped": "rounds",
+        "stopped": "rounds" if done else "privacy budget",
     }

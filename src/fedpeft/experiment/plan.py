@@ -27,10 +27,11 @@ from fedpeft.data.examples import ClientData
 from fedpeft.data.summary import label_table, sizes
 from fedpeft.experiment.build import Sketch, load_run_data, sketch_run
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.privacy import is_private, privacy_figures
 from fedpeft.experiment.stability import planned_turns
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.locate import is_local
-from fedpeft.rounds.client_half import reply_notes
+from fedpeft.rounds.client_half import PRIVATE_NOTES, reply_notes
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.messages import encoded_size
 from fedpeft.wire.stages import Stage, encode_all, start_memory
@@ -99,7 +100,8 @@ def make_plan(experiment: Experiment) -> Plan:
     federation, tuned = sketch.experiment.federation, sketch.tuned
     rounds = federation.rounds
     replies, asked = planned_turns(sketch.experiment)
-    up = wire_bytes(tuned, sketch.up, TYPICAL_NOTES)
+    private = is_private(sketch.experiment)
+    up = wire_bytes(tuned, sketch.up, PRIVATE_NOTES if private else TYPICAL_NOTES)
     down = wire_bytes(tuned, sketch.down)
     figures: dict[str, object] = {
         "name": sketch.experiment.name,
@@ -116,7 +118,7 @@ def make_plan(experiment: Experiment) -> Plan:
         "total_bytes": rounds * (replies * up + asked * down),
         "memory_bytes": _memory(sketch),
         "kept_deltas_bytes": _kept_deltas(sketch),
-        "epsilon": None,
+        **privacy_figures(sketch.experiment),
     }
     return Plan(figures, _partition(sketch.experiment))
 

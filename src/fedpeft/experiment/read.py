@@ -16,9 +16,10 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.core.words import nearest
-from fedpeft.experiment.check import problems_of
+from fedpeft.experiment.check import num_clients, problems_of
+from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.config import Experiment
 
 __all__ = [
@@ -116,6 +117,7 @@ def validate(table: Mapping[str, Any], where: str) -> Experiment:
 
     Raises:
       ConfigError: listing every problem, one a line.
+      PrivacyError: the same, if all of them are privacy settings that would not protect.
     """
     problems: list[str] = []
     try:
@@ -128,7 +130,9 @@ def validate(table: Mapping[str, Any], where: str) -> Experiment:
     if problems:
         lines = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-        raise ConfigError(f"{where}: {count}\n{lines}")
+        unsound = set(privacy_problems(experiment, num_clients(experiment)))
+        kind = PrivacyError if set(problems) <= unsound else ConfigError
+        raise kind(f"{where}: {count}\n{lines}")
     return experiment
 
 

@@ -139,7 +139,8 @@ def _per_message(runs: Sequence[Run], key: str) -> float | None:
     for run in runs:
         for record in run.rounds:
             failed = len(record.get("failures", ())) if key == "bytes_up" else 0
-            messages += len(record.get("cohort", ())) - failed
+            cohort = record.get("cohort", ())  # under secret sampling: the expected size
+            messages += (len(cohort) if isinstance(cohort, list) else cohort) - failed
             total += int(record.get(key, 0))
     return total / messages if messages > 0 else None
 

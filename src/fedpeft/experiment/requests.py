@@ -8,6 +8,7 @@ from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment import tables
 from fedpeft.experiment.config import Experiment, Normalization
+from fedpeft.experiment.privacy import gradient_privacy
 from fedpeft.experiment.read import read_toml
 from fedpeft.models.source import ModelRequest
 from fedpeft.tuning.methods import TuningRequest
@@ -109,4 +110,5 @@ def local_settings(experiment: Experiment) -> LocalSettings:
         prox_mu=float(options.get("mu", 0.0)),
         device=engine.device,
         precision=engine.precision,
+        privacy=gradient_privacy(experiment),
     )

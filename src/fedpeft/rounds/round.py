@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn
+from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Memory
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import DeltaMismatchError, RoundError
@@ -34,6 +34,7 @@ from fedpeft.wire.stages import Stage, decode_all, encode_all, finish_all
 __all__ = ["RoundPlan", "RoundRecord", "run_round", "settle", "turn_seed", "write_job"]
 
 Sampler = Callable[[Sequence[str], int], tuple[str, ...]]
+SecretSampler = Callable[[Sequence[str], int, Memory], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class RoundPlan:
       expected_cohort: mean size of a cohort.
       up: stages from client to server.
       down: stages from server to client.
-      min_replies: fewer than this end the run.
+      min_replies: fewer than this end the run; 0 where an empty round is legal.
+      secret_sampler: takes the place of `sampler` where cohorts are drawn from a secret in the
+        server's memory: (clients, round, memory) -> the cohort.
       conditions: the world that clients live in; None: everybody answers and no clock runs.
       buffering: of buffered asynchronous training; None: rounds are synchronous.
     """
@@ -63,6 +66,7 @@ class RoundPlan:
     up: Sequence[Stage] = ()
     down: Sequence[Stage] = ()
     min_replies: int = 1
+    secret_sampler: SecretSampler | None = None
     conditions: Conditions | None = None
     buffering: Buffering | None = None
 
@@ -80,6 +84,8 @@ class RoundRecord:
       bytes_down: as encoded, all clients of the cohort.
       bytes_up: as encoded, all replies that came.
       seconds: wall time of the round.
+      norms: L2 norm of each decoded update, in cohort order.
+      signal_norm: L2 norm of the combined update before the stages' last step (such as noise).
       simulation: what the simulated clock adds, by its names in the record; {} without one.
     """
 
@@ -91,6 +97,8 @@ class RoundRecord:
     bytes_down: int
     bytes_up: int
     seconds: float
+    norms: tuple[float, ...] = ()
+    signal_norm: float = 0.0
     simulation: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -106,7 +114,7 @@ def run_round(
     began = time.perf_counter()
     number = state.round + 1
     gathered = gather(plan.conditions, engine.clients(), state.memory, plan.min_replies)
-    cohort = plan.sampler(gathered.clients, number)
+    cohort = _cohort(state, plan, gathered.clients)
     context = RoundContext(number, cohort, plan.expected_cohort, plan.seed)
     call = attend(plan.conditions, write_job(state, plan, context), gathered)
     state, record = settle(state, plan, engine, call)
@@ -130,6 +138,7 @@ def settle(
     answers = _in_order(itertools.chain(call.absent, engine.run(job)), cohort)
     updates = _aged(_updates(answers, plan, context, tally), call.scales)
     update = plan.algorithm.combine(updates, context)
+    signal_norm = float(torch.linalg.vector_norm(update.delta))
     update, memory = finish_all(plan.up, update, state.memory, context)
     taken = {client: job.turns.get(client, job.round) for client in tally.answered}
     moved = dataclasses.replace(
@@ -144,6 +153,8 @@ def settle(
         bytes_down=call.bytes_down,
         bytes_up=tally.bytes_up,
         seconds=time.perf_counter() - began,
+        norms=tuple(tally.norms),
+        signal_norm=signal_norm,
         simulation=call.simulation,
     )
     return plan.algorithm.apply(moved, update), record
@@ -163,10 +174,12 @@ class _Tally:
     bytes_up: int = 0
     weight: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
 
     def add(self, update: ClientUpdate, notes: Mapping[str, str]) -> None:
         self.answered.append(update.client)
         self.weight += update.weight
+        self.norms.append(float(torch.linalg.vector_norm(update.payload[DELTA])))
         for key, value in notes.items():
             if key.startswith("metric."):
                 name = "train_" + key.removeprefix("metric.")
@@ -174,6 +187,12 @@ class _Tally:
 
     def means(self) -> dict[str, float]:
         return {name: total / self.weight for name, total in self.sums.items() if self.weight}
+
+
+def _cohort(state: ServerState, plan: RoundPlan, clients: Sequence[str]) -> tuple[str, ...]:
+    if plan.secret_sampler is not None:
+        return plan.secret_sampler(clients, state.round + 1, state.memory)
+    return plan.sampler(clients, state.round + 1)
 
 
 def write_job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:

@@ -1,0 +1,195 @@
+"""Private local training: what replaces a batch's mean gradient before the optimiser's step.
+
+    example     (sum_i clip(g_i, C) + N(0, (zC)^2)) / B      g_i: the gradient of example i alone
+    author      mean gradient + N(0, s^2)                    the paper's code: no clip, no guarantee
+    corrected   clip(mean gradient, C) + N(0, s^2) / B       its correct formula: still no guarantee
+
+B is the batch size that the experiment names, a constant: a smaller batch is divided by it too.
+
+References:
+  Abadi et al., Deep Learning with Differential Privacy, CCS 2016 (`example`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fedpeft.client.turns import ClientTurn
+from fedpeft.core.errors import PrivacyError
+from fedpeft.core.privacy import clip, clip_rows, gaussian, seeded_root
+from fedpeft.models.tasks import Batch, mean_loss
+from fedpeft.tuning.methods import METHODS
+from fedpeft.tuning.tuned import TunedModel
+
+__all__ = [
+    "EXAMPLE_ROOT",
+    "GradientPrivacy",
+    "RowGradients",
+    "check_rows",
+    "draw",
+    "noise_root",
+    "one_by_one",
+    "paper_gradient",
+    "private_gradient",
+    "row_gradients",
+]
+
+EXAMPLE_ROOT = "0.example.root"
+"""Where a client's memory holds its secret root."""
+
+_CHUNK_BYTES = 256 * 2**20
+
+RowGradients: TypeAlias = Callable[[Batch, Tensor], Tensor]
+"""From a batch of B examples and dropout keys [B] to gradients [B, P], a row an example."""
+
+
+@dataclass(frozen=True)
+class GradientPrivacy:
+    """How gradients are clipped and noised.
+
+    Attributes:
+      kind: `example`, or a variant of the paper's mechanism.
+      clip_norm: bound C, > 0.
+      deviation: of the noise before it is divided by the batch size (`author`: as it is added).
+      reproducible: noise from the turn's seed: for tests, not private.
+    """
+
+    kind: Literal["example", "author", "corrected"]
+    clip_norm: float
+    deviation: float
+    reproducible: bool = False
+
+
+def noise_root(chosen: GradientPrivacy, turn: ClientTurn) -> Tensor:
+    """Return the root [32] of a turn's noise: the client's secret where there is to be privacy."""
+    if chosen.kind == "example" and not chosen.reproducible:
+        return turn.memory[EXAMPLE_ROOT]
+    return seeded_root(turn.seed)
+
+
+def private_gradient(
+    chosen: GradientPrivacy, rows_BP: Tensor, batch_size: int, noise_P: Tensor
+) -> Tensor:
+    """Clip rows [B, P], add noise [P] to their sum and divide by the constant batch size."""
+    total_P = clip_rows(rows_BP, chosen.clip_norm).sum(0)
+    return (total_P + noise_P.to(total_P)) / batch_size
+
+
+def paper_gradient(
+    chosen: GradientPrivacy, grad_P: Tensor, batch_size: int, noise_P: Tensor
+) -> Tensor:
+    """Noise a mean gradient [P] as the paper's code does, or by its correct formula."""
+    noise_P = noise_P.to(grad_P)
+    if chosen.kind == "author":
+        return grad_P + noise_P
+    return clip(grad_P, chosen.clip_norm) + noise_P / batch_size
+
+
+def draw(root: Tensor, count: int, deviation: float, turn: ClientTurn, step: int) -> Tensor:
+    """Draw the noise [count] of one step of a turn."""
+    return gaussian(root, count, deviation, "gradient", turn.round, step)
+
+
+def row_gradients(tuned: TunedModel) -> RowGradients:
+    """Return a function for per-example gradients, in one pass where `torch.func` can do it.
+
+    Text goes one example after the other: attention masks that differ by example cannot be
+    batched. So do methods whose operations have no batching rule.
+    """
+    method = METHODS.get(tuned.method)
+    if "text" in tuned.loaded.task.name or "lm" in tuned.loaded.task.name:
+        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
+    if method is None or not method.vmaps:
+        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
+    probe = _Probe(tuned)
+    live = {id(parameter): name for name, parameter in probe.named_parameters()}
+    if any(id(parameter) not in live for parameter in tuned.parameters.values()):
+        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]  # not in the module
+    places = [live[id(parameter)] for parameter in tuned.parameters.values()]
+
+    def loss(values: dict[str, Tensor], row: Batch, key: Tensor) -> Tensor:
+        example = {name: value.unsqueeze(0) for name, value in row.items()}
+        found: Tensor = torch.func.functional_call(probe, values, (example, key.unsqueeze(0)))
+        return found
+
+    batched = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+
+    def gradients(batch: Batch, keys_B: Tensor) -> Tensor:
+        values = {
+            place: parameter.detach()
+            for place, parameter in zip(places, tuned.parameters.values(), strict=True)
+        }
+        chunk = max(1, _CHUNK_BYTES // max(1, 4 * tuned.spec.num_params))
+        parts = []
+        for start in range(0, len(keys_B), chunk):
+            part = {name: value[start : start + chunk] for name, value in batch.items()}
+            with sdpa_kernel(SDPBackend.MATH):  # the attention kernel with a batching rule
+                found = batched(values, part, keys_B[start : start + chunk])
+            parts.append(torch.cat([found[place].flatten(1) for place in places], 1))
+        return torch.cat(parts)
+
+    return gradients
+
+
+def one_by_one(tuned: TunedModel, batch: Batch, keys_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return gradients [B, P], each by a backward pass of its own, and which take part [P]."""
+    parameters = list(tuned.parameters.values())
+    rows, active = [], torch.zeros(0)
+    for i in range(len(keys_B)):
+        example = {name: value[i : i + 1] for name, value in batch.items()}
+        with tuned.dropout.using(keys_B[i : i + 1]):
+            loss = mean_loss(tuned.loaded.task.score(tuned.model, example))
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        pairs = list(zip(found, parameters, strict=True))
+        rows.append(torch.cat([_filled(g, p).reshape(-1) for g, p in pairs]))
+        active = torch.cat(
+            [torch.full_like(p, float(g is not None)).detach().reshape(-1) for g, p in pairs]
+        )
+    return torch.stack(rows), active
+
+
+def check_rows(tuned: TunedModel, gradients: RowGradients, batch: Batch, keys_B: Tensor) -> Tensor:
+    """Compare per-example gradients with one-by-one gradients on two examples, before training.
+
+    Returns:
+      1 where a parameter takes part in the loss, else 0; [P].
+
+    Raises:
+      PrivacyError: if they differ, or one example's gradient depends on the other.
+    """
+    two = {name: value[:2] for name, value in batch.items()}
+    expected_BP, active_P = one_by_one(tuned, two, keys_B[:2])
+    found_BP = gradients(two, keys_B[:2])
+    scale = float(expected_BP.abs().max()) + 1e-12
+    error = float((found_BP - expected_BP).abs().max()) / scale
+    if not error <= 1e-3:
+        raise PrivacyError(
+            f"privacy.mode = 'example' with {tuned.method}: per-example gradients differ from "
+            f"one-by-one gradients by {error:.2g} of the largest; at most 0.001 is allowed, "
+            "because a clip of wrong gradients bounds nothing. Use mode 'central' or another method"
+        )
+    return active_P
+
+
+class _Probe(nn.Module):
+    """The loss of a batch, as a module whose parameters `torch.func` can exchange."""
+
+    def __init__(self, tuned: TunedModel) -> None:
+        super().__init__()
+        self.model = tuned.model
+        self._tuned = tuned
+
+    def forward(self, batch: Batch, keys_B: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        with self._tuned.dropout.using(keys_B):
+            return mean_loss(self._tuned.loaded.task.score(self.model, batch))
+
+
+def _filled(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if gradient is None else gradient

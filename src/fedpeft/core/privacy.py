@@ -1,0 +1,102 @@
+"""Clipping and noise: the arithmetic that the privacy stages and private training share.
+
+    clip(x, C) = x * min(1, C / |x|)          |.| the L2 norm over the whole flat buffer
+    gaussian   = N(0, s^2), from SHAKE-256(root, path) through Box and Muller's transform
+
+Noise that protects must not be guessed: it comes from a secret root of 32 bytes that the operating
+system draws, expanded by a cryptographic hash, and not from a seed of the run. One root and path
+give the same noise again, so that a resumed run repeats a round instead of noising it twice.
+
+References:
+  Dwork, Roth, The Algorithmic Foundations of Differential Privacy, 2014, appendix A.
+  Box, Muller, A Note on the Generation of Random Normal Deviates, 1958.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpeft.core import seeds
+
+__all__ = [
+    "author_deviation",
+    "clip",
+    "clip_rows",
+    "draw_root",
+    "gaussian",
+    "gaussian_deviation",
+    "seeded_root",
+    "uniform",
+]
+
+
+def clip(flat: Tensor, bound: float) -> Tensor:
+    """Return a copy of `flat`, scaled down to L2 norm `bound` where it is longer.
+
+    Args:
+      flat: [P]; numbers that are not finite stay so.
+      bound: > 0; infinity keeps everything.
+    """
+    if math.isinf(bound):
+        return flat.clone()
+    norm: Tensor = torch.linalg.vector_norm(flat, dtype=torch.float64)
+    shorter = (bound / norm) * (1 - 2.0**-22)  # room for rounding: the result is never too long
+    return flat * torch.where(norm <= bound, 1.0, shorter).to(flat.dtype)
+
+
+def clip_rows(rows_BP: Tensor, bound: float) -> Tensor:
+    """Clip each row [P] of [B, P] by itself."""
+    if math.isinf(bound):
+        return rows_BP
+    norms_B: Tensor = torch.linalg.vector_norm(rows_BP, dim=1, dtype=torch.float64)
+    shorter_B = (bound / norms_B) * (1 - 2.0**-22)
+    return rows_BP * torch.where(norms_B <= bound, 1.0, shorter_B).to(rows_BP.dtype).unsqueeze(1)
+
+
+def draw_root() -> Tensor:
+    """Draw a secret root [32] of bytes from the operating system."""
+    return torch.tensor(list(os.urandom(32)), dtype=torch.uint8)
+
+
+def seeded_root(seed: int) -> Tensor:
+    """Return a root [32] that anyone with the seed can compute: for simulations, not private."""
+    digest = hashlib.sha256(f"simulation: not private {seeds.derive(seed, 'privacy')}".encode())
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+
+
+def uniform(root: Tensor, count: int, *path: str | int) -> npt.NDArray[np.float64]:
+    """Draw `count` numbers in (0, 1), from a root [32] and a path of words and numbers."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in path)
+    key = bytes(root.tolist()) + text.encode()
+    stream = hashlib.shake_256(key).digest(8 * count)
+    bits = np.frombuffer(stream, dtype="<u8") >> np.uint64(11)
+    return (bits.astype(np.float64) + 0.5) * 2.0**-53
+
+
+def gaussian(root: Tensor, count: int, deviation: float, *path: str | int) -> Tensor:
+    """Draw float32 noise [count] with a standard deviation, from a root [32] and a path."""
+    if deviation == 0:
+        return torch.zeros(count)
+    half = (count + 1) // 2
+    draws = uniform(root, 2 * half, *path)
+    radius = np.sqrt(-2.0 * np.log(draws[:half]))
+    angle = 2.0 * math.pi * draws[half:]
+    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    return torch.from_numpy((deviation * normal).astype(np.float32))
+
+
+def gaussian_deviation(epsilon: float, delta: float, sensitivity: float) -> float:
+    """Return the classical noise of one Gaussian mechanism, S sqrt(2 ln(1.25/delta)) / epsilon."""
+    return sensitivity * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
+
+
+def author_deviation(epsilon: float, delta: float, bound: float) -> float:
+    """Return the noise of the paper's code, with epsilon inside the root: it guarantees nothing."""
+    return 2 * bound * math.sqrt(2 * math.log(1.25 / delta) / epsilon)

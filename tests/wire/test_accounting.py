@@ -1,0 +1,73 @@
+"""Accounting against closed forms, a table, Renyi accounting and an outside accountant."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import pytest
+
+from fedpeft.core.errors import PrivacyError
+from fedpeft.wire.accounting import Mechanism, calibrate, epsilon_of, rdp_epsilon_of
+
+Q, ROUNDS, DELTA = 0.125, 50, 1e-3
+TABLE = {0.8: (7.93, 6.59), 1.0: (5.057, 4.223), 2.0: (1.600, 1.359)}
+
+
+def gaussian_delta(epsilon: float, multiplier: float) -> float:
+    """The exact delta of one Gaussian mechanism (Balle and Wang, ICML 2018, theorem 8)."""
+    phi = NormalDist().cdf
+    half, ratio = 1 / (2 * multiplier), epsilon * multiplier
+    return phi(half - ratio) - math.exp(epsilon) * phi(-half - ratio)
+
+
+@pytest.mark.parametrize(("multiplier", "uses"), [(1.0, 1), (2.0, 1), (3.0, 10)])
+def test_without_sampling_it_is_the_closed_form(multiplier, uses):
+    epsilon = epsilon_of(Mechanism(multiplier), uses, DELTA)
+    composed = multiplier / math.sqrt(uses)
+    assert gaussian_delta(epsilon, composed) == pytest.approx(DELTA, rel=1e-3)
+    assert gaussian_delta(0.99 * epsilon, composed) > DELTA * 1.01  # the test can fail
+
+
+def test_twice_the_distance_is_half_the_noise():
+    doubled = epsilon_of(Mechanism(2.0, distance=2.0), 3, DELTA)
+    assert doubled == epsilon_of(Mechanism(1.0), 3, DELTA)
+
+
+@pytest.mark.parametrize("multiplier", TABLE)
+def test_sampled_figures_are_those_of_the_table(multiplier):
+    mechanism = Mechanism(multiplier, Q)
+    rdp, pld = TABLE[multiplier]
+    assert epsilon_of(mechanism, ROUNDS, DELTA) == pytest.approx(pld, rel=2e-3)
+    assert rdp_epsilon_of(mechanism, ROUNDS, DELTA) == pytest.approx(rdp, rel=2e-3)
+    assert rdp_epsilon_of(mechanism, ROUNDS, DELTA) > epsilon_of(mechanism, ROUNDS, DELTA)
+
+
+def test_sampling_amplifies_and_is_not_claimed_by_itself():
+    assert epsilon_of(Mechanism(1.0), 2, DELTA) > 1.5 * epsilon_of(Mechanism(1.0, Q), 2, DELTA)
+
+
+def test_an_outside_accountant_agrees():
+    accountants = pytest.importorskip("opacus.accountants")
+    outside = accountants.RDPAccountant()
+    outside.history = [(1.0, Q, ROUNDS)]
+    orders = [1 + x / 10 for x in range(1, 100)] + list(range(12, 64))
+    theirs = outside.get_epsilon(DELTA, alphas=orders)
+    assert rdp_epsilon_of(Mechanism(1.0, Q), ROUNDS, DELTA) == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_calibrated_multiplier_spends_the_target_and_no_more():
+    multiplier = calibrate(Mechanism(0.0), 7, DELTA, 2.0)
+    spent = epsilon_of(Mechanism(multiplier), 7, DELTA)
+    assert 1.99 < spent <= 2.0
+    assert epsilon_of(Mechanism(multiplier / 1.002), 7, DELTA) > 2.0
+
+
+def test_nothing_costs_nothing_and_no_noise_costs_everything():
+    assert epsilon_of(Mechanism(1.0, Q), 0, DELTA) == 0
+    assert epsilon_of(Mechanism(0.0), 1, DELTA) == math.inf
+
+
+def test_a_target_out_of_reach_is_refused():
+    with pytest.raises(PrivacyError, match=r"privacy\.epsilon: found 1e-09.*Raise epsilon"):
+        calibrate(Mechanism(0.0), 10, 1e-12, 1e-9)

@@ -1,0 +1,189 @@
+"""Private rounds: plain FedAvg in the limit, noise as promised, the bound after compression."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import support
+import torch
+
+from fedpeft.client.turns import DELTA, ClientTurn
+from fedpeft.core.privacy import seeded_root
+from fedpeft.data.examples import ClientData
+from fedpeft.rounds.client_half import PRIVATE_NOTES, run_turn
+from fedpeft.rounds.job import Failure, Reply
+from fedpeft.rounds.round import run_round
+from fedpeft.server.algorithms import fedavg
+from fedpeft.tuning.tuned import read_buffers, read_delta
+from fedpeft.wire import messages, stages
+from fedpeft.wire.privacy import (
+    SERVER_ROOT,
+    Guard,
+    central,
+    constant_denominator,
+    local,
+    poisson_cohort,
+    with_server_root,
+)
+
+ROOT = seeded_root(5)
+TURN = ClientTurn(1, "c", ClientData(support.federated().train, np.arange(1)), {}, 1, 0)
+
+
+class Scripted:
+    """Clients that answer with given updates; None does not answer."""
+
+    def __init__(self, updates, chain):
+        self.updates, self.chain = updates, chain
+
+    def clients(self):
+        return tuple(self.updates)
+
+    def run(self, job):
+        for client in job.cohort:
+            update = self.updates[client]
+            if update is None:
+                yield Failure(client, "silent")
+                continue
+            memory = stages.start_memory(self.chain, support.tuned().spec)
+            turn = dataclasses.replace(TURN, client=client, round=job.round)
+            sent, _ = stages.encode_all(self.chain, {DELTA: update}, memory, turn)
+            yield Reply(client, messages.encode(sent, PRIVATE_NOTES), 0.0)
+
+
+def private_round(updates, chain, *, expected, sampler=None):
+    spec = support.tuned().spec
+    algorithm = constant_denominator(fedavg(), spec)
+    plan = dataclasses.replace(
+        support.plan(algorithm=algorithm, up=chain),
+        expected_cohort=expected,
+        min_replies=0,
+        sampler=sampler or (lambda clients, number: tuple(clients)),
+    )
+    start = algorithm.init(torch.zeros(spec.num_params), torch.empty(0))
+    state = with_server_root(start, seed=3)
+    return run_round(state, plan, Scripted(updates, chain))
+
+
+def updates_of(number, scale=1.0):
+    size = support.tuned().spec.num_params
+    generator = torch.Generator().manual_seed(number)
+    return {f"c{i}": scale * torch.randn(size, generator=generator) for i in range(number)}
+
+
+@pytest.mark.parametrize("build", [central, local])
+def test_no_noise_and_no_clip_are_plain_fedavg(build):
+    updates = updates_of(4)
+    state, _ = private_round(updates, (build(Guard(math.inf, 0.0)),), expected=4.0)
+    assert torch.allclose(state.delta, torch.stack([*updates.values()]).mean(0), rtol=1e-6)
+    clipped, _ = private_round(updates, (build(Guard(0.5, 0.0)),), expected=4.0)
+    assert not torch.allclose(clipped.delta, state.delta, rtol=1e-2)
+
+
+def test_a_whole_private_run_without_noise_is_fedavg_with_equal_weights():
+    model, data = support.tuned(), support.federated()
+    chain = (central(Guard(math.inf, 0.0)),)
+    half = support.make_half("none", support.settings(), False)
+    turn = dataclasses.replace(TURN, data=ClientData(data.train, data.clients["client-3"]))
+    broadcast = messages.encode({DELTA: read_delta(model)})
+    plain, _ = run_turn(half, broadcast, turn)
+    private, _ = run_turn(dataclasses.replace(half, up=chain, private=True), broadcast, turn)
+    assert torch.equal(messages.decode(plain)[0][DELTA], messages.decode(private)[0][DELTA])
+    assert messages.decode(private)[1] == dict(PRIVATE_NOTES)
+    assert messages.decode(plain)[1] != dict(PRIVATE_NOTES)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 4])
+def test_noise_and_denominator_do_not_depend_on_who_answers(answers):
+    updates = updates_of(4)
+    silent = {c: u if i < answers else None for i, (c, u) in enumerate(updates.items())}
+    quiet, _ = private_round(silent, (central(Guard(2.0, 0.0)),), expected=4.0)
+    noisy, record = private_round(silent, (central(Guard(2.0, 1.5)),), expected=4.0)
+    noise = noisy.delta - quiet.delta
+    everyone, _ = private_round(updates, (central(Guard(2.0, 1.5)),), expected=4.0)
+    reference, _ = private_round(updates, (central(Guard(2.0, 0.0)),), expected=4.0)
+    assert torch.allclose(noise, everyone.delta - reference.delta, atol=1e-6)
+    assert record.update_norm == pytest.approx(float(noisy.delta.norm()))
+    assert float(quiet.delta.norm()) <= answers * 2.0 / 4.0 + 1e-6
+
+
+def test_noise_of_the_mean_has_the_promised_deviation():
+    stage, size = central(Guard(2.0, 1.5)), 100_000
+    from fedpeft.server.state import RoundContext, Update
+
+    zero = Update(torch.zeros(size), torch.empty(0), 8.0)
+    context = RoundContext(1, (), 8.0, 1)
+    update, _ = stage.finish(zero, {"root": ROOT}, context)
+    assert float(update.delta.std()) == pytest.approx(1.5 * 2.0 / 8.0, rel=0.01)
+    again, _ = stage.finish(zero, {"root": ROOT}, dataclasses.replace(context, round=2))
+    assert not torch.equal(update.delta, again.delta)
+
+
+def test_local_noise_has_the_promised_deviation_and_is_each_clients_own():
+    stage, size = local(Guard(2.0, 1.5)), 100_000
+    sent = []
+    for _ in range(2):
+        memory = stage.init(support.tuned().spec)
+        payload, kept = stage.encode({DELTA: torch.zeros(size)}, memory, TURN)
+        assert torch.equal(kept["root"], memory["root"])
+        sent.append(payload[DELTA])
+    assert float(sent[0].std()) == pytest.approx(3.0, rel=0.01)
+    assert not torch.equal(*sent)  # the turn's seed, which the server knows, does not give it
+
+
+def test_reproducible_local_noise_comes_from_the_turn():
+    stage = local(Guard(1.0, 1.0, reproducible=True))
+    first, again = (stage.encode({DELTA: torch.zeros(9)}, {}, TURN)[0] for _ in range(2))
+    assert torch.equal(first[DELTA], again[DELTA])
+
+
+@pytest.mark.parametrize("after", [stages.int8(chunk=4), stages.float16()], ids=lambda s: s.name)
+def test_the_bound_holds_after_compression_because_the_server_clips_again(after):
+    chain = (central(Guard(0.5, 0.0)), after)
+    longest_decoded, longest_used = 0.0, 0.0
+    for seed in range(20):
+        update = torch.randn(64, generator=torch.Generator().manual_seed(seed))
+        turn = dataclasses.replace(TURN, seed=seed)
+        sent, _ = stages.encode_all(chain, {DELTA: update}, {}, turn)
+        decoded = stages.decode_all(chain[1:], sent, turn)[DELTA]
+        used = stages.decode_all(chain, sent, turn)[DELTA]
+        longest_decoded = max(longest_decoded, float(decoded.double().norm()))
+        longest_used = max(longest_used, float(used.double().norm()))
+    assert longest_used <= 0.5
+    assert longest_decoded > 0.5  # without the second clip the bound breaks
+
+
+def test_a_client_that_ignores_the_clip_is_clipped_by_the_server():
+    cheating = dataclasses.replace(central(Guard(1.0, 0.0)), encode=stages.Stage("x").encode)
+    updates = updates_of(1, scale=100.0)
+    state, _ = private_round(updates, (cheating,), expected=1.0)
+    assert float(state.delta.norm()) <= 1.0
+
+
+def test_poisson_cohorts_have_the_promised_rate_and_may_be_empty():
+    clients = [f"c{i}" for i in range(64)]
+    sizes = [len(poisson_cohort(clients, 0.125, root=ROOT, round=r)) for r in range(1, 2001)]
+    assert np.mean(sizes) == pytest.approx(8.0, abs=0.25)
+    assert np.var(sizes) == pytest.approx(64 * 0.125 * 0.875, rel=0.1)  # binomial, not fixed
+    few = [poisson_cohort(clients[:2], 0.1, root=ROOT, round=r) for r in range(1, 50)]
+    assert () in few
+    assert poisson_cohort(clients, 1.0, root=ROOT, round=1) == tuple(clients)
+
+
+def test_an_empty_private_round_is_noised_and_counted():
+    state, record = private_round(
+        updates_of(2), (central(Guard(1.0, 1.0)),), expected=2.0, sampler=lambda c, n: ()
+    )
+    assert (state.round, record.cohort, record.bytes_up) == (1, (), 0)
+    assert float(state.delta.norm()) > 0
+
+
+def test_the_root_is_drawn_anew_and_stays_in_the_state():
+    model = support.tuned()
+    start = fedavg().init(read_delta(model), read_buffers(model))
+    roots = [with_server_root(start, seed=None).memory[SERVER_ROOT] for _ in range(2)]
+    assert roots[0].shape == (32,)
+    assert not torch.equal(*roots)
