@@ -41,7 +41,7 @@ class Checkpoint:
     Attributes:
       state: the server's.
       memories: the clients', as the engine names them.
-      experiment: digest of the experiment, without what may change between two sessions.
+      experiment: digest of the experiment, without what may change on resume.
     """
 
     state: ServerState

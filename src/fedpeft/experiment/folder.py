@@ -235,7 +235,7 @@ def _content(path: Path) -> list[str]:
 
 
 def _comparable(experiment: Experiment) -> dict[str, object]:
-    """An experiment without what may differ between two sessions of one run."""
+    """An experiment without what may differ when a run is resumed."""
     table = experiment.model_dump(mode="json", exclude={"sweep"}, exclude_none=True)
     table["federation"].pop("rounds")
     table["engine"].pop("workers", None)

@@ -73,7 +73,7 @@ class RoundDone:
 
     Attributes:
       record: the line of `rounds.jsonl`.
-      totals: over all rounds so far, earlier sessions included.
+      totals: over all rounds so far, those before a resume included.
       rounds: how many rounds the run will have.
       seconds_left: an estimate from the rounds so far.
     """

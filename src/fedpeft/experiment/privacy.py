@@ -212,7 +212,7 @@ def diagnostics_of(
 
 
 def cut_diagnostics(file: Path, rounds: int) -> None:
-    """Write the first line, and keep what an earlier session wrote of the first `rounds` rounds."""
+    """Write the first line, and keep what is there of the first `rounds` rounds."""
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     whole = [line for line in lines[1:] if line.endswith("}")]
     kept = [line for line in whole if json.loads(line)["round"] <= rounds]
