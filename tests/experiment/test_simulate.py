@@ -104,3 +104,8 @@ def test_public_names_are_sorted_and_exist():
     assert all(getattr(fedpeft, name) is not None for name in fedpeft.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         fedpeft.nope  # noqa: B018
+
+
+def test_clients_are_evaluated_in_memory_too():
+    result = simulate("head", settings={"federation.evaluate_clients": True})
+    assert all(len(record["client_metrics"]) == 8 for record in result.records)

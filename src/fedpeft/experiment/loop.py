@@ -60,9 +60,10 @@ from fedpeft.experiment.records import (
 from fedpeft.experiment.stability import planned_turns
 from fedpeft.rounds.buffered import advance
 from fedpeft.rounds.client_half import PRIVATE_NOTES
+from fedpeft.rounds.round import RoundRecord
 from fedpeft.server.state import ServerState
 
-__all__ = ["RoundDone", "peek", "run", "run_experiment"]
+__all__ = ["RoundDone", "evaluated", "peek", "run", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
@@ -231,13 +232,19 @@ def _one_round(
         true = diagnostics_of(built.experiment, record, built.plan.spec.num_params)
         append_record(folder.diagnostics, true)
     last = state.round == federation.rounds or not may_go_on(built.experiment, state.round)
-    if state.round % federation.eval_every and not last:
-        return state, record_of(record, {}) | private
+    due = last or state.round % federation.eval_every == 0
+    return state, evaluated(built, state, record, due=due) | private
+
+
+def evaluated(built: BuiltRun, state: ServerState, record: RoundRecord, *, due: bool) -> Record:
+    """Make the line of a round, with the evaluation of its state where one is due."""
+    if not due:
+        return record_of(record, {})
     began = time.perf_counter()
-    line = record_of(record, built.evaluate(state), time.perf_counter() - began) | private
+    line = record_of(record, built.evaluate(state), time.perf_counter() - began)
     if built.evaluate_clients is not None:
         line["client_metrics"] = dict(built.evaluate_clients(state))
-    return state, line
+    return line
 
 
 def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:

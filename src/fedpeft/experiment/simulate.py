@@ -24,7 +24,7 @@ from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.folder import RunFolder
 from fedpeft.experiment.lock import locked
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
-from fedpeft.experiment.records import Record, Totals, record_of, totals
+from fedpeft.experiment.records import Record, Totals, totals
 from fedpeft.rounds.buffered import advance
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
@@ -146,7 +146,7 @@ def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
     while state.round < federation.rounds:
         state, record = advance(state, built.plan, built.engine)
         due = record.round % federation.eval_every == 0 or record.round == federation.rounds
-        records.append(record_of(record, built.evaluate(state) if due else {}))
+        records.append(loop.evaluated(built, state, record, due=due))
         on_round(records[-1])
     write_delta(built.tuned, state.delta)
     if built.tuned.buffers:
