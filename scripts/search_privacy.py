@@ -35,7 +35,7 @@ MODES: Mapping[str, tuple[str, str, str, tuple[float, ...]]] = {
     "central": ("central", "corrected", "poisson", CLIPS),
     "example": ("example", "corrected", "fixed", CLIPS),
 }
-"""Name -> `privacy.mode`, variant, sampling, clip bounds; the paper's mode keeps the paper's bound."""
+"""Name -> `privacy.mode`, variant, sampling, clip bounds; mode `paper` keeps the paper's bound."""
 
 Scores = dict[str, dict[str, float]]
 """Mode and method -> clip bound and rate -> score."""
@@ -129,11 +129,12 @@ def _table(scores: Scores) -> str:
 def _page(table: str) -> str:
     return f"""# Learning rates and clip bounds under privacy
 
-Validation accuracy (mean of the last {LAST} rounds, seed 1) of each method in each mode, with the rounds,
-local epochs and clients of `experiments/small/table3.toml`, which uses the best of each row (of
-equals, the first). C is `privacy.clip_norm`. Mode `paper` keeps the paper's C = 1. The test split was not scored. All methods have the same
-grid; it is coarse, and a best value at its edge may not be the best there is. Chance is 0.1. The search itself
-reads the data as often as it has runs; the ε of Table 3 counts one run only.
+Validation accuracy (mean of the last {LAST} rounds, seed 1) of each method in each mode, with the
+rounds, local epochs and clients of `experiments/small/table3.toml`, which uses the best of each row
+(of equals, the first). C is `privacy.clip_norm`; mode `paper` keeps the paper's C = 1. The test
+split was not scored. All methods have the same grid; it is coarse, and a best value at its edge may
+not be the best there is. Chance is 0.1. The search itself reads the data as often as it has runs;
+the ε of Table 3 counts one run only.
 
 {table}
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedpeft.cli import main
-from fedpeft.experiment.claims import ABSENT, CLAIMS, check_claims, compare
+from fedpeft.experiment.claims import ABSENT, CLAIMS, check_claims
+from fedpeft.experiment.claims_grid import compare
 from fedpeft.experiment.report_data import Run
 
 SCORES = {"full": 0.8, "head": 0.7, "bias": 0.9, "adapter": 0.9, "prompt": 0.9}
