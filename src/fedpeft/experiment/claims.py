@@ -7,10 +7,10 @@
     undecided  otherwise, and with fewer than two seeds
 
 Scores are accuracies after the last round. A claim that needs runs which the grid lacks is
-"not in this grid". Claims 4 and 5 compare a near data set with a far one: Resisc45 with PCam, or, at
-small scale, digits with digits under a fixed permutation of the pixels, an analogue of ours. Claim 7
-is checked in each privacy mode; `paper` guarantees nothing. Nothing is corrected for the number of
-comparisons: a claim of many passes only where each of them does.
+"not in this grid". Claims 4 and 5 compare a near data set with a far one: Resisc45 with PCam, or,
+at small scale, digits with digits under a fixed permutation of the pixels, an analogue of ours.
+Claim 7 is checked in each privacy mode; `paper` guarantees nothing. Nothing is corrected for the
+number of comparisons: a claim of many passes only where each of them does.
 
 Reference: Sun et al., Exploring Parameter-Efficient Fine-Tuning to Enable Foundation Models in
 Federated Learning, IEEE BigData 2024.
