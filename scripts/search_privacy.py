@@ -131,10 +131,10 @@ def _page(table: str) -> str:
 
 Validation accuracy (mean of the last {LAST} rounds, seed 1) of each method in each mode, with the
 rounds, local epochs and clients of `experiments/small/table3.toml`, which uses the best of each row
-(of equals, the first). C is `privacy.clip_norm`, searched in mode
-`central` only; the others keep the paper's 1. The test split was not scored. All methods have the same grid; it is coarse, and a best value at its edge may
-not be the best there is. Chance is 0.1. The search itself reads the data as often as it has runs;
-the ε of Table 3 counts one run only.
+(of equals, the first). C is `privacy.clip_norm`, searched in mode `central` only; the others keep
+the paper's 1. The test split was not scored. All methods have the same grid; it is coarse, and a
+best value at its edge may not be the best there is. Chance is 0.1. The search itself reads the data
+as often as it has runs; the ε of Table 3 counts one run only.
 
 {table}
 
