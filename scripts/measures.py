@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import ViTForImageClassification
+from transformers import PreTrainedModel, ViTForImageClassification
 
 from fedpeft.core import seeds
 from glyphs import GlyphSet
@@ -73,12 +73,21 @@ def prepare(glyphs: GlyphSet, label_C: Tensor, seed: int = 2026) -> Examination:
 
 
 @torch.no_grad()
-def measure(model: ViTForImageClassification, exam: Examination) -> dict[str, float]:
-    """Return the three measures of a model (without dropout), as shares of right answers."""
-    logits = [model(pixel_values=part).logits for part in _parts(exam.font_pictures)]
+def measure(model: PreTrainedModel, exam: Examination) -> dict[str, float]:
+    """Return the measures of a model (without dropout), as shares of right answers.
+
+    A bare backbone has only the two on new classes.
+    """
+    if not isinstance(model, ViTForImageClassification):
+        return _few_shot(lambda pictures: _features(model, pictures), exam)
+    few_shot = _few_shot(lambda pictures: _features(model.vit, pictures), exam)
+    return {"held_out_font_top1": _top1(model, exam), **few_shot}
+
+
+def _top1(classifier: ViTForImageClassification, exam: Examination) -> float:
+    logits = [classifier(pixel_values=part).logits for part in _parts(exam.font_pictures)]
     right = torch.cat(logits).argmax(dim=1) == exam.font_labels
-    few = _few_shot(lambda pictures: _features(model, pictures), exam)
-    return {"held_out_font_top1": round(right.double().mean().item(), 4), **few}
+    return round(right.double().mean().item(), 4)
 
 
 def pixel_floor(exam: Examination) -> dict[str, float]:
@@ -86,8 +95,8 @@ def pixel_floor(exam: Examination) -> dict[str, float]:
     return _few_shot(lambda pictures: pictures.flatten(1), exam)
 
 
-def _features(model: ViTForImageClassification, pictures: Tensor) -> Tensor:
-    parts = [model.vit(pixel_values=part).last_hidden_state[:, 0] for part in _parts(pictures)]
+def _features(backbone: PreTrainedModel, pictures: Tensor) -> Tensor:
+    parts = [backbone(pixel_values=part).last_hidden_state[:, 0] for part in _parts(pictures)]
     return torch.cat(parts)
 
 

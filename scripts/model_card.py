@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import ViTForImageClassification, ViTImageProcessorPil
+from transformers import PreTrainedModel, ViTImageProcessorPil
 
 __all__ = ["Facts", "write_model"]
 
@@ -23,6 +23,8 @@ class Facts:
     """What the card tells of a run.
 
     Attributes:
+      name: of the model.
+      about: one line on the objective.
       settings: the settings of the run, by name.
       labels: the classes trained on.
       step: the step of the measures.
@@ -30,6 +32,8 @@ class Facts:
       pixels: the same measures on bare pixels.
     """
 
+    name: str
+    about: str
     settings: Mapping[str, object]
     labels: tuple[str, ...]
     step: int
@@ -37,7 +41,7 @@ class Facts:
     pixels: Mapping[str, float]
 
 
-def write_model(model: ViTForImageClassification, facts: Facts, out: Path) -> None:
+def write_model(model: PreTrainedModel, facts: Facts, out: Path) -> None:
     """Write the model folder file by file, each put in place when it is complete."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
@@ -66,8 +70,14 @@ def _processor() -> ViTImageProcessorPil:
 
 
 def _card(facts: Facts) -> str:
+    supervised = facts.settings["objective"] == "supervised"
     return _CARD.format(
         **facts.settings,
+        name=facts.name,
+        about=facts.about,
+        teaching=_TEACHING[supervised],
+        network=_NETWORK[supervised],
+        weights=_WEIGHTS[supervised],
         num_labels=len(facts.labels),
         scripts=_scripts(facts.labels),
         step=facts.step,
@@ -103,6 +113,17 @@ _MEASURES = {
     "new_class_ridge": "60 classes never trained on, 10 shots, ridge regression on the features",
 }
 
+_TEACHING = {True: "", False: "without labels "}
+
+_NETWORK = {True: "image-classification", False: "image-feature-extraction"}
+
+_WEIGHTS = {
+    True: """- Some classes cannot be told apart in 8x8 pixels; their top-1 is a check, not a goal.
+- The head knows the classes above; replace it.""",
+    False: """- No head comes with it. No label was used; the classes above say what was drawn.
+- The features are those of the class token; the objective never trained a classifier on it.""",
+}
+
 _PRELIMINARY = """
 **Preliminary:** the training was not finished; the figures are from step {step}.
 """
@@ -110,15 +131,15 @@ _PRELIMINARY = """
 _CARD = """---
 license: apache-2.0
 library_name: transformers
-pipeline_tag: image-classification
+pipeline_tag: {network}
 ---
 
-# vit-glyphs-8
+# {name}
 
 A small vision transformer for characters of 8x8 pixels: image 8, patch 2, one channel, 4 layers of
-width 128 with 4 heads, no dropout. It is pretrained on drawn letters and signs, without digits, and
-is meant as a backbone for fine-tuning on small pictures of characters, on a laptop and without a
-download.
+width 128 with 4 heads, no dropout. It is pretrained {teaching}on drawn letters and signs,
+without digits, and is meant as a backbone for fine-tuning on small pictures of characters, on a
+laptop and without a download.
 {state}
 ## Input
 
@@ -147,7 +168,7 @@ height, a few flipped pixels, then block counts.
 
 ## Recipe
 
-Objective `{objective}`: cross-entropy with label smoothing {smoothing}. {steps} steps of {batch}
+Objective `{objective}`: {about}. {steps} steps of {batch}
 pictures, AdamW, peak learning rate {lr} after a warmup over {warmup:.0%} of the steps, cosine to
 zero, weight decay {weight_decay}, gradients clipped to norm 1, initial deviation 0.08, seed {seed},
 one CPU thread. In a checkout of the project:
@@ -172,8 +193,7 @@ looked at for any choice.
 
 - Print with simulated hand movement is not handwriting.
 - Letters that look like digits are in: O, l, I, Z, S, b, Cyrillic Ze and Che, and others.
-- Some classes cannot be told apart in 8x8 pixels; top-1 on trained classes is a check, not a goal.
-- The head knows the classes above; replace it.
+{weights}
 
 ## Licence
 

@@ -1,10 +1,12 @@
-"""Pretrain the bundled vision transformer on rendered glyphs, digits excluded.
+"""Pretrain the small vision transformers on rendered glyphs, digits excluded.
 
-    glyphs.py -> handwriting.py -> 4-layer ViT on 8x8 pixels -> AdamW, warmup and cosine
+    glyphs.py -> handwriting.py -> objectives.py: 4-layer ViT on 8x8 pixels -> AdamW, warmup, cosine
 
-    python scripts/pretrain_vit.py                  the run behind the bundled model
-    python scripts/pretrain_vit.py --resume         go on from the last checkpoint
-    python scripts/pretrain_vit.py --export-only    write the model of the last checkpoint
+    python scripts/pretrain_vit.py                      the run behind the bundled model
+    python scripts/pretrain_vit.py --objective mae      the run behind backbones/vit-glyphs-8-mae
+    python scripts/pretrain_vit.py --objective moco     the run behind backbones/vit-glyphs-8-moco
+    python scripts/pretrain_vit.py --resume             go on from the last checkpoint
+    python scripts/pretrain_vit.py --export-only        write the model of the last checkpoint
 
 The schedule is counted in steps, and batch number s is a function of (seed, s): a run that was
 stopped and resumed gives the same model as a straight one with the same number of threads.
@@ -17,24 +19,28 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional
-from transformers import ViTConfig, ViTForImageClassification
+from torch import Tensor, nn
 
 from fedpeft.core import seeds
 from glyphs import GlyphSet, render_all
 from handwriting import draw, normalise
 from measures import Examination, measure, pixel_floor, prepare
 from model_card import Facts, write_model
+from objectives import OBJECTIVES, Batch, Objective
 
 _CHECKPOINT_EVERY = 90.0  # seconds
 _PRINT_EVERY = 20.0  # seconds
 _ROOT = Path(__file__).resolve().parent.parent
+_HOMES = {  # name of the exported folder, and where it stands
+    "supervised": ("vit-glyphs-8", "src/fedpeft/models/bundled"),
+    "mae": ("vit-glyphs-8-mae", "backbones"),
+    "moco": ("vit-glyphs-8-moco", "backbones"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,25 +55,15 @@ class Settings:
       lr: peak learning rate.
       warmup: share of the steps with a rising learning rate.
       weight_decay: of matrices; vectors, the class token and the positions have none.
-      smoothing: label smoothing, 0..1.
     """
 
     objective: str
     steps: int
     seed: int
     batch: int = 128
-    lr: float = 2e-3
+    lr: float = 1e-3
     warmup: float = 0.05
     weight_decay: float = 0.05
-    smoothing: float = 0.1
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A way of pretraining: how the model is built from its labels, and the loss of one batch."""
-
-    build: Callable[[Sequence[str]], ViTForImageClassification]
-    loss: Callable[[ViTForImageClassification, Tensor, Tensor, Settings], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,14 @@ class Source:
       order_G: int64, the training glyphs ordered by label.
       start_C: int64, where each label begins in `order_G`.
       count_C: int64, how many glyphs each label has there.
+      label_C: int64, the label of each class.
     """
 
     glyphs: GlyphSet
     order_G: Tensor
     start_C: Tensor
     count_C: Tensor
+    label_C: Tensor
 
 
 @dataclass(frozen=True)
@@ -93,72 +91,58 @@ class Run:
 
     settings: Settings
     labels: Sequence[str]
-    model: ViTForImageClassification
+    model: nn.Module
     optimizer: torch.optim.AdamW
     folder: Path
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return OBJECTIVES[self.settings.objective]
 
 
 def main() -> None:
     """Read the command line, then train and export, or only export."""
     options = _options()
     torch.set_num_threads(options.threads)
-    settings = Settings(options.objective, options.steps, options.seed, options.batch, options.lr)
+    objective = OBJECTIVES[options.objective]
+    settings = Settings(
+        objective=options.objective,
+        steps=options.steps or objective.steps,
+        seed=options.seed,
+        batch=options.batch,
+        lr=options.lr or objective.lr,
+    )
+    name, place = _HOMES[options.objective]
+    folder = options.checkpoint_dir or _ROOT / "build" / name
+    out = options.out or _ROOT / place / name
     if options.export_only:
-        _export(_load(options.checkpoint_dir)[0], options.out)
+        _export(_load(folder)[0], out)
         return
     glyphs = render_all()
     trained = [name for name, out in zip(glyphs.labels, glyphs.held_out_C, strict=True) if not out]
-    run, step = _start(settings, trained, options.checkpoint_dir, resume=options.resume)
+    run, step = _start(settings, trained, folder, resume=options.resume)
     label_C = torch.cumsum(~glyphs.held_out_C, dim=0) - 1
     if _train(run, step, _source(glyphs, label_C), prepare(glyphs, label_C), options.minutes):
-        _export(run, options.out)
+        _export(run, out)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--objective", choices=sorted(OBJECTIVES), default="supervised")
-    parser.add_argument("--steps", type=int, default=18_000, help="length of the schedule")
+    parser.add_argument("--steps", type=int, help="length of the schedule")
     parser.add_argument("--batch", type=int, default=Settings.batch, help="pictures per step")
-    parser.add_argument("--lr", type=float, default=Settings.lr, help="peak learning rate")
+    parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="stop after this time; go on with --resume"
     )
-    bundled = _ROOT / "src" / "fedpeft" / "models" / "bundled" / "vit-glyphs-8"
-    parser.add_argument("--out", type=Path, default=bundled, help="folder of the exported model")
-    parser.add_argument("--checkpoint-dir", type=Path, default=_ROOT / "build" / "vit-glyphs-8")
+    parser.add_argument("--out", type=Path, help="folder of the exported model")
+    parser.add_argument("--checkpoint-dir", type=Path, help="default: build/NAME")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint")
     return parser.parse_args()
-
-
-def _classifier(labels: Sequence[str]) -> ViTForImageClassification:
-    config = ViTConfig(
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.08,  # about 1 / sqrt(128); the default of 0.02 starts far more slowly
-        id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)},
-    )
-    return ViTForImageClassification(config)
-
-
-def _cross_entropy(
-    model: ViTForImageClassification, pictures: Tensor, labels: Tensor, settings: Settings
-) -> Tensor:
-    logits = model(pixel_values=pictures).logits
-    return functional.cross_entropy(logits, labels, label_smoothing=settings.smoothing)
-
-
-OBJECTIVES: Mapping[str, Objective] = {"supervised": Objective(_classifier, _cross_entropy)}
 
 
 def _source(glyphs: GlyphSet, label_C: Tensor) -> Source:
@@ -166,17 +150,31 @@ def _source(glyphs: GlyphSet, label_C: Tensor) -> Source:
     label_G = label_C[glyphs.class_G[index_G]]
     count_C = torch.bincount(label_G)
     order_G = index_G[torch.argsort(label_G, stable=True)]
-    return Source(glyphs, order_G, torch.cumsum(count_C, dim=0) - count_C, count_C)
+    return Source(glyphs, order_G, torch.cumsum(count_C, dim=0) - count_C, count_C, label_C)
 
 
-def _batch(source: Source, settings: Settings, step: int) -> tuple[Tensor, Tensor]:
-    """Draw batch number `step`: labels evenly, then glyphs of each label evenly."""
+def _batch(source: Source, run: Run, step: int) -> Batch:
+    """Draw batch number `step`."""
+    settings = run.settings
     generator = seeds.generator(settings.seed, "batch", step)
-    label_B = torch.randint(len(source.count_C), (settings.batch,), generator=generator)
+    pick = _by_label if run.objective.balanced else _by_glyph
+    index_B = pick(source, settings.batch, generator)
+    views = [normalise(draw(source.glyphs, index_B, generator)) for _ in range(run.objective.views)]
+    label_B = source.label_C[source.glyphs.class_G[index_B]]
+    return Batch(views, label_B, generator, step / settings.steps)
+
+
+def _by_label(source: Source, batch: int, generator: torch.Generator) -> Tensor:
+    """Draw labels evenly, then glyphs of each label evenly."""
+    label_B = torch.randint(len(source.count_C), (batch,), generator=generator)
     count_B = source.count_C[label_B]
-    within_B = (torch.rand(settings.batch, generator=generator) * count_B).long()
-    index_B = source.order_G[source.start_C[label_B] + within_B.minimum(count_B - 1)]
-    return normalise(draw(source.glyphs, index_B, generator)), label_B
+    within_B = (torch.rand(batch, generator=generator) * count_B).long()
+    return source.order_G[source.start_C[label_B] + within_B.minimum(count_B - 1)]
+
+
+def _by_glyph(source: Source, batch: int, generator: torch.Generator) -> Tensor:
+    """Draw different glyphs evenly."""
+    return source.order_G[torch.randperm(len(source.order_G), generator=generator)[:batch]]
 
 
 def _rate(settings: Settings, step: int) -> float:
@@ -211,7 +209,9 @@ def _new_run(settings: Settings, labels: Sequence[str], folder: Path) -> Run:
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        bare = parameter.ndim < 2 or "token" in name or "position" in name
+        if not parameter.requires_grad:
+            continue
+        bare = parameter.ndim < 2 or "token" in name or "pos" in name
         (free if bare else decayed).append(parameter)
     groups: list[dict[str, object]] = [
         {"params": decayed, "weight_decay": settings.weight_decay},
@@ -236,7 +236,7 @@ def _train(
         if step % 10 == 0 or step == settings.steps:
             _log(run, {"step": step, "loss": round(loss, 5), "lr": _rate(settings, step - 1)})
         if step % measure_every == 0 or step == settings.steps:
-            result = measure(run.model, exam)
+            result = measure(run.objective.exported(run.model), exam)
             _log(run, {"step": step, "held_out": result})
             print(f"step {step}: {result}", flush=True)
         now = time.monotonic()
@@ -256,16 +256,15 @@ def _train(
 
 def _step(run: Run, source: Source, step: int) -> float:
     """Take one step and return its loss, in nats."""
-    pictures, labels = _batch(source, run.settings, step)
+    batch = _batch(source, run, step)
     for group in run.optimizer.param_groups:
         group["lr"] = _rate(run.settings, step)
     run.optimizer.zero_grad(set_to_none=True)
-    loss = OBJECTIVES[run.settings.objective].loss(
-        run.model.train(), pictures, labels, run.settings
-    )
+    loss = run.objective.loss(run.model.train(), batch)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     run.optimizer.step()
+    run.objective.follow(run.model, batch.progress)
     return loss.item()
 
 
@@ -307,13 +306,15 @@ def _export(run: Run, out: Path) -> None:
         raise SystemExit(f"{run.folder}: nothing measured yet; train for longer, then export")
     last = measured[-1]
     facts = Facts(
+        name=_HOMES[run.settings.objective][0],
+        about=run.objective.about,
         settings=asdict(run.settings),
         labels=tuple(run.labels),
         step=last["step"],
         held_out=last["held_out"],
         pixels=next(record["pixels"] for record in records if "pixels" in record),
     )
-    write_model(run.model, facts, out)
+    write_model(run.objective.exported(run.model), facts, out)
     print(f"wrote {out}", flush=True)
 
 

@@ -13,7 +13,8 @@ import typer
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.smoothness import Search
 from fedpeft.experiment.gap_features import GapRequest
-from fedpeft.experiment.gap_run import analyse_gap
+from fedpeft.experiment.gap_run import analyse_gap, analyse_runs
+from fedpeft.experiment.gap_runs import RunsRequest, label_runs
 from fedpeft.experiment.theorem import TheoremRequest, check_theorem
 
 __all__ = ["GapChoice", "gap_command", "theorem_command", "theorem_request"]
@@ -23,11 +24,12 @@ __all__ = ["GapChoice", "gap_command", "theorem_command", "theorem_request"]
 class GapChoice:
     """The options of `gap`, as they were typed."""
 
-    model: str
-    reference: str
+    runs: Sequence[str]
+    model: str | None
+    reference: str | None
     data: Sequence[str]
     split: str
-    normalize: str
+    normalize: str | None
     sample: int | None
     seed: int
     expect: Sequence[str]
@@ -39,7 +41,26 @@ def gap_command(choice: GapChoice, out: Path | None, *, as_json: bool) -> None:
     Raises:
       ConfigError: if an option cannot be read or a set not be loaded.
     """
-    reference, source = _named(choice.reference)
+    found = _compare_runs(choice, out) if choice.runs else _compare_sets(choice, out)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for kind in ("unbalanced", "balanced"):
+        if not choice.runs or kind == "unbalanced":  # runs have equally many examples
+            _print_gap(kind, found[kind])
+    for kind, names in found["within_5_percent"].items():
+        typer.echo(f"expected values within 5 %, {kind}: {', '.join(names) or 'no measure'}")
+    if out is not None:
+        typer.echo(f"written: {out / 'gap.json'}, gap.svg, gap.png")
+
+
+def _compare_sets(choice: GapChoice, out: Path | None) -> dict[str, Any]:
+    if not choice.data:
+        raise ConfigError(
+            "gap: found nothing to compare; name sets by --data [NAME=]SOURCE (two or more, beside "
+            "the reference), or the folders of three finished runs or more"
+        )
+    reference, source = _named(choice.reference or "glyphs")
     sources = {reference: source}
     for text in choice.data:
         name, source = _named(text)
@@ -47,18 +68,35 @@ def gap_command(choice: GapChoice, out: Path | None, *, as_json: bool) -> None:
             raise ConfigError(f"--data: {name!r} is named twice; name one of them: NAME=SOURCE")
         sources[name] = source
     request = GapRequest(
-        choice.model, sources, choice.split, choice.normalize, choice.sample, choice.seed
+        choice.model or "vit-glyphs-8",
+        sources,
+        choice.split,
+        choice.normalize or "model",
+        choice.sample,
+        choice.seed,
     )
-    found = analyse_gap(request, reference, _expected(choice.expect, sources), out)
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    for kind in ("unbalanced", "balanced"):
-        _print_gap(kind, found[kind])
-    for kind, names in found["within_5_percent"].items():
-        typer.echo(f"expected values within 5 %, {kind}: {', '.join(names) or 'no measure'}")
-    if out is not None:
-        typer.echo(f"written: {out / 'gap.json'}, gap.svg, gap.png")
+    return analyse_gap(request, reference, _expected(choice.expect, sources), out)
+
+
+def _compare_runs(choice: GapChoice, out: Path | None) -> dict[str, Any]:
+    set_ = {"--data": choice.data, "--model": choice.model, "--normalize": choice.normalize}
+    extra = [name for name, value in set_.items() if value]
+    if extra:
+        raise ConfigError(
+            f"gap: {extra[0]} does not go with run folders, which name their own model and data; "
+            "leave it out, or leave the folders out to compare data sets"
+        )
+    runs = label_runs(choice.runs)
+    reference = choice.reference or next(iter(runs))
+    request = RunsRequest(runs, choice.split, choice.sample, choice.seed)
+    if reference not in runs:
+        raise ConfigError(f"--reference: no run {reference!r}; found are {', '.join(runs)}")
+    if len(runs) < 3:
+        raise ConfigError(
+            f"gap: found {len(runs)} runs ({', '.join(runs)}); a plane needs at least 3: "
+            "add the folders of others"
+        )
+    return analyse_runs(request, reference, _expected(choice.expect, runs), out)
 
 
 def _print_gap(kind: str, found: Mapping[str, Any]) -> None:
@@ -77,7 +115,7 @@ def _named(text: str) -> tuple[str, str]:
     return name, source if sign else text
 
 
-def _expected(texts: Sequence[str], sources: Mapping[str, str]) -> dict[str, float]:
+def _expected(texts: Sequence[str], sources: Mapping[str, object]) -> dict[str, float]:
     values = {}
     for text in texts:
         name, _, value = text.partition("=")

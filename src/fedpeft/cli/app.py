@@ -322,18 +322,22 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def gap(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[[NAME=]RUN]...", hidden=True)
+    ] = None,
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--data", metavar="[NAME=]SOURCE", help="A set to compare; repeatable."),
-    ],
+    ] = None,
     reference: Annotated[
-        str, typer.Option("--reference", metavar="[NAME=]SOURCE", help="Distances are to this set.")
-    ] = "glyphs",
+        str | None,
+        typer.Option("--reference", help="Distances are to it: glyphs, or the first RUN."),
+    ] = None,
     model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="As model.name in a file.")
-    ] = "vit-glyphs-8",
+        str | None, typer.Option("--model", metavar="NAME", help="By default vit-glyphs-8.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="test or train.")] = "test",
-    normalize: Annotated[str, typer.Option("--normalize", help="model or dataset.")] = "model",
+    normalize: Annotated[str | None, typer.Option("--normalize", help="model or dataset.")] = None,
     sample: Annotated[
         int | None, typer.Option("--sample", min=2, help="At most so many examples of a set.")
     ] = None,
@@ -349,19 +353,20 @@ def gap(
 ) -> None:
     """Measure how far data sets lie from the one that a backbone knows.
 
-    Features are what the frozen model's head would get; LDA, with the set as label, gives the
-    plane. Two sets and the reference at least.
+    Features are what the model's head gets; LDA, with the set as label, gives the plane. Two
+    sets and the reference at least. With RUN folders, how far tuning has moved features apart.
 
     \b
     Examples:
       fedpeft gap --data digits --data digits-inverted --out runs/gap
-      fedpeft gap --reference glyphs --data digits --data blurred=digits-blurred --json
+      fedpeft gap --reference seen=glyphs@train --data glyphs@test --data digits --json
+      fedpeft gap runs/head runs/bias runs/full --out runs/gap-methods
     """
     from fedpeft.cli import analysis
 
     with ending():
         choice = analysis.GapChoice(
-            model, reference, tuple(data), split, normalize, sample, seed, tuple(expect or ())
+            runs or [], model, reference, data or [], split, normalize, sample, seed, expect or []
         )
         analysis.gap_command(choice, out, as_json=json)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +60,13 @@ class Gap:
       reference: name of the set that distances are measured to.
       plane: set -> coordinates [N, 2], the reference's centroid at the origin.
       distances: measure -> set -> distance; a measure that needs more sets is left out.
+      num_features: D.
     """
 
     reference: str
     plane: Mapping[str, Array]
     distances: Mapping[str, Mapping[str, float]]
+    num_features: int
 
     def as_json(self) -> dict[str, object]:
         """Return distances, sizes and centroids."""
@@ -77,12 +80,13 @@ class Gap:
         }
 
 
-def measure_gap(features: Mapping[str, Array], reference: str) -> Gap:
+def measure_gap(features: Mapping[str, Array], reference: str, *, paired: bool = False) -> Gap:
     """Fit LDA on all sets and measure each set's distance to the reference.
 
     Args:
       features: set -> [N, D]; at least three sets, for a plane, of two examples or more.
       reference: one of them.
+      paired: whether row i is of the same example in every set.
 
     Raises:
       DataError: if there are fewer sets or examples, or no such reference.
@@ -101,14 +105,14 @@ def measure_gap(features: Mapping[str, Array], reference: str) -> Gap:
     pairs = (
         ("frechet", frechet, features),
         ("sliced_wasserstein", sliced_wasserstein, plane),
-        ("mmd", linear_mmd, features),
+        ("mmd", partial(linear_mmd, paired=paired), features),
     )
     for name, measure, space in pairs:
         distances[name] = {
             other: 0.0 if other == reference else measure(space[other], space[reference])
             for other in features
         }
-    return Gap(reference, plane, distances)
+    return Gap(reference, plane, distances, features[reference].shape[1])
 
 
 def balance(features: Mapping[str, Array], *, seed: int) -> dict[str, Array]:
@@ -135,15 +139,20 @@ def frechet(first: Array, second: Array) -> float:
     return max(0.0, shift + spread - 2 * shared)
 
 
-def linear_mmd(first: Array, second: Array) -> float:
+def linear_mmd(first: Array, second: Array, *, paired: bool = False) -> float:
     """Unbiased estimate of the squared MMD of two samples [N, D] with the kernel `x . y`.
 
-    Without noise it is the squared distance of the means; the estimate may fall below 0.
+    Without noise it is the squared distance of the means; the estimate may fall below 0. Where
+    rows are `paired`, a row and its partner are not independent: their products are left out.
     """
     within = 0.0
     for rows in (first, second):
         total, count = rows.sum(0), len(rows)
         within += float(total @ total - (rows**2).sum()) / (count * (count - 1))
+    if paired:
+        count = len(first)
+        across = float(first.sum(0) @ second.sum(0) - (first * second).sum())
+        return within - 2 * across / (count * (count - 1))
     return within - 2 * float(first.mean(0) @ second.mean(0))
 
 

@@ -4,8 +4,8 @@
                                                                   └──> feature
 
 For a ViT or DeiT that is the CLS token after the final norm; for DINOv2 the CLS token beside the
-mean of the patches; for networks with pooling (ShuffleNet, Swin) the pooled map; for BERT and its
-kin the CLS token before the pooler; for decoders the last token that is not padding.
+mean of the patches; for networks with pooling (ResNet, ConvNeXt, ShuffleNet, Swin) the pooled map;
+for BERT and its kin the CLS token before the pooler; for decoders the last token but padding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpeft.core import seeds
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.errors import ConfigError, ModelError
 from fedpeft.data.examples import ExampleSet
 from fedpeft.data.load import load_data
 from fedpeft.data.request import DataRequest, TransformSpec
@@ -28,9 +28,11 @@ from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import Batch
 
-__all__ = ["GapRequest", "features_of", "read_features"]
+__all__ = ["GapRequest", "features_of", "read_features", "sample_of"]
 
 _BATCH = 256
+_SPLITS = ("test", "train")
+_DECODER_HEADS = ("score", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class GapRequest:
 
     Attributes:
       model: as in `model.name`.
-      sources: set -> data source, as in `data.source`.
-      split: `test` or `train`.
+      sources: set -> data source, as in `data.source`; `SOURCE@train` and `SOURCE@test` take that
+        split of it.
+      split: `test` or `train`, where a source says neither.
       normalize: of pictures: `model` or `dataset`.
       sample: at most so many examples of a set, drawn from the seed; None is all.
       seed: draws samples.
@@ -64,7 +67,7 @@ def read_features(request: GapRequest) -> dict[str, NDArray[np.float64]]:
       ConfigError: if the model or a set cannot be loaded, or an option is wrong.
     """
     for key, found, allowed in (
-        ("--split", request.split, ("test", "train")),
+        ("--split", request.split, _SPLITS),
         ("--normalize", request.normalize, ("model", "dataset")),
     ):
         if found not in allowed:
@@ -85,8 +88,11 @@ def features_of(
 
     Returns:
       float64 [N, D].
+
+    Raises:
+      ModelError: if the head is not known, or gets no tensor, or a map that is not pooled.
     """
-    path, pooled = _place(loaded)
+    path, first = _place(loaded)
     parts: list[NDArray[np.float64]] = []
     caught: list[Tensor] = []
 
@@ -99,7 +105,11 @@ def features_of(
             for start in range(0, len(rows), _BATCH):
                 batch = examples.batch(rows[start : start + _BATCH], seed=None)
                 loaded.module(**{key: x for key, x in batch.items() if key != "labels"})
-                feature_BD = _one_token(caught.pop(), batch, first=pooled)
+                if not caught:
+                    raise ModelError(_no_feature(loaded, f"{path!r} is not called"))
+                feature_BD = _one_token(caught.pop(), batch, first=first)
+                if feature_BD is None:
+                    raise ModelError(_no_feature(loaded, f"{path!r} gets a map of places"))
                 parts.append(feature_BD.double().cpu().numpy())
     finally:
         handle.remove()
@@ -107,26 +117,42 @@ def features_of(
 
 
 def _place(loaded: LoadedModel) -> tuple[str, bool]:
-    """Name the module whose input is the feature, and say whether its first token counts."""
+    """Name the module whose input is the feature, and say whether its first token counts.
+
+    Decoders end in `score` or `lm_head`, which read the last token; `classifier` reads the first.
+    """
     paths = {path for path, _ in loaded.module.named_modules()}
     late = [path for path in loaded.family.late_head if path in paths]
-    return (late[0], True) if late else (loaded.head[0], False)
+    if not late and not loaded.head:
+        raise ModelError(_no_feature(loaded, "it has none"))
+    path = (*late, *loaded.head)[0]
+    return path, path not in _DECODER_HEADS
 
 
-def _one_token(x: Tensor, batch: Batch, *, first: bool) -> Tensor:
-    """Reduce [B, T, D] to [B, D]; what has no token axis is returned, flattened."""
+def _one_token(x: Tensor, batch: Batch, *, first: bool) -> Tensor | None:
+    """Reduce [B, T, D] to [B, D] and [B, D, 1, 1] to [B, D]; None for a map that is not pooled."""
     if x.ndim != 3:
-        return x.flatten(1)
-    if first or "attention_mask" not in batch:
+        return x.flatten(1) if x.shape[2:].numel() == 1 else None
+    if first:
         return x[:, 0]
+    if "attention_mask" not in batch:
+        return x[:, -1]
     last_B = batch["attention_mask"].cumsum(1).argmax(1)
     return x[torch.arange(len(x)), last_B]
 
 
+def _no_feature(loaded: LoadedModel, found: str) -> str:
+    return (
+        f"gap: features are what a model's head gets; of {loaded.source!r} {found}. Use a model "
+        "whose head is one module that gets pooled features or tokens"
+    )
+
+
 def _set_features(loaded: LoadedModel, name: str, request: GapRequest) -> NDArray[np.float64]:
+    source, split = _source_of(request, name)
     data = load_data(
         DataRequest(
-            source=request.sources[name],
+            source=source,
             task=loaded.task.name,
             seed=request.seed,
             partition=PartitionRequest(scheme="iid", clients=1, min_examples=1),
@@ -134,9 +160,24 @@ def _set_features(loaded: LoadedModel, name: str, request: GapRequest) -> NDArra
         ),
         loaded.inputs,
     )
-    examples = data.test if request.split == "test" else data.train
-    rows = np.arange(len(examples))
-    if request.sample is not None and request.sample < len(rows):
-        rng = np.random.default_rng(seeds.derive(request.seed, "gap", "sample", name))
-        rows = np.sort(rng.choice(len(rows), request.sample, replace=False))
-    return features_of(loaded, examples, rows.tolist())
+    examples = data.test if split == "test" else data.train
+    rows = sample_of(
+        len(examples), request.sample, seeds.derive(request.seed, "gap", "sample", name)
+    )
+    return features_of(loaded, examples, rows)
+
+
+def _source_of(request: GapRequest, name: str) -> tuple[str, str]:
+    """Return a set's source and split."""
+    source, sign, split = request.sources[name].rpartition("@")
+    if sign and split in _SPLITS:
+        return source, split
+    return request.sources[name], request.split
+
+
+def sample_of(count: int, size: int | None, seed: int) -> list[int]:
+    """Draw rows of a set of `count` examples, in order; all where `size` is None or as large."""
+    if size is None or size >= count:
+        return list(range(count))
+    drawn = np.random.default_rng(seed).choice(count, size, replace=False)
+    return [int(row) for row in np.sort(drawn)]

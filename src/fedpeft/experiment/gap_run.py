@@ -6,15 +6,22 @@ any, give all of them within 5 %.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fedpeft.experiment.files import write_json
 from fedpeft.experiment.gap import MEASURES, Gap, balance, measure_gap
 from fedpeft.experiment.gap_features import GapRequest, read_features
+from fedpeft.experiment.gap_runs import RunFeatures, RunsRequest, read_run_features
 
-__all__ = ["analyse_gap", "matching"]
+if TYPE_CHECKING:
+    from fedpeft.experiment.report_style import Picture
+
+__all__ = ["analyse_gap", "analyse_runs", "matching"]
+
+Gaps: TypeAlias = Mapping[str, Gap]
+"""`unbalanced` and `balanced`."""
 
 _TOLERANCE = 0.05
 
@@ -33,35 +40,52 @@ def analyse_gap(
     Returns:
       what `gap.json` holds.
     """
-    features = read_features(request)
-    gaps = {
-        "unbalanced": measure_gap(features, reference),
-        "balanced": measure_gap(balance(features, seed=request.seed), reference),
-    }
-    found: dict[str, Any] = {
+    about = {
         "model": request.model,
         "reference": reference,
         "sources": dict(request.sources),
         "split": request.split,
         "normalize": request.normalize,
         "seed": request.seed,
-        "features": int(next(iter(features.values())).shape[1]),
-        "measures": dict(MEASURES),
-        **{kind: gap.as_json() for kind, gap in gaps.items()},
-        "expected": dict(expected),
-        "within_5_percent": (
-            {kind: matching(gap, expected) for kind, gap in gaps.items()} if expected else {}
-        ),
     }
-    if out is not None:
-        from fedpeft.experiment.report_gap import draw_gap
+    features = read_features(request)
+    gaps = {
+        "unbalanced": measure_gap(features, reference),
+        "balanced": measure_gap(balance(features, seed=request.seed), reference),
+    }
+    return _written(_figures(gaps, about, expected), out, lambda: _draw(gaps))
 
-        out.mkdir(parents=True, exist_ok=True)
-        picture = draw_gap(gaps["unbalanced"], gaps["balanced"])
-        (out / "gap.svg").write_text(picture.svg, "utf-8")
-        (out / "gap.png").write_bytes(picture.png)
-        write_json(out / "gap.json", found)
-    return found
+
+def analyse_runs(
+    request: RunsRequest, reference: str, expected: Mapping[str, float], out: Path | None
+) -> dict[str, Any]:
+    """The same for the features of several finished runs, with the run as the label.
+
+    Every run sees the same examples, so that the balanced analysis is the unbalanced one.
+
+    Args:
+      request: the runs.
+      reference: label of one of them.
+      expected: label -> distance that some measure should give; may be empty.
+      out: a folder, made if it is missing; None writes nothing.
+
+    Returns:
+      what `gap.json` holds.
+    """
+    features = read_run_features(request)
+    about = {
+        "model": features.model,
+        "reference": reference,
+        "runs": {label: str(folder) for label, folder in request.runs.items()},
+        "methods": dict(features.methods),
+        "source": features.source,
+        "split": request.split,
+        "seed": request.seed,
+    }
+    gap = measure_gap(features.rows, reference, paired=True)
+    gaps = {"unbalanced": gap, "balanced": gap}
+    found = _figures(gaps, about, expected)
+    return _written(found, out, lambda: _draw_runs(gap, features))
 
 
 def matching(gap: Gap, expected: Mapping[str, float]) -> list[str]:
@@ -71,3 +95,42 @@ def matching(gap: Gap, expected: Mapping[str, float]) -> list[str]:
         return all(abs(row[n] - value) <= _TOLERANCE * abs(value) for n, value in expected.items())
 
     return [measure for measure, row in gap.distances.items() if fits(row)]
+
+
+def _figures(
+    gaps: Gaps, about: Mapping[str, object], expected: Mapping[str, float]
+) -> dict[str, Any]:
+    return {
+        **about,
+        "features": gaps["unbalanced"].num_features,
+        "measures": dict(MEASURES),
+        **{kind: gap.as_json() for kind, gap in gaps.items()},
+        "expected": dict(expected),
+        "within_5_percent": (
+            {kind: matching(gap, expected) for kind, gap in gaps.items()} if expected else {}
+        ),
+    }
+
+
+def _written(
+    found: dict[str, Any], out: Path | None, draw: Callable[[], Picture]
+) -> dict[str, Any]:
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        picture = draw()
+        (out / "gap.svg").write_text(picture.svg, "utf-8")
+        (out / "gap.png").write_bytes(picture.png)
+        write_json(out / "gap.json", found)
+    return found
+
+
+def _draw(gaps: Gaps) -> Picture:
+    from fedpeft.experiment.report_gap import draw_gap
+
+    return draw_gap(gaps["unbalanced"], gaps["balanced"])
+
+
+def _draw_runs(gap: Gap, features: RunFeatures) -> Picture:
+    from fedpeft.experiment.report_gap import draw_runs
+
+    return draw_runs(gap, features.methods, f"{features.model} on {features.source}")

@@ -6,6 +6,7 @@ The balanced plane is turned to lie as near as it can to the other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from fedpeft.experiment.report_style import Picture, picture_of, strokes, styled
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_gap"]
+__all__ = ["draw_gap", "draw_runs"]
 
 _SHOWN = 1500
 
@@ -26,7 +27,7 @@ def draw_gap(unbalanced: Gap, balanced: Gap) -> Picture:
     from matplotlib.figure import Figure
 
     with styled():
-        figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(8.4, 4.4), layout="constrained")
         axes = figure.subplots(1, 2)
         for place, gap, title in (
             (axes[0], unbalanced, "all examples"),
@@ -37,12 +38,30 @@ def draw_gap(unbalanced: Gap, balanced: Gap) -> Picture:
         return picture_of(figure, name="gap", title="Data sets in the plane of LDA")
 
 
-def _scatter(axes: Axes, gap: Gap, *, like: Gap) -> None:
+def draw_runs(gap: Gap, methods: Mapping[str, str], about: str) -> Picture:
+    """Draw the features of several runs, one colour a tuning method.
+
+    Args:
+      gap: its sets are runs.
+      methods: run -> tuning method.
+      about: model and data, for the title.
+    """
+    from matplotlib.figure import Figure
+
+    with styled():
+        figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+        axes = figure.subplots()
+        _scatter(axes, gap, like=gap, methods=methods)
+        axes.set_title(f"Features after tuning: {about}", fontsize=9)
+        return picture_of(figure, name="gap", title="Features of tuned models in the plane of LDA")
+
+
+def _scatter(axes: Axes, gap: Gap, *, like: Gap, methods: Mapping[str, str] | None = None) -> None:
     plane = gap.plane if gap is like else plane_of(gap, like)
-    for number, (name, stroke) in enumerate(zip(plane, strokes(list(plane)), strict=True)):
+    chosen = strokes([methods[name] for name in plane] if methods else list(plane))
+    for number, (name, stroke) in enumerate(zip(plane, chosen, strict=True)):
         rows = plane[name]
         shown = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SHOWN)).astype(int)]
-        label = f"{name} ({gap.distances['lda2'][name]:.2f})"
         axes.scatter(
             shown[:, 0],
             shown[:, 1],
@@ -51,11 +70,18 @@ def _scatter(axes: Axes, gap: Gap, *, like: Gap) -> None:
             linewidths=0,
             color=stroke.colour,
             marker="os^Dvp*"[number % 7],
-            label=label,
+            label=f"{name}: {gap.distances['lda2'][name]:.2f}",
             rasterized=True,
         )
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(visible=False)
-    axes.legend(fontsize=7, frameon=False, markerscale=2)
+    axes.set_axis_off()
+    axes.legend(
+        title=f"distance of the mean from that of {gap.reference}, in deviations",
+        title_fontsize=8,
+        fontsize=8,
+        frameon=False,
+        markerscale=2,
+        ncols=2,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.02),
+    )
