@@ -23,14 +23,24 @@ demo: setup  ## the quickstart sweep, its table and a report
 quickstart-table: setup  ## the documentation's table, over three seeds
 	$(BIN)/fedpeft sweep --over seed=1,42,3407 --out runs/quickstart-table
 
-SMALL := table1 table2 table4
-reproduce-small: setup  ## the paper's tables on digits, resumable: about an hour on 2 cores
-	for table in $(SMALL); do \
-	  $(BIN)/fedpeft sweep experiments/small/$$table.toml --over seed=1,42,3407 \
-	    --out runs/small/$$table || exit $$?; \
-	  $(BIN)/fedpeft report runs/small/$$table --out runs/small/$$table.html || exit $$?; \
+GRIDS := table1 table2 table3 table4 backbone gap
+SMALL := runs/small
+ONE := ,clients_per_round=8,seed=1
+reproduce-small: setup  ## the paper's tables and figures on digits; resumable; about an hour on 2 cores
+	for grid in $(GRIDS); do \
+	  $(BIN)/fedpeft sweep experiments/small/$$grid.toml --over seed=1,42,3407 \
+	    --out $(SMALL)/$$grid || exit $$?; \
 	done
-	$(BIN)/fedpeft claims $(SMALL:%=runs/small/%)
+	$(BIN)/fedpeft run experiments/small/theorem.toml --out $(SMALL)/theorem --resume
+	$(BIN)/fedpeft theorem $(SMALL)/theorem --sample 64 --points 5
+	$(BIN)/fedpeft gap --reference pretraining=glyphs@train --data held-out-fonts=glyphs@test \
+	  --data digits --data digits-strokes --data digits-inverted --data digits-blurred \
+	  --data digits-permuted --sample 1500 --out $(SMALL)/gap-sets
+	$(BIN)/fedpeft gap --out $(SMALL)/gap-methods $(foreach m,head bias adapter prompt full,\
+	  $(m)=$(SMALL)/table1/method=$(m)$(ONE))
+	$(BIN)/fedpeft figures experiments/paper/table1-cifar100.toml --out $(SMALL)/figures
+	$(BIN)/fedpeft report $(GRIDS:%=$(SMALL)/%) --out $(SMALL)/report.html
+	$(BIN)/fedpeft claims $(GRIDS:%=$(SMALL)/%)
 
 format: setup
 	$(BIN)/ruff format .

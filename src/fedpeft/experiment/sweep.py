@@ -29,6 +29,7 @@ from fedpeft.experiment.files import write_json
 from fedpeft.experiment.folder import RunFolder
 from fedpeft.experiment.lock import LOCK, locked
 from fedpeft.experiment.loop import RoundDone, peek, run
+from fedpeft.experiment.privacy import resolve_privacy
 from fedpeft.experiment.sweep_rows import SweepRow
 
 __all__ = ["Failed", "Finished", "RowResult", "Started", "results_json", "sweep"]
@@ -228,7 +229,7 @@ def _start(row: SweepRow, out: Path, workers: int) -> _Running:
         engine = engine.model_copy(update={"workers": engine.workers or workers})
     experiment = row.experiment.model_copy(update={"engine": engine})
     ours, theirs = context.Pipe()
-    child = SweepRow(row.name, row.overrides, experiment)
+    child = SweepRow(row.name, row.overrides, resolve_privacy(experiment))  # calibrated once here
     process = context.Process(target=_run_one, args=(child, out, theirs), name=row.name)
     process.start()
     theirs.close()

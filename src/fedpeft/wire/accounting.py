@@ -97,13 +97,34 @@ def _epsilon(mechanism: Mechanism, uses: int, delta: float, *, kind: str) -> flo
     if mechanism.noise_multiplier == 0:
         return math.inf
     logging.getLogger("absl").setLevel(logging.ERROR)  # RDP tells of orders that it leaves out
-    import dp_accounting
-    from dp_accounting import pld, rdp
-
     effective = mechanism.noise_multiplier / mechanism.distance
+    amplified = mechanism.sampling is not None and mechanism.sampling < 1
+    sampling = mechanism.sampling if amplified else None
+    if kind == "pld":
+        return _pld_epsilon(effective, sampling, uses, delta)
+    import dp_accounting
+    from dp_accounting import rdp
+
     event: Any = dp_accounting.GaussianDpEvent(effective)
-    if mechanism.sampling is not None and mechanism.sampling < 1:
-        event = dp_accounting.PoissonSampledDpEvent(mechanism.sampling, event)
-    accountant: Any = pld.PLDAccountant() if kind == "pld" else rdp.RdpAccountant()
+    if sampling is not None:
+        event = dp_accounting.PoissonSampledDpEvent(sampling, event)
+    accountant: Any = rdp.RdpAccountant()
     accountant.compose(dp_accounting.SelfComposedDpEvent(event, uses))
     return float(accountant.get_epsilon(delta))
+
+
+def _pld_epsilon(effective: float, sampling: float | None, uses: int, delta: float) -> float:
+    """Compose and read off; n Gaussians are one Gaussian whose noise is smaller by sqrt(n)."""
+    if sampling is None:
+        loss = _loss(effective / math.sqrt(uses), None)
+    else:
+        loss = _loss(effective, sampling).self_compose(uses)
+    return float(loss.get_epsilon_for_delta(delta))
+
+
+@functools.lru_cache(maxsize=8)
+def _loss(effective: float, sampling: float | None) -> Any:
+    """Return the privacy loss distribution of one use: made once, then composed for each round."""
+    from dp_accounting.pld import privacy_loss_distribution as losses
+
+    return losses.from_gaussian_mechanism(effective, sampling_prob=sampling or 1.0)

@@ -1,0 +1,30 @@
+"""The small self-supervised backbones beside the package: whole, small, and not in the wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpeft.models.source import ModelRequest, load_model
+
+ROOT = Path(__file__).parents[2]
+BACKBONES = sorted((ROOT / "backbones").glob("vit-glyphs-8-*"))
+
+
+def test_both_are_there():
+    assert [folder.name for folder in BACKBONES] == ["vit-glyphs-8-mae", "vit-glyphs-8-moco"]
+
+
+@pytest.mark.parametrize("folder", BACKBONES, ids=lambda folder: folder.name)
+def test_a_backbone_is_small_and_every_tensor_is_loaded(folder):
+    from safetensors.torch import load_file
+
+    stored = load_file(folder / "model.safetensors")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 4_000_000
+    loaded = load_model(ModelRequest(str(folder), num_labels=10, seed=1))
+    state = {name.removeprefix("vit."): value for name, value in loaded.module.state_dict().items()}
+    assert len(stored) > 60
+    for name, tensor in stored.items():
+        assert torch.equal(state[name], tensor), name
