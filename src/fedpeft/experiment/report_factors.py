@@ -24,7 +24,7 @@ from fedpeft.experiment.report_table import Spread, metric_text, row_of
 
 __all__ = ["budgets", "draw_budgets", "forests", "parts", "varied"]
 
-_FILLED = 0.6
+_FILLED = 0.75
 _BUDGET = "data.budget"
 _SCHEME = "data.partition.scheme"
 

@@ -10,7 +10,7 @@ that has not finished.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -171,13 +171,17 @@ def _sample(figure: Figure, stroke: Stroke, height: float) -> None:
 
 def _ends(panel: Panel, axis: Axis) -> str:
     """Say where every curve ends."""
-    said = {"bytes": short_bytes, "time": seconds_text, "rounds": lambda x: f"round {x:.0f}"}[axis]
+    said: Mapping[Axis, Callable[[float], str]] = {
+        "bytes": short_bytes,
+        "time": seconds_text,
+        "rounds": lambda x: f"round {x:.0f}",
+    }
     ends = []
     for group in panel.groups:
         curve = curve_of(group, axis)
         if curve.x:
             last = metric_text(Spread(curve.mean[-1], None), panel.metric)
-            ends.append(f"{group.label}: {last} at {said(curve.x[-1])}")
+            ends.append(f"{group.label}: {last} at {said[axis](curve.x[-1])}")
     return "Curves end here. " + "; ".join(ends) + "."
 
 

@@ -199,7 +199,22 @@ def _shorter(svg: str) -> str:
     svg = re.sub(r' transform="rotate\(-?0 [^"]*"', "", svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)
     svg = re.sub(r"> <", "><", svg)
-    svg = svg.replace("font-family: inherit; ", "").replace('"/><path', '"/>\n<path')
+    svg = svg.replace("font-family: inherit; ", "")
+    svg = re.sub(r'(?<= d=")[^"]*', _shorter_path, svg)
+    svg = re.sub(_ALIKE, _joined, svg)
     while (less := re.sub(r"<g>((?:(?!</?g).)*)</g>", r"\1", svg)) != svg:
         svg = less
     return svg
+
+
+_ALIKE = r'<path d="[^"]*"((?: clip-path="[^"]*")? style="fill: [^"]*")/>(?:<path d="[^"]*"\1/>)+'
+"""Neighbours that are filled alike, as the cells of a picture of a partition are."""
+
+
+def _shorter_path(found: re.Match[str]) -> str:
+    return re.sub(r" ?([MLQCz]) ?", r"\1", re.sub(r"(\d\.\d)\d+", r"\1", found.group()))
+
+
+def _joined(found: re.Match[str]) -> str:
+    shapes = "\n".join(re.findall(r' d="([^"]*)"', found.group()))
+    return f'<path d="{shapes}"{found.group(1)}/>'
