@@ -66,7 +66,9 @@ figcaption { max-width: 44rem; margin-top: .5rem; color: var(--soft); font-size:
 figcaption b { color: var(--ink); font-weight: 600; }
 svg { display: block; max-width: 100%; height: auto; }
 table.differs td { min-width: 5rem; max-width: 34rem; white-space: normal; }
-table.compare tbody th { min-width: 12rem; }
+table.compare > tbody > tr > th { min-width: 12rem; }
+thead th:first-child { box-shadow: inset 0 -1px var(--soft); }
+table.seeds tbody th { min-width: 3rem; }
 table.compare tbody { border-bottom: 1px solid var(--grid); }
 table.compare tbody tr { border-bottom: 0; }
 thead th button { padding: 0; border: 0; background: none; color: inherit; font: inherit;
@@ -127,7 +129,8 @@ ul { padding-left: 1.2rem; }
   main { padding: 1.4rem 1rem 3rem; }
   h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
   h2, h3 { overflow-wrap: anywhere; }
-  tbody th:first-child { min-width: 7rem; max-width: 9rem; overflow-wrap: anywhere; }
+  table.compare > tbody > tr > th { min-width: 7rem; max-width: 9rem;
+    overflow-wrap: anywhere; }
   table.claims tbody th { min-width: 11rem; max-width: 11rem; }
   .wide { display: none; }
   .narrow { display: block; }
