@@ -13,7 +13,7 @@ from fedpeft.experiment.claims import check_claims
 from fedpeft.experiment.report import Wanted, write_report
 from fedpeft.experiment.report_claims import claims_section, claims_words
 from fedpeft.experiment.report_data import find_runs, read_run
-from fedpeft.experiment.report_factors import budgets, forests, parts, varied
+from fedpeft.experiment.report_factors import budgets, curve_parts, forests, parts, varied
 from fedpeft.experiment.report_grid import read_grids
 from fedpeft.experiment.report_names import say, telling
 from fedpeft.experiment.report_table import Spread
@@ -230,6 +230,14 @@ def test_what_varies_chooses_the_figures(factors):
     assert len(parts(two)) == 4
     assert budgets(panel_of(factors, "table4")) and not budgets(two)
     assert varied(panel_of(factors, "table1")) == []
+
+
+def test_synchronous_and_buffered_curves_share_a_picture(tmp_path):
+    for method in ("bias", "full"):
+        for mode in ("synchronous", "buffered"):
+            fake(tmp_path / "g", method, 1, 0.5, federation__mode=mode)
+    split = curve_parts(panel_of(tmp_path, "g"))
+    assert [(name, len(part.groups)) for name, part in split] == [("bias", 2), ("full", 2)]
 
 
 def test_epsilon_never_stands_alone(factors, tmp_path):

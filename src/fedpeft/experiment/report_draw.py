@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fedpeft.experiment.report_data import Panel
-from fedpeft.experiment.report_factors import budgets, draw_budgets, forests, parts
+from fedpeft.experiment.report_factors import budgets, curve_parts, draw_budgets, forests
 from fedpeft.experiment.report_figures import Axis, curve_of, draw_curves, drawn_axes
 from fedpeft.experiment.report_forest import Forest, draw_forest
 from fedpeft.experiment.report_page import DrawnPanel, Figure
@@ -49,7 +49,7 @@ class PanelPictures:
 def draw_panel(panel: Panel, asked: Asked) -> PanelPictures:
     """Draw what a panel asks for."""
     figures: dict[str, Figure] = {}
-    split = parts(panel)
+    split = curve_parts(panel)
     crowded = len(split) > 1 and len(panel.groups) > _MOST_CURVES
     if len(panel.groups) > 1:
         figures |= _dots(panel, asked.index)

@@ -22,7 +22,7 @@ from fedpeft.experiment.report_names import say, telling
 from fedpeft.experiment.report_style import LIGHT, Picture, Stroke, picture_of, strokes, styled
 from fedpeft.experiment.report_table import Spread, metric_text, row_of
 
-__all__ = ["budgets", "draw_budgets", "forests", "parts", "varied"]
+__all__ = ["budgets", "curve_parts", "draw_budgets", "forests", "parts", "varied"]
 
 _FILLED = 0.75
 _BUDGET = "data.budget"
@@ -70,6 +70,16 @@ def parts(panel: Panel) -> list[tuple[str, Panel]]:
         heading = say(keys, _told(members[0]))
         split.append((heading, dataclasses.replace(panel, groups=tuple(short))))
     return split
+
+
+def curve_parts(panel: Panel) -> list[tuple[str, Panel]]:
+    """Split a grid for its curves: as `parts`, but modes of training share a picture."""
+    if "federation.mode" not in varied(panel):
+        return parts(panel)
+    found: dict[str, list[Group]] = {}
+    for group in panel.groups:
+        found.setdefault(group.method, []).append(group)
+    return [(name, dataclasses.replace(panel, groups=tuple(same))) for name, same in found.items()]
 
 
 def _short(group: Group, members: Sequence[Group], keys: Sequence[str]) -> str:

@@ -74,10 +74,10 @@ def privacy_paragraph(panel: Panel) -> str:
 
 
 def _worth(note: str) -> str:
-    if note.startswith("simulation"):
-        return ": the noise follows from the seed; the ε shown is what secret noise would give"
     if note.endswith("guarantees nothing"):
         return ": shown for comparison only, with no ε"
+    if note.startswith("simulation"):
+        return ": the noise follows from the seed; the ε shown is what secret noise would give"
     if note.startswith("no noise"):
         return ": clipped, and nothing else"
     return ": ε holds for the whole run, with noise from a secret of the operating system"
