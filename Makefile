@@ -31,6 +31,7 @@ reproduce-small: setup  ## the paper's tables on digits, resumable: about an hou
 	  $(BIN)/fedpeft report runs/small/$$table --out runs/small/$$table.html || exit $$?; \
 	done
 	$(BIN)/fedpeft claims $(SMALL:%=runs/small/%)
+	$(BIN)/fedpeft report $(SMALL:%=runs/small/%) --out runs/small/report.html
 
 format: setup
 	$(BIN)/ruff format .

@@ -20,6 +20,7 @@ __all__ = ["Asked", "PanelPictures", "draw_panel"]
 _WIDE, _NARROW = 5.8, 3.6  # inches; the narrow one is the width of a phone
 _WHOLE = 11.4  # inches: the width of the page
 _FEW = 6
+_AGAINST = {"bytes": "bytes sent", "rounds": "rounds", "time": "simulated time"}
 _MOST_CURVES = 12
 _MOST_PARTS = 16
 _TUNED = ("bias", "adapter", "prompt")
@@ -116,7 +117,7 @@ def _small(panel: Panel, name: str) -> list[Figure]:
     return [
         Figure(
             (draw_curves(panel, axis, name=f"{axis}{name}", width=4.6),),
-            f"{noun} against {'bytes sent' if axis == 'bytes' else axis}.",
+            f"{noun} against {_AGAINST[axis]}.",
         )
         for axis in drawn_axes(panel)
     ]
