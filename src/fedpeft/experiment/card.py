@@ -190,6 +190,8 @@ def _privacy(row: Row) -> str:
         )
     else:
         text = f"Differential privacy: ε = {row.epsilon:.4g} over the whole run."
+    if row.privacy_note:
+        text += f" **{row.privacy_note[0].upper()}{row.privacy_note[1:]}.**"
     return f"## Privacy\n\n{text}\n"
 
 
