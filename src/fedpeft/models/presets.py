@@ -52,8 +52,6 @@ _TINY_ENCODER: Mapping[str, object] = {
     "intermediate_size": 32,
 }
 
-_SMALL_CLIPS: Mapping[str, object] = {"patch_size": 4, "tubelet_size": 2, "num_channels": 1}
-
 PRESETS: Mapping[str, Preset] = {
     "bert-base-uncased": Preset(
         "BERT base: 12 blocks of width 768, 30,522 word pieces",
@@ -170,15 +168,18 @@ PRESETS: Mapping[str, Preset] = {
         channels_from_data=True,
     ),
     "tiny-videomae": Preset(
-        "a toy VideoMAE of 2 blocks of width 16 for 4 frames of 8x8, for tests",
+        "a toy VideoMAE of 2 blocks of width 16 for 4 frames of 8x8, for tests and demonstrations",
         "video-classification",
         "videomae",
         5_112,
         {
             **_TINY_ENCODER,
-            **_SMALL_CLIPS,
-            "num_frames": 4,
             "image_size": 8,
+            "patch_size": 4,
+            "num_channels": 1,
+            "num_frames": 4,
+            "tubelet_size": 2,
+            "initializer_range": 0.15,
             "num_labels": 8,
         },
         channels_from_data=True,
@@ -189,23 +190,6 @@ PRESETS: Mapping[str, Preset] = {
         "videomae",
         86_534_800,
         {"num_labels": 400},
-    ),
-    "videomae-small-motion": Preset(
-        "a small VideoMAE of 4 blocks of width 48 for 8 frames of 16x16, for the bundled `motion`",
-        "video-classification",
-        "videomae",
-        77_720,
-        {
-            **_SMALL_CLIPS,
-            "hidden_size": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 96,
-            "num_frames": 8,
-            "image_size": 16,
-            "num_labels": 8,
-        },
-        channels_from_data=True,
     ),
     "vit-base-patch16-224": Preset(
         "ViT-B/16, the paper's backbone: 12 blocks of width 768",
