@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedpeft.core.smoothness import Search, beta_on_segment, bound_between, surface_of
+from fedpeft.core.smoothness import Search, beta_on_segment, bound_between, peak_at, surface_of
 
 
 def points(size: int) -> tuple[Tensor, Tensor]:
@@ -97,6 +97,19 @@ def test_work_in_parts_is_work_at_once():
     parts = [lambda w: (w**4).sum(), lambda w: (w[0] * w[1:]).sum()]
     start, end = points(5)
     one, two = surface_of(parts), surface_of([lambda w: parts[0](w) + parts[1](w)])
-    assert torch.allclose(one.hessian_times(start, end), two.hessian_times(start, end))
+    assert torch.allclose(one.hessian(start)(end), two.hessian(start)(end))
     exact = torch.autograd.functional.hessian(lambda w: parts[0](w) + parts[1](w), start)
-    assert torch.allclose(one.hessian_times(start, end), exact @ end)
+    assert torch.allclose(one.hessian(start)(end), exact @ end)
+
+
+def test_a_shared_start_and_a_kept_graph_change_no_bit():
+    surface = surface_of([lambda w: torch.tanh(w @ w.flip(0)), lambda w: (w**3).sum()])
+    start, end = points(6)
+    search = Search(points=3)
+    shared = beta_on_segment(surface, start, end, search, peak_at(surface, start, search))
+    assert shared == beta_on_segment(surface, start, end, search)
+    at_end = peak_at(surface, end, search)
+    assert shared != beta_on_segment(surface, start, end, search, at_end)
+    product = surface.hessian(start)
+    assert torch.equal(product(end), product(end)) and not torch.equal(product(end), product(start))
+    assert torch.equal(product(end), surface.hessian(start)(end))

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedpeft.client.masks import can_batch_text, with_spread_mask
 from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import PrivacyError
 from fedpeft.core.privacy import clip, clip_rows, gaussian, seeded_root
-from fedpeft.models.tasks import Batch, mean_loss
+from fedpeft.models.tasks import CAUSAL_LM, TEXT_CLASSIFICATION, Batch, mean_loss
 from fedpeft.tuning.methods import METHODS
 from fedpeft.tuning.tuned import TunedModel
 
@@ -44,6 +45,7 @@ EXAMPLE_ROOT = "0.example.root"
 """Where a client's memory holds its secret root."""
 
 _CHUNK_BYTES = 256 * 2**20
+_TEXT_TASKS = (TEXT_CLASSIFICATION.name, CAUSAL_LM.name)
 
 RowGradients: TypeAlias = Callable[[Batch, Tensor], Tensor]
 """From a batch of B examples and dropout keys [B] to gradients [B, P], a row an example."""
@@ -99,39 +101,41 @@ def draw(root: Tensor, count: int, deviation: float, turn: ClientTurn, step: int
 def row_gradients(tuned: TunedModel) -> RowGradients:
     """Return a function for per-example gradients, in one pass where `torch.func` can do it.
 
-    Text goes one example after the other: attention masks that differ by example cannot be
-    batched. So do methods whose operations have no batching rule.
+    One example goes after the other where a method's operations have no batching rule, and for
+    text where masks cannot be batched (`fedpeft.client.masks`).
     """
     method = METHODS.get(tuned.method)
-    if "text" in tuned.loaded.task.name or "lm" in tuned.loaded.task.name:
+    text = tuned.loaded.task.name in _TEXT_TASKS
+    if text and not can_batch_text(tuned):
         return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
     if method is None or not method.vmaps:
         return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
     probe = _Probe(tuned)
-    live = {id(parameter): name for name, parameter in probe.named_parameters()}
-    if any(id(parameter) not in live for parameter in tuned.parameters.values()):
+    slots = _slots(probe)
+    if any(id(parameter) not in slots for parameter in tuned.parameters.values()):
         return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]  # not in the module
-    places = [live[id(parameter)] for parameter in tuned.parameters.values()]
+    places = {name: slots[id(parameter)] for name, parameter in tuned.parameters.items()}
 
     def loss(values: dict[str, Tensor], row: Batch, key: Tensor) -> Tensor:
         example = {name: value.unsqueeze(0) for name, value in row.items()}
-        found: Tensor = torch.func.functional_call(probe, values, (example, key.unsqueeze(0)))
+        exchanged = {slot: value for name, value in values.items() for slot in places[name]}
+        found: Tensor = torch.func.functional_call(
+            probe, exchanged, (example, key.unsqueeze(0)), tie_weights=False
+        )
         return found
 
     batched = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
 
     def gradients(batch: Batch, keys_B: Tensor) -> Tensor:
-        values = {
-            place: parameter.detach()
-            for place, parameter in zip(places, tuned.parameters.values(), strict=True)
-        }
+        values = {name: parameter.detach() for name, parameter in tuned.parameters.items()}
+        batch = with_spread_mask(tuned, batch) if text else batch
         chunk = max(1, _CHUNK_BYTES // max(1, 4 * tuned.spec.num_params))
         parts = []
         for start in range(0, len(keys_B), chunk):
             part = {name: value[start : start + chunk] for name, value in batch.items()}
             with sdpa_kernel(SDPBackend.MATH):  # the attention kernel with a batching rule
                 found = batched(values, part, keys_B[start : start + chunk])
-            parts.append(torch.cat([found[place].flatten(1) for place in places], 1))
+            parts.append(torch.cat([found[name].flatten(1) for name in values], 1))
         return torch.cat(parts)
 
     return gradients
@@ -189,6 +193,19 @@ class _Probe(nn.Module):
         """Return the mean loss of a batch."""
         with self._tuned.dropout.using(keys_B):
             return mean_loss(self._tuned.loaded.task.score(self.model, batch))
+
+
+def _slots(module: nn.Module) -> dict[int, list[str]]:
+    """Map each parameter to all places where the module holds it, each place once.
+
+    Layers may share a parameter, or a module that holds it. `functional_call` would exchange the
+    place of a shared module twice, and leave the exchanged value behind.
+    """
+    slots: dict[int, list[str]] = {}
+    for path, part in module.named_modules():
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+            slots.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
+    return slots
 
 
 def _filled(gradient: Tensor | None, parameter: Tensor) -> Tensor:

@@ -22,7 +22,16 @@ from torch import Tensor
 
 from fedpeft.core import seeds
 
-__all__ = ["Bound", "Search", "Surface", "beta_on_segment", "bound_between", "surface_of"]
+__all__ = [
+    "Bound",
+    "Peak",
+    "Search",
+    "Surface",
+    "beta_on_segment",
+    "bound_between",
+    "peak_at",
+    "surface_of",
+]
 
 _ROUNDING = 1e-9
 
@@ -34,12 +43,20 @@ class Surface:
     Attributes:
       loss: value at a point.
       gradient: at a point, [P].
-      hessian_times: (point, direction [P]) -> the Hessian there times the direction.
+      hessian: at a point, as a function from a direction [P] to the product with it.
     """
 
     loss: Callable[[Tensor], float]
     gradient: Callable[[Tensor], Tensor]
-    hessian_times: Callable[[Tensor, Tensor], Tensor]
+    hessian: Callable[[Tensor], Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The Hessian's spectral norm at a point, and the direction [P] that shows it."""
+
+    norm: float
+    direction: Tensor
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,9 @@ class Bound:
 def surface_of(parts: Sequence[Callable[[Tensor], Tensor]]) -> Surface:
     """Make a surface of a sum of differentiable functions, worked off one by one to bound memory.
 
+    The Hessian at a point keeps the graph of the first part's gradient, which saves products from
+    computing it again; those of the other parts are made anew.
+
     Args:
       parts: each from a point [P] to a scalar, twice differentiable.
     """
@@ -134,19 +154,41 @@ def surface_of(parts: Sequence[Callable[[Tensor], Tensor]]) -> Surface:
             total += torch.autograd.grad(part(w), w)[0]
         return total
 
-    def hessian_times(point: Tensor, direction: Tensor) -> Tensor:
-        total = torch.zeros_like(point)
-        for part in parts:
-            w = point.detach().clone().requires_grad_(True)
-            (slope,) = torch.autograd.grad(part(w), w, create_graph=True)
-            if slope.requires_grad:
-                total += torch.autograd.grad(slope @ direction, w)[0]
-        return total
+    def hessian(point: Tensor) -> Callable[[Tensor], Tensor]:
+        first = _slope(parts[0], point)
 
-    return Surface(loss, gradient, hessian_times)
+        def times(direction: Tensor) -> Tensor:
+            total = _product(*first, direction, keep=True)
+            for part in parts[1:]:
+                total = total + _product(*_slope(part, point), direction, keep=False)
+            return total
+
+        return times
+
+    return Surface(loss, gradient, hessian)
 
 
-def beta_on_segment(surface: Surface, start: Tensor, end: Tensor, search: Search) -> float:
+def _slope(part: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
+    w = point.detach().clone().requires_grad_(True)
+    return w, torch.autograd.grad(part(w), w, create_graph=True)[0]
+
+
+def _product(w: Tensor, slope: Tensor, direction: Tensor, *, keep: bool) -> Tensor:
+    if not slope.requires_grad:
+        return torch.zeros_like(direction)
+    return torch.autograd.grad(slope, w, direction, retain_graph=keep)[0]
+
+
+def peak_at(surface: Surface, point: Tensor, search: Search) -> Peak:
+    """Find the Hessian's spectral norm at a point, from a direction that the seed draws."""
+    generator = seeds.generator(search.seed, "beta")
+    direction = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point)
+    return _power(surface.hessian(point), direction, search)
+
+
+def beta_on_segment(
+    surface: Surface, start: Tensor, end: Tensor, search: Search, at_start: Peak | None = None
+) -> float:
     """Estimate the smoothness constant on a segment.
 
     The power method runs at evenly spaced points; each starts from the direction that the one
@@ -157,13 +199,14 @@ def beta_on_segment(surface: Surface, start: Tensor, end: Tensor, search: Search
       start: one end, [P].
       end: the other.
       search: points, iterations and factor.
+      at_start: what `peak_at` gives for `start`, where segments share it; None computes it.
     """
-    generator = seeds.generator(search.seed, "beta")
-    direction = torch.randn(start.shape, generator=generator, dtype=torch.float64).to(start)
-    largest = 0.0
-    for share in torch.linspace(0, 1, search.points).tolist():
-        norm, direction = _power(surface, start + share * (end - start), direction, search)
-        largest = max(largest, norm)
+    peak = peak_at(surface, start, search) if at_start is None else at_start
+    largest = peak.norm
+    for share in torch.linspace(0, 1, search.points).tolist()[1:]:
+        hessian = surface.hessian(start + share * (end - start))
+        peak = _power(hessian, peak.direction, search)
+        largest = max(largest, peak.norm)
     return search.factor * largest
 
 
@@ -192,19 +235,17 @@ def bound_between(
     )
 
 
-def _power(
-    surface: Surface, point: Tensor, direction: Tensor, search: Search
-) -> tuple[float, Tensor]:
-    """Return the Hessian's spectral norm at a point, and the direction that shows it."""
+def _power(hessian: Callable[[Tensor], Tensor], direction: Tensor, search: Search) -> Peak:
+    """Run the power method from a direction."""
     unit = direction / direction.norm()
     before = 0.0
     for _ in range(search.iterations):
-        image = surface.hessian_times(point, unit)
+        image = hessian(unit)
         norm = float(image.norm())
         if norm == 0.0:
-            return 0.0, unit
+            return Peak(0.0, unit)
         unit = image / norm
         if abs(norm - before) <= search.tolerance * norm:
-            return norm, unit
+            return Peak(norm, unit)
         before = norm
-    return before, unit
+    return Peak(before, unit)

@@ -317,10 +317,11 @@ def _said(experiment: Experiment) -> Mapping[str, object]:
 
 
 def _note(experiment: Experiment) -> str:
+    if experiment.privacy.mode == "paper":
+        said = f"the paper's mechanism, variant {experiment.privacy.variant}: guarantees nothing"
+        return f"{SIMULATION}; {said}" if experiment.privacy.reproducible_noise else said
     if experiment.privacy.reproducible_noise:
         return SIMULATION
-    if experiment.privacy.mode == "paper":
-        return f"the paper's mechanism, variant {experiment.privacy.variant}: guarantees nothing"
     level = "example level" if experiment.privacy.mode == "example" else "client level"
     if not experiment.privacy.noise_multiplier:
         return "no noise: not private"

@@ -31,6 +31,7 @@ from fedpeft.core.smoothness import (
     Surface,
     beta_on_segment,
     bound_between,
+    peak_at,
     surface_of,
 )
 from fedpeft.data.examples import ExampleSet
@@ -126,11 +127,12 @@ def check_theorem(
     tuned = _load(experiment)
     space, surface = _surface(tuned, experiment, request.sample)
     start = space.point(read_kept(folder, tuned, 0))
+    peak = peak_at(surface, start, request.search)
     found = []
     for number in _chosen(rounds, request.every):
         on_round(number)
         end = space.point(read_kept(folder, tuned, number))
-        beta = beta_on_segment(surface, start, end, request.search)
+        beta = beta_on_segment(surface, start, end, request.search, peak)
         bound = bound_between(surface, (start, end), space.num_theta, beta=beta)
         found.append({"round": number, **_figures(bound)})
     result = _result(experiment, request, space, found)

@@ -1,0 +1,59 @@
+"""Attention masks that `torch.func` can batch: an axis of their own for every example.
+
+    mask_BT       1 1 1 0       query i may look at key j if key j is no padding,
+    mask_B1TT     0 0 0 -       and, in a decoder, if j <= i:  0 where it may, - where not
+
+`transformers` reads a two-dimensional mask's values to choose a kernel, which a batched function
+cannot do; a mask with four axes is added to the scores as it is. Legend: B examples, T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedpeft.models.tasks import Batch
+from fedpeft.tuning.tuned import TunedModel
+
+__all__ = ["can_batch_text", "spread_mask", "with_spread_mask"]
+
+_ENCODERS = ("bert", "distilbert", "roberta")
+_DECODERS = ("gpt2", "llama", "qwen2", "qwen3")
+"""Families whose layers all attend to every key that the mask allows: no sliding windows."""
+
+_OWN_MASKS = ("cartridge", "p_tuning", "prefix_tuning", "prompt_tuning")
+"""Methods that put tokens before the text and lengthen the two-dimensional mask themselves."""
+
+
+def can_batch_text(tuned: TunedModel) -> bool:
+    """Say whether a text model's examples can go through one batched pass, each with its mask."""
+    config = getattr(tuned.loaded.module, "config", None)
+    windows = getattr(config, "sliding_window", None) is not None
+    known = tuned.loaded.family.name in _ENCODERS + _DECODERS
+    return known and not windows and tuned.method not in _OWN_MASKS
+
+
+def with_spread_mask(tuned: TunedModel, batch: Batch) -> Batch:
+    """Give a batch an `attention_mask` [B, 1, T, T] for one of [B, T]; others stay as they are."""
+    mask = batch.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return batch
+    causal = tuned.loaded.family.name in _DECODERS
+    dtype = next(p.dtype for p in tuned.model.parameters() if p.is_floating_point())
+    return {**batch, "attention_mask": spread_mask(mask, dtype, causal=causal)}
+
+
+def spread_mask(mask_BT: Tensor, dtype: torch.dtype, *, causal: bool) -> Tensor:
+    """Make an additive mask [B, 1, T, T], queries by keys: 0 or the lowest number of the type.
+
+    Args:
+      mask_BT: 1 for a token, 0 for padding.
+      dtype: of the attention scores.
+      causal: whether a token sees those before it only.
+    """
+    size = mask_BT.shape[1]
+    seen_B1TT = mask_BT.bool()[:, None, None, :].expand(-1, 1, size, size)
+    if causal:
+        seen_B1TT = seen_B1TT & torch.ones_like(seen_B1TT[:1]).tril()
+    zeros_B1TT = torch.zeros(seen_B1TT.shape, dtype=dtype, device=mask_BT.device)
+    return zeros_B1TT.masked_fill(~seen_B1TT, torch.finfo(dtype).min)
