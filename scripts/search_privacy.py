@@ -134,7 +134,8 @@ rounds, local epochs and clients of `experiments/small/table3.toml`, which uses 
 (of equals, the first). C is `privacy.clip_norm`, searched in mode `central` only; the others keep
 the paper's 1. The test split was not scored. All methods have the same grid; it is coarse, and a
 best value at its edge may not be the best there is. Chance is 0.1. The search itself reads the data
-as often as it has runs; the ε of Table 3 counts one run only.
+as often as it has runs; the ε of Table 3 counts one run only. Noise is secret, so that a repeated
+search gives other figures.
 
 {table}
 
