@@ -36,7 +36,7 @@ OPTIONS = {
     "plan": {"--set", "--json"},
     "check": {"--set"},
     "list": {"--json"},
-    "report": {"--out"},
+    "report": {"--out", "--target", "--title", "--diagnostics"},
     "export": {"--to"},
     "convert": {"--as", "--to"},
     "doctor": {"--json"},

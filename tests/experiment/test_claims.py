@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedpeft.cli import main
-from fedpeft.experiment.claims import ABSENT, CLAIMS, check_claims, compare
+from fedpeft.experiment.claims import ABSENT, CLAIMS, check_claims
+from fedpeft.experiment.claims_grid import compare
 from fedpeft.experiment.report_data import Run
 
 SCORES = {"full": 0.8, "head": 0.7, "bias": 0.9, "adapter": 0.9, "prompt": 0.9}
@@ -118,6 +119,63 @@ def test_gap_compares_the_lead_on_near_and_far_data() -> None:
     assert verdicts([])[4] == ABSENT
 
 
+def small_gap(lead: float, **settings: object) -> list[Run]:
+    return [
+        run(m, s + 0.001 * seed * (1 + at), seed, data__source=source, **settings)
+        for seed in (1, 2, 3)
+        for at, (source, far) in enumerate((("digits", 0.0), ("digits-permuted", lead)))
+        for m, s in (("full", 0.5), ("bias", 0.5 + far), ("prompt", 0.5 + 2 * far))
+    ]
+
+
+def test_gap_at_small_scale_says_which_data_it_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four = {each.number: each for each in check_claims(small_gap(0.1))}[4]
+    assert four.sources == ("digits", "digits-permuted")
+    assert len(four.comparisons) == 2 and four.decisive is not None
+    assert four.decisive.margin == pytest.approx(0.1)
+    monkeypatch.setattr("fedpeft.cli.claiming.find_runs", lambda folders: small_gap(0.1))
+    monkeypatch.setattr("fedpeft.cli.claiming.read_run", lambda found: found)
+    main_of("claims", str(tmp_path))
+    told = capsys.readouterr().out
+    assert "data: digits, digits-permuted (a small-scale analogue of the paper's Resisc45" in told
+
+
+def test_gap_never_mixes_runs_of_different_length() -> None:
+    long, short = {"federation__rounds": 20}, {"federation__rounds": 10}
+    near = [r for r in small_gap(0.1, **long) if r.settings["data.source"] == "digits"]
+    far = [r for r in small_gap(0.1, **short) if r.settings["data.source"] != "digits"]
+    assert verdicts(near + far)[4] == ABSENT
+
+
+def private(mode: str, **scores: float) -> list[Run]:
+    told = {"privacy__mode": mode, "privacy__epsilon": 5.0, "privacy__delta": 1e-3}
+    return [
+        run(m, s + 0.001 * seed * i, seed, **told)
+        for seed in (1, 2, 3)
+        for i, (m, s) in enumerate(scores.items())
+    ]
+
+
+def test_privacy_is_judged_by_where_runs_end_and_by_what_they_lose() -> None:
+    sound = private("central", full=0.2, bias=0.6, adapter=0.6, prompt=0.6)
+    claim = {each.number: each for each in check_claims(table1() + sound)}[7]
+    assert claim.verdict == "pass" and len(claim.comparisons) == 6
+    assert claim.blocks == {"central, epsilon 5.0, delta 0.001": "pass"}
+    above = private("example", full=0.79, bias=0.6)
+    both = {each.number: each for each in check_claims(table1() + sound + above)}[7]
+    assert both.verdict == "fail"
+    assert sorted(both.blocks.values()) == ["fail", "pass"]
+
+
+def test_privacy_needs_full_fine_tuning_in_the_same_mode() -> None:
+    apart = private("central", full=0.2) + private("example", bias=0.6)
+    assert verdicts(table1() + apart)[7] == ABSENT
+    ends = {each.number: each for each in check_claims(private("central", full=0.2, bias=0.6))}[7]
+    assert len(ends.comparisons) == 1  # no run without privacy: nothing to drop from
+
+
 def test_authors_adapter_is_no_variant() -> None:
     worse = [run("adapter", 0.1, seed, tuning__options__init="zeros") for seed in (1, 2, 3)]
     assert verdicts(table1() + worse)[1] == "pass"
@@ -128,11 +186,15 @@ def test_private_runs_are_left_out() -> None:
     assert verdicts(table1() + worse)[1] == "pass"
 
 
+def main_of(*words: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    assert not end.value.code
+
+
 def test_command_lists_all_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "experiment.toml").write_text("seed = 1\n")
-    with pytest.raises(SystemExit) as end:
-        main(["claims", str(tmp_path), "--json"])
-    assert not end.value.code
+    main_of("claims", str(tmp_path), "--json")
     found = json.loads(capsys.readouterr().out)
     assert [each["number"] for each in found] == list(CLAIMS)

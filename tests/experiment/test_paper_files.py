@@ -71,3 +71,34 @@ def test_narrow_shufflenet_is_as_large_as_bias_tuning() -> None:
     bias = next(r for r in rows if r.experiment.tuning.method == "bias")
     sizes = [int(str(make_plan(r.experiment).figures["payload_bytes"])) for r in (small, bias)]
     assert sizes == [28_460, 28_712]
+
+
+@pytest.mark.parametrize("data", ["cifar100", "pcam"])
+def test_table_3_has_every_method_in_every_mode(data: str) -> None:
+    rows = [row.experiment for row in read_rows(FOLDER / "paper" / f"table3-{data}.toml")]
+    methods = ["full", "head", "bias", "adapter", "prompt"]
+    assert [row.tuning.method for row in rows] == 5 * methods
+    modes = ["none", "paper", "paper", "central", "example"]
+    assert [row.privacy.mode for row in rows[::5]] == modes
+    assert [row.privacy.variant for row in rows[5:15:5]] == ["author", "corrected"]
+    for row in rows[5:]:
+        asked = (row.privacy.epsilon, row.privacy.delta, row.privacy.clip_norm)
+        assert asked == (5.0, 1e-3, 1.0)
+        assert (row.federation.sampling == "poisson") == (row.privacy.mode == "central")
+
+
+def test_table_3_at_small_scale_differs_from_the_papers_in_rates_and_clips_only() -> None:
+    small, paper = (
+        [
+            (row.experiment.tuning.method, row.experiment.privacy.mode)
+            for row in read_rows(FOLDER / name)
+        ]
+        for name in ("small/table3.toml", "paper/table3-cifar100.toml")
+    )
+    assert small == paper
+
+
+def test_private_rows_are_calibrated_to_their_target() -> None:
+    row = read_rows(FOLDER / "paper" / "table3-cifar100.toml")[-1]
+    figures = make_plan(row.experiment).figures
+    assert 4.98 < float(str(figures["epsilon"])) <= 5.0

@@ -180,3 +180,21 @@ def test_the_papers_mode_says_that_it_guarantees_nothing(variant, deviation):
     assert figures["privacy"]["noise_deviation"] == pytest.approx(deviation, rel=1e-3)
     with pytest.raises(PrivacyError, match=r"noise_multiplier: found one with .*'paper'"):
         read(*sets, "privacy.noise_multiplier=1.0")
+
+
+@pytest.mark.parametrize("mode", ["local", "example"])
+def test_each_client_spends_by_the_rounds_in_which_it_was_asked(tmp_path, mode):
+    sets = (*TINY, f"privacy.mode={mode}", "privacy.noise_multiplier=2.0")
+    summary = run(read(*sets), tmp_path / "r")
+    asked = [
+        client for line in lines_of(tmp_path / "r" / "rounds.jsonl") for client in line["cohort"]
+    ]
+    spent = summary["epsilon_clients"]
+    assert set(spent) == set(asked) and max(spent.values()) == summary["epsilon"]
+    busiest, idlest = (choose(spent, key=asked.count) for choose in (max, min))
+    assert asked.count(busiest) > asked.count(idlest)
+    assert spent[busiest] > spent[idlest] > 0
+
+
+def test_where_the_server_adds_the_noise_no_client_has_figures_of_its_own(tmp_path):
+    assert "epsilon_clients" not in run(read(*SECRET), tmp_path / "r")

@@ -8,7 +8,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fedpeft
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.deltas import digest_of
+from fedpeft.core.errors import ConfigError, PrivacyError
+from fedpeft.experiment import loop, read
+from fedpeft.experiment.build import build_run
+from fedpeft.experiment.records import read_records
 
 
 def forward(net, batch):
@@ -109,3 +113,55 @@ def test_public_names_are_sorted_and_exist():
 def test_clients_are_evaluated_in_memory_too():
     result = simulate("head", settings={"federation.evaluate_clients": True})
     assert all(len(record["client_metrics"]) == 8 for record in result.records)
+
+
+PRIVATE = {"mode": "central", "noise_multiplier": 0.5, "reproducible_noise": True}
+
+
+def from_file(tmp_path, **privacy):
+    table = {
+        "model": {"name": "preset:tiny-vit"},
+        "data": {"partition": {"clients": 8}},
+        "federation": {"rounds": 2, "clients_per_round": 4, "sampling": "poisson"},
+        "client": {"epochs": 1, "lr": 0.05},
+        "engine": {"workers": 1},
+        "privacy": privacy,
+    }
+    experiment = read.validate(table, "test")
+    built = build_run(experiment)
+    settings = {
+        f"{s}.{k}": v for s in ("federation", "client", "engine") for k, v in table[s].items()
+    }
+    result = fedpeft.simulate(built.tuned, built.data, settings, privacy=privacy)
+    return (
+        loop.run(experiment, tmp_path / "file"),
+        result,
+        read_records(tmp_path / "file/rounds.jsonl"),
+    )
+
+
+def test_a_private_simulation_equals_the_run_from_the_file(tmp_path):
+    summary, result, records = from_file(tmp_path, **PRIVATE)
+    delta = result.tuned.spec.flatten(dict(result.tuned.parameters))
+    assert digest_of(delta.detach()) == summary["delta_digest"]
+    timeless = [[{**r, "seconds": 0} for r in found] for found in (records, result.records)]
+    assert timeless[0] == timeless[1]
+    assert result.records[-1]["epsilon"] == summary["epsilon"]
+    other = simulate("head", privacy={**PRIVATE, "noise_multiplier": 0.6})
+    assert other.records[0]["noise_deviation"] == pytest.approx(0.6 / 8)
+
+
+def test_a_private_simulation_ends_at_its_budget():
+    spent = [r["epsilon"] for r in simulate("head", privacy=PRIVATE).records]
+    short = simulate("head", privacy={**PRIVATE, "epsilon": (spent[0] + spent[1]) / 2})
+    assert [r["epsilon"] for r in short.records] == spent[:1]
+    assert "accuracy" in short.records[-1]["metrics"]
+
+
+def test_unsound_privacy_is_refused():
+    with pytest.raises(PrivacyError, match=r"evaluate_clients: found true.*labels"):
+        simulate("head", privacy=PRIVATE, settings={"federation.evaluate_clients": True})
+    with pytest.raises(ConfigError, match=r"privacy\.modus: unknown key; did you mean 'mode'"):
+        simulate("head", privacy={"modus": "central"})
+    with pytest.raises(ConfigError, match=r"privacy\.mode: model.*privacy=\{\.\.\.\}"):
+        simulate("head", settings={"privacy.mode": "central"})

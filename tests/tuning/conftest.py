@@ -15,6 +15,7 @@ from fedpeft.models.tasks import (
     CAUSAL_LM,
     IMAGE_CLASSIFICATION,
     TEXT_CLASSIFICATION,
+    VIDEO_CLASSIFICATION,
     Batch,
 )
 
@@ -69,6 +70,23 @@ def _vit(**config: object) -> nn.Module:
     return ViTForImageClassification(ViTConfig(**{**small, **config}))
 
 
+def _videomae(**config: object) -> nn.Module:
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 8,
+        "patch_size": 4,
+        "num_frames": 4,
+        "tubelet_size": 2,
+        "num_labels": 3,
+    }
+    return VideoMAEForVideoClassification(VideoMAEConfig(**{**small, **config}))
+
+
 def _bert(**config: object) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -103,12 +121,17 @@ def _llama(**config: object) -> nn.Module:
 
 _MODULES: dict[str, Callable[..., nn.Module]] = {
     "vit": _vit,
+    "videomae": _videomae,
     "bert": _bert,
     "llama": _llama,
     "plain": Plain,
     "normed": Normed,
 }
-_TASKS = {"bert": TEXT_CLASSIFICATION, "llama": CAUSAL_LM}
+_TASKS = {
+    "bert": TEXT_CLASSIFICATION,
+    "llama": CAUSAL_LM,
+    "videomae": VIDEO_CLASSIFICATION,
+}
 _HEADS = {"llama": ("lm_head",), "plain": ("top",), "normed": ("top",)}
 
 
@@ -135,6 +158,8 @@ def make_batch(kind: str) -> Batch:
     labels = torch.tensor([0, 1, 2, 0])
     if kind in ("vit", "normed"):
         return {"pixel_values": torch.randn(4, 3, 16, 16, generator=draw), "labels": labels}
+    if kind == "videomae":
+        return {"pixel_values": torch.randn(4, 4, 3, 8, 8, generator=draw), "labels": labels}
     if kind == "plain":
         return {"x": torch.randn(4, 8, generator=draw), "labels": labels}
     tokens = torch.randint(0, 50, (4, 9), generator=draw)

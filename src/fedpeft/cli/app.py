@@ -200,20 +200,29 @@ def report(
         float | None,
         typer.Option("--target", metavar="VALUE", help="Draw a line at this accuracy, 0 to 1."),
     ] = None,
+    title: Annotated[
+        str, typer.Option("--title", metavar="TEXT", help="By default the experiments' names.")
+    ] = "",
+    diagnostics: Annotated[
+        bool,
+        typer.Option("--diagnostics", help="Show true figures of private runs; do not publish."),
+    ] = False,
 ) -> None:
     """Write an HTML page with tables and figures.
 
-    RUN is a run folder, or the folder of a sweep.
+    RUN is a run folder, the folder of a sweep, or a folder of sweeps.
 
     \b
     Examples:
       fedpeft report runs/demo
       fedpeft report runs/lora runs/bias --target 0.85 --out comparison.html
+      fedpeft report runs/small/table1 runs/small/table2 --title "Small scale" --out page.html
     """
     with ending():
-        from fedpeft.experiment.report import write_report
+        from fedpeft.experiment.report import Wanted, write_report
 
-        typer.echo(f"report: {write_report(runs, out, target=target)}")
+        wanted = Wanted(target, title, diagnostics)
+        typer.echo(f"report: {write_report(runs, out, wanted=wanted)}")
 
 
 @app.command()

@@ -25,6 +25,15 @@ def claims_command(sweeps: Sequence[Path], *, as_json: bool) -> None:
         typer.echo(f"{verdict.number}  {verdict.verdict.upper():<16}  {verdict.claim}")
         if verdict.decisive is not None:
             typer.echo(f"   {_line(verdict, verdict.decisive)}")
+            typer.echo(f"   data: {', '.join(verdict.sources)}{_analogue(verdict)}")
+        for block, word in verdict.blocks.items():
+            typer.echo(f"   {block}: {word}")
+
+
+def _analogue(verdict: Verdict) -> str:
+    """Say where a claim on the paper's data sets was checked on others."""
+    small = verdict.number in (4, 5) and "digits" in verdict.sources
+    return " (a small-scale analogue of the paper's Resisc45 and PCam)" if small else ""
 
 
 def _line(verdict: Verdict, least: Comparison) -> str:

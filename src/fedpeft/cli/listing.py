@@ -146,7 +146,7 @@ def _print_rows(rows: Rows) -> None:
 
 def _cell(row: Mapping[str, object], column: str, reasons: dict[str, int]) -> str:
     value = row[column]
-    if column in ("vit", "bert", "llama", "plain") and value != "yes":
+    if column in ("vit", "bert", "llama", "videomae", "plain") and value != "yes":
         return f"no ({reasons.setdefault(str(value), len(reasons) + 1)})"
     if isinstance(value, bool):
         return "yes" if value else "no"

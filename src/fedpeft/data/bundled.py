@@ -3,6 +3,7 @@
     digits       1,797 pictures, 8 x 8, of handwritten digits (UCI, as scikit-learn ships them)
     digits-*     the same digits inverted, blurred, as strokes, permuted; see `renditions.py`
     glyphs       letters and signs of the fonts that matplotlib ships; see `glyphs.py`
+    motion       clips of a figure that moves in one of eight ways; see `motion.py`
     docstrings   first paragraphs of the documentation of installed packages; see `docstrings.py`
 
 The digits' split stands in `digits_split.json`: stratified, 20 % test, 10 % validation, the rest
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from fedpeft.data.docstrings import read_docstrings
 from fedpeft.data.glyphs import NUM_GLYPH_LABELS, read_glyphs
+from fedpeft.data.motion import MOTIONS, read_motion
 from fedpeft.data.renditions import RENDITIONS, render
 from fedpeft.data.tables import Splits, Table
 
@@ -112,6 +114,12 @@ BUNDLED_DATASETS: Mapping[str, BundledDataset] = {
         f"{NUM_GLYPH_LABELS} letters and signs of 8 x 8 pixels; test split: fonts held out",
         read_glyphs,
         num_labels=NUM_GLYPH_LABELS,
+    ),
+    "motion": BundledDataset(
+        "video-classification",
+        f"clips of 8 frames of 16 x 16; class = one of {len(MOTIONS)} motions; made here",
+        read_motion,
+        num_labels=len(MOTIONS),
     ),
     "docstrings": BundledDataset(
         "text-classification",

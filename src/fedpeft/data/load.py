@@ -17,6 +17,7 @@ import torch
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
+from fedpeft.data.clips import ClipExamples, read_clips
 from fedpeft.data.examples import ExampleSet, Federated
 from fedpeft.data.labels import Classes, encode_labels, read_names
 from fedpeft.data.partition import partition
@@ -28,7 +29,7 @@ from fedpeft.data.tables import Table, draw_holdout, find_column, select, values
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.texts import BLOCK_LENGTH, Tokenizer, blocks_of, load_tokenizer, tokenize
 from fedpeft.data.transforms import canvas_of, view_of
-from fedpeft.models.loaded import ImageInput, InputSpec, TextInput
+from fedpeft.models.loaded import ImageInput, InputSpec, TextInput, VideoInput
 
 __all__ = ["draw_budget", "load_data"]
 
@@ -128,9 +129,9 @@ def _check(request: DataRequest, inputs: InputSpec) -> None:
             raise DataError(
                 f"data.{field}: found {found!r}; allowed are {', '.join(map(str, allowed))}"
             )
-    wanted = ImageInput if request.task == "image-classification" else TextInput
+    wanted = _INPUTS.get(request.task, TextInput)
     if not isinstance(inputs, wanted):
-        kinds = {ImageInput: "pictures", TextInput: "texts"}
+        kinds = {ImageInput: "pictures", TextInput: "texts", VideoInput: "clips"}
         raise DataError(
             f"data: the task {request.task} feeds {kinds[wanted]}, the model takes "
             f"{kinds.get(type(inputs), 'inputs of its own: pass a torch data set from Python')}"
@@ -185,6 +186,27 @@ def _pictures(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Cont
         classes=classes,
         owners=_owners(train, tables.test, request),
         augmented=view.augmented,
+    )
+
+
+def _clips(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+    assert isinstance(inputs, VideoInput), "checked"
+    column = _required(tables, "video", request)
+    classes, rows, drawn = _classes(tables, request)
+    train = select(tables.train, rows)
+    canvas = canvas_of(request.transforms, inputs.picture, tables.full_scale)
+    whole = request.transforms.frame_offset
+    clips = read_clips(train.columns[column], canvas, inputs.frames, whole=whole)
+    test_clips = read_clips(tables.test.columns[column], canvas, inputs.frames, whole=False)
+    view = view_of(request.transforms, inputs.picture, clips.pixels)
+    return _Content(
+        train=ClipExamples(clips, torch.from_numpy(classes.train[rows]), view, whole),
+        test=ClipExamples(test_clips, torch.from_numpy(classes.test), view),
+        labels=classes.train[rows],
+        skew=classes.train[drawn],
+        classes=classes,
+        owners=_owners(train, tables.test, request),
+        augmented=view.augmented or whole,
     )
 
 
@@ -280,4 +302,9 @@ _LOADERS: Mapping[str, Callable[[_Tables, DataRequest, InputSpec], _Content]] = 
     "image-classification": _pictures,
     "text-classification": _classified_texts,
     "causal-lm": _documents,
+    "video-classification": _clips,
+}
+_INPUTS: Mapping[str, type[ImageInput | TextInput | VideoInput]] = {
+    "image-classification": ImageInput,
+    "video-classification": VideoInput,
 }

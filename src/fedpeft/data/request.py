@@ -18,12 +18,14 @@ class Columns:
       text: texts.
       label: classes.
       client: the natural client of each example.
+      video: clips.
     """
 
     image: str | None = None
     text: str | None = None
     label: str | None = None
     client: str | None = None
+    video: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class TransformSpec:
         larger than the model's size is cropped, at the centre unless `random_crop` is set.
       random_crop: None, or black pixels added on every side before a random crop; training only.
       flip: whether half of the training pictures are mirrored left to right.
+      frame_offset: whether training draws where in its stretch of the clip each frame is taken.
     """
 
     normalize: str | tuple[tuple[float, ...], tuple[float, ...]] = "model"
     resize: int | None = None
     random_crop: int | None = None
     flip: bool = False
+    frame_offset: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class DataRequest:
 
     Attributes:
       source: bundled name, file, folder or hub id.
-      task: `image-classification`, `text-classification` or `causal-lm`.
+      task: `image-classification`, `text-classification`, `causal-lm` or `video-classification`.
       columns: names of columns.
       train_split: name of the split to train on; None is `train`.
       test_split: name of the split to test on; None is `test`, else a validation split, else 20 %

@@ -3,6 +3,7 @@
 bundled name            digits, digits-inverted, glyphs, docstrings ...
 folder                  saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
 file                    .parquet .csv .jsonl .npz, with a `split` column or one split
+file or folder of clips for video models; see `clip_files.py`
 anything else           a data set of the Hugging Face hub
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.bundled import BUNDLED_DATASETS
+from fedpeft.data.clip_files import read_clip_file, read_clip_folder
 from fedpeft.data.files import IMAGE_SUFFIXES, READERS, from_datasets, read_image_folder
 from fedpeft.data.request import DataRequest
 from fedpeft.data.tables import Splits, Table, select, values_of
@@ -35,6 +37,8 @@ def read_source(request: DataRequest) -> Splits:
     if request.source in BUNDLED_DATASETS:
         return BUNDLED_DATASETS[request.source].read()
     path = Path(request.source).expanduser()
+    if request.task == "video-classification" and path.exists():
+        return Splits(read_clip_folder(path) if path.is_dir() else read_clip_file(path))
     if path.is_dir():
         return Splits(_read_folder(path))
     if path.is_file():

@@ -31,6 +31,7 @@ __all__ = [
 
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "pixel_values", "picture", "x"),
+    "video": ("video", "videos", "clip", "clips", "pixel_values", "frames", "x"),
     "text": ("text", "sentence", "query", "question", "content", "document", "utterance"),
     "label": ("label", "labels", "fine_label", "y", "intent", "target", "class", "category"),
     "client": ("client", "speaker", "user", "author", "writer", "client_id", "user_id"),
@@ -115,7 +116,7 @@ def find_column(table: Table, kind: str, columns: Columns, *, required: bool) ->
 
     Args:
       table: where to look.
-      kind: `image`, `text`, `label` or `client`.
+      kind: `image`, `video`, `text`, `label` or `client`.
       columns: what the experiment names.
       required: whether its absence is an error.
 

@@ -33,6 +33,7 @@ _AUTO = {
     "image-classification": "AutoModelForImageClassification",
     "text-classification": "AutoModelForSequenceClassification",
     "causal-lm": "AutoModelForCausalLM",
+    "video-classification": "AutoModelForVideoClassification",
 }
 _PIPELINE = {**{task: task for task in _AUTO}, "causal-lm": "text-generation"}
 
@@ -190,12 +191,15 @@ def _privacy(row: Row) -> str:
         )
     else:
         text = f"Differential privacy: ε = {row.epsilon:.4g} over the whole run."
+    if row.privacy_note:
+        text += f" **{row.privacy_note[0].upper()}{row.privacy_note[1:]}.**"
     return f"## Privacy\n\n{text}\n"
 
 
 def _loading(facts: CardFacts) -> str:
     auto, info = _AUTO[facts.task], facts.info
-    call = "pixel_values=x" if facts.task == "image-classification" else "**tokens"
+    seen = facts.task in ("image-classification", "video-classification")
+    call = "pixel_values=x" if seen else "**tokens"
     stock = facts.backbone_class != "ShuffleNet"
     lines = ["## How to load", ""]
     if info.kind == "merged" and stock:

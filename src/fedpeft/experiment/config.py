@@ -47,9 +47,10 @@ class ModelConfig(BaseModel):
         "vit-glyphs-8", description="hub id, local folder, bundled name or preset:NAME"
     )
     config: str | None = Field(None, description="the architecture, when the hub cannot be reached")
-    task: Literal["image-classification", "text-classification", "causal-lm"] | None = Field(
-        None, description="found from the model where it is not ambiguous"
-    )
+    task: (
+        Literal["image-classification", "text-classification", "causal-lm", "video-classification"]
+        | None
+    ) = Field(None, description="found from the model where it is not ambiguous")
     num_labels: Positive | None = Field(None, description="classes; found from the data by `run`")
     revision: str | None = Field(None, description="of a hub model: branch, tag or commit")
 
@@ -91,6 +92,9 @@ class TransformsConfig(BaseModel):
         None, description="pixels added on every side before a random crop; off by default"
     )
     flip: bool = Field(False, description="mirror half of the images")
+    frame_offset: bool = Field(
+        False, description="clips, training: draw where in its stretch each frame is taken"
+    )
 
 
 class PartitionConfig(BaseModel):
@@ -124,6 +128,7 @@ class DataConfig(BaseModel):
     )
     image: str | None = Field(None, description="column of the images; found by its name")
     text: str | None = Field(None, description="column of the texts; found by its name")
+    video: str | None = Field(None, description="column of the clips; found by its name")
     label: str | None = Field(None, description="column of the labels; found by its name")
     client: str | None = Field(None, description="column of natural clients; found by its name")
     max_length: Positive | None = Field(None, description="longest text in tokens")

@@ -33,7 +33,7 @@ from fedpeft.experiment.load import EXPORT_FILE, ExportInfo, FinishedRun, load_r
 from fedpeft.experiment.report_data import read_run
 from fedpeft.models.families import canonical
 from fedpeft.models.fingerprint import fingerprint
-from fedpeft.models.loaded import ImageInput, LoadedModel
+from fedpeft.models.loaded import ImageInput, LoadedModel, VideoInput
 from fedpeft.models.locate import is_local
 from fedpeft.models.quiet import quiet
 from fedpeft.models.shufflenet import ShuffleNet, save_shufflenet
@@ -241,9 +241,15 @@ def _write_inputs(job: _Job, folder: Path) -> None:
     inputs = job.run.tuned.loaded.inputs
     if isinstance(inputs, ImageInput):
         _write_processor(job, inputs, folder / "preprocessor_config.json")
+    if isinstance(inputs, VideoInput):
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+            if name.startswith("pre") or (folder / name).is_file():
+                _write_processor(job, inputs.picture, folder / name, "VideoMAEImageProcessor")
 
 
-def _write_processor(job: _Job, inputs: ImageInput, file: Path) -> None:
+def _write_processor(
+    job: _Job, inputs: ImageInput, file: Path, processor: str = "ViTImageProcessor"
+) -> None:
     """Make the processor's file say what the run did: its size, rescaling, mean and deviation."""
     found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     given = job.run.experiment.data.transforms.normalize
@@ -251,7 +257,7 @@ def _write_processor(job: _Job, inputs: ImageInput, file: Path) -> None:
     if isinstance(given, Normalization):
         mean, std = tuple(given.mean), tuple(given.std)
     defaults = {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": processor,
         "do_resize": True,
         "resample": _RESAMPLE[inputs.resample],
         "do_rescale": True,

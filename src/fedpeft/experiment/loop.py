@@ -41,6 +41,7 @@ from fedpeft.experiment.folder import (
 from fedpeft.experiment.lock import locked
 from fedpeft.experiment.plan import wire_bytes
 from fedpeft.experiment.privacy import (
+    client_epsilons,
     cut_diagnostics,
     diagnostics_of,
     is_private,
@@ -54,6 +55,7 @@ from fedpeft.experiment.records import (
     Totals,
     append_record,
     cut_records,
+    read_records,
     record_of,
     totals,
 )
@@ -63,7 +65,7 @@ from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.round import RoundRecord
 from fedpeft.server.state import ServerState
 
-__all__ = ["RoundDone", "evaluated", "peek", "run", "run_experiment"]
+__all__ = ["RoundDone", "evaluated", "goes_on", "line_of", "peek", "run", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +169,7 @@ def run_experiment(
     start_deltas(built, folder, state)
     if is_private(experiment):
         cut_diagnostics(folder.diagnostics, state.round)
-    while state.round < experiment.federation.rounds and may_go_on(experiment, state.round):
+    while goes_on(built, state):
         state, record = _one_round(built, state, folder)
         append_record(folder.rounds, record)
         keep_delta(built, folder, state)
@@ -226,14 +228,23 @@ def _one_round(
     built: BuiltRun, state: ServerState, folder: RunFolder
 ) -> tuple[ServerState, Record]:
     state, record = advance(state, built.plan, built.engine)
-    federation = built.experiment.federation
-    private = private_record(built.experiment, record, _planned_bytes(built))
     if is_private(built.experiment):
         true = diagnostics_of(built.experiment, record, built.plan.spec.num_params)
         append_record(folder.diagnostics, true)
-    last = state.round == federation.rounds or not may_go_on(built.experiment, state.round)
-    due = last or state.round % federation.eval_every == 0
-    return state, evaluated(built, state, record, due=due) | private
+    return state, line_of(built, state, record)
+
+
+def goes_on(built: BuiltRun, state: ServerState) -> bool:
+    """Whether there is a round after this state: planned, and within the privacy budget."""
+    experiment = built.experiment
+    return state.round < experiment.federation.rounds and may_go_on(experiment, state.round)
+
+
+def line_of(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record:
+    """Make the line of a round: evaluated where that is due, and with what privacy adds."""
+    private = private_record(built.experiment, record, _planned_bytes(built))
+    due = state.round % built.experiment.federation.eval_every == 0 or not goes_on(built, state)
+    return evaluated(built, state, record, due=due) | private
 
 
 def evaluated(built: BuiltRun, state: ServerState, record: RoundRecord, *, due: bool) -> Record:
@@ -277,7 +288,8 @@ def _finish(
         "rounds": str(state.round),
     }
     write_delta(folder.delta, tensors, metadata)
-    summary = _summary(built, so_far, digest) | {"run_dir": str(folder.path)}
+    asked = client_epsilons(built.experiment, read_records(folder.rounds))
+    summary = _summary(built, so_far, digest) | asked | {"run_dir": str(folder.path)}
     write_json(folder.summary, summary)
     return summary
 

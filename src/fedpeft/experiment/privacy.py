@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.client.private import GradientPrivacy
@@ -32,6 +33,7 @@ from fedpeft.wire.stages import Stage
 __all__ = [
     "NOT_PRIVATE",
     "SIMULATION",
+    "client_epsilons",
     "cut_diagnostics",
     "diagnostics_of",
     "epsilon_after",
@@ -188,6 +190,33 @@ def private_summary(experiment: Experiment, rounds: int) -> dict[str, object]:
     }
 
 
+def client_epsilons(
+    experiment: Experiment, records: Iterable[Mapping[str, object]]
+) -> dict[str, object]:
+    """Return `epsilon_clients`: what each client that was asked has spent, by its name.
+
+    Where noise is added on the client (`local`, `example`), only the rounds in which it was asked
+    cost it anything. The schedule of cohorts is public, so these figures tell nothing of any data;
+    a client that never was asked has spent 0 and is not listed. {} in other modes, where the whole
+    run counts or cohorts are secret, and without noise.
+    """
+    chosen = experiment.privacy
+    if chosen.mode not in ("local", "example") or not chosen.noise_multiplier:
+        return {}
+    asked: Counter[str] = Counter()
+    for record in records:
+        cohort = record["cohort"]
+        assert isinstance(cohort, Sequence), "cohorts are public where sampling is fixed"
+        asked.update(str(client) for client in cohort)
+    epochs = experiment.client.epochs if chosen.mode == "example" else 1
+    mechanism = _mechanism(experiment, chosen.noise_multiplier)
+    spent = {
+        client: epsilon_of(mechanism, rounds * epochs, chosen.delta)
+        for client, rounds in sorted(asked.items(), key=lambda item: (-item[1], item[0]))
+    }
+    return {"epsilon_clients": spent}
+
+
 def diagnostics_of(
     experiment: Experiment, record: RoundRecord, num_params: int
 ) -> dict[str, object]:
@@ -288,10 +317,11 @@ def _said(experiment: Experiment) -> Mapping[str, object]:
 
 
 def _note(experiment: Experiment) -> str:
+    if experiment.privacy.mode == "paper":
+        said = f"the paper's mechanism, variant {experiment.privacy.variant}: guarantees nothing"
+        return f"{SIMULATION}; {said}" if experiment.privacy.reproducible_noise else said
     if experiment.privacy.reproducible_noise:
         return SIMULATION
-    if experiment.privacy.mode == "paper":
-        return f"the paper's mechanism, variant {experiment.privacy.variant}: guarantees nothing"
     level = "example level" if experiment.privacy.mode == "example" else "client level"
     if not experiment.privacy.noise_multiplier:
         return "no noise: not private"

@@ -1,9 +1,11 @@
 """Reports: run folders in, one self-contained page and its figures out.
 
-    report.html            the page: tables, figures, settings, environment
+    report.html            the page: claims, tables, figures, settings, environment
     report-bytes.svg/png   metric against cumulative bytes (one pair a panel)
     report-rounds.svg/png  metric against rounds
     report-time.svg/png    metric against simulated time, where a run had that clock
+    report-rows.svg/png    rows with their seeds and intervals
+    report-budgets.svg/png metric against the number of examples, where that varies
     report-table.svg/png/csv   the comparison
     report-partition.svg/png   clients x classes
 
@@ -15,34 +17,62 @@ Parameter-Efficient Fine-Tuning to Enable Foundation Models in Federated Learnin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.experiment.report_data import Panel, Partition, Run, find_runs, panels_of, read_run
-from fedpeft.experiment.report_figures import (
-    curve_of,
-    draw_comparison,
-    draw_curves,
-    drawn_axes,
-)
-from fedpeft.experiment.report_page import DrawnPanel, DrawnPartition, page
+from fedpeft.experiment.claims import Verdict, check_claims
+from fedpeft.experiment.report_data import Panel, Partition, Run
+from fedpeft.experiment.report_draw import Asked, draw_panel
+from fedpeft.experiment.report_figures import draw_comparison
+from fedpeft.experiment.report_grid import Grid, read_grids
+from fedpeft.experiment.report_page import DrawnGrid, DrawnPartition, Page, page
 from fedpeft.experiment.report_partition import describe_partition, draw_partition
 from fedpeft.experiment.report_style import Picture
-from fedpeft.experiment.report_table import as_csv, short_bytes
+from fedpeft.experiment.report_table import as_csv
 
-__all__ = ["write_report"]
+__all__ = ["Wanted", "write_report"]
 
 _NARROW = 3.6  # inches: the width of a phone
+_DRAWN_PARTITIONS = 4
+_KIND = (
+    *("data.source", "data.budget", "data.partition.scheme"),
+    *("data.partition.clients", "data.partition.alpha"),
+)
 
 
-def write_report(runs: Sequence[Path], out: Path | None, *, target: float | None = None) -> Path:
+@dataclass(frozen=True)
+class Wanted:
+    """What a report is asked to show.
+
+    Attributes:
+      target: draw a line at this value of the metric, and say who reached it at what cost; None
+        chooses what all of bias, adapter and prompt reach, where they are there.
+      title: of the page; "" takes the names of the experiments.
+      diagnostics: show what `diagnostics.jsonl` says of private runs, which is not private.
+    """
+
+    target: float | None = None
+    title: str = ""
+    diagnostics: bool = False
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path | None,
+    *,
+    target: float | None = None,
+    wanted: Wanted | None = None,
+) -> Path:
     """Write a report about runs.
 
     Args:
-      runs: run folders, or folders that hold run folders up to two levels down.
+      runs: run folders, or folders that hold run folders up to two levels down; each folder of
+        runs is a grid of its own.
       out: the page; None is `report.html` in the first folder. Figures go beside it, under its
         name. Files of an earlier report are replaced.
-      target: draw a line at this value of the metric, and say who reached it at what cost.
+      target: as in `Wanted`, which it is short for.
+      wanted: what to show; None is all defaults.
 
     Returns:
       The page.
@@ -53,12 +83,20 @@ def write_report(runs: Sequence[Path], out: Path | None, *, target: float | None
     """
     if not runs:
         raise ConfigError("report: no folder was named; name run folders, or a folder of runs")
-    read = [read_run(folder) for folder in find_runs(runs)]
+    asked = wanted or Wanted(target)
+    grids = read_grids(runs)
     place = _place(out or runs[0] / "report.html")
-    panels = [panel for panel in panels_of(read)]
-    drawn = [_draw(panel, place, index, target) for index, panel in enumerate(panels)]
+    panels = [panel for grid in grids for panel in grid.panels]
+    read = [run for grid in grids for run in grid.runs]
+    told = Page(
+        title=asked.title or _title(grids),
+        grids=tuple(_draw_grids(grids, place, asked)),
+        partitions=tuple(_draw_partitions(read, place)),
+        verdicts=_verdicts(grids),
+        diagnostics=asked.diagnostics,
+    )
     (place.parent / f"{place.stem}-table.csv").write_text(as_csv(panels), "utf-8")
-    place.write_text(page(_title(read, runs), drawn, _draw_partitions(read, place)), "utf-8")
+    place.write_text(page(told), "utf-8")
     return place
 
 
@@ -70,32 +108,36 @@ def _place(out: Path) -> Path:
     return out
 
 
-def _title(read: Sequence[Run], named: Sequence[Path]) -> str:
-    names = dict.fromkeys(str(run.settings.get("name", run.folder.name)) for run in read)
-    if len(names) == 1:
-        return next(iter(names))
-    return ", ".join(folder.resolve().name for folder in named[:3])
+def _title(grids: Sequence[Grid], most: int = 4) -> str:
+    names = [grid.name for grid in grids]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
-def _draw(panel: Panel, place: Path, index: int, target: float | None) -> DrawnPanel:
-    """Draw a panel's figures and write them beside the page."""
+def _verdicts(grids: Sequence[Grid]) -> tuple[Verdict, ...]:
+    """Check the paper's claims on all grids together; () where there is but one row."""
+    if sum(len(grid.groups) for grid in grids) < 2:
+        return ()
+    return tuple(check_claims([run for grid in grids for run in grid.runs]))
+
+
+def _draw_grids(grids: Sequence[Grid], place: Path, wanted: Wanted) -> list[DrawnGrid]:
+    drawn, index = [], 0
+    for grid in grids:
+        panels = []
+        for panel in grid.panels:
+            panels.append(draw_panel(panel, Asked(index, wanted.target)))
+            _write_all(panel, panels[-1].pictures, place, index)
+            index += 1
+        drawn.append(DrawnGrid(grid, tuple(each.drawn for each in panels)))
+    return drawn
+
+
+def _write_all(panel: Panel, pictures: dict[str, Picture], place: Path, index: int) -> None:
     suffix = f"-{index + 1}" if index else ""
-    wide, narrow = {}, {}
-    axes = drawn_axes(panel)
-    for axis in axes:
-        name = f"{axis}{index}"
-        wide[axis] = draw_curves(panel, axis, name=name, width=5.8, target=target)
-        narrow[axis] = draw_curves(panel, axis, name=f"{name}n", width=_NARROW, target=target)
-        _write(wide[axis], place, f"{axis}{suffix}")
+    for what, picture in pictures.items():
+        _write(picture, place, f"{what}{suffix}")
     _write(draw_comparison(panel, name=f"table{index}"), place, f"table{suffix}")
-    return DrawnPanel(
-        panel,
-        bytes=(wide["bytes"], narrow["bytes"]),
-        rounds=(wide["rounds"], narrow["rounds"]),
-        files=tuple(_files(place, suffix, axes)),
-        reached=_reached(panel, target),
-        time=(wide["time"], narrow["time"]) if "time" in axes else None,
-    )
 
 
 def _write(picture: Picture, place: Path, what: str) -> None:
@@ -103,43 +145,24 @@ def _write(picture: Picture, place: Path, what: str) -> None:
     (place.parent / f"{place.stem}-{what}.png").write_bytes(picture.png)
 
 
-def _files(place: Path, suffix: str, axes: Sequence[str]) -> list[tuple[str, str]]:
-    names = [f"{what}{suffix}.{kind}" for what in (*axes, "table") for kind in ("svg", "png")]
-    return [(f"{place.stem}-{name}", name) for name in [*names, "table.csv"]]
-
-
-def _reached(panel: Panel, target: float | None) -> str:
-    """Say which groups reached a target, and after how many bytes; their means over seeds count."""
-    if target is None:
-        return ""
-    costs: dict[str, float | None] = {}
-    for group in panel.groups:
-        curve = curve_of(group, "bytes")
-        hits = [
-            x
-            for x, y in zip(curve.x, curve.mean, strict=True)
-            if (y <= target if panel.metric == "perplexity" else y >= target)
-        ]
-        costs[group.label] = hits[0] if hits else None
-    there = sorted((cost, label) for label, cost in costs.items() if cost is not None)
-    if not there:
-        return "Nobody reached the target."
-    text = ", ".join(f"{label} after {short_bytes(cost)}" for cost, label in there)
-    missed = ", ".join(label for label, cost in costs.items() if cost is None)
-    return f"Target reached by {text}." + (f" Not by {missed}." if missed else "")
-
-
 def _draw_partitions(runs: Sequence[Run], place: Path) -> list[DrawnPartition]:
-    """Draw each different partition once."""
-    shared: dict[Partition, list[str]] = {}
+    """Draw one partition of each kind, up to a few, and describe the others."""
+    shared: dict[Partition, list[Run]] = {}
     for run in runs:
         if run.partition is not None and any(map(any, run.partition.counts)):
-            seed = run.settings.get("seed")
-            shared.setdefault(run.partition, []).append(f"{run.method} (seed {seed})")
-    drawn = []
-    for index, (partition, names) in enumerate(shared.items()):
-        wide = draw_partition(partition, name=f"partition{index}")
-        narrow = draw_partition(partition, name=f"partition{index}n", width=_NARROW)
-        _write(wide, place, f"partition{f'-{index + 1}' if index else ''}")
-        drawn.append(DrawnPartition((wide, narrow), describe_partition(partition), tuple(names)))
+            shared.setdefault(run.partition, []).append(run)
+    drawn: list[DrawnPartition] = []
+    kinds: set[tuple[str, ...]] = set()
+    for index, (partition, users) in enumerate(shared.items()):
+        kind = tuple(str(users[0].settings.get(key)) for key in _KIND)
+        pictures: tuple[Picture, ...] = ()
+        if kind not in kinds and len(kinds) < _DRAWN_PARTITIONS:
+            suffix = f"-{len(kinds) + 1}" if kinds else ""
+            kinds.add(kind)
+            wide = draw_partition(partition, name=f"partition{index}")
+            narrow = draw_partition(partition, name=f"partition{index}n", width=_NARROW)
+            _write(wide, place, f"partition{suffix}")
+            pictures = (wide, narrow)
+        names = dict.fromkeys(f"{run.method} (seed {run.settings.get('seed')})" for run in users)
+        drawn.append(DrawnPartition(pictures, describe_partition(partition), tuple(names)))
     return drawn

@@ -61,10 +61,50 @@ tbody th { font-weight: 600; min-width: 6.5rem; }
   border-radius: 50%; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2.2rem; }
 figure { margin: 0 0 1.6rem; min-width: 0; }
+figure.spans { grid-column: 1 / -1; }
 figcaption { max-width: 44rem; margin-top: .5rem; color: var(--soft); font-size: .85rem; }
 figcaption b { color: var(--ink); font-weight: 600; }
 svg { display: block; max-width: 100%; height: auto; }
 table.differs td { min-width: 5rem; max-width: 34rem; white-space: normal; }
+table.compare > tbody > tr > th { min-width: 12rem; }
+thead th:first-child { box-shadow: inset 0 -1px var(--soft); }
+table.seeds tbody th { min-width: 3rem; }
+table.compare tbody { border-bottom: 1px solid var(--grid); }
+table.compare tbody tr { border-bottom: 0; }
+thead th button { padding: 0; border: 0; background: none; color: inherit; font: inherit;
+  text-align: inherit; cursor: pointer; }
+thead th button:hover { text-decoration: underline; text-underline-offset: .2em; }
+thead th button:focus-visible, summary:focus-visible, a:focus-visible {
+  outline: 2px solid var(--s0); outline-offset: 2px; }
+th[aria-sort] .name::after { content: "↕"; margin-left: .3em; color: var(--soft); }
+th[aria-sort="ascending"] .name::after { content: "▲"; color: var(--ink); }
+th[aria-sort="descending"] .name::after { content: "▼"; color: var(--ink); }
+thead th .sub { font-weight: 400; }
+.scroll { container-type: inline-size; }
+tr.fold td { padding: 0 0 .5rem; text-align: left; white-space: normal; }
+tr.fold details { position: sticky; left: 0; width: 100cqi; margin: 0; padding-left: 1.1rem; }
+.inside { padding-bottom: .8rem; }
+.inside .scroll { container-type: normal; }
+h4 { margin: 1.2rem 0 .4rem; font-size: .85rem; }
+pre { margin: 0; padding: .7rem .9rem; max-height: 22rem; overflow: auto; background: var(--wash);
+  border-radius: 4px; font: .78rem/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; }
+.left { text-align: left; }
+table.seeds th:first-child, table.claims thead th:first-child { white-space: nowrap; }
+table.seeds code { font-size: .72rem; overflow-wrap: normal; }
+table.claims { width: 100%; }
+table.claims tbody th { min-width: 14rem; max-width: 26rem; font-weight: 400; }
+table.claims td.left { white-space: normal; min-width: 18rem; }
+.verdict { font-weight: 600; }
+.verdict.pass { color: var(--s2); }
+.verdict.fail { color: var(--s1); }
+.verdict.undecided, .verdict.not-in-this-grid { color: var(--soft); }
+nav { margin-bottom: 3rem; }
+nav h2 { padding-top: 0; border-top: 0; margin-bottom: .4rem; font-size: 1rem; }
+nav ol { margin: 0; columns: 3 16rem; font-size: .92rem; }
+.summary { max-width: 52rem; margin: 1rem 0 0; }
+.note p { margin: 0 0 .3rem; }
+.note ul { margin: 0; }
+.lead + .note, .note + .scroll { margin-top: 1rem; }
 .narrow { display: none; }
 .narrow svg { width: 100%; }
 table.compare td:last-child { min-width: 4.2rem; white-space: normal; }
@@ -87,7 +127,11 @@ ul { padding-left: 1.2rem; }
 @media (max-width: 60rem) { .pair { grid-template-columns: 1fr; } }
 @media (max-width: 34rem) {
   main { padding: 1.4rem 1rem 3rem; }
-  h1 { font-size: 1.5rem; }
+  h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
+  h2, h3 { overflow-wrap: anywhere; }
+  table.compare > tbody > tr > th { min-width: 7rem; max-width: 9rem;
+    overflow-wrap: anywhere; }
+  table.claims tbody th { min-width: 11rem; max-width: 11rem; }
   .wide { display: none; }
   .narrow { display: block; }
   section > dl:not(.pairs) { grid-template-columns: 1fr; gap: .1rem; }
@@ -105,5 +149,7 @@ th, td { padding: .25rem 0 .25rem .5rem; white-space: normal; }
 th:first-child { position: static; }
 figure, tr, dl div { break-inside: avoid; }
 h2, h3 { break-after: avoid; }
-.files, details { display: none; }
+.files, nav, details { display: none; }
+th[aria-sort] .name::after { content: none; }
+@page { margin: 12mm; }
 """

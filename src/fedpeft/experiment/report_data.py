@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.experiment.report_names import say, telling
 
 __all__ = [
+    "Absent",
     "Group",
     "Panel",
     "Partition",
@@ -31,6 +33,8 @@ __all__ = [
 
 _FILES = ("experiment.toml", "environment.json", "rounds.jsonl", "summary.json", "checkpoints")
 _OF_ONE_MODE = "federation.buffered."
+_MODEL = "model.name"
+_NOTHING = "guarantees nothing"
 _NOT_COMPARED = ("seed", "name", "sweep", "engine.workers")
 
 
@@ -105,16 +109,31 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Absent:
+    """A seed without a finished run, and why."""
+
+    seed: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Group:
     """Runs that differ in nothing but the seed: one row of the table, one curve.
 
     Attributes:
       label: what sets it apart from the other groups of its panel.
       runs: one a seed, in the order of the seeds.
+      absent: seeds that failed or were never run.
     """
 
     label: str
     runs: tuple[Run, ...]
+    absent: tuple[Absent, ...] = ()
+
+    @property
+    def counted(self) -> tuple[Run, ...]:
+        """The runs that count in means: the finished ones; all of them while none has finished."""
+        return tuple(run for run in self.runs if run.summary is not None) or self.runs
 
     @property
     def method(self) -> str:
@@ -123,8 +142,17 @@ class Group:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every run of it has finished."""
-        return all(run.summary is not None for run in self.runs)
+        """Whether its figures are those of finished runs."""
+        return any(run.summary is not None for run in self.runs)
+
+    @property
+    def privacy_note(self) -> str:
+        """What the runs say of their privacy, such as `simulation: not private`; "" without any."""
+        said = [(run.summary or {}).get("privacy") for run in self.runs]
+        notes = [str(each["note"]) for each in said if isinstance(each, Mapping)]
+        if not notes or self.runs[0].settings.get("privacy.mode") != "paper":
+            return notes[0] if notes else ""
+        return notes[0] if _NOTHING in notes[0] else f"{notes[0]}; {_NOTHING}"
 
 
 @dataclass(frozen=True)
@@ -305,7 +333,15 @@ def _differing(runs: Sequence[Run]) -> list[str]:
 
 def _label(run: Run, others: Sequence[Run]) -> str:
     """The method, and what sets the run apart from others of the same method."""
-    told = _differing([other for other in others if other.method == run.method])
-    told = [key for key in told if key in run.settings or not key.startswith(_OF_ONE_MODE)]
-    extra = [f"{key.rsplit('.', 1)[-1]} {run.settings.get(key, '-')}" for key in told]
-    return ", ".join([run.method, *extra])
+    same = [other for other in others if other.method == run.method]
+    keys = telling(_differing(same), [_compared(other) for other in same])
+    told = [key for key in keys if key in run.settings or not key.startswith(_OF_ONE_MODE)]
+    if _is_usual(run, others):
+        told = [key for key in told if key != _MODEL]
+    return ", ".join(filter(None, [run.method, say(told, run.settings)]))
+
+
+def _is_usual(run: Run, others: Sequence[Run]) -> bool:
+    """Whether most runs have this run's model, so that its name says nothing."""
+    models = [str(other.settings.get(_MODEL)) for other in others]
+    return 2 * models.count(str(run.settings.get(_MODEL))) > len(models)

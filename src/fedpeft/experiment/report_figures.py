@@ -10,7 +10,7 @@ that has not finished.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,7 @@ from fedpeft.experiment.report_data import Group, Panel
 from fedpeft.experiment.report_labels import Label, place_labels
 from fedpeft.experiment.report_style import LIGHT, Picture, Stroke, picture_of, strokes, styled
 from fedpeft.experiment.report_table import (
+    Spread,
     count_text,
     metric_text,
     row_of,
@@ -27,13 +28,22 @@ from fedpeft.experiment.report_table import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["Curve", "curve_of", "draw_comparison", "draw_curves", "drawn_axes", "metric_axis"]
+__all__ = [
+    "Axis",
+    "Curve",
+    "curve_of",
+    "draw_comparison",
+    "draw_curves",
+    "drawn_axes",
+    "metric_axis",
+]
 
 Axis = Literal["bytes", "rounds", "time"]
 
 _X_LABELS = {
-    "bytes": "Bytes sent so far, both ways, all clients (log scale)",
+    "bytes": "Bytes sent so far, all clients (log scale)",
     "rounds": "Round",
     "time": "Simulated time",
 }
@@ -58,16 +68,17 @@ class Curve:
 
 def curve_of(group: Group, axis: Axis) -> Curve:
     """Average the seeds of a group, round by round, over the rounds that all of them have."""
-    clocks = [run.simulated() if axis == "time" else None for run in group.runs]
+    clocks = [run.simulated() if axis == "time" else None for run in group.counted]
     runs = [
         {
             r: (total if clock is None else clock[r], value)
             for r, total, value in run.curve()
             if clock is None or r in clock
         }
-        for run, clock in zip(group.runs, clocks, strict=True)
+        for run, clock in zip(group.counted, clocks, strict=True)
     ]
-    common = sorted(set.intersection(*(set(run) for run in runs)))
+    runs = [run for run in runs if run]
+    common = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
     values = [[run[r][1] for run in runs] for r in common]
     spent = [sum(run[r][0] for run in runs) / len(runs) for r in common]
     return Curve(
@@ -106,20 +117,72 @@ def draw_curves(
     """
     from matplotlib.figure import Figure
 
+    keyed = _needs_key(panel, width)
+    below = 13.0 * len(panel.groups) + 6 if keyed else 0.0
     with styled():
-        figure = Figure(figsize=(width, max(3.9, 0.22 * len(panel.groups) + 1.2)))
+        tall = 3.7 if keyed else max(3.9, 0.22 * len(panel.groups) + 1.2)
+        figure = Figure(figsize=(width, tall + below / 72))
         axes = figure.add_subplot()
         lines = list(zip(panel.groups, strokes([g.method for g in panel.groups]), strict=True))
-        labels = [label for group, stroke in lines if (label := _plot(axes, group, stroke, axis))]
+        faint = 0.16 if len(lines) <= 6 else 0.07
+        plotted = [(_plot(axes, group, stroke, (axis, faint)), stroke) for group, stroke in lines]
+        labels = [label for label, _ in plotted if label]
         if target is not None:
             _target_line(axes, target, panel.metric)
         _scales(axes, panel, axis)
         axes.set_xlabel(axes.get_xlabel() or _X_LABELS[axis])
         axes.set_title(metric_axis(panel), loc="left", fontsize=9, color=LIGHT["soft"], pad=10)
-        place_labels(figure, axes, labels)
+        if keyed:
+            labels = _key(figure, labels, [stroke for label, stroke in plotted if label])
+        place_labels(figure, axes, labels, below=below)
         what = "simulated time" if axis == "time" else axis
         title = f"{metric_axis(panel)} against {what}, {panel.source}"
-        return picture_of(figure, name=name, title=title)
+        return picture_of(figure, name=name, title=title, text=_ends(panel, axis))
+
+
+_WIDE_ENOUGH = 5.0  # inches, for labels of any length beside the curves
+
+
+def _needs_key(panel: Panel, width: float) -> bool:
+    """Whether labels would leave no room for the curves."""
+    longest = max(len(group.label) for group in panel.groups)
+    return width < _WIDE_ENOUGH and (longest > 16 or len(panel.groups) > 8)
+
+
+def _key(figure: Figure, labels: Sequence[Label], marks: Sequence[Stroke]) -> list[Label]:
+    """Write the labels under the axes, best last score first, and return letters in their place."""
+    ranked = sorted(range(len(labels)), key=lambda i: -labels[i].y)
+    letters = list(labels)
+    full = figure.get_figheight() * 72
+    for place, index in enumerate(ranked):
+        label, letter = labels[index], chr(ord("a") + place % 26)
+        letters[index] = Label(letter, label.x, label.y, label.colour)
+        height = (13.0 * (len(labels) - place) - 5) / full
+        _sample(figure, marks[index], height)
+        figure.text(0.13, height, f"{letter}  {label.text}", fontsize=8.5, va="center")
+    return letters
+
+
+def _sample(figure: Figure, stroke: Stroke, height: float) -> None:
+    axes = figure.add_axes((0.02, height - 0.005, 0.09, 0.01))
+    axes.axis("off")
+    axes.plot([0, 1], [0, 0], color=stroke.colour, linestyle=stroke.dash)
+
+
+def _ends(panel: Panel, axis: Axis) -> str:
+    """Say where every curve ends."""
+    said: Mapping[Axis, Callable[[float], str]] = {
+        "bytes": short_bytes,
+        "time": seconds_text,
+        "rounds": lambda x: f"round {x:.0f}",
+    }
+    ends = []
+    for group in panel.groups:
+        curve = curve_of(group, axis)
+        if curve.x:
+            last = metric_text(Spread(curve.mean[-1], None), panel.metric)
+            ends.append(f"{group.label}: {last} at {said[axis](curve.x[-1])}")
+    return "Curves end here. " + "; ".join(ends) + "."
 
 
 def _scales(axes: Axes, panel: Panel, axis: Axis) -> None:
@@ -173,14 +236,15 @@ def _widen(axes: Axes, least: float) -> None:
         axes.set_ylim(middle - least / 2, middle + least / 2)
 
 
-def _plot(axes: Axes, group: Group, stroke: Stroke, axis: Axis) -> Label | None:
+def _plot(axes: Axes, group: Group, stroke: Stroke, how: tuple[Axis, float]) -> Label | None:
+    axis, faint = how
     curve = curve_of(group, axis)
     if not curve.x:
         return None
     colour = stroke.colour
     axes.plot(curve.x, curve.mean, color=colour, linestyle=stroke.dash)
-    if len(group.runs) > 1:
-        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
+    if len(group.counted) > 1:
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=faint, linewidth=0)
     axes.plot(
         curve.x[-1:],
         curve.mean[-1:],
@@ -194,7 +258,7 @@ def _plot(axes: Axes, group: Group, stroke: Stroke, axis: Axis) -> Label | None:
 
 
 def _target_line(axes: Axes, target: float, metric: str) -> None:
-    text = f"{target:g}" if metric == "perplexity" else f"{100 * target:g} %"
+    text = f"{target:g}" if metric == "perplexity" else f"{100 * target:.3g} %"
     axes.axhline(target, color=LIGHT["soft"], linewidth=0.9, linestyle=(0, (2, 2)))
     axes.annotate(
         f"target {text}",
@@ -251,7 +315,7 @@ def _cells(group: Group, metric: str) -> Mapping[str, str]:
 
 
 def _dot(axes: Axes, group: Group, stroke: Stroke, place: int) -> None:
-    finals = [curve[-1][2] for run in group.runs if (curve := run.curve())]
+    finals = [curve[-1][2] for run in group.counted if (curve := run.curve())]
     if not finals:
         return
     mean = sum(finals) / len(finals)

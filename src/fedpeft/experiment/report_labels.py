@@ -78,8 +78,17 @@ def _share_columns(boxes: Sequence[Box], a: int, b: int) -> bool:
     return first.left < second.left + second.width and second.left < first.left + first.width
 
 
-def place_labels(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
-    """Write labels beside their points, with room for them at the right of the axes."""
+def place_labels(
+    figure: Figure, axes: Axes, labels: Sequence[Label], *, below: float = 0.0
+) -> None:
+    """Write labels beside their points, with room for them at the right of the axes.
+
+    Args:
+      figure: of the axes.
+      axes: with the points.
+      labels: what to write.
+      below: points to leave free under the axes and their texts.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -92,7 +101,7 @@ def place_labels(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
         text.remove()
     pixels = figure.dpi / 72
     axes.autoscale_view()
-    _fit_axes(figure, axes, labels, [extent.width / pixels for extent in extents])
+    _fit_axes(figure, axes, labels, [extent.width / pixels for extent in extents], below)
     points = [axes.transData.transform((label.x, label.y)) for label in labels]
     boxes = [
         Box(float(point[0]) + _GAP * pixels, extent.width, extent.height * 1.08, float(point[1]))
@@ -104,10 +113,12 @@ def place_labels(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
         _write(axes, label, (middle - box.middle) / pixels)
 
 
-def _fit_axes(figure: Figure, axes: Axes, labels: Sequence[Label], widths: Sequence[float]) -> None:
+def _fit_axes(
+    figure: Figure, axes: Axes, labels: Sequence[Label], widths: Sequence[float], below: float
+) -> None:
     """Make the axes as wide as leaves room for the labels, whose widths are in points."""
     full_width, full_height = figure.get_figwidth() * 72, figure.get_figheight() * 72
-    left, bottom, top = 42.0, 40.0, 26.0
+    left, bottom, top = 42.0, 40.0 + below, 26.0
     room = full_width - left - 4
     inside = axes.transAxes.inverted()
     wide = room

@@ -1,74 +1,112 @@
 """The page of a report: one HTML file that asks for nothing else.
 
-    heading ── panel: table, two figures, settings ── partitions ── failures ── how to read ── setup
+    heading ── contents ── claims ── grid: table, figures ── partitions ── failures ── setup
 
-No script, no font, no address outside the file; light, dark, narrow and printed from one sheet of
-styles.
+No font, no address outside the file, and one script that sorts the tables; light, dark, narrow and
+printed from one sheet of styles.
 """
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fedpeft.experiment.claims import Verdict
+from fedpeft.experiment.report_claims import claims_section, claims_words
 from fedpeft.experiment.report_css import stylesheet
 from fedpeft.experiment.report_data import Group, Panel, Run, flat_settings
-from fedpeft.experiment.report_style import Picture, strokes
-from fedpeft.experiment.report_table import (
-    Row,
-    Spread,
-    bytes_text,
-    count_text,
-    metric_text,
-    row_of,
-    seconds_text,
-)
+from fedpeft.experiment.report_grid import Grid
+from fedpeft.experiment.report_rows import rows_table
+from fedpeft.experiment.report_script import SCRIPT
+from fedpeft.experiment.report_style import Picture
+from fedpeft.experiment.report_summary import leader, privacy_paragraph
+from fedpeft.experiment.report_table import as_csv
 from fedpeft.experiment.report_words import MEANINGS
 
-__all__ = ["DrawnPanel", "DrawnPartition", "page"]
+__all__ = ["DrawnGrid", "DrawnPanel", "DrawnPartition", "Figure", "Page", "page"]
 
 _OPTIONS = "tuning.options"
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One figure.
+
+    Attributes:
+      pictures: for a wide and for a narrow page; one for both.
+      caption: HTML.
+      spans: whether it takes the whole width.
+    """
+
+    pictures: tuple[Picture, ...]
+    caption: str
+    spans: bool = False
+
+
+@dataclass(frozen=True)
 class DrawnPanel:
-    """A panel and its figures, each for a wide and for a narrow page.
+    """A panel and its figures.
 
     Attributes:
       panel: what they show.
-      bytes: metric against bytes.
-      rounds: metric against rounds.
-      files: where the pictures stand beside the page; (name of the file, what it is).
-      reached: what to say about a target, or "".
-      time: metric against simulated time; None where no clock ran.
+      figures: side by side where there is room.
+      folded: curves of single settings; (setting, its figures).
     """
 
     panel: Panel
-    bytes: tuple[Picture, Picture]
-    rounds: tuple[Picture, Picture]
-    files: tuple[tuple[str, str], ...] = ()
-    reached: str = ""
-    time: tuple[Picture, Picture] | None = None
+    figures: tuple[Figure, ...]
+    folded: tuple[tuple[str, tuple[Figure, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class DrawnGrid:
+    """A grid and its panels."""
+
+    grid: Grid
+    panels: tuple[DrawnPanel, ...]
 
 
 @dataclass(frozen=True)
 class DrawnPartition:
-    """A partition's picture, wide and narrow, what it says, and the runs that share it."""
+    """A partition's pictures (none: the words are enough), what it says, and who shares it."""
 
-    pictures: tuple[Picture, Picture]
+    pictures: tuple[Picture, ...]
     text: str
     runs: tuple[str, ...]
 
 
-def page(title: str, panels: Sequence[DrawnPanel], partitions: Sequence[DrawnPartition]) -> str:
+@dataclass(frozen=True)
+class Page:
+    """What a page is made of.
+
+    Attributes:
+      title: its heading.
+      grids: in the order in which they were asked for.
+      partitions: of all of them.
+      verdicts: on the paper's claims; () where there is nothing to compare.
+      diagnostics: whether figures that are not private are shown.
+    """
+
+    title: str
+    grids: tuple[DrawnGrid, ...]
+    partitions: tuple[DrawnPartition, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    diagnostics: bool = False
+
+
+def page(told: Page) -> str:
     """Write the whole page."""
-    groups = [group for drawn in panels for group in drawn.panel.groups]
+    panels = [drawn for grid in told.grids for drawn in grid.panels]
+    groups = [group for grid in told.grids for group in grid.grid.groups]
     runs = [run for group in groups for run in group.runs]
     parts = [
-        _header(title, groups, runs),
-        *(_panel(drawn) for drawn in panels),
-        _partitions(partitions),
+        _header(told, groups, runs),
+        _contents(told),
+        claims_section(told.verdicts) if told.verdicts else "",
+        *(_grid(drawn, index, told) for index, drawn in enumerate(told.grids)),
+        _partitions(told.partitions),
         _failures(groups),
         _meaning(panels),
         _setup(panels, runs),
@@ -76,151 +114,100 @@ def page(title: str, panels: Sequence[DrawnPanel], partitions: Sequence[DrawnPar
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{stylesheet()}</style>\n</head>\n<body>\n"
-        f"<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
+        f"<title>{html.escape(told.title)}</title>\n<style>\n{stylesheet()}</style>\n</head>\n"
+        f"<body>\n<main>\n{''.join(parts)}</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
-def _header(title: str, groups: Sequence[Group], runs: Sequence[Run]) -> str:
+def _header(told: Page, groups: Sequence[Group], runs: Sequence[Run]) -> str:
     waiting = [run for run in runs if run.summary is None]
     seeds = sorted({int(run.settings.get("seed", 0)) for run in runs})
+    models = list(dict.fromkeys(str(run.settings.get("model.name", "?")) for run in runs))
     lead = (
         f"{_plural(len(groups), 'configuration')}, {_plural(len(runs), 'run')}, "
-        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; "
+        f"{'model' if len(models) == 1 else 'models'} {_listed(models)}."
     )
     note = ""
     if waiting:
         note = (
-            f'<p class="note">{_plural(len(waiting), "run")} not finished: figures are those of '
-            "the rounds so far, curves end in a hollow dot.</p>"
+            f'<p class="note">{_plural(len(waiting), "run")} not finished: they count in no mean '
+            "as long as another seed of their row has finished; a row without a finished run shows "
+            "the rounds so far, and its curve ends in a hollow dot.</p>"
         )
+    found = [leader(panel, _name(grid, panel)) for grid in told.grids for panel in grid.grid.panels]
+    items = [html.escape(text) for text in [*found, claims_words(told.verdicts)] if text]
+    summary = f'<ul class="summary">{"".join(f"<li>{i}</li>" for i in items)}</ul>' if items else ""
     return (
-        f'<header><p class="kind">fedpeft report</p><h1>{html.escape(title)}</h1>'
-        f'<p class="lead">{lead}</p>{note}</header>\n'
+        f'<header><p class="kind">fedpeft report</p><h1>{html.escape(told.title)}</h1>'
+        f'<p class="lead">{html.escape(lead)}</p>{summary}{note}</header>\n'
     )
 
 
-def _panel(drawn: DrawnPanel) -> str:
-    panel = drawn.panel
-    name = f"{panel.source}, {panel.evaluated_on} set"
-    noun = panel.metric.capitalize()
-    files = " ".join(
-        f'<a href="{html.escape(file)}">{html.escape(what)}</a>' for file, what in drawn.files
-    )
-    order = "Lower" if panel.metric == "perplexity" else "Higher"
-    return (
-        f"<section><h2>{html.escape(name)}</h2>{_table(panel)}"
-        f'<p class="files">Files: {files}</p><div class="pair">'
-        + _figure(
-            drawn.bytes,
-            f"<b>{noun} against bytes sent.</b> Both ways, all clients, as encoded, added up round "
-            f"by round. {order} and further left is better. {html.escape(drawn.reached)}",
-        )
-        + _figure(
-            drawn.rounds,
-            f"<b>{noun} against rounds.</b> {_curve_note(panel)}",
-        )
-        + _time_figure(drawn, noun)
-        + "</div></section>\n"
-    )
+def _name(drawn: DrawnGrid, panel: Panel) -> str:
+    grid = drawn.grid
+    return grid.name if len(grid.panels) == 1 else f"{grid.name}, {panel.source}"
 
 
-def _time_figure(drawn: DrawnPanel, noun: str) -> str:
-    if drawn.time is None:
-        return ""
-    return _figure(
-        drawn.time,
-        f"<b>{noun} against simulated time.</b> Seconds on the simulated clock: download, compute "
-        "and upload of the clients, and waiting for them. Runs without that clock are left out.",
-    )
+def _contents(told: Page) -> str:
+    links = [("claims", "The claims of the paper")] if told.verdicts else []
+    links += [(f"grid-{i}", drawn.grid.name) for i, drawn in enumerate(told.grids)]
+    links += [("partition", "The partition")] if told.partitions else []
+    links += [("failures", "Failures"), ("meaning", "What the figures mean"), ("setup", "Setup")]
+    items = "".join(f'<li><a href="#{at}">{html.escape(text)}</a></li>' for at, text in links)
+    return f'<nav aria-label="Contents"><h2>Contents</h2><ol>{items}</ol></nav>\n'
 
 
-def _curve_note(panel: Panel) -> str:
-    if any(len(group.runs) > 1 for group in panel.groups):
-        return "Lines are means over seeds; bands reach from the lowest seed to the highest."
-    return "One seed a curve: differences of a few points may be chance."
-
-
-def _figure(pictures: tuple[Picture, Picture], caption: str) -> str:
-    wide, narrow = pictures
-    return (
-        f'<figure><div class="wide">{wide.inline}</div><div class="narrow">{narrow.inline}</div>'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _table(panel: Panel) -> str:
-    rows = [row_of(group) for group in panel.groups]
-    marks = strokes([group.method for group in panel.groups])
-    private = any(row.epsilon is not None for row in rows)
-    noun = panel.metric.capitalize()
-    heads = [
-        ("Method", ""),
-        (noun, "last round"),
-        (noun, "best round"),
-        ("Trained", "parameters, share"),
-        ("Payload", "a client, one way"),
-        ("Encoded", "a message, up / down"),
-        ("Total bytes", "both ways, all clients"),
-        ("Time", ""),
-        ("ε", "privacy"),
-        ("Seeds", ""),
-    ]
-    head = "".join(f'<th scope="col">{a}{_sub(b)}</th>' for a, b in heads)
-    best = _best_of(rows, panel.metric)
+def _grid(drawn: DrawnGrid, index: int, told: Page) -> str:
+    grid = drawn.grid
     body = "".join(
-        _row(row, f"var(--{mark.slot})", panel.metric, is_best=row is best)
-        for row, mark in zip(rows, marks, strict=True)
+        _panel(panel, alone=len(drawn.panels) == 1, diagnostics=told.diagnostics)
+        for panel in drawn.panels
     )
-    foot = "" if private else " No differential privacy was used: ε is none."
+    lost = "".join(
+        f"<li><b>{html.escape(row.label)}</b>: "
+        + html.escape("; ".join(f"seed {each.seed} {each.why}" for each in row.absent))
+        + "</li>"
+        for row in grid.lost
+    )
+    missing = f"<h3>Rows without any run</h3><ul>{lost}</ul>" if lost else ""
     return (
-        f'<div class="scroll" tabindex="0"><table class="compare"><caption>{noun} after the last '
-        f"round is the headline; the best round stands beside it.{foot}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<section id="grid-{index}"><h2>{html.escape(grid.name)}</h2>{body}{missing}</section>\n'
     )
 
 
-def _best_of(rows: Iterable[Row], metric: str) -> Row | None:
-    """The finished row with the best last round; None if there is no single one."""
-    sign = -1 if metric == "perplexity" else 1
-    known = [(sign * row.last.mean, row) for row in rows if row.last and not row.status]
-    top = max((value for value, _ in known), default=0.0)
-    first = [row for value, row in known if value == top]
-    return first[0] if len(known) > 1 and len(first) == 1 else None
+def _panel(drawn: DrawnPanel, *, alone: bool, diagnostics: bool) -> str:
+    panel = drawn.panel
+    name = html.escape(f"{panel.source}, {panel.evaluated_on} set")
+    figures = "".join(map(_figure, drawn.figures))
+    data = base64.b64encode(as_csv([panel]).encode()).decode()
+    return (
+        f"{f'<p class=lead>Data: {name}.</p>' if alone else f'<h3>{name}</h3>'}"
+        f"{privacy_paragraph(panel)}{rows_table(panel, diagnostics=diagnostics)}"
+        f'<p class="files"><a download="table.csv" href="data:text/csv;base64,{data}">'
+        "This table as CSV, with full precision</a></p>"
+        f'<div class="pair">{figures}</div>{_folded(drawn)}'
+    )
 
 
-def _row(row: Row, colour: str, metric: str, *, is_best: bool) -> str:
-    status = f'<span class="status">{html.escape(row.status)}</span>' if row.status else ""
-    last = metric_text(row.last, metric)
-    share = "" if row.share is None else f"{100 * row.share:.3g} %"
-    best = f"round {row.best_round}" if row.best_round else ""
-    down = f"{count_text(row.encoded_down)} B"
-    cells = [
-        f"<b>{last}</b>" if is_best else last,
-        metric_text(row.best, metric) + _sub(best if len(row.seeds) == 1 else ""),
-        count_text(row.trained) + _sub(share),
-        _bytes_cell(row.payload),
-        f'{count_text(row.encoded_up)} B<span class="sub">{down}</span>',
-        _bytes_cell(row.total_bytes.mean if row.total_bytes else None),
-        _time(row.seconds),
-        "none" if row.epsilon is None else f"{row.epsilon:.3g}",
-        ", ".join(map(str, row.seeds)),
-    ]
-    line = "".join(f"<td>{cell}</td>" for cell in cells)
-    swatch = f'<span class="swatch" style="background:{colour}"></span>'
-    return f'<tr><th scope="row">{swatch}{html.escape(row.label)}{status}</th>{line}</tr>'
+def _folded(drawn: DrawnPanel) -> str:
+    if not drawn.folded:
+        return ""
+    parts = "".join(
+        f'<h4>{html.escape(name)}</h4><div class="pair">{"".join(map(_figure, figures))}</div>'
+        for name, figures in drawn.folded
+    )
+    return f"<details><summary>Curves for each setting</summary>{parts}</details>"
 
 
-def _bytes_cell(count: float | None) -> str:
-    return "–" if count is None else f"{count_text(count)} B{_sub(bytes_text(count))}"
-
-
-def _time(seconds: Spread | None) -> str:
-    return seconds_text(seconds.mean if seconds else None)
-
-
-def _sub(text: str) -> str:
-    return f'<span class="sub">{html.escape(text)}</span>' if text else ""
+def _figure(figure: Figure) -> str:
+    if len(figure.pictures) == 1:
+        shown = f'<div class="both">{figure.pictures[0].inline}</div>'
+    else:
+        wide, narrow = figure.pictures
+        shown = f'<div class="wide">{wide.inline}</div><div class="narrow">{narrow.inline}</div>'
+    spans = ' class="spans"' if figure.spans else ""
+    return f"<figure{spans}>{shown}<figcaption>{figure.caption}</figcaption></figure>"
 
 
 def _partitions(partitions: Sequence[DrawnPartition]) -> str:
@@ -229,15 +216,25 @@ def _partitions(partitions: Sequence[DrawnPartition]) -> str:
         return ""
     figures = [
         _figure(
-            drawn.pictures,
-            f"<b>Which client holds what.</b> {html.escape(drawn.text)}. "
-            f"Shared by {html.escape(_listed(drawn.runs))}.",
+            Figure(
+                drawn.pictures,
+                f"<b>Which client holds what.</b> {html.escape(drawn.text)}. "
+                f"Shared by {html.escape(_listed(drawn.runs))}.",
+            )
         )
         for drawn in partitions
+        if drawn.pictures
     ]
-    shown, folded = "".join(figures[:3]), "".join(figures[3:])
-    more = f"<details><summary>More partitions</summary>{folded}</details>" if folded else ""
-    return f"<section><h2>The partition</h2>{shown}{more}</section>\n"
+    others = "".join(
+        f"<li>{html.escape(drawn.text)}: {html.escape(_listed(drawn.runs))}</li>"
+        for drawn in partitions
+        if not drawn.pictures
+    )
+    more = f"<details><summary>Other partitions</summary><ul>{others}</ul></details>"
+    return (
+        f'<section id="partition"><h2>The partition</h2>{"".join(figures)}'
+        f"{more if others else ''}</section>\n"
+    )
 
 
 def _failures(groups: Iterable[Group]) -> str:
@@ -253,7 +250,7 @@ def _failures(groups: Iterable[Group]) -> str:
                     f"{number}, {html.escape(client)}: {html.escape(why)}</li>"
                 )
     body = f"<ul>{''.join(items)}</ul>" if items else "<p>Every client that was asked answered.</p>"
-    return f"<section><h2>Failures</h2>{body}</section>\n"
+    return f'<section id="failures"><h2>Failures</h2>{body}</section>\n'
 
 
 def _failed(record: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -268,7 +265,7 @@ def _meaning(panels: Sequence[DrawnPanel]) -> str:
         for term, text in MEANINGS.items()
         if term.lower() in metrics or term not in ("Accuracy", "Perplexity")
     )
-    return f"<section><h2>What the figures mean</h2><dl>{body}</dl></section>\n"
+    return f'<section id="meaning"><h2>What the figures mean</h2><dl>{body}</dl></section>\n'
 
 
 def _setup(panels: Sequence[DrawnPanel], runs: Sequence[Run]) -> str:
@@ -278,11 +275,12 @@ def _setup(panels: Sequence[DrawnPanel], runs: Sequence[Run]) -> str:
         for key in keys
         if len({str(run.settings.get(key)) for run in runs}) == 1 and runs[0].settings[key] != []
     ]
+    environment = runs[0].environment if runs else {}
     folders = "".join(f"<li><code>{html.escape(str(run.folder))}</code></li>" for run in runs)
     return (
-        f"<section><h2>Setup</h2>{_differing(panels)}"
+        f'<section id="setup"><h2>Setup</h2>{_differing(panels)}'
         + _pairs("What is common", {key: runs[0].settings[key] for key in common})
-        + _pairs("Environment", flat_settings(runs[0].environment))
+        + _pairs("Environment", flat_settings(environment))
         + f"<details><summary>Run folders</summary><ul>{folders}</ul></details></section>\n"
     )
 

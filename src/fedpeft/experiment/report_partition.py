@@ -82,6 +82,7 @@ def _cells(axes: Axes, partition: Partition) -> None:
         for label, count in enumerate(row)
         if count
     ]
+    filled.sort(key=lambda cell: cell[2])  # neighbours of one shade are one shape on a page
     squares = [_square(client, label) for client, label, _ in filled]
     alphas = [_opacity(count, largest) for _, _, count in filled]
     axes.add_collection(

@@ -27,6 +27,7 @@ LIGHT = {
     "soft": "#5c6570",
     "grid": "#d9dde2",
     "page": "#ffffff",
+    "wash": "#f3f5f7",
     "s0": "#0072b2",
     "s1": "#c75300",
     "s2": "#00875f",
@@ -42,6 +43,7 @@ DARK = {
     "soft": "#a4adb8",
     "grid": "#363c44",
     "page": "#15181c",
+    "wash": "#1e2329",
     "s0": "#4aa8e8",
     "s1": "#ff8a3d",
     "s2": "#2fc49a",
@@ -52,6 +54,7 @@ DARK = {
 }
 """The same on a dark page."""
 
+_FILED = 5.0  # inches
 _SLOTS = {
     "bias": 0,
     "full": 1,
@@ -83,7 +86,7 @@ class Picture:
 
     Attributes:
       svg: a file of its own, on white.
-      png: the same as pixels.
+      png: the same as pixels; empty for a picture of a phone's width, which stands in pages alone.
       inline: markup for a page that defines the CSS variables of `LIGHT` and `DARK`.
     """
 
@@ -147,21 +150,24 @@ def styled() -> Iterator[None]:
         yield
 
 
-def picture_of(figure: Figure, *, name: str, title: str) -> Picture:
+def picture_of(figure: Figure, *, name: str, title: str, text: str = "") -> Picture:
     """Save a figure as SVG text, as PNG at 200 dots an inch, and as markup to inline.
 
     Args:
       figure: drawn; not used afterwards.
       name: short and unique on a page; goes into the ids of the markup.
       title: what the picture shows, for readers who do not see it.
+      text: what can be read off it, for the same readers.
     """
-    text, pixels = io.StringIO(), io.BytesIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
-    figure.savefig(pixels, format="png", dpi=200, metadata={"Software": None, "Title": title})
-    return Picture(text.getvalue(), pixels.getvalue(), _inline(text.getvalue(), name, title))
+    drawn, pixels = io.StringIO(), io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
+    if figure.get_figwidth() >= _FILED:
+        figure.savefig(pixels, format="png", dpi=200, metadata={"Software": None, "Title": title})
+    svg = drawn.getvalue()
+    return Picture(svg, pixels.getvalue(), _inline(svg, name, (title, text or title)))
 
 
-def _inline(svg: str, name: str, title: str) -> str:
+def _inline(svg: str, name: str, told: tuple[str, str]) -> str:
     """Fit an SVG file into a page: own ids, the page's font and colours, scalable, labelled."""
     import html
 
@@ -170,11 +176,45 @@ def _inline(svg: str, name: str, title: str) -> str:
     body = re.sub(r"<title>.*?</title>\s*", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = re.sub(r"'?DejaVu Sans'?", "inherit", body)
+    body = re.sub(r"'?DejaVu Sans'?(, sans-serif)?", "inherit", body)
     for variable, colour in LIGHT.items():
         body = re.sub(colour, f"var(--{variable})", body, flags=re.IGNORECASE)
+    body = _shorter(body)
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', body)[:2]
     pixels = f'width="{float(width) * 4 / 3:.0f}" height="{float(height) * 4 / 3:.0f}"'
     body = re.sub(r'(<svg[^>]*?)height="[\d.]+pt"([^>]*?)width="[\d.]+pt"', rf"\1{pixels}\2", body)
     body = re.sub(r'(<svg[^>]*?)width="[\d.]+pt"([^>]*?)height="[\d.]+pt"', rf"\1{pixels}\2", body)
-    return body.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+    named = f'role="img" aria-labelledby="{name}-title" aria-describedby="{name}-desc"'
+    said = "".join(
+        f'<{tag} id="{name}-{tag}">{html.escape(words)}</{tag}>'
+        for tag, words in zip(("title", "desc"), told, strict=True)
+    )
+    return re.sub(r"<svg([^>]*)>", lambda m: f"<svg {named}{m.group(1)}>{said}", body, count=1)
+
+
+def _shorter(svg: str) -> str:
+    """Drop what no reader sees: long decimals, names of groups, rotations by nothing, line ends."""
+    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r' transform="rotate\(-?0 [^"]*"', "", svg)
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    svg = re.sub(r"> <", "><", svg)
+    svg = svg.replace("font-family: inherit; ", "")
+    svg = re.sub(r'(?<= d=")[^"]*', _shorter_path, svg)
+    svg = re.sub(_ALIKE, _joined, svg)
+    while (less := re.sub(r"<g>((?:(?!</?g).)*)</g>", r"\1", svg)) != svg:
+        svg = less
+    return svg
+
+
+_ALIKE = r'<path d="[^"]*"((?: clip-path="[^"]*")? style="fill: [^"]*")/>(?:<path d="[^"]*"\1/>)+'
+"""Neighbours that are filled alike, as the cells of a picture of a partition are."""
+
+
+def _shorter_path(found: re.Match[str]) -> str:
+    return re.sub(r" ?([MLQCz]) ?", r"\1", re.sub(r"(\d\.\d)\d+", r"\1", found.group()))
+
+
+def _joined(found: re.Match[str]) -> str:
+    shapes = "\n".join(re.findall(r' d="([^"]*)"', found.group()))
+    return f'<path d="{shapes}"{found.group(1)}/>'

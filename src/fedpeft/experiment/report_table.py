@@ -10,7 +10,7 @@ import io
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedpeft.experiment.report_data import Group, Panel, Run
 
@@ -20,7 +20,10 @@ __all__ = [
     "as_csv",
     "bytes_text",
     "count_text",
+    "epsilon_text",
+    "interval_text",
     "metric_text",
+    "most_of",
     "row_of",
     "seconds_text",
     "short_bytes",
@@ -34,10 +37,16 @@ class Spread:
     Attributes:
       mean: of all seeds.
       std: sample standard deviation (n - 1); None for one seed.
+      low: the smallest.
+      high: the largest.
+      count: how many seeds.
     """
 
     mean: float
     std: float | None
+    low: float = field(default=math.nan, compare=False)
+    high: float = field(default=math.nan, compare=False)
+    count: int = field(default=1, compare=False)
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread | None:
@@ -45,7 +54,24 @@ class Spread:
         if not values:
             return None
         std = statistics.stdev(values) if len(values) > 1 else None
-        return Spread(statistics.fmean(values), std)
+        return Spread(statistics.fmean(values), std, min(values), max(values), len(values))
+
+    def interval(self, *, most: float = math.inf) -> tuple[float, float] | None:
+        """The 95 % interval of the mean over seeds, by Student's t; None for one seed.
+
+        It is cut to what the figure can be: 0 to `most`.
+        """
+        if self.std is None:
+            return None
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(self.count - 1, 0.975)) * self.std / math.sqrt(self.count)
+        return max(0.0, self.mean - half), min(most, self.mean + half)
+
+
+def most_of(metric: str) -> float:
+    """Return the largest value that a metric can have."""
+    return math.inf if metric == "perplexity" else 1.0
 
 
 @dataclass(frozen=True)
@@ -64,9 +90,12 @@ class Row:
       encoded_up: mean encoded bytes of one reply.
       encoded_down: mean encoded bytes of one broadcast to one client.
       total_bytes: encoded, both ways, all clients and rounds.
+      bytes_up: encoded, of all replies.
+      bytes_down: encoded, of all broadcasts.
       seconds: wall time.
       epsilon: privacy spent; None without differential privacy.
-      seeds: of the runs.
+      seeds: of the runs that count.
+      privacy_note: what the runs say of their privacy; "" without any.
     """
 
     label: str
@@ -83,11 +112,15 @@ class Row:
     seconds: Spread | None
     epsilon: float | None
     seeds: tuple[int, ...]
+    bytes_up: Spread | None = None
+    bytes_down: Spread | None = None
+    privacy_note: str = ""
 
 
 def row_of(group: Group) -> Row:
-    """Work out the figures of a group; unfinished runs count with the rounds they have."""
-    curves = [run.curve() for run in group.runs]
+    """Work out the figures of a group, over the runs that count."""
+    runs = group.counted
+    curves = [run.curve() for run in runs]
     pick = min if group.runs[0].metric == "perplexity" else max
     bests = [pick(curve, key=lambda point: point[2]) for curve in curves if curve]
     trained, total = (_count_of(group, f"{kind}_parameters") for kind in ("trainable", "total"))
@@ -100,12 +133,15 @@ def row_of(group: Group) -> Row:
         trained=trained,
         share=trained / total if trained and total else None,
         payload=_count_of(group, "payload_bytes"),
-        encoded_up=_per_message(group.runs, "bytes_up"),
-        encoded_down=_per_message(group.runs, "bytes_down"),
-        total_bytes=Spread.of([_total(run) for run in group.runs if run.rounds]),
-        seconds=Spread.of([_seconds(run) for run in group.runs if run.rounds]),
+        encoded_up=_per_message(runs, "bytes_up"),
+        encoded_down=_per_message(runs, "bytes_down"),
+        total_bytes=Spread.of([_total(run) for run in runs if run.rounds]),
+        seconds=Spread.of([_seconds(run) for run in runs if run.rounds]),
         epsilon=_summary_of(group, "epsilon"),
-        seeds=tuple(int(run.settings.get("seed", 0)) for run in group.runs),
+        seeds=tuple(int(run.settings.get("seed", 0)) for run in runs),
+        bytes_up=Spread.of([_sent(run, "bytes_up") for run in runs if run.rounds]),
+        bytes_down=Spread.of([_sent(run, "bytes_down") for run in runs if run.rounds]),
+        privacy_note=group.privacy_note,
     )
 
 
@@ -120,7 +156,7 @@ def _summary_of(group: Group, key: str) -> float | None:
 
 
 def _status(group: Group) -> str:
-    waiting = [run for run in group.runs if run.summary is None]
+    waiting = [run for run in group.counted if run.summary is None]
     stopped = [str((run.summary or {})["stopped"]) for run in group.runs if _was_stopped(run)]
     if waiting:
         done = min(len(run.rounds) for run in waiting)
@@ -146,7 +182,11 @@ def _per_message(runs: Sequence[Run], key: str) -> float | None:
 
 
 def _total(run: Run) -> float:
-    return float(sum(int(r.get("bytes_up", 0)) + int(r.get("bytes_down", 0)) for r in run.rounds))
+    return _sent(run, "bytes_up") + _sent(run, "bytes_down")
+
+
+def _sent(run: Run, key: str) -> float:
+    return float(sum(int(record.get(key, 0)) for record in run.rounds))
 
 
 def _seconds(run: Run) -> float:
@@ -156,10 +196,11 @@ def _seconds(run: Run) -> float:
 
 _COLUMNS = (
     *("data", "evaluated_on", "metric", "configuration", "seeds"),
-    *("last_mean", "last_std", "best_mean", "best_std"),
+    *("last_mean", "last_std", "last_low", "last_high", "last_min", "last_max"),
+    *("best_mean", "best_std"),
     *("trainable_parameters", "trainable_share", "payload_bytes"),
     *("encoded_bytes_up", "encoded_bytes_down", "total_bytes_both_ways"),
-    *("seconds", "epsilon", "status"),
+    *("bytes_up", "bytes_down", "seconds", "epsilon", "privacy", "status"),
 )
 
 
@@ -170,14 +211,22 @@ def as_csv(panels: Sequence[Panel]) -> str:
     writer.writerow(_COLUMNS)
     for panel in panels:
         for group in panel.groups:
-            row = row_of(group)
-            spreads = [*_both(row.last), *_both(row.best)]
-            costs = [row.trained, row.share, row.payload, row.encoded_up, row.encoded_down]
-            totals = [spread.mean if spread else None for spread in (row.total_bytes, row.seconds)]
-            seeds = " ".join(map(str, row.seeds))
-            head = [panel.source, panel.evaluated_on, panel.metric, row.label, seeds]
-            writer.writerow([*head, *spreads, *costs, *totals, row.epsilon, row.status])
+            writer.writerow(_line(panel, row_of(group)))
     return out.getvalue()
+
+
+def _line(panel: Panel, row: Row) -> list[object]:
+    interval = (row.last.interval(most=most_of(panel.metric)) if row.last else None) or (None, None)
+    ends = (row.last.low, row.last.high) if row.last else (None, None)
+    told = (row.total_bytes, row.bytes_up, row.bytes_down, row.seconds)
+    seeds = " ".join(map(str, row.seeds))
+    return [
+        *(panel.source, panel.evaluated_on, panel.metric, row.label, seeds),
+        *(*_both(row.last), *interval, *ends, *_both(row.best)),
+        *(row.trained, row.share, row.payload, row.encoded_up, row.encoded_down),
+        *(each.mean if each else None for each in told),
+        *(row.epsilon, row.privacy_note, row.status),
+    ]
 
 
 def _both(spread: Spread | None) -> tuple[float | None, float | None]:
@@ -191,6 +240,20 @@ def metric_text(spread: Spread | None, metric: str) -> str:
     factor, digits, unit = (1, 2, "") if metric == "perplexity" else (100, 1, " %")
     deviation = "" if spread.std is None else f" ± {spread.std * factor:.{digits}f}"
     return f"{spread.mean * factor:.{digits}f}{deviation}{unit}"
+
+
+def interval_text(ends: tuple[float, float] | None, metric: str) -> str:
+    """Write an interval of a metric for people."""
+    if ends is None or any(map(math.isnan, ends)):
+        return "–"
+    factor, digits, unit = (1, 2, "") if metric == "perplexity" else (100, 1, " %")
+    return f"{ends[0] * factor:.{digits}f} to {ends[1] * factor:.{digits}f}{unit}"
+
+
+def epsilon_text(row: Row) -> str:
+    """Write epsilon, and in the same breath what it is worth."""
+    spent = "none" if row.epsilon is None else f"{row.epsilon:.4g}"
+    return f"{spent} ({row.privacy_note})" if row.privacy_note else spent
 
 
 def count_text(count: float | None) -> str:

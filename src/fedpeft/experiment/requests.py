@@ -70,7 +70,7 @@ def data_request(experiment: Experiment, task: str) -> DataRequest:
         revision=data.revision,
         train_split=data.train_split,
         test_split=data.test_split,
-        columns=Columns(data.image, data.text, data.label, data.client),
+        columns=Columns(data.image, data.text, data.label, data.client, data.video),
         max_length=data.max_length,
         budget=data.budget,
         fidelity=data.fidelity,
@@ -81,6 +81,7 @@ def data_request(experiment: Experiment, task: str) -> DataRequest:
             resize=data.transforms.resize,
             random_crop=data.transforms.random_crop,
             flip=data.transforms.flip,
+            frame_offset=data.transforms.frame_offset,
         ),
         partition=PartitionRequest(
             scheme=partition.scheme,

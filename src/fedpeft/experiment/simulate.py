@@ -82,6 +82,7 @@ def simulate(
     data: Federated,
     settings: Mapping[str, Any] | None = None,
     *,
+    privacy: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     on_round: OnRound = lambda record: None,
 ) -> Result:
@@ -92,16 +93,20 @@ def simulate(
       data: from `from_torch` or `load_data`.
       settings: keys of `[federation]`, `[stability]`, `[client]`, `[wire]`, `[engine]` and `seed`,
         such as `{"federation.rounds": 20, "client.lr": 0.05}`; defaults are those of the file.
+      privacy: keys of `[privacy]`, such as `{"mode": "central", "epsilon": 5.0}`; what a file may
+        not ask for is refused too. The records then hold `epsilon`; rounds end at the budget.
       out: a folder that keeps records, checkpoints and the final delta; a simulation that finds its
         own unfinished folder goes on with it. None keeps nothing.
       on_round: called with the record of each round.
 
     Raises:
       ConfigError: if a setting is wrong or is of the model or the data.
+      PrivacyError: if the privacy asked for would not protect.
       RunFolderError: if `out` holds something else.
       RoundError: if too few clients answered.
     """
-    experiment = _settings(tuned, data, settings or {})
+    private = {f"privacy.{key}": value for key, value in (privacy or {}).items()}
+    experiment = _settings(tuned, data, settings or {}, private)
     check_device(experiment)
     built = assemble(experiment, tuned, data)
     try:
@@ -120,21 +125,24 @@ def _experiment(
     return validate(apply_overrides(table, (settings or {}).items()), where)
 
 
-def _settings(tuned: TunedModel, data: Federated, settings: Mapping[str, Any]) -> Experiment:
+def _settings(
+    tuned: TunedModel, data: Federated, settings: Mapping[str, Any], private: Mapping[str, Any]
+) -> Experiment:
     """Check the settings of a simulation and describe its model and data by name."""
     allowed = ("seed", "name", "federation", "stability", "client", "wire", "engine")
     for key in settings:
         if key.split(".")[0] not in allowed:
             raise ConfigError(
                 f"{key}: model, tuning and data of a simulation are the objects that you pass; "
-                f"allowed are keys of {', '.join(allowed)}"
+                f"allowed are keys of {', '.join(allowed)}; privacy has its own argument, "
+                "privacy={...}"
             )
     described = {
         "tuning": {"method": tuned.method},
         "model": {"name": tuned.loaded.source},
         "data": {"source": data.name, "partition": {"clients": len(data.clients)}},
     }
-    table = apply_overrides(described, settings.items())
+    table = apply_overrides(described, (dict(settings) | dict(private)).items())
     experiment = validate(table, "settings")
     return resolve(experiment)
 
@@ -142,11 +150,9 @@ def _settings(tuned: TunedModel, data: Federated, settings: Mapping[str, Any]) -
 def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
     """Run all rounds in memory and leave the final delta in the model."""
     state, records = built.start, []
-    federation = built.experiment.federation
-    while state.round < federation.rounds:
+    while loop.goes_on(built, state):
         state, record = advance(state, built.plan, built.engine)
-        due = record.round % federation.eval_every == 0 or record.round == federation.rounds
-        records.append(loop.evaluated(built, state, record, due=due))
+        records.append(loop.line_of(built, state, record))
         on_round(records[-1])
     write_delta(built.tuned, state.delta)
     if built.tuned.buffers:

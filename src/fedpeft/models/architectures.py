@@ -30,7 +30,13 @@ from fedpeft.models.shufflenet import (
     load_shufflenet,
     read_shufflenet_config,
 )
-from fedpeft.models.tasks import CAUSAL_LM, IMAGE_CLASSIFICATION, TASKS, TEXT_CLASSIFICATION
+from fedpeft.models.tasks import (
+    CAUSAL_LM,
+    IMAGE_CLASSIFICATION,
+    TASKS,
+    TEXT_CLASSIFICATION,
+    VIDEO_CLASSIFICATION,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -53,6 +59,7 @@ _AUTO = {
     IMAGE_CLASSIFICATION.name: "AutoModelForImageClassification",
     TEXT_CLASSIFICATION.name: "AutoModelForSequenceClassification",
     CAUSAL_LM.name: "AutoModelForCausalLM",
+    VIDEO_CLASSIFICATION.name: "AutoModelForVideoClassification",
 }
 _SUFFIXES = {
     "ForImageClassification": IMAGE_CLASSIFICATION.name,
@@ -60,6 +67,7 @@ _SUFFIXES = {
     "ForSequenceClassification": TEXT_CLASSIFICATION.name,
     "ForCausalLM": CAUSAL_LM.name,
     "LMHeadModel": CAUSAL_LM.name,
+    "ForVideoClassification": VIDEO_CLASSIFICATION.name,
 }
 
 
@@ -296,4 +304,5 @@ _MAPPINGS = {
     IMAGE_CLASSIFICATION.name: "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
     TEXT_CLASSIFICATION.name: "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
     CAUSAL_LM.name: "MODEL_FOR_CAUSAL_LM_MAPPING",
+    VIDEO_CLASSIFICATION.name: "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING",
 }

@@ -1,6 +1,7 @@
 """Inputs: what a model's own files say about the examples that go in.
 
     preprocessor_config.json  -> ImageInput   (size, channels, mean, std, rescaling, resampling)
+                              -> VideoInput   (the same, and the config's number of frames)
     tokenizer_config.json     -> TextInput    (longest input, in tokens)
 
 Without these files the config speaks: its `image_size`, mean and deviation 0.5; its
@@ -15,9 +16,9 @@ from pathlib import Path
 
 from fedpeft.core.errors import ModelError
 from fedpeft.models.families import Family
-from fedpeft.models.loaded import ImageInput, TextInput
+from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
 
-__all__ = ["image_input", "text_input"]
+__all__ = ["image_input", "text_input", "video_input"]
 
 _RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "bilinear", 5: "bicubic"}
 """By the number that image libraries give a filter; one that we lack becomes the nearest."""
@@ -26,7 +27,9 @@ _UNLIMITED = 10**9
 """A tokenizer that knows no limit writes a larger number than this."""
 
 
-def image_input(config: object, family: Family, folder: Path | None) -> ImageInput:
+def image_input(
+    config: object, family: Family, folder: Path | None, *, file: str = "preprocessor_config.json"
+) -> ImageInput:
     """Describe the images that a model takes.
 
     A size in the processor's file counts only where the model takes any size: elsewhere the
@@ -35,12 +38,13 @@ def image_input(config: object, family: Family, folder: Path | None) -> ImageInp
     Args:
       config: of the model; its `image_size` and `num_channels` are read where it has them.
       family: of the model.
-      folder: with `preprocessor_config.json`, if there is one.
+      folder: with the processor's file, if there is one.
+      file: name of the processor's file.
 
     Raises:
       ModelError: if the file's mean or deviation does not fit the model's channels.
     """
-    found = _read(folder, "preprocessor_config.json")
+    found = _read(folder, file)
     own = getattr(config, "image_size", None)
     size = _processor_size(found) if own is None or family.any_size else None
     height, width = size or _pair(own if own is not None else 224)
@@ -58,6 +62,36 @@ def image_input(config: object, family: Family, folder: Path | None) -> ImageInp
         rescale=_number(rescale),
         resample=_RESAMPLE.get(_whole(found.get("resample", 2)), "bilinear"),
     )
+
+
+def video_input(config: object, family: Family, folder: Path | None) -> VideoInput:
+    """Describe the clips that a model takes: `num_frames` frames, each as a picture.
+
+    Args:
+      config: of the model; positions were made for its frames, tubelets, size and patches.
+      family: of the model.
+      folder: with `preprocessor_config.json` or `video_preprocessor_config.json`, if there is one.
+
+    Raises:
+      ModelError: if frames and tubelets, or size and patches, do not go into each other.
+    """
+    own_file = "video_preprocessor_config.json"
+    found = own_file if folder and (folder / own_file).is_file() else "preprocessor_config.json"
+    picture = image_input(config, family, folder, file=found)
+    frames, tubelet = (int(getattr(config, name, 1)) for name in ("num_frames", "tubelet_size"))
+    patch = _pair(getattr(config, "patch_size", 1))
+    where = f"config.json of {folder or 'the preset'}"
+    if frames % tubelet:
+        raise ModelError(
+            f"{where}: num_frames is {frames} and tubelet_size {tubelet}; the frames must be a "
+            "multiple of the tubelet: correct the config"
+        )
+    if picture.height % patch[0] or picture.width % patch[1]:
+        raise ModelError(
+            f"{where}: image_size is {picture.height} x {picture.width} and patch_size "
+            f"{patch[0]} x {patch[1]}; the size must be a multiple of the patch: correct the config"
+        )
+    return VideoInput(frames, picture)
 
 
 def text_input(config: object, family: Family, source: str | Path) -> TextInput:

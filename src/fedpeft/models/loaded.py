@@ -11,7 +11,7 @@ from torch import nn
 from fedpeft.models.families import Family
 from fedpeft.models.tasks import Task
 
-__all__ = ["ImageInput", "InputSpec", "LoadedModel", "TextInput"]
+__all__ = ["ImageInput", "InputSpec", "LoadedModel", "TextInput", "VideoInput"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,20 @@ class TextInput:
     max_length: int
 
 
-InputSpec: TypeAlias = ImageInput | TextInput | None
+@dataclass(frozen=True)
+class VideoInput:
+    """How clips become `pixel_values` [B, frames, channels, height, width], float32.
+
+    Attributes:
+      frames: of a clip that the model takes; >= 1.
+      picture: what each frame becomes.
+    """
+
+    frames: int
+    picture: ImageInput
+
+
+InputSpec: TypeAlias = ImageInput | TextInput | VideoInput | None
 """None for a module of the user's own, whose batches are made by the user's data set."""
 
 

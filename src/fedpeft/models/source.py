@@ -33,12 +33,12 @@ from fedpeft.models.architectures import (
 )
 from fedpeft.models.families import Family, family_of
 from fedpeft.models.heads import init_head
-from fedpeft.models.inputs import image_input, text_input
+from fedpeft.models.inputs import image_input, text_input, video_input
 from fedpeft.models.loaded import InputSpec, LoadedModel
 from fedpeft.models.locate import Place, is_local, locate
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import zero_dropout
-from fedpeft.models.tasks import CAUSAL_LM, IMAGE_CLASSIFICATION, TASKS
+from fedpeft.models.tasks import CAUSAL_LM, IMAGE_CLASSIFICATION, TASKS, VIDEO_CLASSIFICATION
 
 __all__ = ["ModelRequest", "load_model", "sketch_model"]
 
@@ -49,8 +49,8 @@ class ModelRequest:
 
     Attributes:
       name: hub id, local folder, bundled name, or `preset:NAME` (untrained).
-      task: `image-classification`, `text-classification` or `causal-lm`; None is told from the
-        config.
+      task: `image-classification`, `text-classification`, `causal-lm` or `video-classification`;
+        None is told from the config.
       num_labels: classes of a new head; None keeps the head that the files hold.
       config: where the architecture is read from if the name needs a network: `preset:NAME`, a
         folder or a `config.json`; serves `sketch_model`, and a folder of weights without a config.
@@ -175,6 +175,8 @@ def _inputs(request: ModelRequest, module: nn.Module, task: str, folder: Path | 
     config, family = getattr(module, "config", None), family_of(module)
     if task == IMAGE_CLASSIFICATION.name:
         return image_input(config, family, folder)
+    if task == VIDEO_CLASSIFICATION.name:
+        return video_input(config, family, folder)
     if folder is not None:
         return text_input(config, family, folder)
     return text_input(config, family, "" if is_local(request.name) else request.name)

@@ -28,6 +28,7 @@ __all__ = [
     "IMAGE_CLASSIFICATION",
     "TASKS",
     "TEXT_CLASSIFICATION",
+    "VIDEO_CLASSIFICATION",
     "Batch",
     "Scores",
     "Task",
@@ -177,7 +178,9 @@ def _next_token(model: nn.Module, batch: Batch) -> Scores:
 
 IMAGE_CLASSIFICATION = Task("image-classification", _classify)
 TEXT_CLASSIFICATION = Task("text-classification", _classify)
+VIDEO_CLASSIFICATION = Task("video-classification", _classify)
 CAUSAL_LM = Task("causal-lm", _next_token, metric="perplexity")
 TASKS: Mapping[str, Task] = {
-    task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, CAUSAL_LM)
+    task.name: task
+    for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, CAUSAL_LM, VIDEO_CLASSIFICATION)
 }

@@ -2,7 +2,8 @@
 
 The table is the outcome of the conformance suite, which computes it again and compares; it stands
 here so that `fedpeft list methods` need not import `peft`. Kinds of model: `vit`, `bert`, `llama`
-are those families and the ones like them, `plain` is a module of the user's own.
+are those families and the ones like them, `videomae` takes clips, `plain` is a module of the
+user's own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 
 from fedpeft.models.families import PLAIN
 from fedpeft.models.loaded import LoadedModel
-from fedpeft.models.tasks import CAUSAL_LM, IMAGE_CLASSIFICATION
+from fedpeft.models.tasks import CAUSAL_LM, IMAGE_CLASSIFICATION, VIDEO_CLASSIFICATION
 
 __all__ = [
     "KEY_VALUE",
@@ -28,7 +29,7 @@ __all__ = [
     "verdict",
 ]
 
-KINDS = ("vit", "bert", "llama", "plain")
+KINDS = ("vit", "bert", "llama", "videomae", "plain")
 """The columns of the table."""
 
 
@@ -75,7 +76,7 @@ def _everywhere(reason: str) -> Mapping[str, str]:
 
 
 def _text(summary: str) -> PeftType:
-    refused = {"vit": _NO_TEXT, "plain": _OWN_MODULE}
+    refused = {"vit": _NO_TEXT, "videomae": _NO_TEXT, "plain": _OWN_MODULE}
     return PeftType(summary, refused, {"num_virtual_tokens": 10})
 
 
@@ -93,6 +94,7 @@ PEFT_TYPES: Mapping[str, PeftType] = {
         {
             "vit": "the library has it for LLaMA-like and GPT-2 models only",
             "bert": "the library has it for LLaMA-like and GPT-2 models only",
+            "videomae": "the library has it for LLaMA-like and GPT-2 models only",
             "plain": "the library has it for LLaMA-like and GPT-2 models only",
         },
         {"adapter_len": 10},
@@ -159,7 +161,7 @@ PEFT_TYPES: Mapping[str, PeftType] = {
     "tinylora": PeftType("a handful of numbers through fixed random projections (TinyLoRA)"),
     "trainable_tokens": PeftType(
         "the embeddings of chosen tokens",
-        {"vit": "it needs token embeddings"},
+        {"vit": "it needs token embeddings", "videomae": "it needs token embeddings"},
     ),
     "unilora": PeftType("one vector for all layers, through a fixed projection (Uni-LoRA)"),
     "vblora": PeftType("LoRA whose factors come from one bank of vectors (VB-LoRA)"),
@@ -187,6 +189,8 @@ def kind_of(loaded: LoadedModel) -> str:
         return "plain"
     if loaded.task.name == IMAGE_CLASSIFICATION.name:
         return "vit"
+    if loaded.task.name == VIDEO_CLASSIFICATION.name:
+        return "videomae"
     return "llama" if loaded.task.name == CAUSAL_LM.name else "bert"
 
 

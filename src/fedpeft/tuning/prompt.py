@@ -3,9 +3,10 @@
     deep      before block l: [cls, patches] -> [cls, patches, P_l];  after it: cut off
     shallow   before the first block: [cls, patches] -> [cls, patches, P];  after the last: cut off
 
-Tokens start from U(-v, v), v = sqrt(6 / (channels * patch_height * patch_width + d)). In training
-they pass a dropout whose mask depends on the example alone. Legend: B examples, N tokens, P prompt
-tokens, D width.
+A VideoMAE has no cls token: its patches are tubelets, and the mean that it pools is taken after the
+prompts are cut off. Tokens start from U(-v, v), v = sqrt(6 / (channels * frames_of_a_tubelet *
+patch_height * patch_width + d)). In training they pass a dropout whose mask depends on the example
+alone. Legend: B examples, N tokens, P prompt tokens, D width.
 
 Reference: Jia et al., Visual Prompt Tuning, ECCV 2022.
 """
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import hidden_size
-from fedpeft.models.tasks import IMAGE_CLASSIFICATION
+from fedpeft.models.tasks import IMAGE_CLASSIFICATION, VIDEO_CLASSIFICATION
 from fedpeft.tuning.dropout import DropoutKeys, KeyedDropout
 from fedpeft.tuning.surgery import (
     PROMPT_ROOT,
@@ -120,8 +121,8 @@ def prompt(patient: Patient) -> Surgery:
 def _check_family(patient: Patient) -> None:
     loaded = patient.loaded
     config = getattr(loaded.module, "config", None)
-    is_image = loaded.task.name == IMAGE_CLASSIFICATION.name
-    if not (is_image and loaded.family.block and hasattr(config, "patch_size")):
+    is_seen = loaded.task.name in (IMAGE_CLASSIFICATION.name, VIDEO_CLASSIFICATION.name)
+    if not (is_seen and loaded.family.block and hasattr(config, "patch_size")):
         raise TuningError(
             f"tuning.method prompt: {loaded.source} (family {loaded.family.name}) is not an image "
             "transformer that we know; for text choose prompt_tuning or prefix_tuning, for other "
@@ -145,6 +146,7 @@ def _new(patient: Patient, num_tokens: int, num_blocks: int) -> Prompt:
 def _bound(config: object, width: int) -> float:
     patch = getattr(config, "patch_size", 1)
     area = patch * patch if isinstance(patch, int) else math.prod(patch)
+    area *= getattr(config, "tubelet_size", 1)
     return math.sqrt(6 / (getattr(config, "num_channels", 3) * area + width))
 
 

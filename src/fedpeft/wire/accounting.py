@@ -18,9 +18,12 @@ import functools
 import logging
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import PrivacyError
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 __all__ = ["Mechanism", "calibrate", "epsilon_of", "rdp_epsilon_of"]
 
@@ -123,7 +126,7 @@ def _pld_epsilon(effective: float, sampling: float | None, uses: int, delta: flo
 
 
 @functools.lru_cache(maxsize=8)
-def _loss(effective: float, sampling: float | None) -> Any:
+def _loss(effective: float, sampling: float | None) -> PrivacyLossDistribution:
     """Return the privacy loss distribution of one use: made once, then composed for each round."""
     from dp_accounting.pld import privacy_loss_distribution as losses
 

@@ -1,0 +1,262 @@
+"""Files of clips: a folder with one folder a class, or one file of tensors. Nothing is unpickled.
+
+    clips/train/CLASS/wave.npy         a clip: an array of frames (.npy .npz .pt .safetensors)
+    clips/train/CLASS/wave.gif         an animated picture (.gif .webp)
+    clips/train/CLASS/wave/001.png     pictures, in the order of their names
+    clips/train/CLASS/wave.mp4         a film (.mp4 .mkv .mov .avi .webm), with the extra `video`
+    clips/test/CLASS/...               without train/ and test/: one split
+
+    clips.safetensors, clips.npz       `pixel_values` [N, T, C, H, W] and `labels` [N]; names that
+                                       end in _train, _validation or _test make splits
+
+Pixels are whole numbers of 0 to 255. Our own design: the paper has no video experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.files import IMAGE_SUFFIXES
+from fedpeft.data.tables import USUAL_NAMES, Table
+
+__all__ = ["CLIP_SUFFIXES", "ClipFile", "read_clip_file", "read_clip_folder"]
+
+Array = npt.NDArray[np.generic]
+
+_ANIMATED = (".gif", ".webp")
+_FILMS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """A clip on disk, read when it is asked for.
+
+    Attributes:
+      path: of the file, or of a folder of pictures.
+    """
+
+    path: str
+
+    def frames(self) -> Sequence[object]:
+        """Return its frames in order.
+
+        Raises:
+          DataError: if the file is no clip.
+        """
+        path = Path(self.path)
+        return _read_pictures(path) if path.is_dir() else _READERS[path.suffix.lower()](path)
+
+
+def read_clip_folder(path: Path) -> dict[str, Table]:
+    """Read `train/CLASS/clip` and `test/CLASS/clip`, or `CLASS/clip` as one split.
+
+    A folder with one file of tensors for each split (`train.npz`, `test.npz`) is read too.
+
+    Raises:
+      DataError: if the folder holds no clips.
+    """
+    files = [file for file in sorted(path.iterdir()) if file.suffix in _TENSORS]
+    if files:
+        return _read_split_files(files)
+    folders = _folders(path)
+    if any(folder.name == "train" for folder in folders):
+        tables = {folder.name: _read_classes(folder) for folder in folders}
+    else:
+        tables = {"train": _read_classes(path)}
+    if not any(len(table) for table in tables.values()):
+        raise DataError(
+            f"data.source: the folder {path} holds no clips; allowed are CLASS/clip or "
+            f"train/CLASS/clip, a clip being a file that ends in {', '.join(CLIP_SUFFIXES)} or a "
+            "folder of pictures, and files of tensors such as train.safetensors"
+        )
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+def read_clip_file(path: Path) -> dict[str, Table]:
+    """Read clips and labels from one file of tensors; see the module's text.
+
+    Raises:
+      DataError: if it is of another kind, is broken, or holds no clips with labels.
+    """
+    if path.suffix not in _TENSORS:
+        raise DataError(
+            f"data.source: {path} ends in {path.suffix!r}; for clips allowed are a folder and "
+            f"files that end in {', '.join(_TENSORS)}"
+        )
+    arrays = _TENSORS[path.suffix](path)
+    splits: dict[str, dict[str, Array]] = {}
+    for name, array in arrays.items():
+        stem, _, split = name.rpartition("_")
+        inside = stem and split in _SPLITS
+        splits.setdefault(split if inside else "train", {})[stem if inside else name] = array
+    return {split: _table(path, columns) for split, columns in splits.items()}
+
+
+def _read_split_files(files: Sequence[Path]) -> dict[str, Table]:
+    if len(files) == 1:
+        return read_clip_file(files[0])
+    tables = {}
+    for file in files:
+        parts = read_clip_file(file)
+        if len(parts) > 1:
+            raise DataError(f"data.source: {file} has several splits, as do its neighbours")
+        tables[file.stem] = next(iter(parts.values()))
+    return tables
+
+
+def _table(path: Path, columns: Mapping[str, Array]) -> Table:
+    """Check that clips, labels and what stands beside them have one row for each clip."""
+    clips = next((columns[n] for n in USUAL_NAMES["video"] if n in columns), None)
+    if clips is None or clips.ndim not in (4, 5):
+        found = ", ".join(f"{name} {list(array.shape)}" for name, array in columns.items())
+        raise DataError(
+            f"data.source: {path} holds {found or 'nothing'}; needed are pixel_values "
+            "[clips, frames, channels, height, width] of whole numbers and labels [clips]"
+        )
+    odd = {name: len(a) for name, a in columns.items() if a.ndim and len(a) != len(clips)}
+    if odd:
+        name, rows = next(iter(odd.items()))
+        raise DataError(f"data.source: {path} has {len(clips)} clips and {rows} rows of {name!r}")
+    return Table({name: array for name, array in columns.items() if array.ndim})
+
+
+def _read_classes(path: Path) -> Table:
+    clips, labels = [], []
+    for kind in _folders(path):
+        for found in sorted(kind.iterdir()):
+            if _is_clip(found):
+                clips.append(ClipFile(str(found)))
+                labels.append(kind.name)
+    return Table({"video": clips, "label": labels})
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _is_clip(path: Path) -> bool:
+    if path.is_dir():
+        return any(inner.suffix.lower() in IMAGE_SUFFIXES for inner in path.iterdir())
+    return path.suffix.lower() in _READERS
+
+
+def _read_pictures(path: Path) -> Sequence[object]:
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    return [_opened(file)[0] for file in files]
+
+
+def _read_animation(path: Path) -> Sequence[object]:
+    return _opened(path)
+
+
+def _opened(path: Path) -> list[object]:
+    """Return all frames of a picture file, grey or RGB."""
+    from PIL import Image, ImageSequence, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            grey = picture.mode in ("1", "L", "LA")
+            return [
+                frame.convert("L" if grey else "RGB") for frame in ImageSequence.Iterator(picture)
+            ]
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise DataError(f"data.source: {path} is no picture: {error}") from error
+
+
+def _read_film(path: Path) -> Sequence[object]:
+    try:
+        import av
+    except ImportError as error:
+        raise DataError(
+            f"data.source: {path} is a film, which the library PyAV decodes; install it with "
+            "`pip install 'fedpeft[video]'`, or turn the clips into .gif or .npy files"
+        ) from error
+    try:
+        with av.open(str(path)) as container:
+            return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.error.FFmpegError, IndexError, OSError) as error:
+        raise DataError(f"data.source: {path} is no film that can be decoded: {error}") from error
+
+
+def _read_array(path: Path) -> Sequence[object]:
+    """Read the one array of a file, [frames, height, width, channels] or as `clips.py` says."""
+    arrays = _ARRAYS[path.suffix.lower()](path)
+    if len(arrays) != 1:
+        raise DataError(
+            f"data.source: {path} holds {', '.join(arrays) or 'no array'}; a clip is one array"
+        )
+    array = next(iter(arrays.values()))
+    if array.ndim not in (3, 4) or array.dtype.kind not in "ui":
+        raise DataError(
+            f"data.source: {path} holds an array of {array.dtype}{list(array.shape)}; allowed are "
+            "whole numbers [frames, height, width, channels], also without or before channels"
+        )
+    return list(array)
+
+
+def _npy(path: Path) -> dict[str, Array]:
+    try:
+        return {"array": np.load(path, allow_pickle=False)}
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"data.source: {path} is not a plain npy file: {error}") from error
+
+
+def _npz(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: np.asarray(archive[name]) for name in archive.files}
+    except (ValueError, OSError, AttributeError, EOFError) as error:
+        raise DataError(
+            f"data.source: {path} is not an npz file of plain arrays: {error}"
+        ) from error
+
+
+def _safetensors(path: Path) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"data.source: {path} is not a safetensors file: {error}") from error
+
+
+def _pt(path: Path) -> dict[str, Array]:
+    import pickle
+
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        raise DataError(
+            f"data.source: {path} is not a file of one tensor (code in it is never run): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    tensors = found if isinstance(found, dict) else {"tensor": found}
+    return {
+        str(name): value.numpy()
+        for name, value in tensors.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+_TENSORS: Mapping[str, Callable[[Path], dict[str, Array]]] = {
+    ".safetensors": _safetensors,
+    ".npz": _npz,
+}
+_ARRAYS: Mapping[str, Callable[[Path], dict[str, Array]]] = {**_TENSORS, ".npy": _npy, ".pt": _pt}
+_READERS: Mapping[str, Callable[[Path], Sequence[object]]] = {
+    **dict.fromkeys(_ARRAYS, _read_array),
+    **dict.fromkeys(_ANIMATED, _read_animation),
+    **dict.fromkeys(_FILMS, _read_film),
+}
+CLIP_SUFFIXES = tuple(_READERS)
+"""Ends of the names of files that hold one clip."""
