@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from fedpeft.cli.ending import ending
+from fedpeft.cli.options import File, Json, Out, Overs, Sets
 
 __all__ = ["main"]
 
@@ -28,24 +29,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-File = Annotated[
-    Path | None,
-    typer.Argument(metavar="[EXPERIMENT.toml]", hidden=True),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable."),
-]
-Overs = Annotated[
-    list[str] | None,
-    typer.Option("--over", metavar="KEY=V1,V2,...", help="Multiply the rows; repeatable."),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Folder; by default runs/<name>-<time>."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -65,7 +65,8 @@ def write_figures(experiment: Experiment, out: Path) -> list[Path]:
     Raises:
       ConfigError: if the model is no vision transformer, or cannot be sketched.
     """
-    pictures = {"fig1-cost": draw_cost(experiment), "fig2-layer": draw_layer(experiment)}
+    layer = draw_layer(experiment)  # refuses what is no vision transformer
+    pictures = {"fig1-cost": draw_cost(experiment), "fig2-layer": layer}
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         (out / f"{name}.svg").write_text(picture.svg, "utf-8")
@@ -108,7 +109,9 @@ def draw_cost(experiment: Experiment) -> Picture:
 
 
 def _cost_words(size: int, largest: int) -> str:
-    words = f"{size / 1e6:,.3g} MB = {size / 2**20:,.3g} MiB"
+    small = size < 1e5
+    decimal = f"{size / 1e3:,.3g} kB" if small else f"{size / 1e6:,.3g} MB"
+    words = f"{decimal} = " + (f"{size / 2**10:,.3g} KiB" if small else f"{size / 2**20:,.3g} MiB")
     return words if size == largest else f"{words},  {largest / size:,.0f} times less"
 
 
@@ -116,6 +119,7 @@ def draw_layer(experiment: Experiment) -> Picture:
     """Draw one block for each of bias, adapter and prompt tuning, with what each trains."""
     from matplotlib.figure import Figure
 
+    _names(experiment, "head")  # a method that fits every family, so that the error is of ours
     with styled():
         figure = Figure(figsize=(9.6, 4.1), layout="constrained")
         for axes, method in zip(figure.subplots(1, len(_LAYERS)), _LAYERS, strict=True):

@@ -1,0 +1,28 @@
+"""Options and arguments that several commands share, so that they read alike everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["File", "Json", "Out", "Overs", "Sets"]
+
+File = Annotated[
+    Path | None,
+    typer.Argument(metavar="[EXPERIMENT.toml]", hidden=True),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable."),
+]
+Overs = Annotated[
+    list[str] | None,
+    typer.Option("--over", metavar="KEY=V1,V2,...", help="Multiply the rows; repeatable."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder; by default runs/<name>-<time>."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
