@@ -32,7 +32,7 @@ reproduce-small: setup  ## the paper's tables and figures on digits; resumable; 
 	    --out $(SMALL)/$$grid || exit $$?; \
 	done
 	$(BIN)/fedpeft run experiments/small/theorem.toml --out $(SMALL)/theorem --resume
-	$(BIN)/fedpeft theorem $(SMALL)/theorem --sample 64 --points 5
+	$(BIN)/fedpeft theorem $(SMALL)/theorem --sample 128
 	$(BIN)/fedpeft gap --reference pretraining=glyphs@train --data held-out-fonts=glyphs@test \
 	  --data digits --data digits-strokes --data digits-inverted --data digits-blurred \
 	  --data digits-permuted --sample 1500 --out $(SMALL)/gap-sets
