@@ -157,8 +157,8 @@ it. Three seeds make a standard error itself uncertain.
 {tables}
 
 In Table 3, modes `central` and `example` are accounted: (5, 10⁻³) for a client, or for an example.
-Mode `paper` repeats the published mechanism and guarantees nothing. All noise here follows from the
-seed, so these runs are simulations and protect nobody.
+Mode `paper` repeats the published mechanism and guarantees nothing. The noise is secret, so a
+repetition gives other figures there.
 
 ## Domain gap: distances
 
