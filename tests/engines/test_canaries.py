@@ -40,11 +40,11 @@ from fedpeft.wire.privacy import (
     with_server_root,
 )
 
-SIZE, COUNT, DELTA = 3000, 120, 1e-5
+SIZE, COUNT, DELTA = 3000, 300, 1e-5
 SPEC = DeltaSpec(("w",), ((SIZE,),))
 CLAIMS = {
     "central": (Mechanism(2.5), 1),
-    "poisson": (Mechanism(1.5, sampling=0.5), 3),
+    "poisson": (Mechanism(2.5, sampling=0.5), 4),
     "local": (Mechanism(5.0, distance=2.0), 1),
 }
 
@@ -137,9 +137,13 @@ def test_absent_canaries_have_cosines_of_variance_one_over_d():
 
 
 def test_the_estimate_is_near_the_accountant_of_a_gaussian():
-    canaries, seen = sightings("central", 2.5)
-    found = epsilon_between(Normal(0.0, SIZE**-0.5), fit(seen.cosines_K[canaries.present]), DELTA)
-    assert found == pytest.approx(epsilon_of(Mechanism(2.5), 1, DELTA), rel=0.6)
+    """One audit's fit is coarse; that of the cosines of eight is not."""
+    pooled = []
+    for seed in range(8):
+        canaries, seen = sightings("central", 2.5, seed=seed)
+        pooled.append(seen.cosines_K[canaries.present])
+    found = epsilon_between(Normal(0.0, SIZE**-0.5), fit(np.concatenate(pooled)), DELTA)
+    assert found == pytest.approx(epsilon_of(Mechanism(2.5), 1, DELTA), rel=0.3)
 
 
 def test_what_is_seen_does_not_depend_on_the_server_optimiser():
