@@ -1,0 +1,157 @@
+"""`audit`: what canary clients show of the privacy that an experiment promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedpeft.cli.app import File, Json, Sets, app
+from fedpeft.cli.ending import ending
+
+__all__ = ["audit"]
+
+
+@app.command()
+def audit(
+    experiment: File = None,
+    sets: Sets = None,
+    canaries: Annotated[
+        int | None,
+        typer.Option("--canaries", min=20, help="By default 500, or a tenth of the parameters."),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="Of the lower bound, 0 to 1.")
+    ] = 0.95,
+    delta: Annotated[
+        float | None, typer.Option("--delta", help="To compare at; by default privacy.delta.")
+    ] = None,
+    leave_out_noise: Annotated[
+        bool, typer.Option("--leave-out-noise", help="Run without the claimed noise: a control.")
+    ] = False,
+    no_training: Annotated[
+        bool, typer.Option("--no-training", help="Ordinary clients send zeros; quick, as valid.")
+    ] = False,
+    num_seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Repeat with seed, seed + 1, ...")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="For audit.json and the pictures.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Test the promised epsilon with canary clients.
+
+    The experiment's own rounds run with canaries in them, in mode central or local. Beside the
+    accountant's bound stand an estimate, and a lower bound at a confidence: if that is the higher
+    one, the promise is broken. Nothing of the run is kept.
+
+    \b
+    Examples:
+      fedpeft audit --set privacy.mode=central --set privacy.noise_multiplier=1 --no-training
+      fedpeft audit my.toml --canaries 1000 --out runs/audit
+      fedpeft audit my.toml --leave-out-noise --seeds 20 --no-training
+    """
+    with ending():
+        from fedpeft.experiment.audit import AuditRequest, write_audit
+
+        request = AuditRequest(canaries, confidence, leave_out_noise, not no_training, delta)
+        found = _found(experiment, sets or [], request, num_seeds)
+        if out is not None:
+            write_audit(found, out)
+        if as_json:
+            typer.echo(json.dumps(_without_cosines(found)))
+            return
+        for line in _seed_lines(found) if "runs" in found else _lines(found):
+            typer.echo(line)
+        if out is not None:
+            typer.echo(f"written: {out / 'audit.json'}, audit.svg, audit.png")
+
+
+def _found(file: Path | None, sets: list[str], request: Any, num_seeds: int) -> dict[str, Any]:
+    from fedpeft.experiment.audit import audit as run_audit
+    from fedpeft.experiment.audit import audit_seeds
+    from fedpeft.experiment.read import read_experiment
+
+    def told(what: str) -> Any:
+        return lambda done, count: typer.echo(f"{what} {done} of {count}", err=True)
+
+    experiment = read_experiment(file, sets)
+    if num_seeds == 1:
+        return run_audit(experiment, request, told("round"))
+    return audit_seeds(experiment, request, num_seeds, told("seed"))
+
+
+def _without_cosines(found: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in found.items() if key != "cosines"}
+    if "runs" in kept:
+        kept["runs"] = [_without_cosines(run) for run in kept["runs"]]
+    return kept
+
+
+def _lines(found: Mapping[str, Any]) -> list[str]:
+    """Say what one audit found."""
+    low, high = found["epsilon_estimate_interval"]
+    percent = f"{100 * found['confidence']:g} %"
+    return [
+        _about(found),
+        f"{'':<28}epsilon at delta {found['delta']:g}",
+        f"{'accountant':<28}{found['epsilon']:<10.4g}promised: not more than this",
+        f"{'estimate from canaries':<28}{found['epsilon_estimate']:<10.4g}"
+        f"not a bound; {percent} interval {low:.4g} to {high:.4g}",
+        f"{f'lower bound at {percent}':<28}{found['epsilon_lower_bound']:<10.4g}"
+        f"{found['right']} of {found['guesses']} guesses right; expected "
+        f"{found['expected_lower_bound']:.3g}, without noise {found['expected_without_noise']:.3g}",
+        *_verdict(found),
+    ]
+
+
+def _about(found: Mapping[str, Any]) -> str:
+    noise = "its noise left out on purpose" if found["noise_left_out"] else "its noise"
+    others = "others train" if found["trained"] else "others send zeros"
+    told = "the rest send the opposite" if found["mode"] == "local" else "the rest are absent"
+    return (
+        f"mode {found['mode']}, {found['sampling']} sampling, noise multiplier "
+        f"{found['noise_multiplier']:.4g}, run with {noise}: {found['rounds']} rounds, "
+        f"{found['parameters']:,} parameters\n{found['canaries']} canary clients: "
+        f"{found['present']} send their direction in up to {found['canary_rounds']} rounds, "
+        f"{told}; {others}"
+    )
+
+
+def _verdict(found: Mapping[str, Any]) -> list[str]:
+    if found["violated"]:
+        chance = 100 * (1 - found["confidence"])
+        return [
+            "the lower bound is above the accountant's epsilon: the promise is broken (a mechanism "
+            f"that keeps it is accused in at most {chance:.3g} % of audits)"
+        ]
+    kept = ["the lower bound is not above the accountant's epsilon: nothing against the promise"]
+    if found["can_tell"]:
+        return kept
+    return [
+        *kept,
+        "note: this audit is weak: even without noise it would expect "
+        f"{found['expected_without_noise']:.3g}, not above {found['epsilon']:.4g}. A smaller --delta, "
+        "more --canaries or a smaller promise (more noise, fewer rounds) can help",
+    ]
+
+
+def _seed_lines(found: Mapping[str, Any]) -> list[str]:
+    """Say what audits over several seeds found."""
+    rows = [
+        f"{run['seed']:>6} {run['epsilon']:>11.4g} {run['epsilon_estimate']:>10.4g} "
+        f"{run['epsilon_lower_bound']:>12.4g}   {'yes' if run['violated'] else 'no'}"
+        for run in found["runs"]
+    ]
+    return [
+        _about(found["runs"][0]),
+        "  seed  accountant   estimate  lower bound   exceeds",
+        *rows,
+        f"the lower bound exceeds the accountant's epsilon in {found['exceeded']} of {len(rows)} "
+        f"audits; allowed for a sound mechanism at confidence {found['confidence']:g}: "
+        f"{found['allowed_failures']}",
+    ]
