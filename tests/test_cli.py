@@ -225,11 +225,12 @@ def test_interrupted_run_says_how_to_go_on(file: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "fedpeft", "run", str(file), *sets, "--out", str(out)],
         stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     while not list(out.glob("checkpoints/*.safetensors")) and process.poll() is None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
     command = f"fedpeft run {file} --set federation.rounds=5000 --out {out} --resume"
     assert f"interrupted; go on with: {command}" in err

@@ -99,6 +99,7 @@ def test_the_command_writes_picture_and_measures(runs, tmp_path, capsys):
     assert found["unbalanced"] == found["balanced"]
     assert found["unbalanced"]["distances"]["lda2"]["head"] == 0
     svg = (tmp_path / "gap.svg").read_text()
+    assert (tmp_path / "gap.png").stat().st_size > 1000
     assert "preset:tiny-vit on digits" in svg and "bias: " in svg
 
 

@@ -37,7 +37,7 @@ def test_a_report_compares_the_two_by_simulated_time(tmp_path: Path) -> None:
     assert all("staleness" in record for record in records(tmp_path / "buffered"))
     page = write_report([tmp_path], None).read_text()
     assert "Accuracy against simulated time" in page
-    assert "mode synchronous" in page and "mode buffered" in page
+    assert "bias, synchronous" in page and "bias, buffered" in page
     assert "size -" not in page
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedpeft.cli.app import File, Json, Sets, app
+from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
+from fedpeft.cli.options import File, Json, Sets
+
+if TYPE_CHECKING:
+    from fedpeft.experiment.audit import AuditRequest
 
 __all__ = ["audit"]
 
@@ -71,12 +75,14 @@ def audit(
             typer.echo(f"written: {out / 'audit.json'}, audit.svg, audit.png")
 
 
-def _found(file: Path | None, sets: list[str], request: Any, num_seeds: int) -> dict[str, Any]:
+def _found(
+    file: Path | None, sets: list[str], request: AuditRequest, num_seeds: int
+) -> dict[str, Any]:
     from fedpeft.experiment.audit import audit as run_audit
     from fedpeft.experiment.audit import audit_seeds
     from fedpeft.experiment.read import read_experiment
 
-    def told(what: str) -> Any:
+    def told(what: str) -> Callable[[int, int], None]:
         return lambda done, count: typer.echo(f"{what} {done} of {count}", err=True)
 
     experiment = read_experiment(file, sets)
@@ -135,8 +141,8 @@ def _verdict(found: Mapping[str, Any]) -> list[str]:
     return [
         *kept,
         "note: this audit is weak: even without noise it would expect "
-        f"{found['expected_without_noise']:.3g}, not above {found['epsilon']:.4g}. A smaller --delta, "
-        "more --canaries or a smaller promise (more noise, fewer rounds) can help",
+        f"{found['expected_without_noise']:.3g}, not above {found['epsilon']:.4g}. A smaller "
+        "--delta, more --canaries or a smaller promise (more noise, fewer rounds) can help",
     ]
 
 

@@ -59,8 +59,8 @@ class Canaries:
     """Who they are.
 
     Attributes:
-      present: a fair coin for each, [K]: whether it takes part (central), or sends its direction and
-        not the opposite (local).
+      present: a fair coin for each, [K]: whether it takes part (central), or sends its direction
+        and not the opposite (local).
       seed: of coins and directions.
       clip_norm: bound C; they send 2 C.
       opposite: the absent ones send the opposite instead of nothing.
@@ -99,8 +99,8 @@ class Sightings:
     Attributes:
       seen_TK: projection in each round in which canaries may take part, in clip bounds; a round's
         aggregate is the noised sum.
-      cosines_K: of each direction with the sum of the aggregates (central), or with the canary's own
-        replies one after the other (local).
+      cosines_K: of each direction with the sum of the aggregates (central), or with the canary's
+        own replies one after the other (local).
     """
 
     seen_TK: Floats

@@ -10,6 +10,7 @@ one run                                        several seeds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,9 @@ def draw_seeds(found: Mapping[str, Any]) -> Picture:
         axes.set_xticks(places, [str(run["seed"]) for run in runs])
         axes.set_xlabel("Seed")
         _epsilon_scale(axes, [run["epsilon_estimate"] for run in runs])
+        highest = max(run[key] for run in runs for key in ("epsilon", "epsilon_lower_bound"))
+        finite = [v for run in runs if math.isfinite(v := run["epsilon_estimate"])]
+        axes.set_ylim(-0.05 * highest, 1.3 * max(highest, *finite, 0.1))
         axes.set_title(f"Epsilon at delta {first['delta']:g}", fontsize=9, loc="left")
         axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         verdict = (

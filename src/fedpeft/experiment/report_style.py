@@ -54,7 +54,7 @@ DARK = {
 }
 """The same on a dark page."""
 
-_FILED = 5.0  # inches
+_FILED = 4.0  # inches; pages alone show what is narrower
 _SLOTS = {
     "bias": 0,
     "full": 1,

@@ -4,7 +4,7 @@
           │  ▁▄█▇▄▁      ▁▄█▇▄▁                bound      who can guess this well from one run
           └───────────────────────             cannot have had a smaller epsilon
 
-A canary is present or absent by a fair coin. Under (epsilon, delta)-DP with canaries m and guesses r,
+A canary is present or absent by a fair coin. Under (epsilon, delta)-DP, with m canaries, r guesses,
 
     P[at least v right] <= P[W >= v] + 2 m delta max_i P[v > W >= v - i] / i,
     W ~ Binomial(r, e^epsilon / (1 + e^epsilon)),
@@ -325,8 +325,8 @@ def count_right(scores: Floats, present: Flags, rule: Rule) -> int:
 def choose_rule(trial: Trial) -> Power:
     """Choose how to guess, before any score is seen.
 
-    Of the rules that are expected to expose a mechanism whose noise was left out, the one that shows
-    most of a sound one; if none would, the one that comes nearest to it.
+    Of the rules that are expected to expose a mechanism whose noise was left out, the one that
+    shows most of a sound one; if none would, the one that comes nearest to it.
     """
     found = [
         Power(rule, _expected(trial, rule, noise=True), _expected(trial, rule, noise=False))
