@@ -81,7 +81,8 @@ class Canaries:
         """Return a canary's unit vector [size], uniform on the sphere; made anew at each call."""
         generator = seeds.generator(self.seed, "audit", "direction", number)
         drawn = torch.randn(size, generator=generator)
-        return drawn / torch.linalg.vector_norm(drawn)
+        unit: Tensor = drawn / torch.linalg.vector_norm(drawn)
+        return unit
 
     def update(self, client: str, size: int) -> Tensor | None:
         """Return what a client sends before the clip [size]; None for an ordinary client."""
@@ -119,7 +120,7 @@ def busiest_rounds(plan: RoundPlan, clients: Sequence[str], rounds: int) -> froz
     for number in range(1, rounds + 1):
         for client in plan.sampler(clients, number):
             asked[client].add(number)
-    return frozenset(max(asked.values(), key=len))
+    return frozenset(max(asked.values(), key=lambda numbers: len(numbers)))
 
 
 def canary_trainer(canaries: Canaries, size: int) -> LocalTrainer:

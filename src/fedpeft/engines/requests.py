@@ -19,7 +19,8 @@ class Request:
     """What a server asks of one client.
 
     Attributes:
-      action: `handshake`: say who you are and whether this experiment fits you; `train`: take a turn.
+      action: `handshake`: say who you are, and whether this experiment fits you; `train`: take a
+        turn.
       run_id: ours, drawn once for a run folder and kept over every resume; names the memories.
       client: name of the client that is meant.
       round: number of the turn, from 1; 0 in a handshake.

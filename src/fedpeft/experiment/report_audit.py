@@ -84,8 +84,9 @@ def _histogram(axes: Axes, found: Mapping[str, Any]) -> None:
     opposite = found["mode"] == "local"
     cosines = found["cosines"]
     everything = np.concatenate([cosines["absent"], cosines["present"]])
-    bins = np.linspace(everything.min(), everything.max(), 31)
-    width = float(bins[1] - bins[0])
+    edges = np.linspace(everything.min(), everything.max(), 31)
+    bins = [float(edge) for edge in edges]
+    width = bins[1] - bins[0]
     rows = (
         ("absent", "opposite sent" if opposite else "absent canaries", "s6"),
         ("present", "direction sent" if opposite else "canaries that took part", "s1"),

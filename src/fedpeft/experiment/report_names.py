@@ -6,6 +6,7 @@ federation.clients_per_round = 8, data.budget = 400     ->     8 a round, 400 ex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 __all__ = ["say", "telling"]
@@ -31,7 +32,7 @@ _ORDER = (
 )
 
 _SAID: Mapping[str, Callable[[Any], str]] = {
-    "model.name": str,
+    "model.name": lambda v: _last(str(v)),
     "data.partition.scheme": lambda v: {"iid": "IID", "dirichlet": "Dirichlet"}.get(v, str(v)),
     "data.partition.alpha": lambda v: f"α {v}",
     "data.partition.clients": lambda v: f"{v} clients",
@@ -68,6 +69,11 @@ def _kinds(keys: Sequence[str], settings: Sequence[Settings]) -> int:
 def say(keys: Sequence[str], settings: Settings) -> str:
     """Say the values of some keys, in words."""
     return ", ".join(_say(key, settings.get(key)) for key in keys)
+
+
+def _last(name: str) -> str:
+    """Shorten the path of a folder to its last part; the id of a hub model stays as it is."""
+    return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
 def _say(key: str, value: Any) -> str:  # noqa: ANN401 - a setting may be anything
