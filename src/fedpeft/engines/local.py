@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import EngineError, FedpeftError
+from fedpeft.data.drawn import names_of
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.workers import Crew, Died
 from fedpeft.rounds.client_half import ClientHalf, run_turn
@@ -74,8 +75,7 @@ class LocalEngine:
         num_workers: int = 1,
         block: int = 64,
     ) -> None:
-        self._names = tuple(data.clients)
-        self._sizes = {name: len(rows) for name, rows in data.clients.items()}
+        self._names = names_of(data.clients)
         self._memories: dict[str, dict[int, Memory]] = {}
         self._block = block
         work = _Work(make_half, data)
@@ -92,7 +92,8 @@ class LocalEngine:
         """Train the cohort, block by block."""
         for start in range(0, len(job.cohort), self._block):
             block = job.cohort[start : start + self._block]
-            longest_first = sorted(block, key=lambda name: -self._sizes[name])
+            sizes = {name: len(self._work.data.clients[name]) for name in block}
+            longest_first = sorted(block, key=lambda name: -sizes[name])
             for item, answer in self._map([self._item(job, name) for name in longest_first]):
                 if isinstance(answer.reply, Reply) and answer.memory:
                     self._keep(item, job.committed[item.client], answer.memory)
@@ -161,7 +162,7 @@ class _Work:
 
     def __init__(self, make_half: Callable[[], ClientHalf], data: Federated) -> None:
         self._make_half = make_half
-        self._data = data
+        self.data = data
         self._half: ClientHalf | None = None
 
     def __call__(self, item: _Item) -> _Answer:
@@ -169,7 +170,7 @@ class _Work:
         try:
             if self._half is None:
                 self._half = self._make_half()
-            data = ClientData(self._data.train, self._data.clients[item.client])
+            data = ClientData(self.data.train, self.data.clients[item.client])
             turn = ClientTurn(item.round, item.client, data, item.memory, item.seed, item.version)
             blob, memory = run_turn(self._half, item.blob, turn)
         except (FedpeftError, ValueError, RuntimeError, OSError, MemoryError) as error:
