@@ -1,7 +1,8 @@
 """Apple's `pfl` with a Hugging Face `peft` model, as a user of its PyTorch interface writes it.
 
 FederatedAveraging, a PyTorchModel around the network, data sets by user, a central SGD of rate 1,
-evaluation of the whole test set after each iteration. The cohort is dictated by the sampler.
+evaluation of the whole test set after each iteration. Sampler and data sets dictate cohorts and
+batches, so that all contestants meet the same ones.
 Several processes: started by torchrun, as pfl's documentation says.
 
 Usage: python -m bench.contestants.pfl_app FOLDER OUT.json
@@ -14,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -80,16 +81,36 @@ class Clock(TrainingProcessCallback):  # type: ignore[misc]  # pfl is not typed 
         return False, Metrics()
 
 
+class DictatedDataset(Dataset):  # type: ignore[misc]  # pfl is not typed for mypy here
+    """A user's data set whose epochs bring the batches that the work has for the turn."""
+
+    def __init__(self, work: Work, turn: str) -> None:
+        rows = work.plan["clients"][turn.split("/")[1]]
+        index = torch.as_tensor(rows)
+        data = [work.train["pixel_values"][index], work.train["labels"][index]]
+        super().__init__(data, user_id=turn)
+        place = {row: number for number, row in enumerate(rows)}
+        epochs = work.plan["turns"][turn]
+        self._size = work.plan["batch_size"]
+        self._epochs = iter([[[place[row] for row in b] for b in epoch] for epoch in epochs])
+
+    def iter(self, batch_size: int | None) -> Iterator[list[Tensor]]:
+        """Yield the batches of the next epoch; in evaluation, which asks for other sizes, all."""
+        if batch_size != self._size:
+            yield from super().iter(batch_size)
+            return
+        for places in next(self._epochs):
+            yield [tensor[places] for tensor in self.raw_data]
+
+
 def _federated(work: Work) -> FederatedDataset:
-    images, labels = work.train["pixel_values"], work.train["labels"]
-
-    def user(name: str) -> Dataset:
-        rows = torch.as_tensor(work.plan["clients"][name])
-        return Dataset([images[rows], labels[rows]], user_id=name)
-
-    order = itertools.cycle(name for cohort in work.plan["cohorts"] for name in cohort)
+    turns = [f"{r}/{name}" for r, names in enumerate(work.plan["cohorts"], 1) for name in names]
+    weights = {turn: work.plan["sizes"][turn.split("/")[1]] for turn in turns}
+    order = itertools.cycle(turns)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return FederatedDataset(user, lambda: next(order), work.plan["sizes"] if several else None)
+    return FederatedDataset(
+        lambda turn: DictatedDataset(work, turn), lambda: next(order), weights if several else None
+    )
 
 
 def _optimizer_maker(work: Work) -> Callable[..., torch.optim.Optimizer]:
