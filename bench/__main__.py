@@ -13,7 +13,6 @@ import argparse
 import datetime
 import json
 import os
-import subprocess
 import sys
 import time
 import traceback
@@ -21,13 +20,15 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bench.children import ContestantError, run_row
 from bench.figures import Report, holds, unavailable
-from bench.machine import ROOT, SCRATCH, child_environment, describe
+from bench.machine import SCRATCH, child_environment, describe
 from bench.page import file_of, verdict, write_page
 from bench.rows import ROWS, Row, digest_of, measure, row_named
 
 __all__ = ["main"]
 
+_ROW_SECONDS = 1200.0
 _VERSIONS = ("torch", "transformers", "peft", "numpy", "flwr", "ray")
 
 
@@ -89,12 +90,16 @@ def _outside(row: Row, out: Path, *, small: bool) -> int:
     print(f"row {row.name}: {row.title} ...", flush=True)
     command = [sys.executable, "-m", "bench", row.name, "--inside", "--out", str(out.absolute())]
     command += ["--small"] if small else []
-    ended = subprocess.run(command, env=child_environment(threads=None), cwd=ROOT, check=False)
-    if ended.returncode not in (0, 1):
-        print(f"row {row.name}: its process ended with exit code {ended.returncode}")
+    try:
+        code = run_row(command, child_environment(threads=None), timeout=_ROW_SECONDS)
+    except ContestantError as error:
+        print(f"row {row.name}: {error}; its file is as it was")
+        return 1
+    if code not in (0, 1):
+        print(f"row {row.name}: its process ended with exit code {code}; its file is as it was")
         return 1
     _show(json.loads(out.read_text("utf-8")))
-    return ended.returncode
+    return code
 
 
 def _inside(row: Row, out: Path, *, small: bool) -> int:

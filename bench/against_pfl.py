@@ -1,7 +1,7 @@
 """Row 4: Apple's simulator `pfl` on the quickstart's work with LoRA, 20 rounds of 8 of 64 clients.
 
-pfl runs in the best of its three ways, found by a trial of 5 rounds each: one process with one thread, one
-process with all cores' threads, one process a core (torchrun). Ours is `fedpeft run`.
+pfl runs in the best of its three ways, found by a trial of 5 rounds each: one process with one
+thread, one process with all cores' threads, one process a core (torchrun). Ours is `fedpeft run`.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def run(small: bool) -> Report:
 _NOTES = [
     "pfl 0.6.0 with the same torch, in an environment of its own: FederatedAveraging, PyTorchModel "
     "around the transformers model with peft layers, users weighted by data points.",
-    "Same start, cohorts, batches (dictated to its sampler and data sets) and evaluations; pfl also "
-    "scores the first cohort on its own examples, once.",
+    "Same start, cohorts, batches (dictated to its sampler and data sets) and evaluations; pfl "
+    "also scores the first cohort on its own examples, once.",
 ]
 
 

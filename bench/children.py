@@ -1,6 +1,7 @@
 """Contestants in processes of their own: a whole program that is timed, or a session that is asked.
 
 run_program   start, wait, and end whatever it left behind
+run_row       the same for the process of a row, which starts contestants
 Session       a process that stays, so that contestants can take turns: A B A B
 """
 
@@ -21,9 +22,10 @@ from typing import Any
 
 from bench.machine import ROOT, child_environment
 
-__all__ = ["ContestantError", "Ended", "Session", "run_program"]
+__all__ = ["ContestantError", "Ended", "Session", "run_program", "run_row"]
 
 _MARK = "FEDPEFT_BENCH_CONTESTANT"
+_ROW = "FEDPEFT_BENCH_ROW"
 
 
 class ContestantError(RuntimeError):
@@ -77,12 +79,29 @@ def run_program(
             raise ContestantError(f"{command[-1]}: no end after {timeout:.0f} s") from error
         finally:
             seconds = time.perf_counter() - began
-            _end_marked(mark)
+            _end_marked(_MARK, mark)
             process.wait()
     if process.returncode:
         tail = log.read_text("utf-8", errors="replace")[-1500:]
         raise ContestantError(f"{' '.join(command)}: exit code {process.returncode}\n{tail}")
     return Ended(seconds, output.decode("utf-8", errors="replace"))
+
+
+def run_row(command: Sequence[str], environment: Mapping[str, str], *, timeout: float) -> int:
+    """Run a row's own process, and end all that it started; returns its exit code.
+
+    Raises:
+      ContestantError: if it takes too long.
+    """
+    mark = uuid.uuid4().hex
+    try:
+        marked = {**environment, _ROW: mark}
+        ended = subprocess.run(command, env=marked, cwd=ROOT, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ContestantError(f"no end after {timeout:.0f} s") from error
+    finally:
+        _end_marked(_ROW, mark)
+    return ended.returncode
 
 
 class Session:
@@ -155,12 +174,12 @@ class Session:
             self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
-        _end_marked(self._mark)
+        _end_marked(_MARK, self._mark)
 
 
-def _end_marked(mark: str) -> None:
+def _end_marked(name: str, mark: str) -> None:
     """End every process that was started with this mark in its environment."""
-    sign = f"{_MARK}={mark}".encode()
+    sign = f"{name}={mark}".encode()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             marked = sign in (entry / "environ").read_bytes().split(b"\0")
