@@ -13,7 +13,9 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -35,6 +37,8 @@ _VERSIONS = ("torch", "transformers", "peft", "numpy", "flwr", "ray")
 def main(words: Sequence[str] | None = None) -> int:
     """Run what the command line asks for, and return the exit code."""
     asked = _parser().parse_args(words)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)  # so that contestants are ended on the way out
     if asked.inside:
         return _inside(row_named(asked.rows[0]), Path(asked.out), small=asked.small)
     if asked.page:
@@ -56,6 +60,10 @@ def main(words: Sequence[str] | None = None) -> int:
     if not asked.small and not asked.out:
         print(write_page())
     return 1 if failed else 0
+
+
+def _stop(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:

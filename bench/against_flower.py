@@ -45,7 +45,7 @@ def minilm_settings(folder: Path, *, small: bool) -> dict[str, Any]:
         "client.epochs": 1,
         "client.batch_size": 16,
         "client.optimizer": "adamw",
-        "client.lr": 0.002,
+        "client.lr": 0.005,
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.figures import Report, unavailable
 from bench.machine import ROOT
+from bench.plain import report_of
 
 __all__ = ["ROWS", "Row", "digest_of", "measure", "row_named"]
 
@@ -113,7 +114,8 @@ def measure(row: Row, *, small: bool) -> Report:
     """Run a row in this process."""
     if importlib.util.find_spec(f"bench.{row.module}") is None:
         return unavailable(f"bench/{row.module}.py is not there")
-    return dict(importlib.import_module(f"bench.{row.module}").run(small=small))
+    found = importlib.import_module(f"bench.{row.module}").run(small=small)
+    return report_of(row.title, found)
 
 
 def digest_of(row: Row) -> str:

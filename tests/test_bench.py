@@ -16,6 +16,7 @@ from bench.figures import check, figure, holds, pairwise, unavailable
 from bench.gpu import run as run_gpu
 from bench.gpu import train_flops
 from bench.passes import Cell, settings_of
+from bench.plain import report_of
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft
@@ -45,6 +46,24 @@ def test_figure_holds_its_middle_ratio_against_the_target():
     assert figure("x", [1.2], target=1.3, at_most=True)["met"]
     assert not figure("x", [1.4], target=1.3, at_most=True)["met"]
     assert figure("x", [1.4])["met"] is None
+
+
+def test_plain_numbers_of_a_row_become_figures_and_checks():
+    found = {
+        "ratio": 17.0,
+        "target": 15.0,
+        "same_result": True,
+        "accuracy_on": 0.9,
+        "memory": {"name": "peak", "ratios": [1.1, 1.4, 1.2], "target": 1.3, "at_most": True},
+    }
+    report = report_of("cached or not", found)
+    assert [(f["name"], f["met"]) for f in report["figures"]] == [
+        ("cached or not", True),
+        ("peak", True),
+    ]
+    assert report["checks"][0]["detail"] == "accuracy on 0.9" and holds(report)
+    assert not holds(report_of("x", found | {"same_result": False}))
+    assert report_of("x", {"figures": [1]})["figures"] == [1]
 
 
 @pytest.mark.parametrize("method", ["lora", "bias", "adapter"])
