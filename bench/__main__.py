@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -37,8 +36,6 @@ _VERSIONS = ("torch", "transformers", "peft", "numpy", "flwr", "ray")
 def main(words: Sequence[str] | None = None) -> int:
     """Run what the command line asks for, and return the exit code."""
     asked = _parser().parse_args(words)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)  # so that contestants are ended on the way out
     if asked.inside:
         return _inside(row_named(asked.rows[0]), Path(asked.out), small=asked.small)
     if asked.page:
@@ -164,4 +161,5 @@ def _show(report: Report) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)  # so that contestants are ended on the way out
     sys.exit(main())

@@ -1,7 +1,7 @@
 """From a row that returns plain numbers to figures and checks.
 
-A table with a `ratio` (or `ratios`) is a figure, at any depth; a true or false in it is a check; all
-other numbers and words in it are shown beside the figure.
+A table with a `ratio` (or `ratios`) is a figure, at any depth; a true or false in it is a check;
+all other numbers and words in it are shown beside the figure.
 
     {"ratio": 17.2, "target": 15.0, "same_result": True, "seconds_on": 120.0}
 """
