@@ -144,8 +144,9 @@ def _section(row: Row, report: Report) -> str:
     lines += ["", *_reported(report), *_sides(report), "**Checks**", ""]
     lines += [f"- {_mark(c)} {c['name']}: {c['detail']}." for c in report["checks"]]
     missed = [found for found in report["figures"] if found["met"] is False]
-    if missed and report.get("why_missed"):
-        lines += ["", "**Why the target is missed**", "", str(report["why_missed"])]
+    why = str(report.get("why_missed") or row.why_missed)
+    if missed and why:
+        lines += ["", "**Why the target is missed**", "", why]
     return "\n".join([*lines, ""])
 
 

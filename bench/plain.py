@@ -1,7 +1,7 @@
 """From a row that returns plain numbers to figures and checks.
 
-A table with a `ratio` (or `ratios`) is a figure, at any depth; a true or false in it is a check;
-all other numbers and words in it are shown beside the figure.
+A table with a `ratio` (or `ratios`) is a figure, at any depth; a true or false that says
+that results are the same is a check; all other numbers and words in it are shown beside the figure.
 
     {"ratio": 17.2, "target": 15.0, "same_result": True, "seconds_on": 120.0}
 """
@@ -15,6 +15,7 @@ from bench.figures import Report, check, figure
 
 __all__ = ["report_of"]
 
+_CLAIMS = ("same", "equal", "agree", "holds")
 _OWN = frozenset({"ratio", "ratios", "target", "at_most", "row", "name", "met", "notes"})
 
 
@@ -36,7 +37,7 @@ def _walk(name: str, found: Mapping[str, Any]) -> tuple[list[Report], list[Repor
     if "ratio" in found or "ratios" in found:
         figures.append(_figure(name, found))
     for key, value in found.items():
-        if isinstance(value, bool) and key not in _OWN:
+        if isinstance(value, bool) and any(word in key for word in _CLAIMS):
             checks.append(check(f"{name}: {_words(key)}", value, _near(key, found)))
         elif isinstance(value, Mapping) and key not in _OWN:
             inner = _walk(str(value.get("name", f"{name}: {_words(key)}")), value)
@@ -50,7 +51,7 @@ def _figure(name: str, found: Mapping[str, Any]) -> Report:
     shown = {
         key: value
         for key, value in found.items()
-        if key not in _OWN and not isinstance(value, bool | Mapping)
+        if key not in _OWN and not isinstance(value, Mapping)
     }
     at_most = bool(found.get("at_most", False))
     sides = {"measured": shown}

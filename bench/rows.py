@@ -24,6 +24,7 @@ class Row:
       module: in this package; has `run(small) -> dict`.
       title: what is compared.
       target: in words.
+      why_missed: shown where a figure misses its target.
       files: of this package, beside the module, whose change makes a result old.
     """
 
@@ -32,6 +33,7 @@ class Row:
     title: str
     target: str
     files: tuple[str, ...] = ()
+    why_missed: str = ""
 
 
 _WORK = ("assignment.py", "children.py", "machine.py", "contestants/work.py")
