@@ -178,7 +178,7 @@ def _sides(report: Report) -> list[str]:
 
 def _words(values: object) -> str:
     if isinstance(values, Mapping):
-        shown = [f"{str(k).replace('_', ' ')} {_words(v)}" for k, v in values.items() if v != {}]
+        shown = [f"{str(k).replace('_', ' ')}: {_words(v)}" for k, v in values.items() if v != {}]
         return "; ".join(shown)
     if isinstance(values, list):
         return ", ".join(_words(value) for value in values)
