@@ -29,7 +29,7 @@ from fedpeft.client.many_batches import (
     num_steps,
     split_by_size,
 )
-from fedpeft.client.many_forms import Live, Place, find_places, in_place
+from fedpeft.client.many_forms import Live, find_places, in_place
 from fedpeft.client.optimizers import make_step
 from fedpeft.client.private import draw, noise_root, paper_gradient
 from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
@@ -142,9 +142,7 @@ def many_trainer(
     return train
 
 
-def _train_group(
-    setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor
-) -> list[LocalResult]:
+def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) -> list[LocalResult]:
     """Train the clients of a group side by side, and return their results in the group's order."""
     settings = setup.settings
     steps = [num_steps(turn, settings) for turn in group]
@@ -171,7 +169,9 @@ def _train_group(
     loss_K = (sums_2K[0] / sums_2K[1].clamp(min=1)).tolist()
     rows = sorted(range(len(group)), key=order.__getitem__)
     return [
-        LocalResult({DELTA: update_KP[row].clone()}, float(len(turns[row].data)), _metrics(loss_K[row]))
+        LocalResult(
+            {DELTA: update_KP[row].clone()}, float(len(turns[row].data)), _metrics(loss_K[row])
+        )
         for row in rows
     ]
 
@@ -180,10 +180,8 @@ def _metrics(loss: float) -> dict[str, float]:
     return {"loss": loss}
 
 
-def _joined_gradients(
-    setup: _Setup, value_AP: Tensor, batches: Sequence[ClientBatch]
-) -> Found:
-    """Take the gradients of all clients at work, in one pass or, with very unequal batches, more."""
+def _joined_gradients(setup: _Setup, value_AP: Tensor, batches: Sequence[ClientBatch]) -> Found:
+    """Take the gradients of all clients at work: in one pass, or more where batches differ much."""
     parts = split_by_size([len(batch.keys_B) for batch in batches])
     if len(parts) == 1:
         return setup.gradients(value_AP, join(batches, setup.pad_id))
@@ -246,4 +244,6 @@ def _active(pairs: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
     """Return 1 where a parameter got a gradient, else 0 [P]; None where all did."""
     if all(gradient is not None for gradient, _ in pairs):
         return None
-    return torch.cat([torch.full_like(v[0].detach(), float(g is not None)).flatten() for g, v in pairs])
+    return torch.cat(
+        [torch.full_like(v[0].detach(), float(g is not None)).flatten() for g, v in pairs]
+    )

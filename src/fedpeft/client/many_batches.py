@@ -1,8 +1,10 @@
 """The batches of a pass: each client's own, in its own order, side by side.
 
-    client 0   [B_0, ...]  ┐                 rows a client lacks repeat its first one, with weight 0;
-    client 1   [B_1, ...]  ├──> [G * B, ...] texts are padded to the longest of the pass
-    client 2   [B_2, ...]  ┘    weight [G, B]
+    client 0   [B_0, ...]  ┐
+    client 1   [B_1, ...]  ├──> [G * B, ...], weight [G, B]
+    client 2   [B_2, ...]  ┘
+
+Rows that a client lacks repeat its first one, with weight 0; texts are padded to the longest.
 
 Legend: G clients of a pass, B examples of the largest batch, T tokens.
 """
@@ -167,7 +169,7 @@ def _same_shape(name: str, values: list[Tensor], pad_id: int) -> list[Tensor]:
         return values
     fill = {_MASK: 0, _TOKENS: pad_id, _LABELS: -100, "token_type_ids": 0}.get(name)
     if fill is None or any(value.dim() != 2 for value in values):
-        shapes = [tuple(value.shape) for value in values]
+        shapes = sorted({tuple(value.shape) for value in values})
         raise DataError(
             f"clients of one pass have batches {name!r} of shapes {shapes[:3]}, which cannot be "
             "padded to one; set engine.clients_per_pass = 1"

@@ -17,12 +17,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpeft.tuning.prompt import Prompt
 from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["Live", "Place", "find_places", "in_place"]
@@ -54,6 +55,41 @@ class Own:
 
 
 Run = Callable[..., object]
+
+
+class _Conv1D(Protocol):
+    """GPT-2's linear layer: its weight is [I, O]."""
+
+    weight: Tensor
+
+
+class _RmsNorm(Protocol):
+    """A norm of `transformers` without a mean."""
+
+    variance_epsilon: float
+
+
+class _Lora(Protocol):
+    """The part of `peft`'s linear LoRA layer that we use."""
+
+    active_adapters: Sequence[str]
+    merged: bool
+    disable_adapters: bool
+    base_layer: nn.Linear
+    lora_A: Mapping[str, nn.Linear]
+    lora_B: Mapping[str, nn.Linear]
+    lora_dropout: Mapping[str, nn.Module]
+    lora_variant: Mapping[str, object]
+    scaling: Mapping[str, float]
+    fan_in_fan_out: bool
+
+
+class _Ia3(Protocol):
+    """The part of `peft`'s linear IA3 layer that we use."""
+
+    active_adapters: Sequence[str]
+    base_layer: nn.Module
+    is_feedforward: bool
 
 
 @dataclass(frozen=True)
@@ -120,7 +156,7 @@ def in_place(places: Sequence[Place]) -> Iterator[None]:
 def _form_of(module: nn.Module) -> Form | None:
     kind = type(module)
     form = _FORMS.get(f"{kind.__module__}.{kind.__qualname__}")
-    return None if form is _LORA and not _is_plain_lora(module) else form
+    return None if form is _LORA and not _is_plain_lora(cast(_Lora, module)) else form
 
 
 def _trained(module: nn.Module, wire: Mapping[int, str], *, whole: bool) -> dict[str, str]:
@@ -170,8 +206,8 @@ def _added_bias(module: nn.Linear, own: Own) -> Run:
     return run
 
 
-def _added_bias_1d(module: Any, own: Own) -> Run:
-    """GPT-2's linear layer: its weight is [I, O]."""
+def _added_bias_1d(module: _Conv1D, own: Own) -> Run:
+    """The same for GPT-2's layers."""
 
     def run(x: Tensor) -> Tensor:
         bias_GO = own["bias"]
@@ -181,12 +217,12 @@ def _added_bias_1d(module: Any, own: Own) -> Run:
     return run
 
 
-def _convolution(module: Any, own: Own) -> Run:
+def _convolution(module: nn.Conv2d | nn.Conv3d, own: Own) -> Run:
     """One convolution for all with the frozen kernel, then the clients' own biases."""
 
     def run(x: Tensor) -> Tensor:
         bias_GO = own["bias"]
-        y = module._conv_forward(x, module.weight, None)
+        y: Tensor = module._conv_forward(x, module.weight, None)
         ones = (1,) * (y.dim() - 2)
         apart = y.view(len(bias_GO), -1, *y.shape[1:]) + bias_GO.view(len(bias_GO), 1, -1, *ones)
         return apart.flatten(0, 1)
@@ -213,7 +249,7 @@ def _layer_norm(module: nn.LayerNorm, own: Own) -> Run:
     return run
 
 
-def _rms_norm(module: Any, own: Own) -> Run:
+def _rms_norm(module: _RmsNorm, own: Own) -> Run:
     """Gains of the clients' own over a root mean square."""
 
     def run(x: Tensor) -> Tensor:
@@ -226,7 +262,7 @@ def _rms_norm(module: Any, own: Own) -> Run:
     return run
 
 
-def _prompt(module: Any, own: Own) -> Run:
+def _prompt(module: Prompt, own: Own) -> Run:
     """Tokens of the clients' own at the end of the sequence."""
 
     def append(x_BND: Tensor, layer: int) -> Tensor:
@@ -240,53 +276,54 @@ def _prompt(module: Any, own: Own) -> Run:
     return append
 
 
-def _is_plain_lora(module: Any) -> bool:
+def _is_plain_lora(module: _Lora) -> bool:
     """Whether a layer is LoRA or DoRA without what would need a form of its own."""
     names = list(module.active_adapters)
     if len(names) != 1 or module.merged or module.disable_adapters:
         return False
     variant = type(module.lora_variant.get(names[0])).__name__
-    return variant in ("NoneType", "DoraLinearVariant") and module.lora_B[names[0]].bias is None
+    bias = module.base_layer.bias
+    if variant == "DoraLinearVariant":  # it takes the bias out again
+        return bias is None or not bias.requires_grad
+    return variant == "NoneType" and module.lora_B[names[0]].bias is None
 
 
-def _lora(module: Any, own: Own) -> Run:
+def _lora(module: _Lora, own: Own) -> Run:
+    """(W + s B_k A_k) x + b; in DoRA with m_k / |W + s B_k A_k|, row by row, before the product."""
     (name,) = module.active_adapters
     scaling = float(module.scaling[name])
-    a, b, magnitude = (
-        f"lora_A.{name}.weight",
-        f"lora_B.{name}.weight",
-        f"lora_magnitude_vector.{name}.weight",
-    )
-    weights = [f for f in (a, b) if f not in own]
-    frozen = {f: module.get_parameter(f) for f in weights}
+    magnitude = f"lora_magnitude_vector.{name}.weight"
+    frozen = {"lora_A": module.lora_A[name].weight, "lora_B": module.lora_B[name].weight}
 
-    def factor(path: str, clients: int) -> Tensor:
-        return own[path] if path in own else frozen[path].expand(clients, -1, -1)
+    def factors() -> tuple[Tensor, Tensor]:
+        found = [own[p] if (p := f"{key}.{name}.weight") in own else frozen[key] for key in frozen]
+        clients = max(len(f) for f in found if f.dim() == 3)
+        a_GRI, b_GOR = (f if f.dim() == 3 else f.expand(clients, -1, -1) for f in found)
+        return a_GRI, b_GOR
 
-    def run(x: Tensor, *args: object, **options: object) -> Tensor:
+    def plain(x: Tensor, *args: object, **options: object) -> Tensor:
+        a_GRI, b_GOR = factors()
         base = module.base_layer(x, *args, **options)
-        clients = len(own[b] if b in own else own[a])
-        a_GRI, b_GOR = factor(a, clients), factor(b, clients)
-        base_GNO = _apart(base, clients)
-        if magnitude in own:
-            low_GNR = torch.bmm(_apart(x, clients), a_GRI.mT)
-            with torch.no_grad():
-                norm_GO = _row_norms(module, a_GRI, b_GOR, scaling)
-            ratio_G1O = (own[magnitude] / norm_GO).unsqueeze(1)
-            bias = _base_bias(module, clients)
-            plain_GNO = base_GNO if bias is None else base_GNO - bias
-            high_GNO = torch.baddbmm(plain_GNO, low_GNR, b_GOR.mT, alpha=scaling)
-            return (base_GNO + ratio_G1O * high_GNO - plain_GNO).view(base.shape)
-        low_GNR = torch.bmm(_apart(module.lora_dropout[name](x), clients), a_GRI.mT)
+        low_GNR = torch.bmm(_apart(module.lora_dropout[name](x), len(a_GRI)), a_GRI.mT)
+        base_GNO = _apart(base, len(a_GRI))
         return torch.baddbmm(base_GNO, low_GNR, b_GOR.mT, alpha=scaling).view(base.shape)
 
-    def _base_bias(module: Any, clients: int) -> Tensor | None:
-        return module.base_layer.bias
+    def decomposed(x: Tensor, *args: object, **options: object) -> Tensor:
+        a_GRI, b_GOR = factors()
+        base = module.base_layer(x, *args, **options)
+        bias = module.base_layer.bias
+        base_GNO = _apart(base if bias is None else base - bias, len(a_GRI))
+        with torch.no_grad():
+            norm_GO = _row_norms(module, a_GRI, b_GOR, scaling)
+        low_GNR = torch.bmm(_apart(x, len(a_GRI)), a_GRI.mT)
+        high_GNO = torch.baddbmm(base_GNO, low_GNR, b_GOR.mT, alpha=scaling)
+        y_GNO = (own[magnitude] / norm_GO).unsqueeze(1) * high_GNO
+        return (y_GNO if bias is None else y_GNO + bias).view(base.shape)
 
-    return run
+    return decomposed if magnitude in own else plain
 
 
-def _row_norms(module: Any, a_GRI: Tensor, b_GOR: Tensor, scaling: float) -> Tensor:
+def _row_norms(module: _Lora, a_GRI: Tensor, b_GOR: Tensor, scaling: float) -> Tensor:
     """Norms [G, O] of the rows of W + s B A, without making that matrix for every client."""
     weight_OI = module.base_layer.weight
     weight_OI = weight_OI.T if module.fan_in_fan_out else weight_OI
@@ -296,7 +333,7 @@ def _row_norms(module: Any, a_GRI: Tensor, b_GOR: Tensor, scaling: float) -> Ten
     return squares_GO.clamp(min=0).sqrt()
 
 
-def _ia3(module: Any, own: Own) -> Run:
+def _ia3(module: _Ia3, own: Own) -> Run:
     """A scale of the clients' own on a layer's output, or on the input of a feed-forward one."""
     (name,) = module.active_adapters
 
@@ -304,8 +341,9 @@ def _ia3(module: Any, own: Own) -> Run:
         scale_G1D = own[f"ia3_l.{name}"].flatten(1).unsqueeze(1)
         clients = len(scale_G1D)
         if module.is_feedforward:
-            return module.base_layer((_apart(x, clients) * scale_G1D).view(x.shape), *args)
-        y = module.base_layer(x, *args, **options)
+            scaled = (_apart(x, clients) * scale_G1D).view(x.shape)
+            return cast(Tensor, module.base_layer(scaled, *args, **options))
+        y: Tensor = module.base_layer(x, *args, **options)
         return (_apart(y, clients) * scale_G1D).view(y.shape)
 
     return run

@@ -1,7 +1,7 @@
 """Optimisers over one flat buffer: the arithmetic of torch.optim in a handful of tensor calls.
 
-    step(value_P, grad_P) changes value_P in place;  P trained parameters
-    step(value_AP, grad_AP)                          the same for the first A of K clients, row by row
+    step(value_P, grad_P)      changes value_P in place;  P trained parameters
+    step(value_AP, grad_AP)    the same for the first A of K clients, row by row
 
 A fresh optimiser is made for each client and round, so that momentum never leaks between clients.
 Of several clients those that have run out of batches are left out of `value_AP`: neither their rows
