@@ -23,7 +23,8 @@ from fedpeft.tuning.tuned import read_buffers, read_delta
 
 QUICK = [
     "model.name=preset:tiny-vit", "client.epochs=1", "client.batch_size=4", "client.lr=0.05",
-    "data.partition.clients=12", "data.budget=200", "federation.clients_per_round=7", "data.partition.alpha=1.0",
+    "data.partition.clients=12", "data.budget=200", "data.partition.alpha=1.0",
+    "federation.clients_per_round=7",
 ]  # fmt: skip
 TOP_K = support.STAGES["top_k"]
 

@@ -29,7 +29,8 @@ from fedpeft.client.many_batches import (
     num_steps,
     split_by_size,
 )
-from fedpeft.client.many_forms import Live, find_places, in_place
+from fedpeft.client.many_forms import Live, Place, find_places, in_place
+from fedpeft.client.many_tail import last_block
 from fedpeft.client.optimizers import make_step
 from fedpeft.client.private import draw, noise_root, paper_gradient
 from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
@@ -124,6 +125,8 @@ def many_trainer(
     live = Live()
     places = find_places(tuned, live)
     assert not isinstance(places, str)
+    if (last := last_block(tuned)) is not None:
+        places = [*places, Place(last[0], "forward", last[1])]
     pad_id = getattr(getattr(tuned.loaded.module, "config", None), "pad_token_id", None)
     setup = _Setup(settings, _gradients(tuned, settings, live), pad_id or 0)
 
