@@ -17,7 +17,8 @@ import transformers as hf
 from fedpeft.client import many, many_batches
 from fedpeft.client.local import LocalSettings, local_trainer
 from fedpeft.client.many import MANY_METHODS, many_trainer, why_one_by_one
-from fedpeft.client.many_batches import join, split_by_size
+from fedpeft.client.many_batches import ClientBatch, join, split_by_size
+from fedpeft.client.many_tail import last_block
 from fedpeft.client.optimizers import OptimizerSettings, make_step
 from fedpeft.client.private import GradientPrivacy
 from fedpeft.client.turns import DELTA, ClientTurn
@@ -331,3 +332,27 @@ def test_one_by_one_is_the_local_trainer():
     theirs = list(local_trainer(other, settings())({DELTA: start}, turns(data)))
     assert all(torch.equal(a.payload[DELTA], b.payload[DELTA])
                for a, b in zip(ours, theirs, strict=True))  # fmt: skip
+
+
+def text_step(lengths, width):
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    tensors = {"input_ids": 5 * mask, "attention_mask": mask, "labels": torch.zeros(len(lengths)),
+               "features": mask[..., None].float()}  # fmt: skip
+    return ClientBatch(tensors, torch.arange(len(lengths)), counts=True)
+
+
+def test_a_pass_pads_rows_and_tokens():
+    one = join([text_step([2, 1], 2), text_step([4], 4)], pad_id=9)
+    assert one.tensors["input_ids"].tolist() == [[5, 5, 9, 9], [5, 0, 9, 9], [5] * 4, [5] * 4]
+    assert one.tensors["attention_mask"].tolist()[:2] == [[1, 1, 0, 0], [1, 0, 0, 0]]
+    assert one.tensors["features"].shape == (4, 4, 1) and one.keys.tolist() == [0, 1, 0, 0]
+    assert one.weight_GB is not None and one.weight_GB.tolist() == [[1, 1], [1, 0]]
+    assert join([text_step([2], 2), text_step([3], 3)], pad_id=9).weight_GB is None
+
+
+def test_the_last_block_stays_where_something_is_hooked_to_it():
+    assert last_block(tuned(IMAGE, "lora")) is not None
+    assert last_block(tuned(IMAGE, "adapter")) is not None
+    assert last_block(tuned(IMAGE, "adapter", after=["vit.layers.1.attention.o_proj"])) is not None
+    assert last_block(tuned(IMAGE, "prompt")) is None
+    assert last_block(tuned(TEXT, "lora")) is None

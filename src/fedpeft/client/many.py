@@ -153,7 +153,7 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
     turns = [group[place] for place in order]
     feeds = [client_batches(turn, settings) for turn in turns]
     value_KP = start_P.expand(len(group), -1).clone()
-    sums_2K = torch.zeros(2, len(group), dtype=torch.float64)
+    sums_2K = torch.zeros(2, len(group), dtype=torch.float64, device=value_KP.device)
     step = None
     for number in range(1, max(steps) + 1):
         at_work = sum(1 for total in steps if total >= number)
@@ -165,8 +165,8 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
             grad_AP.add_(value_AP - start_P, alpha=settings.prox_mu)
         step = step or make_step(settings.optimizer, found.active_P)
         step(value_AP, grad_AP)
-        last_A = torch.tensor([batch.counts for batch in batches])
-        figures_2A = torch.stack([found.loss_G, found.count_G]).double().cpu()
+        last_A = torch.tensor([batch.counts for batch in batches], device=value_KP.device)
+        figures_2A = torch.stack([found.loss_G, found.count_G]).double()
         sums_2K[:, :at_work] += torch.where(last_A, figures_2A, 0.0)
     update_KP = (value_KP - start_P).cpu()
     loss_K = (sums_2K[0] / sums_2K[1].clamp(min=1)).tolist()

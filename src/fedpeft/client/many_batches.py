@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.client.local import LocalSettings, Rows, batches
+from fedpeft.client.local import LocalSettings, Rows, batches, dropout_keys, take_batch
 from fedpeft.client.turns import ClientTurn
-from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 from fedpeft.models.tasks import Batch
 
@@ -65,13 +64,11 @@ def client_batches(turn: ClientTurn, settings: LocalSettings) -> Iterator[Client
     number, ahead = 0, 1
     for epoch in range(settings.epochs):
         rows = batches(turn, settings.batch_size, epoch)
-        seed = seeds.derive(turn.seed, "augment", epoch)
         place = 0
         while place < len(rows):
             some = rows[place : place + ahead]
             place += len(some)
-            wanted = turn.data.indices[np.concatenate(some)].tolist()
-            together = turn.data.examples.batch(wanted, seed=seed)
+            together = take_batch(turn, np.concatenate(some), epoch, "cpu")
             ahead = max(1, _AHEAD_BYTES * len(some) // max(1, _bytes(together)))
             for batch, part in zip(_cut(together, some), some, strict=True):
                 number += 1
@@ -96,10 +93,15 @@ def join(parts: Sequence[ClientBatch], pad_id: int) -> Pass:
     """
     sizes = [len(part.keys_B) for part in parts]
     most = max(sizes)
-    tensors = {
-        name: torch.cat(_same_shape(name, [_filled(p.tensors[name], most) for p in parts], pad_id))
-        for name in parts[0].tensors
-    }
+    widths = {part.tensors[_MASK].shape[1] for part in parts if _MASK in part.tensors}
+    longest = max(widths) if len(widths) > 1 else None
+    tensors = {}
+    for name in parts[0].tensors:
+        fill = {_TOKENS: pad_id, _LABELS: -100}.get(name, 0)
+        rows = [_filled(part.tensors[name], most) for part in parts]
+        if longest is not None:
+            rows = [_lengthened(v, p, longest, fill) for v, p in zip(rows, parts, strict=True)]
+        tensors[name] = torch.cat(_checked(name, rows))
     keys = torch.cat([_filled(part.keys_B, most) for part in parts])
     if min(sizes) == most:
         return Pass(tensors, keys, None)
@@ -149,12 +151,6 @@ def _trimmed(batch: Batch) -> Batch:
     }
 
 
-def dropout_keys(turn: ClientTurn, rows: Rows, step: int) -> Tensor:
-    """One key an example [B], from the turn's seed, the step and the example's position."""
-    base = seeds.derive(turn.seed, "dropout", step)
-    return torch.from_numpy(rows.astype(np.int64)) * 2_654_435_761 + base
-
-
 def _filled(value: Tensor, rows: int) -> Tensor:
     """Repeat the first row until there are so many."""
     lacking = rows - len(value)
@@ -163,22 +159,23 @@ def _filled(value: Tensor, rows: int) -> Tensor:
     return torch.cat([value, value[:1].expand(lacking, *value.shape[1:])])
 
 
-def _same_shape(name: str, values: list[Tensor], pad_id: int) -> list[Tensor]:
-    """Pad texts on the right to the longest."""
-    if len({value.shape for value in values}) == 1:
-        return values
-    fill = {_MASK: 0, _TOKENS: pad_id, _LABELS: -100, "token_type_ids": 0}.get(name)
-    if fill is None or any(value.dim() != 2 for value in values):
-        shapes = sorted({tuple(value.shape) for value in values})
+def _lengthened(value: Tensor, part: ClientBatch, longest: int, fill: int) -> Tensor:
+    """Pad on the right, along the tokens, what is as wide as the text's mask."""
+    width = part.tensors[_MASK].shape[1]
+    if value.dim() < 2 or value.shape[1] != width or width == longest:
+        return value
+    sides = (0, 0) * (value.dim() - 2) + (0, longest - width)
+    return torch.nn.functional.pad(value, sides, value=fill)
+
+
+def _checked(name: str, values: list[Tensor]) -> list[Tensor]:
+    shapes = sorted({tuple(value.shape) for value in values})
+    if len(shapes) > 1:
         raise DataError(
             f"clients of one pass have batches {name!r} of shapes {shapes[:3]}, which cannot be "
             "padded to one; set engine.clients_per_pass = 1"
         )
-    longest = max(value.shape[1] for value in values)
-    return [
-        torch.nn.functional.pad(value, (0, longest - value.shape[1]), value=fill)
-        for value in values
-    ]
+    return values
 
 
 def _bytes(batch: Batch) -> int:

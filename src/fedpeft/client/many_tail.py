@@ -58,17 +58,19 @@ def last_block(tuned: TunedModel) -> tuple[nn.Module, Callable[..., object]] | N
     hooked = [block, block.get_submodule("attention")]
     if any(part._forward_hooks or part._forward_pre_hooks for part in hooked):
         return None
-    return block, _for_first_token(cast(_Block, block))
+    return block, _for_first_token(block)
 
 
-def _for_first_token(block: _Block) -> Callable[..., object]:
+def _for_first_token(module: nn.Module) -> Callable[..., object]:
+    block = cast(_Block, module)
     attention = block.attention
 
     def heads(x_BTD: Tensor) -> Tensor:
         return x_BTD.view(*x_BTD.shape[:2], -1, attention.head_dim).transpose(1, 2)
 
-    def run(x_BTD: Tensor, attention_mask: Tensor | None = None, **_: object) -> Tensor:
-        assert attention_mask is None, "images have no padding"
+    def run(x_BTD: Tensor, attention_mask: Tensor | None = None, **options: object) -> object:
+        if attention_mask is not None:
+            return type(module).forward(module, x_BTD, attention_mask, **options)
         first_B1D = x_BTD[:, :1]
         normed_BTD = block.layernorm_before(x_BTD)
         query_BH1W = heads(attention.q_proj(normed_BTD[:, :1]))
