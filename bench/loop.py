@@ -20,10 +20,23 @@ from bench.children import Session
 from bench.figures import Report, check, figure, pairwise
 from bench.machine import SCRATCH, cores, others
 
-__all__ = ["run"]
+__all__ = ["run", "text_folder"]
 
 _COHORT, _EXAMPLES = 4, 32
-_WORDS = "river stone cloud market window garden letter signal copper winter bridge engine".split()
+_WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "market",
+    "window",
+    "garden",
+    "letter",
+    "signal",
+    "copper",
+    "winter",
+    "bridge",
+    "engine",
+]
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ def _jobs(*, small: bool) -> list[Job]:
     vit = {"model.name": str(_vit_folder(SCRATCH / "vit-2.7m"))}
     text = {
         "model.name": "minilm",
-        "data.source": str(_text_folder(SCRATCH / "row1-texts")),
+        "data.source": str(text_folder(SCRATCH / "row1-texts", texts=8 * _EXAMPLES)),
         "data.max_length": 64,
     }
     models = (("MiniLM", text), ("ViT of 2.7 M", vit))
@@ -107,7 +120,9 @@ def _compare(job: Job, workers: int, *, rounds: int) -> tuple[Report, Report]:
             score = float(ours.call("finish", out=str(folder / "ours.safetensors")))
     apart = distance(folder / "ours.safetensors", folder / "loop.safetensors")
     one = workers == 1
-    name = f"{job.name}: " + ("one worker, one thread" if one else f"{workers} workers, {threads} threads")
+    name = f"{job.name}: " + (
+        "one worker, one thread" if one else f"{workers} workers, {threads} threads"
+    )
     sides = {"loop": {"threads": threads, "round_seconds": bare[1:]},
              "fedpeft": {"workers": workers, "round_seconds": own[1:]}}  # fmt: skip
     found = figure(name, pairwise(bare[1:], own[1:]), target=0.97 if one else 1.3, sides=sides)
@@ -133,11 +148,11 @@ def _vit_folder(folder: Path) -> Path:
     return folder
 
 
-def _text_folder(folder: Path) -> Path:
-    """Write texts of 100 words in two classes, more than 64 tokens each."""
+def text_folder(folder: Path, *, texts: int) -> Path:
+    """Write texts of 100 words in two classes, more than 64 tokens each, and 64 to test."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(1)
-    for split, count in (("train", 8 * _EXAMPLES), ("test", 64)):
+    for split, count in (("train", texts), ("test", 64)):
         lines = []
         for number in range(count):
             own = _WORDS[: len(_WORDS) // 2] if number % 2 else _WORDS[len(_WORDS) // 2 :]
