@@ -49,10 +49,10 @@ def _cohorts(*, small: bool) -> tuple[Report, Report]:
     many = 8 if small else 64
     peaks: dict[int, list[int]] = {1: [], many: []}
     for _ in range(1 if small else 3):
-        for cohort, found in peaks.items():
-            found.append(_child(_cohort_settings(model, many, cohort))["peak_bytes"])
+        for cohort, seen in peaks.items():
+            seen.append(_child(_cohort_settings(model, many, cohort))["peak_bytes"])
     ratios = [a / b for a, b in zip(peaks[many], peaks[1], strict=True)]
-    sides = {f"cohort_{cohort}_peak_bytes": found for cohort, found in peaks.items()}
+    sides = {f"cohort_{cohort}_peak_bytes": seen for cohort, seen in peaks.items()}
     title = f"peak of one worker, a cohort of {many} against a single client"
     found = figure(title, ratios, target=1.3, at_most=True, sides=sides)
     return found, check("every run trained its cohort", True, f"cohorts of 1 and {many}")
@@ -65,9 +65,9 @@ def _workers(*, small: bool) -> tuple[list[Report], Report]:
         sizes: dict[str, list[int]] = {}
         backbone = 0
         for name, folder in (("whole", whole), ("one block", one)):
-            found = [_child(_worker_settings(folder, method, workers)) for workers in (2, 3)]
-            sizes[name] = [each["proportional_bytes"] for each in found]
-            backbone = max(backbone, found[0]["backbone_bytes"])
+            held = [_child(_worker_settings(folder, method, workers)) for workers in (2, 3)]
+            sizes[name] = [each["proportional_bytes"] for each in held]
+            backbone = max(backbone, held[0]["backbone_bytes"])
         added = {name: three - two for name, (two, three) in sizes.items()}
         share = (added["whole"] - added["one block"]) / backbone
         sides = {"backbone_bytes": backbone, "proportional_bytes": sizes, "third_adds": added}

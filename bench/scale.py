@@ -2,10 +2,9 @@
 
     python -m bench.scale [--small] [--page]
 
-Clients draw 20 digits each (`data.partition.scheme = "drawn"`) and train a toy ViT for one epoch, one
-worker. Every point is a process of its own: seconds of its last round, without evaluation, and its
-peak resident memory. The result goes to docs/benchmarks/scale.json and from there into
-docs/scale.md.
+Clients draw 20 digits each (`data.partition.scheme = "drawn"`) and train a toy ViT for one epoch,
+one worker. Every point is a process of its own: the median of its rounds without evaluation, and
+its peak resident memory. The result goes to docs/benchmarks/scale.json, and into docs/scale.md.
 """
 
 from __future__ import annotations
