@@ -1,6 +1,7 @@
 """Choosing the clients of a round.
 
-    randperm(n)[:k] = the first k swaps of a Fisher-Yates shuffle: z_i = u_i mod (n - i), swap(i, i + z_i)
+    randperm(n)[:k] = the first k swaps of a Fisher-Yates shuffle:
+                      z_i = u_i mod (n - i),  swap places i and i + z_i
 
 Of a large population only those swaps are made: the cost is that of the cohort, the draw the same.
 """
@@ -53,7 +54,7 @@ def _first_places(total: int, count: int, generator: torch.Generator) -> list[in
 
 
 def _words(count: int, generator: torch.Generator) -> list[int]:
-    """Draw the generator's next words of 32 bits; a number of 64 bits holds two, the first above."""
+    """Draw the generator's next words of 32 bits; one of 64 bits holds two, the first above."""
     pairs = torch.empty((count + 1) // 2, dtype=torch.int64)
     pairs.random_(-(2**63), None, generator=generator)
     halves = torch.stack([(pairs >> 32) & 0xFFFFFFFF, pairs & 0xFFFFFFFF], dim=1)
