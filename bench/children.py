@@ -81,6 +81,8 @@ def run_program(
             seconds = time.perf_counter() - began
             _end_marked(_MARK, mark)
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
     if process.returncode:
         tail = log.read_text("utf-8", errors="replace")[-1500:]
         raise ContestantError(f"{' '.join(command)}: exit code {process.returncode}\n{tail}")
