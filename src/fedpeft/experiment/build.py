@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from fedpeft.client.evaluate import Evaluation, evaluate
-from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.local import LocalSettings
+from fedpeft.client.many import many_trainer
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
@@ -27,6 +28,7 @@ from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.experiment import tables
 from fedpeft.experiment.check import num_clients
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.passes import num_together, resolve_passes
 from fedpeft.experiment.privacy import (
     is_private,
     private_stages,
@@ -235,6 +237,7 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
     """
     refuse_model(experiment, tuned)
     settings = local_settings(experiment)
+    experiment = resolve_passes(experiment, tuned, data, settings)
     plan = _round_plan(experiment, tuned, data)
     start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
     if experiment.privacy.mode == "central":
@@ -243,7 +246,11 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
     make_half = functools.partial(_make_half, tuned, settings, experiment)
     workers = experiment.engine.workers or 1
     engine = LocalEngine(
-        make_half, data, num_workers=workers, block=block_size(tuned.spec.num_bytes, workers)
+        make_half,
+        data,
+        num_workers=workers,
+        block=block_size(tuned.spec.num_bytes, workers),
+        clients_per_pass=num_together(experiment),
     )
     move(tuned, settings.device)
     score = functools.partial(_score, tuned, data, settings)
@@ -264,7 +271,7 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
 
 def _make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
     return ClientHalf(
-        local_trainer(tuned, settings),
+        many_trainer(tuned, settings, clients_per_pass=num_together(experiment)),
         up_stages(experiment),
         tables.make_stages(experiment.wire.down, "wire.down"),
         tuned.spec,

@@ -106,6 +106,11 @@ def _engine(experiment: Experiment) -> Iterator[str]:
         yield "engine.precision: found 'bf16' with engine.device = 'cpu'; it is for GPUs only"
     if kind == "cuda" and (engine.workers or 1) > 1:
         yield f"engine.workers: found {engine.workers} with a GPU; allowed is 1"
+    if engine.name != "local" and engine.clients_per_pass not in (None, 1):
+        yield (
+            f"engine.clients_per_pass: found {engine.clients_per_pass!r} with engine.name = "
+            f"{engine.name!r}, which runs one client a process; allowed is 1, or 'local'"
+        )
 
 
 def _privacy(experiment: Experiment) -> Iterator[str]:

@@ -264,6 +264,10 @@ class EngineConfig(BaseModel):
     model_config = _STRICT
     name: str = Field("local", description="see `fedpeft list engines`")
     workers: Positive | None = Field(None, description="processes; one a core by default")
+    clients_per_pass: Positive | Literal["measure"] | None = Field(
+        None,
+        description="clients that train in one pass; from a table by default, or `measure`",
+    )
     device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
 

@@ -36,6 +36,7 @@ from fedpeft.experiment.folder import (
     experiment_digest,
     finished_summary,
     may_start,
+    with_recorded_passes,
     write_delta,
 )
 from fedpeft.experiment.lock import locked
@@ -122,7 +123,7 @@ def run(
     finished = peek(wanted, folder, resume=resume)
     if finished is not None:
         return finished
-    built = build_run(experiment)
+    built = build_run(with_recorded_passes(experiment, folder) if resume else experiment)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with locked(folder.path):

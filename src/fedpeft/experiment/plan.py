@@ -27,6 +27,7 @@ from fedpeft.data.examples import ClientData
 from fedpeft.data.summary import label_table, sizes
 from fedpeft.experiment.build import Sketch, load_run_data, sketch_run
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.passes import num_together
 from fedpeft.experiment.privacy import is_private, privacy_figures
 from fedpeft.experiment.stability import planned_turns
 from fedpeft.experiment.sweep_rows import SweepRow
@@ -188,13 +189,15 @@ class _Nothing:
 def _memory(sketch: Sketch) -> int:
     """Estimate memory without activations: the model once, and each worker's copies of the delta.
 
-    A worker holds values, gradient, optimiser state, start and update; the server a handful more.
+    A worker holds values, gradient, optimiser state, start and update, of each client of a pass;
+    the server a handful more.
     """
     tuned, engine = sketch.tuned, sketch.experiment.engine
     delta = tuned.spec.num_bytes
     frozen = 4 * sketch.total_parameters - delta
     moments = 2 if sketch.experiment.client.optimizer == "adamw" else 1
-    copies = (engine.workers or 1) * (4 + moments) + 5
+    clients = num_together(sketch.experiment)
+    copies = (engine.workers or 1) * clients * (4 + moments) + 5
     return frozen + copies * delta
 
 
