@@ -121,7 +121,8 @@ def _data(experiment: Experiment) -> Iterator[str]:
     data = experiment.data
     size = data.budget or data.num_examples
     clients = num_clients(experiment)
-    if size and clients and clients > size:
+    dealt = data.partition.scheme != "drawn"
+    if dealt and size and clients and clients > size:
         yield (
             f"data.partition.clients: found {clients} with {size} examples; "
             "allowed is at most one client an example"

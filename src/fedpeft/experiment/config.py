@@ -102,7 +102,7 @@ class PartitionConfig(BaseModel):
 
     model_config = _STRICT
     scheme: Literal[
-        "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "natural"
+        "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "drawn", "natural"
     ] = Field("dirichlet", description="see `fedpeft list partitions`")
     clients: Positive | None = Field(
         None, description="number of clients, 64 by default; natural: at most this many"
@@ -112,6 +112,7 @@ class PartitionConfig(BaseModel):
         None, description="smallest client; 1 with bundled data, else 10"
     )
     classes_per_client: Positive = Field(2, description="pathological: label shards a client")
+    examples_per_client: Positive = Field(20, description="drawn: examples of each client")
 
 
 class DataConfig(BaseModel):

@@ -17,7 +17,7 @@ from pathlib import Path
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.data.examples import Federated
-from fedpeft.data.summary import label_table
+from fedpeft.data.summary import MOST_SHOWN, label_table
 from fedpeft.experiment.build import BuiltRun, build_run, resolve
 from fedpeft.experiment.checkpoint import (
     Checkpoint,
@@ -217,8 +217,8 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
 
 
 def _partition(data: Federated) -> dict[str, object] | None:
-    """Describe who has how many examples of which label; None without labels."""
-    if data.labels is None or data.num_labels is None:
+    """Describe who has how many examples of which label; None without labels, or for a crowd."""
+    if data.labels is None or data.num_labels is None or len(data.clients) > MOST_SHOWN:
         return None
     names = data.label_names or tuple(str(label) for label in range(data.num_labels))
     counts = label_table(data).tolist()

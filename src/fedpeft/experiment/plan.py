@@ -24,7 +24,7 @@ from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Payload
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import ClientData
-from fedpeft.data.summary import label_table, sizes
+from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
 from fedpeft.experiment.build import Sketch, load_run_data, sketch_run
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.passes import num_together
@@ -210,7 +210,7 @@ def _kept_deltas(sketch: Sketch) -> int:
 
 
 def _partition(experiment: Experiment) -> Partition | None:
-    """Partition data that is on this machine; None where it is not, or cannot be read."""
+    """Partition data that is on this machine; None where it is not, cannot be read, or is long."""
     source = experiment.data.source
     if source not in BUNDLED_DATASETS and not Path(source).expanduser().exists():
         return None
@@ -218,6 +218,8 @@ def _partition(experiment: Experiment) -> Partition | None:
         data = load_run_data(experiment)
     except FedpeftError as error:
         logger.info("no partition is shown: %s", error)
+        return None
+    if len(data.clients) > MOST_SHOWN:
         return None
     counts = label_table(data).tolist() if data.labels is not None else []
     return Partition(
