@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpeft.models.tasks import Batch
 
-__all__ = ["ClientData", "ExampleSet", "Federated"]
+__all__ = ["ClientData", "EpochViews", "ExampleSet", "Federated"]
 
 
 class ExampleSet(Protocol):
@@ -27,6 +27,15 @@ class ExampleSet(Protocol):
           seed: draws training-time augmentation, for each example from (seed, its index) alone;
             None means no augmentation, as in evaluation.
         """
+        ...
+
+
+@runtime_checkable
+class EpochViews(Protocol):
+    """A table that gives other examples in other epochs, from a fixed number of views."""
+
+    def in_epoch(self, epoch: int) -> ExampleSet:
+        """Return the table of an epoch of a turn, from 0."""
         ...
 
 
