@@ -91,7 +91,7 @@ def token_counts(examples: ExampleSet, split: Split) -> Ints:
     Raises:
       DataError: if texts are padded at the beginning.
     """
-    if not split.tokens or not split.text:
+    if not split.text:
         return np.full(len(examples), split.length, np.int64)
     counts = [np.empty(0, np.int64)]
     for start in range(0, len(examples), 1024):
@@ -170,7 +170,7 @@ class PrefixExamples:
     def _stored(self, rows: Ints, records: Ints) -> Batch:
         """Read a batch: padding gets zeros, which masks hide as they hide the padding itself."""
         start_B = self._layout.starts[records]
-        if not (self._split.tokens and self._split.text):
+        if not self._split.text:
             steps_T = np.arange(self._split.length)
             places = start_B[:, None] + steps_T if self._split.tokens else start_B
             labels_B = torch.from_numpy(self._table.labels(records))

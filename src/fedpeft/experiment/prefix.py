@@ -165,7 +165,7 @@ def planned_prefix(
         layouts = _layouts(experiment, split, data)
         return PrefixNote(_words(split, layouts, data), layouts.num_bytes(split.width))
     longest = experiment.data.max_length or _longest(tuned)
-    tokens = longest if split.tokens and split.text else split.length
+    tokens = longest if split.text else split.length
     each = f"at most {byte_words(4 * tokens * split.width)} an example"
     return PrefixNote(f"computed once {split.words}; {each}", None)
 

@@ -51,8 +51,8 @@ class Split:
       widths: of each site's features; an example stores their sum for each token.
       tokens: whether each token has features; else each example has one vector.
       length: tokens of an example that is no text; 1 without tokens.
-      text: whether the examples are texts.
-      last_token: whether the vector is that of the last token that is no padding.
+      text: whether the tokens are those of a text, so that examples have lengths of their own.
+      last_token: whether the only token is the last one that is no padding.
       words: where the cut is.
     """
 
@@ -154,13 +154,14 @@ def features(tuned: TunedModel, split: Split, batch: Batch) -> Tensor:
         tuned.loaded.task.score(tuned.model, batch)
     found = torch.cat(caught, -1) if len(caught) > 1 else caught[0]
     if split.last_token:
-        found = found[torch.arange(len(found), device=found.device), _last(tuned, batch)]
+        rows_B = torch.arange(len(found), device=found.device)
+        found = found[rows_B, _last(tuned, batch)][:, None]
     return found.detach()
 
 
 def rest_batch(split: Split, batch: Batch, found: Tensor) -> Batch:
     """Return what the rest takes: the features, and the inputs that it still reads."""
-    kept = dict(batch) if split.tokens and split.text else {"labels": batch["labels"]}
+    kept = dict(batch) if split.text else {"labels": batch["labels"]}
     return {**kept, PREFIX: found}
 
 
@@ -185,7 +186,10 @@ def probe_batch(tuned: TunedModel, *, tokens: int = 8) -> Batch | None:
     inputs = tuned.loaded.inputs
     if isinstance(inputs, TextInput):
         ids = torch.zeros(2, tokens, dtype=torch.int64, device=device)
-        return {"input_ids": ids, "labels": ids if tuned.loaded.task is TASKS["causal-lm"] else labels}
+        # With four axes a mask is taken as it is: any other is looked into, and `meta` has nothing.
+        mask = torch.zeros(2, 1, tokens, tokens, device=device)
+        targets = ids if tuned.loaded.task is TASKS["causal-lm"] else labels
+        return {"input_ids": ids, "attention_mask": mask, "labels": targets}
     if isinstance(inputs, ImageInput):
         size: tuple[int, ...] = (inputs.channels, inputs.height, inputs.width)
     elif isinstance(inputs, VideoInput):
@@ -226,9 +230,9 @@ def _at_head(
         sites=tuple(event.path for event in sites),
         skipped=paths,
         widths=tuple(event.shape[-1] for event in sites),
-        tokens=tokens and not last_token,
+        tokens=tokens,
         length=sites[0].shape[1] if tokens and not last_token else 1,
-        text="input_ids" in batch,
+        text=tokens and not last_token and "input_ids" in batch,
         last_token=last_token,
         words=f"up to the input of {' and '.join(event.path for event in sites)}",
     )
