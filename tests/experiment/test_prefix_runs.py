@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 
 import numpy as np
 import pytest
 import torch
 
 import fedpeft
+from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.data.pictures import StoredPixels
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
@@ -133,7 +135,8 @@ def test_any_number_of_workers_gives_the_same_bits(mode):
 
 def test_memory_and_disk_give_the_same_bits_also_when_they_are_found_again(cache):
     memory, disk, again = (
-        text_run("lora", (1, 1), client__prefix_cache=mode)[0] for mode in ("memory", "disk", "disk")
+        text_run("lora", (1, 1), client__prefix_cache=mode)[0]
+        for mode in ("memory", "disk", "disk")
     )
     assert len(list(cache.iterdir())) == 2
     assert torch.equal(memory, disk) and torch.equal(disk, again)
@@ -156,6 +159,23 @@ def test_wrong_features_would_give_another_result(cache, monkeypatch):
     right = text_run("head", seed=2, client__prefix_cache="off")
     with pytest.raises(AssertionError):
         assert_same(mixed, right)
+
+
+def test_workers_compute_each_chunk_once_between_them(monkeypatch):
+    calls, real = multiprocessing.get_context("fork").Value("i", 0), prefix.prefix_of
+
+    def counting(*args):
+        def run(batch):
+            with calls.get_lock():
+                calls.value += 1
+            return real(*args)(batch)
+
+        return run
+
+    monkeypatch.setattr(prefix, "prefix_of", counting)
+    settings = {"federation__rounds": 4, "federation__clients_per_round": 6}
+    text_run("lora", (1, 1), engine__workers=2, **settings)
+    assert calls.value == 6 + 1  # six clients of ten texts, and the test set
 
 
 def test_resume_gives_the_same_bits(tmp_path):
@@ -218,7 +238,7 @@ def test_plan_says_what_a_run_keeps(tmp_path, method, blocks):
 def test_plan_without_data_says_how_much_an_example_takes():
     settings = {"data.source": "nobody/nothing", "model.num_labels": 10, "data.budget": None}
     plan = make_plan(experiment(**settings)).as_json()
-    assert plan["prefix_cache_bytes"] is None and "64 B an example" in str(plan["prefix"])
+    assert plan["prefix_cache_bytes"] is None and "at most 64 B each" in str(plan["prefix"])
 
 
 def test_the_key_knows_the_transforms_and_the_backbone():
@@ -242,7 +262,10 @@ def test_the_key_knows_what_lies_before_the_cut_and_nothing_else():
         if change:
             with torch.no_grad():
                 tuned.model.get_parameter(change).add_(0.5)
-        batch = {"pixel_values": torch.zeros(2, 1, 8, 8), "labels": torch.zeros(2, dtype=torch.int64)}
+        batch = {
+            "pixel_values": torch.zeros(2, 1, 8, 8),
+            "labels": torch.zeros(2, dtype=torch.int64),
+        }
         split = find_split(tuned, batch)
         assert isinstance(split, Split)
         return prefix_digest(tuned, split)
@@ -251,3 +274,8 @@ def test_the_key_knows_what_lies_before_the_cut_and_nothing_else():
     assert digest(method="adapter") == plain == digest("vit.layers.1.mlp.fc1.weight")
     assert digest("vit.layers.0.mlp.fc1.weight") != plain
     assert digest(method="head", blocks=None) != plain
+
+
+def test_views_without_a_cache_are_a_problem():
+    with pytest.raises(ConfigError, match=r"client.prefix_views: found 2 with client.prefix_cache"):
+        experiment(**{"client.prefix_views": 2, "client.prefix_cache": "off"})

@@ -108,7 +108,9 @@ def inputs(kind):
     half = (0.5, 0.5, 0.5)
     if kind in ("vit", "deit", "dinov2"):
         return ImageInput(16, 16, 3, half, half)
-    return VideoInput(4, ImageInput(8, 8, 3, half, half)) if kind == "videomae" else TextInput("", 40)
+    return (
+        VideoInput(4, ImageInput(8, 8, 3, half, half)) if kind == "videomae" else TextInput("", 40)
+    )
 
 
 def batch(model: LoadedModel, seed: int = 3):
@@ -168,7 +170,9 @@ def test_a_cut_behind_something_trained_is_noticed():
     one = batch(model.loaded)
     right = find_split(model, one)
     assert isinstance(right, Split)
-    late = dataclasses.replace(right, sites=("vit.layers.2",), skipped=("vit.layers.0", "vit.layers.1"))
+    late = dataclasses.replace(
+        right, sites=("vit.layers.2",), skipped=("vit.layers.0", "vit.layers.1")
+    )
     assert rest_equals_whole(model, right, one)
     assert not rest_equals_whole(model, late, one)
 
@@ -235,7 +239,9 @@ def test_shufflenet_is_cut_at_its_head_only():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("method", "blocks"), [("head", None), ("lora", (1, 1)), ("adapter", None)])
+@pytest.mark.parametrize(
+    ("method", "blocks"), [("head", None), ("lora", (1, 1)), ("adapter", None)]
+)
 def test_shapes_alone_give_the_same_cut(kind, method, blocks):
     options = options_for(kind, method)
     real = tuned(kind, method, blocks, **options)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,11 @@ _HEADER = 4096
 _MARK = 1 << 32
 
 
-def bytes_of(num_records: int, num_rows: int, width: int) -> int:
-    """Count the bytes of a table: records and rows as in the legend, width in numbers."""
+Count = TypeVar("Count", int, Ints)
+
+
+def bytes_of(num_records: Count, num_rows: Count, width: int) -> Count:
+    """Count the bytes of a table, or of some: records and rows as in the legend."""
     return _HEADER + 16 * num_records + 4 * num_rows * width
 
 
@@ -75,7 +79,7 @@ class FeatureFile:
 
     def _sum(self, record: int) -> int:
         values = self._values[self._starts[record] : self._starts[record + 1]]
-        return _MARK | zlib.crc32(values, zlib.crc32(self._labels[record : record + 1]))
+        return _MARK | zlib.crc32(values.data, zlib.crc32(self._labels[record : record + 1].data))
 
     def _open(self) -> None:
         count, rows = len(self._starts) - 1, int(self._starts[-1])
@@ -98,7 +102,14 @@ class FeatureFile:
         return {"place": place, "starts": self._starts, "width": self._width}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(os.open(str(state["place"]), os.O_RDWR), state["starts"], state["width"])  # type: ignore[misc,arg-type]  # as __getstate__ wrote them
+        starts, width = state["starts"], state["width"]
+        assert isinstance(starts, np.ndarray) and isinstance(width, int), "as __getstate__ wrote"
+        self._file, self._starts, self._width = (
+            os.open(str(state["place"]), os.O_RDWR),
+            starts,
+            width,
+        )
+        self._open()
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):

@@ -27,7 +27,15 @@ from fedpeft.models.tasks import Batch
 from fedpeft.tuning.prefix import Split, features, rest_batch
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["Layout", "PrefixExamples", "PrefixViews", "lay_out", "prefix_of", "token_counts"]
+__all__ = [
+    "Kept",
+    "Layout",
+    "PrefixExamples",
+    "PrefixViews",
+    "lay_out",
+    "prefix_of",
+    "token_counts",
+]
 
 Ints = npt.NDArray[np.int64]
 
@@ -56,8 +64,21 @@ class Layout:
         return bytes_of(len(self.rows), int(self.starts[-1]), width)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Features that are kept, and where.
+
+    Attributes:
+      layout: which rows, in what order.
+      table: of that layout.
+    """
+
+    layout: Layout
+    table: FeatureFile
+
+
 def lay_out(tokens_N: Ints, groups: Iterable[Ints], *, width: int, budget: int) -> Layout:
-    """Decide whose features are kept: group after group, those that still fit.
+    """Decide whose features are kept: group after group, up to the first that does not fit.
 
     Args:
       tokens_N: tokens of each row; 1 where an example has one vector.
@@ -65,20 +86,17 @@ def lay_out(tokens_N: Ints, groups: Iterable[Ints], *, width: int, budget: int) 
       width: numbers a token.
       budget: bytes of the whole table, at most.
     """
-    kept: list[Ints] = []
-    firsts: list[Ints] = []
-    count, num_rows = 0, 0
-    for rows in groups:
-        more = int(tokens_N[rows].sum())
-        if len(rows) and bytes_of(count + len(rows), num_rows + more, width) <= budget:
-            kept.append(rows)
-            firsts.append(count + np.arange(len(rows)) // CHUNK * CHUNK)
-            count, num_rows = count + len(rows), num_rows + more
-    rows = np.concatenate([*kept, np.empty(0, np.int64)])
-    record_N = np.full(len(tokens_N), -1, np.int64)
-    record_N[rows] = np.arange(len(rows))
+    every = [np.empty(0, np.int64), *groups]
+    sizes = np.fromiter((len(rows) for rows in every), np.int64, len(every))
+    rows, ends = np.concatenate(every), sizes.cumsum()
     starts = np.concatenate([np.zeros(1, np.int64), tokens_N[rows].cumsum()])
-    return Layout(record_N, starts, rows, np.concatenate([*firsts, np.empty(0, np.int64)]))
+    fitting = int(np.searchsorted(bytes_of(ends, starts[ends], width), budget, side="right"))
+    count = int(ends[max(fitting, 1) - 1])
+    records = np.arange(count)
+    place_in_group = records - np.repeat(ends - sizes, sizes)[:count]
+    record_N = np.full(len(tokens_N), -1, np.int64)
+    record_N[rows[:count]] = records
+    return Layout(record_N, starts[: count + 1], rows[:count], records - place_in_group % CHUNK)
 
 
 def token_counts(examples: ExampleSet, split: Split) -> Ints:
@@ -106,7 +124,9 @@ def token_counts(examples: ExampleSet, split: Split) -> Ints:
     return np.concatenate(counts)
 
 
-def prefix_of(tuned: TunedModel, split: Split, settings: LocalSettings) -> Callable[[Batch], Tensor]:
+def prefix_of(
+    tuned: TunedModel, split: Split, settings: LocalSettings
+) -> Callable[[Batch], Tensor]:
     """Return the prefix as a function from a batch to its features, float32 on the CPU."""
 
     def run(batch: Batch) -> Tensor:
@@ -123,8 +143,7 @@ class PrefixExamples:
       inner: the examples themselves.
       split: where the model is cut.
       prefix: from a batch of `inner` to its features.
-      layout: what is kept, and where.
-      table: of that layout.
+      kept: the features that are there, or will be.
       seed: of the view that is kept; None takes examples without augmentation.
     """
 
@@ -133,13 +152,12 @@ class PrefixExamples:
         inner: ExampleSet,
         split: Split,
         prefix: Callable[[Batch], Tensor],
-        layout: Layout,
-        table: FeatureFile,
+        kept: Kept,
         seed: int | None = None,
     ) -> None:
         self.inner = inner
-        self._split, self._prefix = split, prefix
-        self._layout, self._table, self._seed = layout, table, seed
+        self._split, self._prefix, self._seed = split, prefix, seed
+        self._layout, self._table = kept.layout, kept.table
 
     def __len__(self) -> int:
         return len(self.inner)

@@ -27,6 +27,7 @@ from torch import Tensor
 from fedpeft.client.feature_file import FeatureFile, file_in_folder, memory_file, private_file
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.prefix import (
+    Kept,
     Layout,
     PrefixExamples,
     PrefixViews,
@@ -134,7 +135,7 @@ def with_prefix(
 
     def stored(examples: ExampleSet, layout: Layout, seed: int | None) -> PrefixExamples:
         table = open_table(examples, layout, seed)
-        return PrefixExamples(examples, split, prefix, layout, table, seed)
+        return PrefixExamples(examples, split, prefix, Kept(layout, table), seed)
 
     test = stored(data.test, layouts.test, None)
     views = [stored(data.train, layouts.train, seed) for seed in _view_seeds(experiment, data)]
@@ -143,9 +144,7 @@ def with_prefix(
     return Prefixed(rest_of(tuned, split), replace(data, train=train, test=test), note)
 
 
-def planned_prefix(
-    experiment: Experiment, tuned: TunedModel, data: Federated | None
-) -> PrefixNote:
+def planned_prefix(experiment: Experiment, tuned: TunedModel, data: Federated | None) -> PrefixNote:
     """Say what `with_prefix` will do, from shapes.
 
     Args:
@@ -166,8 +165,8 @@ def planned_prefix(
         return PrefixNote(_words(split, layouts, data), layouts.num_bytes(split.width))
     longest = experiment.data.max_length or _longest(tuned)
     tokens = longest if split.text else split.length
-    each = f"at most {byte_words(4 * tokens * split.width)} an example"
-    return PrefixNote(f"computed once {split.words}; {each}", None)
+    each = f"at most {byte_words(4 * tokens * split.width)} each"
+    return PrefixNote(f"{split.words}, once an example: {each}", None)
 
 
 def cache_folder() -> Path:
@@ -186,7 +185,8 @@ def prefix_digest(tuned: TunedModel, split: Split) -> str:
         for name, path in canonical_names(tuned.model, family).items()
         if tensors[path].requires_grad or (block_of(name) or 0) > last
     }
-    described = config.to_dict() if hasattr(config, "to_dict") else repr(config)
+    to_dict = getattr(config, "to_dict", None)
+    described = to_dict() if to_dict is not None else repr(config)
     parts = [
         fingerprint(tuned.model, family, exclude=exclude),
         type(tuned.model).__qualname__,
@@ -209,10 +209,10 @@ def _add(digest: hashlib._Hash, content: object) -> bool:
     digest.update(f"\0{type(content).__qualname__}\0".encode())
     if isinstance(content, Tensor):
         content = content.detach().cpu().numpy()
-    if isinstance(content, np.ndarray):
+    if isinstance(content, np.ndarray) and content.dtype.kind != "O":
         digest.update(f"{content.dtype}{content.shape}".encode())
         digest.update(np.ascontiguousarray(content).data)
-        return content.dtype != object
+        return True
     if is_dataclass(content):
         return all(_add(digest, getattr(content, field.name)) for field in fields(content))
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
@@ -310,7 +310,7 @@ def _words(split: Split, layouts: _Layouts, data: Federated) -> str:
     share = f"{every:,} examples" if kept == every else f"{kept:,} of {every:,} examples"
     views = f", {layouts.num_views} views" if layouts.num_views > 1 else ""
     size = byte_words(layouts.num_bytes(split.width))
-    return f"computed once {split.words}: {share}{views}, {size} {place}"
+    return f"{split.words}, once for each of {share}{views}: {size} {place}"
 
 
 def _longest(tuned: TunedModel) -> int:

@@ -12,7 +12,7 @@ Legend: B examples, T tokens, D width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -34,8 +34,8 @@ __all__ = [
     "find_split",
     "probe_batch",
     "rest_batch",
-    "rest_of",
     "rest_equals_whole",
+    "rest_of",
 ]
 
 _TOLERANCE = 1e-3
@@ -53,7 +53,7 @@ class Split:
       length: tokens of an example that is no text; 1 without tokens.
       text: whether the tokens are those of a text, so that examples have lengths of their own.
       last_token: whether the only token is the last one that is no padding.
-      words: where the cut is.
+      words: what lies before the cut.
     """
 
     sites: tuple[str, ...]
@@ -111,7 +111,7 @@ def find_split(tuned: TunedModel, batch: Batch) -> Found:
         return _at_head(tuned, batch, paths, [e for e in events if e.kind == "site" and not e.hot])
     blocks = [event for event in before if event.kind == "block"]
     if len(blocks) < 2 or not tuned.loaded.family.block:
-        return NoPrefix(f"method {tuned.method} trains something from the first block on")
+        return NoPrefix(_from_the_start(tuned))
     number = len(blocks) - 1
     return Split(
         sites=(blocks[-1].path,),
@@ -121,7 +121,7 @@ def find_split(tuned: TunedModel, batch: Batch) -> Found:
         length=blocks[-1].shape[1],
         text="input_ids" in batch,
         last_token=False,
-        words=f"up to block {number - 1} of {len(paths)} (counted from 0)",
+        words=f"embeddings and the first {number} of {len(paths)} blocks",
     )
 
 
@@ -168,7 +168,10 @@ def rest_batch(split: Split, batch: Batch, found: Tensor) -> Batch:
 def rest_equals_whole(tuned: TunedModel, split: Split, batch: Batch) -> bool:
     """Compare losses and gradients of the whole model with those of prefix and rest."""
     stored = rest_batch(split, batch, features(tuned, split, batch))
-    whole, rest = _loss_and_gradients(tuned, batch), _loss_and_gradients(rest_of(tuned, split), stored)
+    whole, rest = (
+        _loss_and_gradients(tuned, batch),
+        _loss_and_gradients(rest_of(tuned, split), stored),
+    )
     scale = max(float(g.abs().max()) for g in whole) + 1e-12
     error = max(float((a - b).abs().max()) for a, b in zip(whole, rest, strict=True))
     return error <= _TOLERANCE * scale
@@ -214,9 +217,19 @@ def _not_for(tuned: TunedModel) -> str:
         return f"method {tuned.method} puts learned tokens before the first block"
     entry, family = entry_of(tuned.loaded.family), tuned.loaded.family
     known = {path for path, _ in tuned.model.named_modules()}
-    if entry is None or entry not in known or (family.block and family.block.format(0) not in known):
+    if (
+        entry is None
+        or entry not in known
+        or (family.block and family.block.format(0) not in known)
+    ):
         return f"models of family {family.name} cannot be split"
-    return ""
+    first = (f"{entry}.", f"{family.block.format(0)}.")[: 2 if family.block else 1]
+    early = (p.requires_grad for n, p in tuned.model.named_parameters() if n.startswith(first))
+    return _from_the_start(tuned) if any(early) else ""
+
+
+def _from_the_start(tuned: TunedModel) -> str:
+    return f"method {tuned.method} trains something from the first block on"
 
 
 def _at_head(
@@ -234,7 +247,7 @@ def _at_head(
         length=sites[0].shape[1] if tokens and not last_token else 1,
         text=tokens and not last_token and "input_ids" in batch,
         last_token=last_token,
-        words=f"up to the input of {' and '.join(event.path for event in sites)}",
+        words=f"all below {' and '.join(event.path for event in sites)}",
     )
 
 
@@ -269,7 +282,7 @@ def _watch(tuned: TunedModel, batch: Batch, paths: Sequence[str]) -> list[_Event
 
 
 @contextlib.contextmanager
-def _hooked(model: nn.Module, hooks: dict[str, Callable[..., None]]) -> Iterator[None]:
+def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., None]]) -> Iterator[None]:
     """Call functions before some modules run, and before their other hooks."""
     handles = [
         model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
@@ -302,5 +315,7 @@ def _loss_and_gradients(tuned: TunedModel, batch: Batch) -> list[Tensor]:
     with torch.enable_grad():
         loss = mean_loss(tuned.loaded.task.score(tuned.model, batch))
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    gradients = [
+        torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
+    ]
     return [loss.detach(), *gradients]
