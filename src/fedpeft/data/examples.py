@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fedpeft.models.tasks import Batch
 
-__all__ = ["ClientData", "EpochViews", "ExampleSet", "Federated"]
+__all__ = ["ClientData", "EpochViews", "ExampleSet", "Federated", "in_epoch"]
 
 
 class ExampleSet(Protocol):
@@ -37,6 +37,11 @@ class EpochViews(Protocol):
     def in_epoch(self, epoch: int) -> ExampleSet:
         """Return the table of an epoch of a turn, from 0."""
         ...
+
+
+def in_epoch(examples: ExampleSet, epoch: int) -> ExampleSet:
+    """Return the table that an epoch of a turn (from 0) trains on: nearly always the same."""
+    return examples.in_epoch(epoch) if isinstance(examples, EpochViews) else examples
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedpeft.models.families import Family, hidden_size, num_blocks
 
-__all__ = ["PREFIX", "Rest", "entry_of", "put_features", "skippable", "without"]
+__all__ = ["PREFIX", "Rest", "apart", "entry_of", "put_features", "skippable", "without"]
 
 PREFIX = "prefix"
 """Batch key of stored features: [B, T, D], or [B, D] where one vector an example is enough."""
@@ -154,6 +154,14 @@ def without(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
                 shells[".".join(above[:depth])]._modules[above[depth]] = shells[place]
         shells[".".join(above)]._modules[name] = part
     return root
+
+
+def apart(module: nn.Module, paths: Iterable[str]) -> nn.Module:
+    """Return a module whose submodules at some paths are shells of their own.
+
+    What a trainer puts in the place of the original's methods for a while does not reach these.
+    """
+    return without(module, {path: _shell(module.get_submodule(path)) for path in paths})
 
 
 def put_features(module: nn.Module, hook: Callable[..., object]) -> nn.Module:
