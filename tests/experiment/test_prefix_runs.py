@@ -173,7 +173,7 @@ def test_workers_compute_each_chunk_once_between_them(monkeypatch):
         return run
 
     monkeypatch.setattr(prefix, "prefix_of", counting)
-    settings = {"federation__rounds": 4, "federation__clients_per_round": 6}
+    settings = {"federation__rounds": 3, "federation__clients_per_round": 6}
     text_run("lora", (1, 1), engine__workers=2, **settings)
     assert calls.value == 6 + 1  # six clients of ten texts, and the test set
 
@@ -187,7 +187,7 @@ def test_resume_gives_the_same_bits(tmp_path):
 
 def test_private_gradients_of_single_examples_go_through_the_rest():
     private = {"mode": "example", "noise_multiplier": 0.5, "reproducible_noise": True}
-    one = {"client__epochs": 1}
+    one = {"client__epochs": 1, "federation__rounds": 1, "federation__clients_per_round": 2}
     on = text_run("lora", (1, 1), private=private, **one)
     off = text_run("lora", (1, 1), private=private, **one, client__prefix_cache="off")
     torch.testing.assert_close(on[0], off[0], rtol=1e-3, atol=1e-4)
