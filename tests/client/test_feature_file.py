@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -125,14 +123,3 @@ def test_no_room_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(EngineError, match=r"client.prefix_cache: .* bytes cannot be kept in"):
         file_in_folder(tmp_path, "a" * 64, 2**60, 2**61)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_table_can_be_pickled_while_its_owner_lives():
-    code = (
-        "import pickle, numpy as np; from fedpeft.client.feature_file import *\n"
-        "t = FeatureFile(memory_file(bytes_of(1, 1, 2)), np.array([0, 1]), 2)\n"
-        "t.put(0, 5, np.ones((1, 2), np.float32))\n"
-        "assert pickle.loads(pickle.dumps(t)).labels(np.array([0])).tolist() == [5]\n"
-    )
-    if sys.platform.startswith("linux"):
-        subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import multiprocessing
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ import torch
 import fedpeft
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
-from fedpeft.data.pictures import StoredPixels
+from fedpeft.data.pictures import Canvas, LazyPixels, StoredPixels
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.transforms import View
 from fedpeft.experiment import loop, prefix
@@ -250,7 +254,9 @@ def test_the_key_knows_the_transforms_and_the_backbone():
     digests = [content_digest(t) for t in (table, other_view, other_pixels)]
     assert None not in digests and len(set(digests)) == 3
     assert content_digest(dataclasses.replace(table)) == digests[0]
+    lazy = LazyPixels(["a.png"] * 4, Canvas(8, 8, 1), 255)
     assert content_digest(object()) is None
+    assert content_digest(dataclasses.replace(table, pixels=lazy)) is None
 
 
 def test_the_key_knows_what_lies_before_the_cut_and_nothing_else():
@@ -279,3 +285,25 @@ def test_the_key_knows_what_lies_before_the_cut_and_nothing_else():
 def test_views_without_a_cache_are_a_problem():
     with pytest.raises(ConfigError, match=r"client.prefix_views: found 2 with client.prefix_cache"):
         experiment(**{"client.prefix_views": 2, "client.prefix_cache": "off"})
+
+
+def test_workers_that_are_not_forked_go_without(monkeypatch):
+    monkeypatch.setattr(prefix, "_FORKS", False)
+    alone, two = (make_plan(experiment(**{"engine.workers": n})).as_json() for n in (1, 2))
+    assert alone["prefix_cache_bytes"] and not two["prefix_cache_bytes"]
+    assert "on Linux only" in str(two["prefix"])
+
+
+def test_tables_go_with_their_run():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc")
+
+    def open_tables():
+        gc.collect()
+        found = subprocess.run(["ls", "-l", f"/proc/{os.getpid()}/fd"], capture_output=True)
+        return found.stdout.count(b"fedpeft-prefix")
+
+    before = open_tables()
+    text_run("head")
+    text_run("head")
+    assert open_tables() == before

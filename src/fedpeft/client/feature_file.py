@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -52,7 +51,14 @@ class FeatureFile:
 
     def __init__(self, file: int, starts: Ints, width: int) -> None:
         self._file, self._starts, self._width = file, starts, width
-        self._open()
+        count, rows = len(starts) - 1, int(starts[-1])
+        size = bytes_of(count, rows, width)
+        whole = np.frombuffer(mmap.mmap(file, size), np.uint8)
+        self._marks = whole[_HEADER : _HEADER + 8 * count].view(np.int64)
+        self._labels = whole[_HEADER + 8 * count : _HEADER + 16 * count].view(np.int64)
+        values = whole[_HEADER + 16 * count : size].view(np.float32)
+        self._values = values.reshape(rows, width)
+        self._checked = np.zeros(count, np.bool_)
 
     def missing(self, records: Ints) -> Ints:
         """Return those records that are not there, or damaged; each found one is checked once."""
@@ -80,36 +86,6 @@ class FeatureFile:
     def _sum(self, record: int) -> int:
         values = self._values[self._starts[record] : self._starts[record + 1]]
         return _MARK | zlib.crc32(values.data, zlib.crc32(self._labels[record : record + 1].data))
-
-    def _open(self) -> None:
-        count, rows = len(self._starts) - 1, int(self._starts[-1])
-        size = bytes_of(count, rows, self._width)
-        self._memory = mmap.mmap(self._file, size)
-        whole = np.frombuffer(self._memory, np.uint8)
-        self._marks = whole[_HEADER : _HEADER + 8 * count].view(np.int64)
-        self._labels = whole[_HEADER + 8 * count : _HEADER + 16 * count].view(np.int64)
-        values = whole[_HEADER + 16 * count : size].view(np.float32)
-        self._values = values.reshape(rows, self._width)
-        self._checked = np.zeros(count, np.bool_)
-
-    def __getstate__(self) -> dict[str, object]:
-        if not sys.platform.startswith("linux"):
-            raise EngineError(
-                "client.prefix_cache: several workers share features on Linux only; set "
-                "engine.workers = 1 or client.prefix_cache = 'off'"
-            )
-        place = f"/proc/{os.getpid()}/fd/{self._file}"
-        return {"place": place, "starts": self._starts, "width": self._width}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        starts, width = state["starts"], state["width"]
-        assert isinstance(starts, np.ndarray) and isinstance(width, int), "as __getstate__ wrote"
-        self._file, self._starts, self._width = (
-            os.open(str(state["place"]), os.O_RDWR),
-            starts,
-            width,
-        )
-        self._open()
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):

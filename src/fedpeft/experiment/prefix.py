@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib.metadata import version
@@ -37,7 +38,9 @@ from fedpeft.client.prefix import (
 )
 from fedpeft.core import seeds
 from fedpeft.core.words import byte_words
+from fedpeft.data.clips import LazyClips
 from fedpeft.data.examples import ExampleSet, Federated
+from fedpeft.data.pictures import LazyPixels
 from fedpeft.experiment.config import Experiment
 from fedpeft.models.families import block_of, canonical, canonical_names
 from fedpeft.models.fingerprint import fingerprint
@@ -64,6 +67,8 @@ __all__ = [
 
 _MIB = 2**20
 _FORMAT = "fedpeft-prefix-1"
+_FORKS = sys.platform == "linux"
+"""Whether workers are forked, and so share a table that was opened before."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,8 @@ def prefix_digest(tuned: TunedModel, split: Split) -> str:
 def content_digest(content: object) -> str | None:
     """SHA-256 (hex) of examples and their transforms; None where they do not say what they hold.
 
-    Dataclasses of tensors, arrays, texts and numbers do; a data set of the user's own does not.
+    Dataclasses of tensors, arrays, texts and numbers do; a data set of the user's own does not, nor
+    does what is decoded on demand, from files that may change.
     """
     digest = hashlib.sha256()
     return digest.hexdigest() if _add(digest, content) else None
@@ -213,6 +219,8 @@ def _add(digest: hashlib._Hash, content: object) -> bool:
         digest.update(f"{content.dtype}{content.shape}".encode())
         digest.update(np.ascontiguousarray(content).data)
         return True
+    if isinstance(content, LazyPixels | LazyClips):
+        return False
     if is_dataclass(content):
         return all(_add(digest, getattr(content, field.name)) for field in fields(content))
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
@@ -227,6 +235,8 @@ def _switched_off(experiment: Experiment, *, augmented: bool) -> str:
     client = experiment.client
     if client.prefix_cache == "off":
         return "off: client.prefix_cache"
+    if not _FORKS and (experiment.engine.workers or 1) > 1:
+        return "off: several workers share features on Linux only; with engine.workers = 1 it is on"
     if augmented and client.prefix_views is None:
         return "off: training examples are augmented; client.prefix_views keeps a number of views"
     return ""
