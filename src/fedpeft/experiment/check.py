@@ -85,6 +85,11 @@ def _client(experiment: Experiment) -> Iterator[str]:
                 yield f"client.lr.{method}: no such tuning method; {nearest(method, METHODS)}"
     if client.optimizer == "sgd" and client.nesterov and not client.momentum:
         yield "client.nesterov: found true with client.momentum = 0; set one of the two"
+    if client.prefix_views is not None and client.prefix_cache == "off":
+        yield (
+            f"client.prefix_views: found {client.prefix_views} with client.prefix_cache = 'off', "
+            "which keeps no view; leave one of the two out"
+        )
 
 
 def _wire(experiment: Experiment) -> Iterator[str]:

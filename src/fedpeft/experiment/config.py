@@ -226,6 +226,16 @@ class ClientConfig(BaseModel):
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NotNegative = 1e-4
+    prefix_cache: Literal["auto", "memory", "disk", "off"] = Field(
+        "auto",
+        description="the output of the frozen layers below all that trains is computed once an "
+        "example; auto: kept in memory if all fits, else on disk",
+    )
+    prefix_memory: Positive = Field(1024, description="MiB of memory for it")
+    prefix_disk: Positive = Field(8192, description="MiB of the cache folder for it")
+    prefix_views: Positive | None = Field(
+        None, description="with augmentation: keep so many views of each example; off by default"
+    )
 
 
 class WireConfig(BaseModel):

@@ -316,6 +316,7 @@ def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
         "bytes_up": so_far.bytes_up,
         "bytes_down": so_far.bytes_down,
         "seconds": round(so_far.seconds, 3),
+        **built.prefix.as_json(),
         **private_summary(experiment, so_far.rounds),
         "delta_digest": digest,
         "stopped": "rounds" if done else "privacy budget",
