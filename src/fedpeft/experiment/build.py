@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from fedpeft.client.evaluate import Evaluation, evaluate
-from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.local import LocalSettings
+from fedpeft.client.many import many_trainer
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
@@ -27,6 +28,8 @@ from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.experiment import tables
 from fedpeft.experiment.check import num_clients
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.passes import num_together, resolve_passes
+from fedpeft.experiment.prefix import PrefixNote, with_prefix
 from fedpeft.experiment.privacy import (
     is_private,
     private_stages,
@@ -100,6 +103,7 @@ class BuiltRun:
       start: the state before round 1.
       evaluate: from a state to metrics on the server's test set.
       evaluate_clients: from a state to a metric a client; None where it was not asked for.
+      prefix: what is kept of the frozen layers below all that trains.
     """
 
     experiment: Experiment
@@ -111,6 +115,7 @@ class BuiltRun:
     start: ServerState
     evaluate: Callable[[ServerState], Mapping[str, float]]
     evaluate_clients: Callable[[ServerState], Mapping[str, float]] | None
+    prefix: PrefixNote
 
 
 @dataclass(frozen=True)
@@ -235,18 +240,24 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
     """
     refuse_model(experiment, tuned)
     settings = local_settings(experiment)
+    experiment = resolve_passes(experiment, tuned, data, settings)
     plan = _round_plan(experiment, tuned, data)
     start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
     if experiment.privacy.mode == "central":
         simulated = experiment.seed if experiment.privacy.reproducible_noise else None
         start = with_server_root(start, seed=simulated)
-    make_half = functools.partial(_make_half, tuned, settings, experiment)
+    prefixed = with_prefix(experiment, tuned, data, settings)
+    make_half = functools.partial(_make_half, prefixed.tuned, settings, experiment)
     workers = experiment.engine.workers or 1
     engine = LocalEngine(
-        make_half, data, num_workers=workers, block=block_size(tuned.spec.num_bytes, workers)
+        make_half,
+        prefixed.data,
+        num_workers=workers,
+        block=block_size(tuned.spec.num_bytes, workers),
+        clients_per_pass=num_together(experiment),
     )
     move(tuned, settings.device)
-    score = functools.partial(_score, tuned, data, settings)
+    score = functools.partial(_score, prefixed.tuned, prefixed.data, settings)
     return BuiltRun(
         experiment,
         tuned,
@@ -259,12 +270,13 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
         (lambda state: _by_client(score(state), tuned, data))
         if experiment.federation.evaluate_clients
         else None,
+        prefixed.note,
     )
 
 
 def _make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
     return ClientHalf(
-        local_trainer(tuned, settings),
+        many_trainer(tuned, settings, clients_per_pass=num_together(experiment)),
         up_stages(experiment),
         tables.make_stages(experiment.wire.down, "wire.down"),
         tuned.spec,
