@@ -104,7 +104,7 @@ def _engine(experiment: Experiment) -> Iterator[str]:
         yield f"engine.device: found {engine.device!r}; allowed are 'cpu', 'cuda' and 'cuda:N'"
     if kind == "cpu" and engine.precision == "bf16":
         yield "engine.precision: found 'bf16' with engine.device = 'cpu'; it is for GPUs only"
-    if kind == "cuda" and (engine.workers or 1) > 1:
+    if kind == "cuda" and (engine.workers or 1) > 1 and engine.name == "local":
         yield f"engine.workers: found {engine.workers} with a GPU; allowed is 1"
 
 
