@@ -14,9 +14,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -32,7 +32,21 @@ from fedpeft.rounds.job import Failure, Job, Reply
 from fedpeft.rounds.round import turn_seed
 from fedpeft.wire import messages
 
-__all__ = ["FlowerEngine", "FlowerSettings", "Grid", "Roster", "Watch", "ignore", "reply_limit"]
+if TYPE_CHECKING:
+    from flwr.app import Message, RecordDict
+
+__all__ = [
+    "FlowerEngine",
+    "FlowerSettings",
+    "Grid",
+    "Roster",
+    "Unreadable",
+    "Watch",
+    "ignore",
+    "pull_one",
+    "push_one",
+    "reply_limit",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +60,15 @@ Watch = Callable[[str, Mapping[str, object]], None]
 class Grid(Protocol):
     """What is used of Flower's `Grid`."""
 
-    def push_messages(self, messages: Any) -> Any:
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; their numbers."""
         ...
 
-    def pull_messages(self, message_ids: Any) -> Any:
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have come."""
         ...
 
-    def get_node_ids(self) -> Any:
+    def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are there."""
         ...
 
@@ -238,7 +252,7 @@ class FlowerEngine:
         limit = self._settings.deadline
         return limit is not None and time.monotonic() - turn.at > limit
 
-    def _judged(self, reply: Any, turn: _Asked) -> Reply | Failure:
+    def _judged(self, reply: Message | Unreadable, turn: _Asked) -> Reply | Failure:
         """Make of a message what the round may see."""
         if isinstance(reply, Unreadable):
             return Failure(turn.client, f"reply refused: {reply.reason}")
@@ -278,20 +292,25 @@ def _mismatch(answer: Answer, turn: _Asked) -> str:
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """A reply that Flower itself could not read."""
-
-    reason: str
-    metadata: Any
-
-
-@dataclass(frozen=True)
-class _NoWords:
+class _Nameless:
     reply_to_message_id: str = ""
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A reply that Flower itself could not read.
+
+    Attributes:
+      reason: in words.
+      metadata: names no message.
+    """
+
+    reason: str
+    metadata: _Nameless = field(default_factory=_Nameless)
+
+
 def push_one(
-    grid: Grid, content: Any, node: int, *, kind: str, group: str, ttl: float
+    grid: Grid, content: RecordDict, node: int, *, kind: str, group: str, ttl: float
 ) -> str | None:
     """Send one message.
 
@@ -317,7 +336,7 @@ def push_one(
     return str(numbers[0]) if numbers and numbers[0] else None
 
 
-def pull_one(grid: Grid, sent: str) -> list[Any]:
+def pull_one(grid: Grid, sent: str) -> list[Message | Unreadable]:
     """Return what has come for one message; one at a time, so that none can spoil another.
 
     Raises:
@@ -329,7 +348,7 @@ def pull_one(grid: Grid, sent: str) -> list[Any]:
     except EngineError:
         raise
     except Exception as error:  # what a site sent may break Flower's own decoding in any way
-        return [Unreadable(f"{type(error).__name__}: {error}"[:300], _NoWords())]
+        return [Unreadable(f"{type(error).__name__}: {error}"[:300])]
 
 
 class _reached:

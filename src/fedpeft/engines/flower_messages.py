@@ -12,10 +12,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedpeft.core.errors import DeltaMismatchError, EngineError
 from fedpeft.engines.requests import Answer, Request
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
 
 __all__ = [
     "error_words",
@@ -47,7 +50,7 @@ def require_flower() -> None:
         ) from error
 
 
-def write_request(request: Request, memory: bytes = b"") -> Any:
+def write_request(request: Request, memory: bytes = b"") -> RecordDict:
     """Write a request as the content of a message.
 
     Args:
@@ -67,7 +70,7 @@ def write_request(request: Request, memory: bytes = b"") -> Any:
     return _content(words, {"blob": request.blob, "memory": memory})
 
 
-def read_request(content: Any) -> tuple[Request, bytes]:
+def read_request(content: RecordDict) -> tuple[Request, bytes]:
     """Read what `write_request` wrote: the request, and the client's memory.
 
     Raises:
@@ -91,7 +94,7 @@ def read_request(content: Any) -> tuple[Request, bytes]:
     return request, buffers["memory"]
 
 
-def write_answer(answer: Answer, memory: bytes = b"") -> Any:
+def write_answer(answer: Answer, memory: bytes = b"") -> RecordDict:
     """Write an answer as the content of a message; `memory` as in `write_request`."""
     words = {
         "client": answer.client,
@@ -103,7 +106,7 @@ def write_answer(answer: Answer, memory: bytes = b"") -> Any:
     return _content(words, {"blob": answer.blob, "memory": memory})
 
 
-def read_answer(content: Any, *, limit: int) -> tuple[Answer, bytes]:
+def read_answer(content: RecordDict, *, limit: int) -> tuple[Answer, bytes]:
     """Read what a client wrote, which may be anything.
 
     Args:
@@ -154,7 +157,7 @@ _ERRORS: Mapping[int, str] = {
 }
 
 
-def _content(words: Mapping[str, object], buffers: Mapping[str, bytes]) -> Any:
+def _content(words: Mapping[str, object], buffers: Mapping[str, bytes]) -> RecordDict:
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
     arrays = {
@@ -164,7 +167,7 @@ def _content(words: Mapping[str, object], buffers: Mapping[str, bytes]) -> Any:
     return RecordDict(records | ({_BUFFERS: ArrayRecord(arrays)} if arrays else {}))
 
 
-def _parts(content: Any, *, limit: int | None) -> tuple[dict[str, object], dict[str, bytes]]:
+def _parts(content: RecordDict, *, limit: int | None) -> tuple[dict[str, object], dict[str, bytes]]:
     """Take a message's content apart; sizes are checked first."""
     from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 

@@ -17,12 +17,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.errors import EngineError
 from fedpeft.engines.flower import Grid
 from fedpeft.engines.flower_messages import read_request, require_flower, write_answer
 from fedpeft.engines.requests import Answer, Request
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+    from flwr.clientapp import ClientApp
 
 __all__ = ["Doors", "Resources", "Simulation", "Take", "quiet_environment", "simulation_client"]
 
@@ -150,7 +154,7 @@ class Simulation:
         finally:
             self._ready.set()
 
-    def _serve(self, grid: Any, context: Any) -> None:
+    def _serve(self, grid: Grid, context: Context) -> None:
         """Be Flower's server app: hand the grid over and wait."""
         self._grid = grid
         while not list(grid.get_node_ids()) and not self._ended.wait(0.05):
@@ -159,7 +163,7 @@ class Simulation:
         self._ended.wait()
 
 
-def simulation_client(take: Take) -> Any:
+def simulation_client(take: Take) -> ClientApp:
     """Return the client app that runs in the actors."""
     from flwr.clientapp import ClientApp
 
@@ -184,7 +188,7 @@ _QUIET: Mapping[str, str] = {
 }
 
 
-def _answer(take: Take, message: Any, context: Any) -> Any:
+def _answer(take: Take, message: Message, context: Context) -> Message:
     from flwr.app import Message
 
     request, memory = read_request(message.content)

@@ -1,6 +1,6 @@
 """Memories of clients that an engine keeps for them: before and after the last turn.
 
-    committed 3  ->  { 3: memory before, 4: memory after }     the server says later which one counts
+committed 3  ->  { 3: memory before, 4: memory after }     the server says later which one counts
 """
 
 from __future__ import annotations

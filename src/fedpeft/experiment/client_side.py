@@ -54,9 +54,7 @@ def take(request: Request, memory: bytes) -> tuple[Answer, bytes]:
         side = _side(request.experiment)
         kept = messages.decode(memory)[0] if memory else {}
         data = ClientData(side.data.train, side.data.clients[request.client])
-        turn = ClientTurn(
-            request.round, request.client, data, kept, request.seed, request.version
-        )
+        turn = ClientTurn(request.round, request.client, data, kept, request.seed, request.version)
         blob, after = run_turn(side.half, request.blob, turn)
     except (FedpeftError, ValueError, RuntimeError, OSError, MemoryError) as error:
         logger.debug("client %s failed", request.client, exc_info=True)
