@@ -143,6 +143,8 @@ def _train_and_evaluation(
 ) -> tuple[Table, Table]:
     """Return what to train and to evaluate on; what is missing is held out of the former."""
     train, test, validation = found
+    if request.whole:
+        return train, select(train, np.arange(min(1, len(train))))
     if test is None:
         train, test = _hold_out(train, request, fraction=0.2)
     if request.evaluate_on == "test":
@@ -275,7 +277,7 @@ def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
 def _classes(tables: _Tables, request: DataRequest) -> tuple[Classes, IntArray, IntArray]:
     """Return the classes, the rows to train on, and the rows whose labels the partition sees."""
     column = _required(tables, "label", request)
-    classes = encode_labels(tables.train, tables.test, column)
+    classes = encode_labels(tables.train, tables.test, column, request.classes)
     drawn = draw_budget(len(classes.train), request)
     rows = np.arange(len(drawn)) if request.fidelity == "paper" else drawn
     return classes, rows, drawn

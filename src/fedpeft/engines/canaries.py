@@ -120,7 +120,8 @@ def busiest_rounds(plan: RoundPlan, clients: Sequence[str], rounds: int) -> froz
     for number in range(1, rounds + 1):
         for client in plan.sampler(clients, number):
             asked[client].add(number)
-    return frozenset(max(asked.values(), key=lambda numbers: len(numbers)))
+    most = max(len(numbers) for numbers in asked.values())
+    return frozenset(next(numbers for numbers in asked.values() if len(numbers) == most))
 
 
 def canary_trainer(canaries: Canaries, size: int) -> LocalTrainer:

@@ -68,7 +68,14 @@ def _kinds(keys: Sequence[str], settings: Sequence[Settings]) -> int:
 
 def say(keys: Sequence[str], settings: Settings) -> str:
     """Say the values of some keys, in words."""
-    return ", ".join(_say(key, settings.get(key)) for key in keys)
+    told = [key for key in keys if not _idle(key, keys, settings)]
+    return ", ".join(_say(key, settings.get(key)) for key in told)
+
+
+def _idle(key: str, keys: Sequence[str], settings: Settings) -> bool:
+    """Whether a key is an option of something that is switched off, and said to be."""
+    off = "privacy.mode" in keys and settings.get("privacy.mode") == "none"
+    return off and key.startswith("privacy.") and key != "privacy.mode"
 
 
 def _last(name: str) -> str:
