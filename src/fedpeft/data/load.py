@@ -31,7 +31,7 @@ from fedpeft.data.texts import BLOCK_LENGTH, Tokenizer, blocks_of, load_tokenize
 from fedpeft.data.transforms import canvas_of, view_of
 from fedpeft.models.loaded import ImageInput, InputSpec, TextInput, VideoInput
 
-__all__ = ["draw_budget", "load_data"]
+__all__ = ["draw_budget", "load_data", "read_rows"]
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +117,24 @@ def draw_budget(num_examples: int, request: DataRequest) -> IntArray:
         )
     rng = np.random.RandomState(seeds.derive(request.seed, "budget") % 2**32)
     return np.sort(rng.choice(num_examples, budget, replace=request.fidelity == "paper"))
+
+
+def read_rows(request: DataRequest) -> tuple[Table, Table]:
+    """Return the training and the evaluation table as `load_data` counts their rows.
+
+    What is held out is taken away and the budget is drawn; nothing is decoded. A language model's
+    examples are blocks and not rows.
+
+    Raises:
+      DataError: if the source or the budget is not possible.
+    """
+    found = choose_splits(read_source(request), request)
+    train, test = _train_and_evaluation(found, request)
+    drawn = draw_budget(len(train), request) if request.task != "causal-lm" else None
+    if drawn is None:
+        return train, test
+    rows = np.arange(len(drawn)) if request.fidelity == "paper" else drawn
+    return select(train, rows), test
 
 
 def _check(request: DataRequest, inputs: InputSpec) -> None:
