@@ -14,13 +14,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from fedpeft.core.errors import DeltaMismatchError, EngineError
+from fedpeft.core.errors import DeltaMismatchError
+from fedpeft.engines.flower_grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
 from fedpeft.engines.flower_messages import (
     error_words,
     read_answer,
@@ -33,44 +34,18 @@ from fedpeft.rounds.round import turn_seed
 from fedpeft.wire import messages
 
 if TYPE_CHECKING:
-    from flwr.app import Message, RecordDict
+    from flwr.app import Message
 
 __all__ = [
     "FlowerEngine",
     "FlowerSettings",
-    "Grid",
     "Roster",
-    "Unreadable",
-    "Watch",
-    "ignore",
-    "pull_one",
-    "push_one",
     "reply_limit",
 ]
 
 logger = logging.getLogger(__name__)
 
 _HALF_A_DAY = 43_200.0
-_GRACE = 60.0
-
-Watch = Callable[[str, Mapping[str, object]], None]
-"""Told what happens: the word of an event, and what belongs to it."""
-
-
-class Grid(Protocol):
-    """What is used of Flower's `Grid`."""
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; their numbers."""
-        ...
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have come."""
-        ...
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that are there."""
-        ...
 
 
 class Roster(Protocol):
@@ -106,10 +81,6 @@ class FlowerSettings:
     poll: float = 0.5
     window: int = 0
     keeps_memories: bool = False
-
-
-def ignore(event: str, facts: Mapping[str, object]) -> None:
-    """Watch nothing."""
 
 
 def reply_limit(payload_bytes: int) -> int:
@@ -289,82 +260,3 @@ def _mismatch(answer: Answer, turn: _Asked) -> str:
     if answer.round != turn.number:
         return f"reply refused: it is of turn {answer.round}, asked was turn {turn.number}"
     return "" if answer.blob else "reply refused: it is empty"
-
-
-@dataclass(frozen=True)
-class _Nameless:
-    reply_to_message_id: str = ""
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A reply that Flower itself could not read.
-
-    Attributes:
-      reason: in words.
-      metadata: names no message.
-    """
-
-    reason: str
-    metadata: _Nameless = field(default_factory=_Nameless)
-
-
-def push_one(
-    grid: Grid, content: RecordDict, node: int, *, kind: str, group: str, ttl: float
-) -> str | None:
-    """Send one message.
-
-    Args:
-      grid: to send over.
-      content: of the message.
-      node: that gets it.
-      kind: Flower's message type.
-      group: Flower's group.
-      ttl: seconds that the reply is waited for; Flower keeps the message a little longer.
-
-    Returns:
-      its number; None where Flower did not take it.
-
-    Raises:
-      EngineError: if the grid cannot be reached.
-    """
-    from flwr.app import Message
-
-    message = Message(content, node, kind, group_id=group, ttl=ttl + _GRACE)
-    with _reached("send a message"):
-        numbers = list(grid.push_messages([message]))
-    return str(numbers[0]) if numbers and numbers[0] else None
-
-
-def pull_one(grid: Grid, sent: str) -> list[Message | Unreadable]:
-    """Return what has come for one message; one at a time, so that none can spoil another.
-
-    Raises:
-      EngineError: if the grid cannot be reached.
-    """
-    try:
-        with _reached("ask for replies"):
-            return list(grid.pull_messages([sent]))
-    except EngineError:
-        raise
-    except Exception as error:  # what a site sent may break Flower's own decoding in any way
-        return [Unreadable(f"{type(error).__name__}: {error}"[:300])]
-
-
-class _reached:
-    """Turn a connection that fails inside the block into an `EngineError`."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
-        import httpx
-
-        if kind is not None and issubclass(kind, (httpx.HTTPError, ConnectionError)):
-            raise EngineError(
-                f"engine: the SuperLink cannot be reached to {self._what}: {error}. Start it again "
-                "and go on with --resume"
-            ) from (error if isinstance(error, BaseException) else None)

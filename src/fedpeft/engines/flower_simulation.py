@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.errors import EngineError
-from fedpeft.engines.flower import Grid
+from fedpeft.engines.flower_grid import Grid
 from fedpeft.engines.flower_messages import read_request, require_flower, write_answer
 from fedpeft.engines.requests import Answer, Request
 

@@ -78,6 +78,7 @@ __all__ = [
     "build_run",
     "build_tuned",
     "check_device",
+    "fit_labels",
     "load_run_data",
     "make_half",
     "resolve",
@@ -224,7 +225,7 @@ def build_run(experiment: Experiment) -> BuiltRun:
     experiment = resolve(experiment)
     check_device(experiment)
     data = load_run_data(experiment)
-    experiment = _fit_labels(experiment, data)
+    experiment = fit_labels(experiment, data)
     tuned = build_tuned(experiment, experiment.model.num_labels)
     return assemble(experiment, tuned, data, foreign_engine(experiment, tuned, data))
 
@@ -353,7 +354,7 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
     )
 
 
-def _fit_labels(experiment: Experiment, data: Federated) -> Experiment:
+def fit_labels(experiment: Experiment, data: Federated) -> Experiment:
     """Take the number of labels from the data, or compare it with what the file says."""
     said = experiment.model.num_labels
     if data.num_labels is None or said == data.num_labels:
