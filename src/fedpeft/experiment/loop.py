@@ -65,7 +65,16 @@ from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.round import RoundRecord
 from fedpeft.server.state import ServerState
 
-__all__ = ["RoundDone", "evaluated", "goes_on", "line_of", "peek", "run", "run_experiment"]
+__all__ = [
+    "RoundDone",
+    "done_of",
+    "evaluated",
+    "goes_on",
+    "line_of",
+    "peek",
+    "run",
+    "run_experiment",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +131,10 @@ def run(
     finished = peek(wanted, folder, resume=resume)
     if finished is not None:
         return finished
+    if wanted.engine.name == "flower":
+        from fedpeft.experiment.deploying import deploy  # late: it follows this module's runs
+
+        return deploy(wanted, folder, on_round, resume=resume)
     built = build_run(experiment)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -176,7 +189,7 @@ def run_experiment(
         memories = built.engine.memories(state.committed)
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records = [*records, record]
-        on_round(_done(records, experiment.federation.rounds))
+        on_round(done_of(records, experiment.federation.rounds))
     return _finish(built, folder, state, totals(records))
 
 
@@ -267,7 +280,8 @@ def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
     return wire_bytes(built.tuned, built.plan.down), up
 
 
-def _done(records: list[Record], rounds: int) -> RoundDone:
+def done_of(records: list[Record], rounds: int) -> RoundDone:
+    """Say how far a run of `rounds` rounds is, from its lines so far."""
     so_far = totals(records)
     left = so_far.seconds / so_far.rounds * (rounds - so_far.rounds)
     return RoundDone(records[-1], so_far, rounds, left)
