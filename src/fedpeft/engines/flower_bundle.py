@@ -24,7 +24,10 @@ from pathlib import Path
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.engines.supernode import key_id
 
-__all__ = ["Signature", "Store", "read_signature", "sign", "write_signature"]
+__all__ = ["STORE_PORT", "Signature", "Store", "read_signature", "sign", "write_signature"]
+
+STORE_PORT = 8090
+"""Where a SuperLink is told to look for signed bundles, unless told otherwise."""
 
 _FETCH = "/hub/fetch-fab"
 
@@ -86,9 +89,7 @@ def read_signature(file: Path) -> Signature:
     try:
         return Signature(**json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{file}: is no signature: {error}. `fedpeft sign` writes one"
-        ) from error
+        raise ConfigError(f"{file}: is no signature: {error}. `fedpeft sign` writes one") from error
 
 
 class Store:
@@ -119,7 +120,9 @@ class Store:
         try:
             self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         except OSError as error:
-            raise EngineError(f"port {port}: cannot be used for the app's store: {error}") from error
+            raise EngineError(
+                f"port {port}: cannot be used for the app's store: {error}"
+            ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
