@@ -71,13 +71,13 @@ class Child:
       name: for the log.
       command: with its arguments.
       environment: added to this process's own.
-      restarts: whether it is started again when it ends.
+      advice: what to do, by a word of its last words.
     """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
-    restarts: bool = True
+    advice: Mapping[str, str] = field(default_factory=dict)
 
 
 def key_id(public_key: str) -> str:
@@ -127,7 +127,6 @@ def supernode(settings: NodeSettings) -> Child:
         command += ["--auth-supernode-private-key", settings.private_key]
     if settings.trusted is not None:
         command += ["--trusted-entities", str(settings.trusted)]
-    command += ["--disable-runtime-dependency-installation"]
     environment = {
         "FLWR_HOME": str(settings.home),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -135,7 +134,15 @@ def supernode(settings: NodeSettings) -> Child:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": f"{Path(program).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    return Child("supernode", command, environment)
+    return Child("supernode", command, environment, _ADVICE)
+
+
+_ADVICE: Mapping[str, str] = {
+    "Exit Code: 305": "The server does not let this site in. Is its key registered there (`flwr "
+    "supernode register SITE.pub`), does superlink.root_certificates fit, and is the key not in "
+    "use by another node?",
+    "address already in use": "Leave superlink.runtime_port out, or choose a free one.",
+}
 
 
 def follow(children: Sequence[Child], *, goes_on: Callable[[], bool] = lambda: True) -> None:
@@ -183,16 +190,20 @@ class _Running:
         self._ends.append(now)
         lived = now - self._began
         often = len(self._ends) == _MOST_QUICK_ENDS and now - self._ends[0] < 10 * _QUICK
-        if not self._child.restarts or often or (code and lived < _QUICK and len(self._ends) == 1):
+        at_once = code > 0 and lived < _QUICK and len(self._ends) == 1
+        if often or at_once:
             said = "\n  ".join(self._words) or "nothing"
             raise EngineError(
                 f"the {self._child.name} ended with exit code {code} after {lived:.0f} s. Its last "
-                f"words:\n  {said}"
+                f"words:\n  {said}{self._advice(said)}"
             )
         logger.warning(
             "the %s ended with exit code %s; it is started again", self._child.name, code
         )
         self._start()
+
+    def _advice(self, said: str) -> str:
+        return next((f"\n{advice}" for word, advice in self._child.advice.items() if word in said), "")
 
     def _start(self) -> None:
         child = self._child
@@ -218,7 +229,8 @@ class _Running:
         assert process.stdout is not None, "it is a pipe"
         with process.stdout as lines:
             for line in lines:
-                self._words.append(line.rstrip())
+                if not line.startswith("INFO"):  # the web server's own
+                    self._words.append(line.rstrip())
                 sys.stderr.write(f"[{self._child.name}] {line}")
                 sys.stderr.flush()
 
