@@ -86,9 +86,7 @@ def read_signature(file: Path) -> Signature:
     try:
         return Signature(**json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{file}: is no signature: {error}. `fedpeft sign` writes one"
-        ) from error
+        raise ConfigError(f"{file}: is no signature: {error}. `fedpeft sign` writes one") from error
 
 
 class Store:
@@ -119,7 +117,9 @@ class Store:
         try:
             self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         except OSError as error:
-            raise EngineError(f"port {port}: cannot be used for the app's store: {error}") from error
+            raise EngineError(
+                f"port {port}: cannot be used for the app's store: {error}"
+            ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property

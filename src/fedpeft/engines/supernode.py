@@ -203,7 +203,9 @@ class _Running:
         self._start()
 
     def _advice(self, said: str) -> str:
-        return next((f"\n{advice}" for word, advice in self._child.advice.items() if word in said), "")
+        return next(
+            (f"\n{advice}" for word, advice in self._child.advice.items() if word in said), ""
+        )
 
     def _start(self) -> None:
         child = self._child
