@@ -104,6 +104,8 @@ class Sites:
         until = time.monotonic() + patience
         while len(self._nodes) < expected and time.monotonic() < until:
             self._look()
+            if not self._asked and len(self._nodes) + len(self._refused) >= expected:
+                break  # all have answered, and waiting changes no answer
             time.sleep(_POLL)
         if self._names:
             return self._names

@@ -87,7 +87,7 @@ def split(experiment: Experiment, to: Path, door: Door) -> list[Path]:
     server = to / "server"
     server.mkdir()
     name = write(server, None)
-    write_text(server / "experiment.toml", _server_toml(experiment, data, server / name))
+    write_text(server / "experiment.toml", _server_toml(experiment, data, server / name, door))
     return [*folders, server]
 
 
@@ -219,7 +219,7 @@ def _site_toml(client: str, file: str, door: Door) -> str:
     return tomli_w.dumps({"name": client, "data": {"source": file}, "superlink": link})
 
 
-def _server_toml(experiment: Experiment, data: Federated, file: Path) -> str:
+def _server_toml(experiment: Experiment, data: Federated, file: Path, door: Door) -> str:
     """Write the experiment for a server that has the test set alone.
 
     The test set stands as training split too: nothing is trained on it, and the loader wants one.
@@ -247,7 +247,12 @@ def _server_toml(experiment: Experiment, data: Federated, file: Path) -> str:
     )
     labels = experiment.model.num_labels or data.num_labels
     model = experiment.model.model_copy(update={"num_labels": labels})
-    engine = experiment.engine.model_copy(update={"name": "flower"})
+    link: dict[str, object] = {"superlink": door.address}
+    if door.certificates is not None:
+        folder = door.certificates.resolve()
+        link["root_certificates"] = str(folder / "ca.crt")
+        link["signatures"] = [str(folder / "publisher.signature.json")]
+    engine = experiment.engine.model_copy(update={"name": "flower", **link})
     return dump_experiment(
         experiment.model_copy(update={"data": own, "model": model, "engine": engine})
     )
