@@ -43,17 +43,27 @@ def alive(number: int) -> bool:
     return "zombie" not in Path(f"/proc/{number}/status").read_text()
 
 
+def pids_in(file: Path) -> list[int]:
+    return [int(word) for word in file.read_text().split()] if file.exists() else []
+
+
+def sleeper(file: Path) -> str:
+    """Code that writes its process number into a file and sleeps."""
+    return f"import os, time; open({str(file)!r}, 'a').write(f'{{os.getpid()}} '); time.sleep(60)"
+
+
 def test_a_child_that_is_killed_is_started_again(tmp_path):
-    code = f"import os, time; open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getpid()}} '); time.sleep(60)"
-    pids = lambda: (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []  # noqa: E731
+    killed: list[int] = []
 
     def goes_on() -> bool:
-        if len(pids()) == 1:
-            os.kill(int(pids()[0]), signal.SIGKILL)
-        return len(pids()) < 2
+        pids = pids_in(tmp_path / "pids")
+        if len(pids) == 1 and not killed:
+            killed.append(pids[0])
+            os.kill(pids[0], signal.SIGKILL)
+        return len(pids) < 2
 
-    follow([python(code)], goes_on=goes_on)
-    until(lambda: not alive(int(pids()[1])))
+    follow([python(sleeper(tmp_path / "pids"))], goes_on=goes_on)
+    until(lambda: not alive(pids_in(tmp_path / "pids")[1]))
 
 
 def test_a_child_that_fails_at_once_ends_all_with_its_last_words(tmp_path):
@@ -66,9 +76,9 @@ def test_a_node_that_is_not_let_in_yet_is_tried_again(tmp_path):
     """As after a crash: the server believes for a while that it is still there."""
     tries = tmp_path / "tries"
     code = (
-        f"import time, pathlib; p = pathlib.Path({str(tries)!r}); n = len(p.read_text()) if p.exists() "
-        "else 0; p.write_text('x' * (n + 1)); n < 2 and (print('Exit Code: 305'), exit(1)); "
-        "time.sleep(60)"
+        f"import time, pathlib; p = pathlib.Path({str(tries)!r}); "
+        "n = len(p.read_text()) if p.exists() else 0; p.write_text('x' * (n + 1)); "
+        "n < 2 and (print('Exit Code: 305'), exit(1)); time.sleep(60)"
     )
     child = python(code, advice=processes._ADVICE)
     follow([child], goes_on=lambda: not tries.exists() or len(tries.read_text()) < 3)
@@ -83,25 +93,26 @@ def test_one_that_is_never_let_in_ends(monkeypatch):
 
 def test_children_of_children_end_too(tmp_path):
     file = tmp_path / "pid"
-    inner = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {inner!r}]); time.sleep(60)"
-    follow([python(code)], goes_on=lambda: not file.exists() or not file.read_text())
-    until(lambda: not alive(int(file.read_text())))
+    code = (
+        "import subprocess, sys, time; "
+        f"subprocess.Popen([sys.executable, '-c', {sleeper(file)!r}]); time.sleep(60)"
+    )
+    follow([python(code)], goes_on=lambda: not pids_in(file))
+    until(lambda: not alive(pids_in(file)[0]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's word for it is Linux's")
 def test_children_end_with_a_parent_that_is_killed(tmp_path):
     file = tmp_path / "pid"
-    inner = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = (
         "import sys; from fedpeft.engines.supernode import Child, follow; "
-        f"follow([Child('c', [sys.executable, '-c', {inner!r}])])"
+        f"follow([Child('c', [sys.executable, '-c', {sleeper(file)!r}])])"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
-    until(lambda: file.exists() and file.read_text())
+    until(lambda: pids_in(file))
     parent.kill()
     parent.wait()
-    until(lambda: not alive(int(file.read_text())))
+    until(lambda: not alive(pids_in(file)[0]))
 
 
 def test_a_program_that_is_not_there_is_said():
@@ -113,12 +124,18 @@ def test_a_program_that_is_not_there_is_said():
 
 def test_a_key_has_one_name_everywhere(tmp_path):
     (tmp_path / "key.pub").write_text(KEY + "\n")
-    assert key_id(KEY) == key_id(KEY.rsplit(" ", 1)[0]) != key_id(KEY.replace("JSnv", "JSnw", 1).replace("Ra2w9", "Ra2w8"))
+    assert (
+        key_id(KEY)
+        == key_id(KEY.rsplit(" ", 1)[0])
+        != key_id(KEY.replace("JSnv", "JSnw", 1).replace("Ra2w9", "Ra2w8"))
+    )
     assert trusted_entities([str(tmp_path / "key.pub")]) == trusted_entities([KEY])
     assert trusted_entities([KEY]) == f"{key_id(KEY)}: {KEY.rsplit(' ', 1)[0]}\n"
 
 
-@pytest.mark.parametrize("line", ["", "ssh-rsa AAAA", "ssh-ed25519", "ssh-ed25519 !!", "ssh-ed25519 AAAA"])
+@pytest.mark.parametrize(
+    "line", ["", "ssh-rsa AAAA", "ssh-ed25519", "ssh-ed25519 !!", "ssh-ed25519 AAAA"]
+)
 def test_what_is_no_ed25519_key_is_refused(line):
     with pytest.raises(ConfigError, match="trusted key: found"):
         key_id(line)
