@@ -236,7 +236,7 @@ def _content(path: Path) -> list[str]:
 
 _PLACE = (
     "workers", "deadline", "client_cpus", "client_gpus", "ray", "superlink", "root_certificates",
-    "insecure", "wait", "retries",
+    "insecure", "wait", "retries", "signatures", "store_port",
 )  # fmt: skip
 """Keys of `[engine]` that say where and how patiently, and cannot change a reply's numbers."""
 
