@@ -24,10 +24,12 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
+from fedpeft.engines.kinds import RunEngine
 from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.experiment import tables
 from fedpeft.experiment.check import num_clients
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.flower_run import foreign_engine
 from fedpeft.experiment.passes import num_together, resolve_passes
 from fedpeft.experiment.prefix import PrefixNote, with_prefix
 from fedpeft.experiment.privacy import (
@@ -79,7 +81,9 @@ __all__ = [
     "build_run",
     "build_tuned",
     "check_device",
+    "fit_labels",
     "load_run_data",
+    "make_half",
     "resolve",
     "sketch_run",
     "up_stages",
@@ -110,7 +114,7 @@ class BuiltRun:
     tuned: TunedModel
     data: Federated
     plan: RoundPlan
-    engine: LocalEngine
+    engine: RunEngine
     settings: LocalSettings
     start: ServerState
     evaluate: Callable[[ServerState], Mapping[str, float]]
@@ -226,17 +230,21 @@ def build_run(experiment: Experiment) -> BuiltRun:
     experiment = resolve(experiment)
     check_device(experiment)
     data = load_run_data(experiment)
-    experiment = _fit_labels(experiment, data)
-    return assemble(experiment, build_tuned(experiment, experiment.model.num_labels), data)
+    experiment = fit_labels(experiment, data)
+    tuned = build_tuned(experiment, experiment.model.num_labels)
+    return assemble(experiment, tuned, data, foreign_engine(experiment, tuned, data))
 
 
-def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> BuiltRun:
+def assemble(
+    experiment: Experiment, tuned: TunedModel, data: Federated, engine: RunEngine | None = None
+) -> BuiltRun:
     """Put a tuned model and a data set together with federation, client, wire and engine.
 
     Args:
       experiment: resolved; its model, tuning and data parts are not read.
       tuned: the model; the run owns it from here on.
       data: of all clients.
+      engine: where the clients live; None starts the local engine.
     """
     refuse_model(experiment, tuned)
     settings = local_settings(experiment)
@@ -247,10 +255,10 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
         simulated = experiment.seed if experiment.privacy.reproducible_noise else None
         start = with_server_root(start, seed=simulated)
     prefixed = with_prefix(experiment, tuned, data, settings)
-    make_half = functools.partial(_make_half, prefixed.tuned, settings, experiment)
+    half = functools.partial(make_half, prefixed.tuned, settings, experiment)
     workers = experiment.engine.workers or 1
-    engine = LocalEngine(
-        make_half,
+    engine = engine or LocalEngine(
+        half,
         prefixed.data,
         num_workers=workers,
         block=block_size(tuned.spec.num_bytes, workers),
@@ -274,7 +282,8 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
     )
 
 
-def _make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
+def make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
+    """Build the client half of a resolved experiment."""
     return ClientHalf(
         many_trainer(tuned, settings, clients_per_pass=num_together(experiment)),
         up_stages(experiment),
@@ -357,7 +366,7 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
     )
 
 
-def _fit_labels(experiment: Experiment, data: Federated) -> Experiment:
+def fit_labels(experiment: Experiment, data: Federated) -> Experiment:
     """Take the number of labels from the data, or compare it with what the file says."""
     said = experiment.model.num_labels
     if data.num_labels is None or said == data.num_labels:
@@ -379,7 +388,7 @@ def _known_labels(experiment: Experiment) -> int | None:
 
 def _workers(experiment: Experiment) -> int:
     engine = experiment.engine
-    if engine.device != "cpu":
+    if engine.device != "cpu" and engine.name == "local":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return engine.workers or max(1, min(cores or 1, experiment.federation.clients_per_round))
