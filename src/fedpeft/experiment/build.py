@@ -9,7 +9,6 @@ build_run      everything
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from fedpeft.client.evaluate import Evaluation, evaluate
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.many import many_trainer
 from fedpeft.core.errors import ConfigError
@@ -45,6 +43,7 @@ from fedpeft.experiment.requests import (
     model_request,
     tuning_request,
 )
+from fedpeft.experiment.score import score_clients, score_state
 from fedpeft.experiment.stability import (
     asked_clients,
     make_buffering,
@@ -63,8 +62,6 @@ from fedpeft.tuning.tuned import (
     move,
     read_buffers,
     read_delta,
-    write_buffers,
-    write_delta,
 )
 from fedpeft.wire.privacy import (
     SERVER_ROOT,
@@ -88,9 +85,6 @@ __all__ = [
     "sketch_run",
     "up_stages",
 ]
-
-
-_EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -265,7 +259,7 @@ def assemble(
         clients_per_pass=num_together(experiment),
     )
     move(tuned, settings.device)
-    score = functools.partial(_score, prefixed.tuned, prefixed.data, settings)
+    score = functools.partial(score_state, prefixed.tuned, prefixed.data, settings)
     return BuiltRun(
         experiment,
         tuned,
@@ -275,7 +269,7 @@ def assemble(
         settings,
         start,
         lambda state: tuned.loaded.task.metrics(*score(state).sums()),
-        (lambda state: _by_client(score(state), tuned, data))
+        (lambda state: score_clients(score(state), tuned, data))
         if experiment.federation.evaluate_clients
         else None,
         prefixed.note,
@@ -291,43 +285,6 @@ def make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment
         tuned.spec,
         is_private(experiment),
     )
-
-
-def _score(
-    tuned: TunedModel, data: Federated, settings: LocalSettings, state: ServerState
-) -> Evaluation:
-    write_delta(tuned, state.delta)
-    if tuned.buffers:
-        write_buffers(tuned, state.buffers)
-    by_token = tuned.loaded.task.metric == "perplexity"  # logits are as wide as the vocabulary
-    batch_size = settings.batch_size if by_token else _EVALUATION_BATCH
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return evaluate(tuned, data.test, settings, batch_size)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _by_client(evaluation: Evaluation, tuned: TunedModel, data: Federated) -> dict[str, float]:
-    """Score each client: on its own test rows, or by class in the client's own proportions."""
-    metric = tuned.loaded.task.metric
-    if data.test_clients:
-        return {
-            client: tuned.loaded.task.metrics(*evaluation.sums(rows.tolist()))[metric]
-            for client, rows in data.test_clients.items()
-        }
-    if data.labels is None or data.num_labels is None:
-        return {}
-    right = [
-        evaluation.sums((evaluation.label_N == label).nonzero().flatten().tolist())
-        for label in range(data.num_labels)
-    ]
-    by_class = [correct / count if count else math.nan for _, count, correct in right]
-    return {
-        client: sum(by_class[label] for label in data.labels[rows]) / len(rows)
-        for client, rows in data.clients.items()
-    }
 
 
 def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> RoundPlan:
