@@ -66,7 +66,16 @@ from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.round import RoundRecord
 from fedpeft.server.state import ServerState
 
-__all__ = ["RoundDone", "evaluated", "goes_on", "line_of", "peek", "run", "run_experiment"]
+__all__ = [
+    "RoundDone",
+    "done_of",
+    "evaluated",
+    "goes_on",
+    "line_of",
+    "peek",
+    "run",
+    "run_experiment",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +132,10 @@ def run(
     finished = peek(wanted, folder, resume=resume)
     if finished is not None:
         return finished
+    if wanted.engine.name == "flower":
+        from fedpeft.experiment.deploying import deploy  # late: it follows this module's runs
+
+        return deploy(wanted, folder, on_round, resume=resume)
     built = build_run(with_recorded_passes(experiment, folder) if resume else experiment)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -177,7 +190,7 @@ def run_experiment(
         memories = built.engine.memories(state.committed)
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records = [*records, record]
-        on_round(_done(records, experiment.federation.rounds))
+        on_round(done_of(records, experiment.federation.rounds))
     return _finish(built, folder, state, totals(records))
 
 
@@ -268,7 +281,8 @@ def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
     return wire_bytes(built.tuned, built.plan.down), up
 
 
-def _done(records: list[Record], rounds: int) -> RoundDone:
+def done_of(records: list[Record], rounds: int) -> RoundDone:
+    """Say how far a run of `rounds` rounds is, from its lines so far."""
     so_far = totals(records)
     left = so_far.seconds / so_far.rounds * (rounds - so_far.rounds)
     return RoundDone(records[-1], so_far, rounds, left)
