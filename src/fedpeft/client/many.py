@@ -29,7 +29,8 @@ from fedpeft.client.many_batches import (
     num_steps,
     split_by_size,
 )
-from fedpeft.client.many_forms import Live, Place, find_places, in_place
+from fedpeft.client.many_forms import Live
+from fedpeft.client.many_places import Place, find_places, in_place
 from fedpeft.client.many_tail import last_block
 from fedpeft.client.optimizers import make_step
 from fedpeft.client.private import draw, noise_root, paper_gradient
@@ -42,12 +43,14 @@ MANY_METHODS = (
     "adapter",
     "bias",
     "dora",
+    "full",
     "head",
     "ia3",
     "ln_tuning",
     "lora",
     "prompt",
     "rslora",
+    "scratch",
 )
 """Methods whose clients can share a pass; all others train one by one."""
 
@@ -225,7 +228,7 @@ def _gradients(tuned: TunedModel, settings: LocalSettings, live: Live) -> Gradie
             part.view(-1, *shape).requires_grad_()
             for part, shape in zip(parts, spec.shapes, strict=True)
         ]
-        live.values = dict(zip(spec.names, leaves, strict=True))
+        live.values, live.rows = dict(zip(spec.names, leaves, strict=True)), len(one.keys)
         batch = to_device(one.tensors, settings.device)
         with tuned.dropout.using(one.keys.to(settings.device)), autocast(settings):
             scores = tuned.loaded.task.score(tuned.model, batch)
