@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,9 @@ __all__ = [
     "rms_norm",
     "vit_embeddings",
 ]
+
+
+T = TypeVar("T", bound=Tensor | None)
 
 
 @dataclass
@@ -64,9 +67,10 @@ class Own:
     def __getitem__(self, name: str) -> Tensor:
         return self.live.values[self.wire[name]]
 
-    def get(self, name: str, frozen: Tensor | None) -> Tensor | None:
+    def get(self, name: str, frozen: T) -> Tensor | T:
         """Return the clients' values, or the frozen one where the parameter does not train."""
-        return self[name] if name in self else frozen
+        wire = self.wire.get(name)
+        return frozen if wire is None else self.live.values[wire]
 
     def values(self) -> Iterator[Tensor]:
         """Yield the values in the order of the module's parameters."""
@@ -224,7 +228,7 @@ def conv1d(module: _Conv1D, own: Own) -> Run:
     def run(x: Tensor) -> Tensor:
         clients = len(next(iter(own.values())))
         x_GNI = apart(x, clients)
-        y_GNO = x_GNI @ (own["weight"] if "weight" in own else module.weight)
+        y_GNO = x_GNI @ own.get("weight", module.weight)
         bias = own["bias"].unsqueeze(1) if "bias" in own else module.bias
         return y_GNO.add_(bias).view(*x.shape[:-1], -1)
 
