@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers as hf
 
-from fedpeft.client import many, many_batches
+from fedpeft.client import many, many_batches, many_gradients
 from fedpeft.client.local import LocalSettings, local_trainer
 from fedpeft.client.many import MANY_METHODS, many_trainer, why_one_by_one
 from fedpeft.client.many_batches import ClientBatch, join, split_by_size
@@ -136,7 +136,7 @@ def compare(make, chosen, data, together=5):
     seen = seen_by_the_loss(model.spec) if chosen.optimizer is ADAMW else slice(None)
     assert max(errors(one, found, seen)) < TOLERANCE[chosen.optimizer.name]
     for a, b in zip(one, found, strict=True):
-        assert a.weight == b.weight and a.metrics["loss"] == pytest.approx(b.metrics["loss"], 1e-4)
+        assert a.weight == b.weight and a.metrics == pytest.approx(b.metrics, 1e-4)
     return one, found
 
 
@@ -160,9 +160,13 @@ def test_many_equals_one_by_one_for_every_method(model, method, optimizer):
     compare(lambda: tuned(model, method), settings(optimizer), Table(model))
 
 
+QUICK_FAMILIES = {"roberta": "full", "distilbert": "bias", "gpt2": "full", "llama": "bias",
+                  "qwen2": "lora", "qwen3": "ln_tuning"}  # fmt: skip
+
+
 @pytest.mark.parametrize(("family", "method"), [
     pytest.param(family, method, marks=[] if method == quick else [pytest.mark.slow])
-    for family, quick in zip(FAMILIES, ("full", "bias", "full", "bias", "lora", "ln_tuning"))
+    for family, quick in QUICK_FAMILIES.items()
     for method in ("bias", "lora", "full", "ln_tuning")
 ])  # fmt: skip
 def test_many_equals_one_by_one_for_every_family(family, method, tmp_path):
@@ -195,13 +199,14 @@ def test_options_of_the_methods(method, options):
     compare(lambda: tuned(IMAGE, method, **options), settings(), Table(IMAGE))
 
 
-PAPER = [GradientPrivacy(kind, 0.5, 0.01) for kind in ("author", "corrected")]
+PRIVATE = [GradientPrivacy(kind, 0.5, 0.01, reproducible=True)
+           for kind in ("author", "corrected", "example")]  # fmt: skip
 OTHERS = [
     {"prox_mu": 0.5},
     {"optimizer": OptimizerSettings(lr=0.05, momentum=0.0)},
     {"optimizer": OptimizerSettings(lr=0.05, nesterov=False, weight_decay=0.1)},
     {"optimizer": OptimizerSettings("adamw", lr=1e-3, eps=1e-6, weight_decay=0.1), "prox_mu": 0.1},
-    *({"privacy": privacy} for privacy in PAPER),
+    *({"privacy": privacy} for privacy in PRIVATE),
     {"batch_size": 1},
     {"batch_size": 64},
 ]
@@ -239,6 +244,21 @@ def test_the_law_can_fail(name, value, monkeypatch):
     monkeypatch.setattr(many, name, value)
     found = train(tuned(IMAGE, "bias"), settings(), Table(IMAGE), together=5)
     assert max(errors(one, found)) > 1e-2
+
+
+@pytest.mark.parametrize(("model", "method", "options"), [
+    (IMAGE, "lora", {"lora_dropout": 0.5}), (IMAGE, "prompt", {}), (TEXT, "bias", {}),
+    (LANGUAGE, "lora", {}),
+])  # fmt: skip
+def test_examples_are_clipped_one_by_one(model, method, options, monkeypatch):
+    chosen = settings(privacy=PRIVATE[-1], prox_mu=0.1)
+    one, _ = compare(lambda: tuned(model, method, **options), chosen, Table(model))
+    monkeypatch.setattr(many_gradients, "_ROW_BYTES", 1)  # row after row
+    few = train(tuned(model, method, **options), chosen, Table(model), together=5)
+    assert max(errors(one, few)) < 1e-5 and few[0].metrics == {}
+    monkeypatch.setattr(many_gradients, "clip_rows", lambda rows, bound: rows)
+    free = train(tuned(model, method, **options), chosen, Table(model), together=5)
+    assert max(errors(one, free)) > 1e-2
 
 
 def test_dropout_masks_follow_the_example(monkeypatch):
@@ -303,8 +323,6 @@ def test_what_has_no_client_axis_trains_one_by_one(tmp_path):
     assert "h.0.attn (GPT2Attention) trains ['gate']" in why_one_by_one(strange, settings())
     assert "no layer with an axis" in why_one_by_one(tuned(VIDEO, "full"), settings())
     assert "DoraLinearLayer" in why_one_by_one(tuned(IMAGE, "dora", bias="lora_only"), settings())
-    private = settings(privacy=GradientPrivacy("example", 1.0, 0.1))
-    assert "example by example" in why_one_by_one(tuned(IMAGE, "lora"), private)
 
 
 def test_every_claimed_method_is_one_of_ours_or_of_peft():
