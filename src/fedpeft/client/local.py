@@ -34,6 +34,7 @@ from fedpeft.client.private import (
 )
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
+from fedpeft.data.examples import in_epoch
 from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
 
@@ -201,8 +202,9 @@ def batches(
 def take_batch(turn: ClientTurn, rows: Rows, epoch: int, device: str) -> Batch:
     """Collate a client's examples, by their positions in its data, with an epoch's augmentation."""
     data = turn.data
+    examples = in_epoch(data.examples, epoch)
     seed = seeds.derive(turn.seed, "augment", epoch)
-    return to_device(data.examples.batch(data.indices[rows].tolist(), seed=seed), device)
+    return to_device(examples.batch(data.indices[rows].tolist(), seed=seed), device)
 
 
 def dropout_keys(turn: ClientTurn, rows: Rows, step: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import EngineError, FedpeftError
+from fedpeft.data.drawn import names_of
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.workers import Crew, Died
 from fedpeft.rounds.client_half import ClientHalf, run_turn, run_turns
@@ -104,8 +105,8 @@ class LocalEngine:
         block: int = 64,
         clients_per_pass: int = 1,
     ) -> None:
-        self._names = tuple(data.clients)
-        self._sizes = {name: len(rows) for name, rows in data.clients.items()}
+        self._names = names_of(data.clients)
+        self._clients = data.clients
         self._memories: dict[str, dict[int, Memory]] = {}
         self._block = block
         self._num_workers = num_workers
@@ -128,7 +129,7 @@ class LocalEngine:
             block_passes = max(self._num_workers, block_passes)
         for start in range(0, len(passes), block_passes):
             block = passes[start : start + block_passes]
-            longest_first = sorted(block, key=lambda names: -sum(self._sizes[n] for n in names))
+            longest_first = sorted(block, key=self._num_examples, reverse=True)
             items = [tuple(self._item(job, name) for name in names) for names in longest_first]
             for item, answer in self._map(items):
                 if isinstance(answer.reply, Reply) and answer.memory:
@@ -155,6 +156,9 @@ class LocalEngine:
         """End the workers."""
         if self._crew is not None:
             self._crew.close()
+
+    def _num_examples(self, names: Sequence[str]) -> int:
+        return sum(len(self._clients[name]) for name in names)
 
     def _item(self, job: Job, client: str) -> _Item:
         memory = self._memories.get(client, {}).get(job.committed[client], {})
