@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -79,7 +79,7 @@ class Federated:
 
     train: ExampleSet
     test: ExampleSet
-    clients: dict[str, npt.NDArray[np.int64]]
+    clients: Mapping[str, npt.NDArray[np.int64]]
     num_labels: int | None
     label_names: tuple[str, ...] | None
     labels: npt.NDArray[np.int64] | None

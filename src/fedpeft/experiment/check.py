@@ -11,6 +11,7 @@ from fedpeft.experiment import tables
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.check_stability import stability_problems
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.site_config import is_loopback
 
 __all__ = ["num_clients", "problems_of"]
 
@@ -109,8 +110,42 @@ def _engine(experiment: Experiment) -> Iterator[str]:
         yield f"engine.device: found {engine.device!r}; allowed are 'cpu', 'cuda' and 'cuda:N'"
     if kind == "cpu" and engine.precision == "bf16":
         yield "engine.precision: found 'bf16' with engine.device = 'cpu'; it is for GPUs only"
-    if kind == "cuda" and (engine.workers or 1) > 1:
+    if engine.name == "flower":
+        yield from _deployment(experiment)
+    if kind == "cuda" and (engine.workers or 1) > 1 and engine.name == "local":
         yield f"engine.workers: found {engine.workers} with a GPU; allowed is 1"
+    if engine.name != "local" and engine.clients_per_pass not in (None, 1):
+        yield (
+            f"engine.clients_per_pass: found {engine.clients_per_pass!r} with engine.name = "
+            f"{engine.name!r}, which runs one client a process; allowed is 1, or 'local'"
+        )
+
+
+def _deployment(experiment: Experiment) -> Iterator[str]:
+    """Yield what a deployment lacks: an address, sites, and a network that is not open."""
+    engine = experiment.engine
+    address, safe = engine.superlink or "", engine.root_certificates is not None
+    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
+        yield (
+            f"engine.superlink: found {address!r}; a deployment needs the SuperLink's HOST:PORT, "
+            "such as 127.0.0.1:8000"
+        )
+    elif not safe and not engine.insecure and not is_loopback(address):
+        yield (
+            f"engine.root_certificates: not set, and {address} is not this machine: anyone on the "
+            "way could read and change every message. Name the file of the certificate authority, "
+            "or set engine.insecure = true to send in plain text"
+        )
+    if safe and engine.insecure:
+        yield "engine.insecure: found true with engine.root_certificates; set one of the two"
+    if experiment.data.partition.clients is None:
+        yield "data.partition.clients: not set; a deployment needs the number of its sites"
+    if experiment.stability is not None:
+        yield "[stability]: simulates a world of clients; a deployment has a real one"
+    if experiment.federation.mode == "buffered":
+        yield "federation.mode: found 'buffered', on a simulated clock; a deployment is synchronous"
+    if experiment.federation.evaluate_clients:
+        yield "federation.evaluate_clients: a deployment's server does not know the sites' data"
 
 
 def _privacy(experiment: Experiment) -> Iterator[str]:
@@ -121,7 +156,8 @@ def _data(experiment: Experiment) -> Iterator[str]:
     data = experiment.data
     size = data.budget or data.num_examples
     clients = num_clients(experiment)
-    if size and clients and clients > size:
+    dealt = data.partition.scheme != "drawn"
+    if dealt and size and clients and clients > size:
         yield (
             f"data.partition.clients: found {clients} with {size} examples; "
             "allowed is at most one client an example"

@@ -102,7 +102,7 @@ class PartitionConfig(BaseModel):
 
     model_config = _STRICT
     scheme: Literal[
-        "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "natural"
+        "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "drawn", "natural"
     ] = Field("dirichlet", description="see `fedpeft list partitions`")
     clients: Positive | None = Field(
         None, description="number of clients, 64 by default; natural: at most this many"
@@ -112,6 +112,7 @@ class PartitionConfig(BaseModel):
         None, description="smallest client; 1 with bundled data, else 10"
     )
     classes_per_client: Positive = Field(2, description="pathological: label shards a client")
+    examples_per_client: Positive = Field(20, description="drawn: examples of each client")
 
 
 class DataConfig(BaseModel):
@@ -274,8 +275,45 @@ class EngineConfig(BaseModel):
     model_config = _STRICT
     name: str = Field("local", description="see `fedpeft list engines`")
     workers: Positive | None = Field(None, description="processes; one a core by default")
+    clients_per_pass: Positive | Literal["measure"] | None = Field(
+        None,
+        description="clients that train in one pass; from a table by default, or `measure`",
+    )
     device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
+    deadline: Above | None = Field(
+        None, description="Flower: seconds that a client may take for a turn; none by default"
+    )
+    client_cpus: Above | None = Field(
+        None, description="flower-simulation: cores of one Ray actor; 1 by default"
+    )
+    client_gpus: NotNegative | None = Field(
+        None, description="flower-simulation: GPUs of one Ray actor, such as 0.25; 0 by default"
+    )
+    ray: str | None = Field(
+        None, description="flower-simulation: address of a Ray cluster; Ray is started here else"
+    )
+    superlink: str | None = Field(
+        None, description="flower: HOST:PORT of the SuperLink that `fedpeft run` submits to"
+    )
+    root_certificates: str | None = Field(
+        None, description="flower: file of the certificate authority that the SuperLink's is from"
+    )
+    insecure: bool = Field(
+        False, description="flower: true allows plain text to an address that is not loopback"
+    )
+    wait: Above | None = Field(
+        None, description="flower: seconds to wait for all sites before round 1; 300 by default"
+    )
+    retries: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="flower: how often a run whose server died is submitted again; 3"
+    )
+    signatures: list[str] | None = Field(
+        None, description="flower: files of `fedpeft sign`, for sites that run signed bundles only"
+    )
+    store_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None, description="flower: on loopback, where the SuperLink fetches a signed bundle; 8090"
+    )
 
 
 class RunConfig(BaseModel):

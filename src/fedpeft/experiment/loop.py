@@ -17,7 +17,7 @@ from pathlib import Path
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.data.examples import Federated
-from fedpeft.data.summary import label_table
+from fedpeft.data.summary import MOST_SHOWN, label_table
 from fedpeft.experiment.build import BuiltRun, build_run, resolve
 from fedpeft.experiment.checkpoint import (
     Checkpoint,
@@ -36,6 +36,7 @@ from fedpeft.experiment.folder import (
     experiment_digest,
     finished_summary,
     may_start,
+    with_recorded_passes,
     write_delta,
 )
 from fedpeft.experiment.lock import locked
@@ -65,7 +66,16 @@ from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.round import RoundRecord
 from fedpeft.server.state import ServerState
 
-__all__ = ["RoundDone", "evaluated", "goes_on", "line_of", "peek", "run", "run_experiment"]
+__all__ = [
+    "RoundDone",
+    "done_of",
+    "evaluated",
+    "goes_on",
+    "line_of",
+    "peek",
+    "run",
+    "run_experiment",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +132,11 @@ def run(
     finished = peek(wanted, folder, resume=resume)
     if finished is not None:
         return finished
-    built = build_run(experiment)
+    if wanted.engine.name == "flower":
+        from fedpeft.experiment.deploying import deploy  # late: it follows this module's runs
+
+        return deploy(wanted, folder, on_round, resume=resume)
+    built = build_run(with_recorded_passes(experiment, folder) if resume else experiment)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with locked(folder.path):
@@ -176,7 +190,7 @@ def run_experiment(
         memories = built.engine.memories(state.committed)
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records = [*records, record]
-        on_round(_done(records, experiment.federation.rounds))
+        on_round(done_of(records, experiment.federation.rounds))
     return _finish(built, folder, state, totals(records))
 
 
@@ -216,8 +230,8 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
 
 
 def _partition(data: Federated) -> dict[str, object] | None:
-    """Describe who has how many examples of which label; None without labels."""
-    if data.labels is None or data.num_labels is None:
+    """Describe who has how many examples of which label; None without labels, or for a crowd."""
+    if data.labels is None or data.num_labels is None or len(data.clients) > MOST_SHOWN:
         return None
     names = data.label_names or tuple(str(label) for label in range(data.num_labels))
     counts = label_table(data).tolist()
@@ -267,7 +281,8 @@ def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
     return wire_bytes(built.tuned, built.plan.down), up
 
 
-def _done(records: list[Record], rounds: int) -> RoundDone:
+def done_of(records: list[Record], rounds: int) -> RoundDone:
+    """Say how far a run of `rounds` rounds is, from its lines so far."""
     so_far = totals(records)
     left = so_far.seconds / so_far.rounds * (rounds - so_far.rounds)
     return RoundDone(records[-1], so_far, rounds, left)

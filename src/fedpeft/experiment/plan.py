@@ -24,9 +24,10 @@ from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Payload
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import ClientData, Federated
-from fedpeft.data.summary import label_table, sizes
+from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
 from fedpeft.experiment.build import Sketch, load_run_data, sketch_run
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.passes import num_together
 from fedpeft.experiment.prefix import planned_prefix
 from fedpeft.experiment.privacy import is_private, privacy_figures
 from fedpeft.experiment.stability import planned_turns
@@ -123,7 +124,8 @@ def make_plan(experiment: Experiment) -> Plan:
         **planned_prefix(sketch.experiment, tuned, data).as_json(),
         **privacy_figures(sketch.experiment),
     }
-    return Plan(figures, None if data is None else _partition(data))
+    shown = data is not None and len(data.clients) <= MOST_SHOWN
+    return Plan(figures, _partition(data) if data is not None and shown else None)
 
 
 def plan_rows(rows: Sequence[SweepRow]) -> dict[str, Plan]:
@@ -191,13 +193,15 @@ class _Nothing:
 def _memory(sketch: Sketch) -> int:
     """Estimate memory without activations: the model once, and each worker's copies of the delta.
 
-    A worker holds values, gradient, optimiser state, start and update; the server a handful more.
+    A worker holds values, gradient, optimiser state, start and update, of each client of a pass;
+    the server a handful more.
     """
     tuned, engine = sketch.tuned, sketch.experiment.engine
     delta = tuned.spec.num_bytes
     frozen = 4 * sketch.total_parameters - delta
     moments = 2 if sketch.experiment.client.optimizer == "adamw" else 1
-    copies = (engine.workers or 1) * (4 + moments) + 5
+    clients = num_together(sketch.experiment)
+    copies = (engine.workers or 1) * clients * (4 + moments) + 5
     return frozen + copies * delta
 
 
