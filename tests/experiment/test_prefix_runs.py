@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import fedpeft
+from fedpeft.client.local import LocalSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.data.pictures import Canvas, LazyPixels, StoredPixels
@@ -200,10 +201,14 @@ def test_private_gradients_of_single_examples_go_through_the_rest():
 
 
 def test_what_does_not_fit_is_computed_every_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(prefix, "_MIB", 2**17)  # the test set takes 116 kB, the clients 66 kB
+    monkeypatch.setattr(prefix, "_MIB", 2**17)  # 131 kB: the test set takes 116, all 186
     settings = {"tuning.method": "bias", "tuning.blocks": [1, 1], "client.prefix_cache": "memory"}
     found = run(tmp_path, "part", **settings, **{"client.prefix_memory": 1})
     assert 0 < found["prefix_cache_bytes"] <= 2**17 and " of 559 examples" in found["prefix"]
+    monkeypatch.setattr(prefix, "_MIB", 2**15)  # not even the test set
+    less = run(tmp_path, "less", **settings, **{"client.prefix_memory": 1})
+    assert 0 < less["prefix_cache_bytes"] <= 2**15
+    assert less["delta_digest"] == found["delta_digest"]
     full = run(tmp_path, "full", **{**settings, "client.prefix_memory": 16})
     assert full["prefix_cache_bytes"] > 0 and full["delta_digest"] == found["delta_digest"]
 
@@ -307,3 +312,17 @@ def test_tables_go_with_their_run():
     text_run("head")
     text_run("head")
     assert open_tables() == before
+
+
+def test_a_batch_that_cannot_be_run_is_the_runs_trouble_not_ours():
+    class Broken:
+        def __len__(self):
+            return 60
+
+        def batch(self, indices, *, seed):
+            raise ValueError("a broken picture")
+
+    data = dataclasses.replace(text_data(), train=Broken())
+    tuned = tune(load_model(ModelRequest("preset:tiny-bert", num_labels=3)), TuningRequest("head"))
+    found = prefix.with_prefix(experiment(), tuned, data, LocalSettings())
+    assert "could not be run: a broken picture" in found.note.words and found.tuned is tuned
