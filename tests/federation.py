@@ -130,6 +130,11 @@ class Federation:
         self.nodes[name] = self._start(command, f"{name}.log")
         return self.nodes[name]
 
+    def start_bad_node(self, name: str, worker: Path) -> None:
+        """Start a site whose worker is a program of the tests."""
+        self._start([sys.executable, str(worker), str(self.parts / name / "site.toml")], "bad.log")
+        self.start_node(name, "--part", "supernode")
+
     def start(self) -> None:
         self.start_superlink()
         for name in self.split():
