@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import bad_worker
+import psutil
 import pytest
-from federation import environment, federation, sets_of, until
+from federation import Process, environment, federation, sets_of, until
 
 from fedpeft.core.deltas import digest_of
 from fedpeft.experiment.build import build_run
@@ -168,3 +169,26 @@ def test_a_site_that_misbehaves_moves_nothing(tmp_path):
     for number, reason in bad_worker.FAULTS.items():
         failures = records[number - 1]["failures"]
         assert set(failures) == {names[2]} and reason in failures[names[2]], failures
+
+
+def test_an_interrupted_simulation_leaves_nothing(tmp_path):
+    """Ctrl-C: exit code 130, how to go on, and no process of it is left."""
+    sets = sets_of("engine.name=flower-simulation", "federation.rounds=5000")
+    command = [sys.executable, "-m", "fedpeft", "run", *sets, "--out", str(tmp_path / "out")]
+    run = Process(command, tmp_path / "run.log", tmp_path / "home")
+    try:
+        until(lambda: "round 2/" in run.text(), "round 2", 180)
+        below = psutil.Process(run.popen.pid).children(recursive=True)
+        run.popen.send_signal(signal.SIGINT)
+        assert run.popen.wait(60) == 130
+        assert "go on with" in run.text() and len(below) > 3
+        until(lambda: not [each for each in below if lives(each)], "all have ended", 60)
+    finally:
+        run.end()
+
+
+def lives(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

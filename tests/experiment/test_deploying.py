@@ -274,7 +274,11 @@ def test_objects_of_your_own_stay_on_the_local_engine():
     import fedpeft
 
     with pytest.raises(ConfigError, match="objects of your own stay in this process"):
-        fedpeft.simulate(support.tuned(), support.federated(), {"engine.name": "flower-simulation"})
+        fedpeft.simulate(
+            support.tuned(),
+            support.federated(),
+            {"engine.name": "flower-simulation", "federation.clients_per_round": 2},
+        )
 
 
 def test_what_is_built_here_refuses_a_deployment():
