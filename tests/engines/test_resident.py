@@ -162,3 +162,23 @@ def test_a_dead_workers_socket_is_replaced_and_a_living_ones_is_not(tmp_path):
 def test_a_path_that_is_too_long_is_refused(tmp_path):
     with pytest.raises(EngineError, match="too long for a socket"):
         serve(tmp_path / ("x" * 100), echo, max_bytes=1)
+
+
+@pytest.mark.parametrize(("breaks", "fine"), [(2, True), (3, False)])
+def test_a_worker_that_ends_is_asked_again(tmp_path, monkeypatch, breaks, fine):
+    """As one that was killed and started anew: the third try is the last."""
+    real, seen = resident._answer, []
+
+    def fragile(connection, take, max_bytes):
+        seen.append(1)
+        if len(seen) > breaks:
+            real(connection, take, max_bytes)
+
+    monkeypatch.setattr(resident, "_answer", fragile)
+    with worker(tmp_path / "s"):
+        if fine:
+            assert ask(tmp_path / "s", REQUEST, timeout=5) == echo(REQUEST)
+        else:
+            with pytest.raises(EngineError, match="broke off before it answered"):
+                ask(tmp_path / "s", REQUEST, timeout=5)
+    assert len(seen) == 3

@@ -1,4 +1,4 @@
-"""`node` and `split`: a site of a federation, and parts of an experiment to try it with."""
+"""`node`, `sign` and `split`: a site, the bundle that it trusts, and parts to try it with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Sets
 
-__all__ = ["node", "split"]
+__all__ = ["node", "sign", "split"]
 
 
 @app.command()
@@ -84,3 +84,33 @@ def split(
         typer.echo(f"{len(sites)} sites: {sites[0]} to {sites[-1]}")
         typer.echo(f"server: {server / 'experiment.toml'}")
         typer.echo(f"next: fedpeft node {os.path.join(sites[0], 'site.toml')} --check")
+
+
+@app.command()
+def sign(
+    key: Annotated[
+        Path, typer.Option("--key", metavar="FILE", help="Private key of ssh-keygen -t ed25519.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="For the signature.")],
+) -> None:
+    """Vouch for the app bundle of this release.
+
+    A site with superlink.trusted_keys runs only bundles that one of these keys has signed. The
+    server gets the signature (engine.signatures), and never the key. The bundle depends on the
+    release alone: a few lines that call fedpeft as it is installed at the site.
+
+    \b
+    Examples:
+      ssh-keygen -t ed25519 -N "" -f publisher
+      fedpeft sign --key publisher --to publisher.signature.json
+    """
+    with ending():
+        from fedpeft.engines.flower_bundle import sign as sign_bundle
+        from fedpeft.engines.flower_bundle import write_signature
+        from fedpeft.engines.flower_control import make_bundle
+        from fedpeft.engines.flower_messages import require_flower
+
+        require_flower()
+        signature = sign_bundle(make_bundle(), key)
+        write_signature(to, signature)
+        typer.echo(f"signed: bundle {signature.bundle[:16]}, key {signature.key}, written to {to}")

@@ -24,7 +24,10 @@ from pathlib import Path
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.engines.supernode import key_id
 
-__all__ = ["Signature", "Store", "read_signature", "sign", "write_signature"]
+__all__ = ["STORE_PORT", "Signature", "Store", "read_signature", "sign", "write_signature"]
+
+STORE_PORT = 8090
+"""Where a SuperLink is told to look for signed bundles, unless told otherwise."""
 
 _FETCH = "/hub/fetch-fab"
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.core.errors import ConfigError, EngineError
+from fedpeft.engines.flower_bundle import STORE_PORT, Signature, Store
 from fedpeft.engines.flower_messages import require_flower
 from fedpeft.engines.flower_simulation import quiet_environment
 
@@ -80,11 +81,19 @@ class Control:
         self._link = link
         self._client = self._connect()
 
-    def start(self, configuration: Mapping[str, str | bool | int | float]) -> int:
+    def start(
+        self,
+        configuration: Mapping[str, str | bool | int | float],
+        signatures: Sequence[Signature] = (),
+        *,
+        port: int = STORE_PORT,
+    ) -> int:
         """Submit a run of our bundle.
 
         Args:
           configuration: of this run; keys that `make_bundle` knows.
+          signatures: of the bundle, for sites that run no other; () submits it unsigned.
+          port: on loopback, where the SuperLink looks for a signed bundle.
 
         Returns:
           Flower's number of the run.
@@ -99,13 +108,21 @@ class Control:
 
         content = make_bundle()
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        request = StartRunRequest(
-            fab=fab_to_proto(fab),
-            override_config=user_config_to_proto(dict(configuration)),
-            federation="",
-        )
-        with self._asking("start a run"):
-            answer = self._client.StartRun(request)
+        given = user_config_to_proto(dict(configuration))
+        if signatures:
+            request = StartRunRequest(app_spec=_SPEC, override_config=given, federation="")
+            with (
+                Store(content, signatures, port=port),
+                self._asking(
+                    "start a signed run: was flower-superlink started with "
+                    f"FLWR_SUPERGRID_API_URL=http://127.0.0.1:{port}, on this machine?"
+                ),
+            ):
+                answer = self._client.StartRun(request)
+        else:
+            request = StartRunRequest(fab=fab_to_proto(fab), override_config=given, federation="")
+            with self._asking("start a run"):
+                answer = self._client.StartRun(request)
         if not answer.HasField("run_id"):
             raise EngineError(
                 f"engine: the SuperLink at {self._link.address} did not take the run; its log says "
@@ -201,6 +218,8 @@ def make_bundle() -> bytes:
     content, _ = build_fab_from_files(files)
     return bytes(content)
 
+
+_SPEC = "@fedpeft/fedpeft-app==1.0.0"  # a store of one app has one version of it
 
 _PROJECT = """\
 [project]

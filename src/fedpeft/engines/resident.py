@@ -38,6 +38,7 @@ _HEAD_BYTES = 4 * 2**20
 _POLL = 0.25
 _PATIENCE = 30.0
 _LONGEST_PATH = 100
+_TRIES = 3
 
 
 class _BadFrame(Exception):
@@ -75,6 +76,9 @@ def serve(
 def ask(path: Path, request: Request, *, timeout: float, max_bytes: int = 2**40) -> Answer:
     """Ask a site's worker; waits for one that is starting or busy.
 
+    One that ends before it answers is asked again: it is started anew, and a turn that it had taken
+    is not taken twice.
+
     Args:
       path: of the socket.
       request: what is asked.
@@ -85,20 +89,29 @@ def ask(path: Path, request: Request, *, timeout: float, max_bytes: int = 2**40)
       EngineError: if nobody answers in time, the worker ends, or is another user's.
     """
     until = time.monotonic() + timeout
-    with _connected(path, until) as connection:
+    for left in reversed(range(_TRIES)):
         try:
-            connection.settimeout(max(0.1, until - time.monotonic()))
-            _send(connection, _head_of(request), request.blob)
-            head, blob = _receive(connection, max_bytes)
-            return Answer(**(head | {"blob": blob}))
+            return _ask_once(path, request, until, max_bytes)
         except TimeoutError as error:
             raise EngineError(
                 f"{path}: the site's worker gave no answer within {timeout:.0f} s"
             ) from error
         except (OSError, _BadFrame, TypeError) as error:
-            raise EngineError(
-                f"{path}: the site's worker ended or broke off before it answered ({error})"
-            ) from error
+            if not left:
+                raise EngineError(
+                    f"{path}: the site's worker ended or broke off before it answered ({error})"
+                ) from error
+            logger.warning("the worker broke off (%s); it is asked again", error)
+            time.sleep(_POLL)
+    raise AssertionError
+
+
+def _ask_once(path: Path, request: Request, until: float, max_bytes: int) -> Answer:
+    with _connected(path, until) as connection:
+        connection.settimeout(max(0.1, until - time.monotonic()))
+        _send(connection, _head_of(request), request.blob)
+        head, blob = _receive(connection, max_bytes)
+        return Answer(**(head | {"blob": blob}))
 
 
 @contextlib.contextmanager

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 _QUICK = 30.0
 _MOST_QUICK_ENDS = 5
+_PAUSE = 10.0
+_FORGOTTEN = 100.0  # a server forgets a node that was killed after two heartbeats of 30 s
+_NOT_LET_IN = "Exit Code: 305"
 _GRACE = 10.0
 _LIBC = ctypes.CDLL(None)  # before any fork: a child of threads may load nothing
 _DEATH_SIGNAL = 1
@@ -138,9 +141,9 @@ def supernode(settings: NodeSettings) -> Child:
 
 
 _ADVICE: Mapping[str, str] = {
-    "Exit Code: 305": "The server does not let this site in. Is its key registered there (`flwr "
-    "supernode register SITE.pub`), does superlink.root_certificates fit, and is the key not in "
-    "use by another node?",
+    _NOT_LET_IN: "The server does not let this site in. Is its key registered there (`flwr "
+    "supernode register SITE.pub`), and not in use by another node? A node that was killed is "
+    "forgotten after a minute.",
     "address already in use": "Leave superlink.runtime_port out, or choose a free one.",
 }
 
@@ -166,9 +169,11 @@ class _Running:
         self._child = child
         self._ends: collections.deque[float] = collections.deque(maxlen=_MOST_QUICK_ENDS)
         self._words: collections.deque[str] = collections.deque(maxlen=12)
+        self._again: float | None = None
 
     def __enter__(self) -> _Running:
         self._start()
+        self._first = self._trouble = self._began
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,37 +184,46 @@ class _Running:
         """Start it again if it has ended.
 
         Raises:
-          EngineError: if it may not be, or ends again and again.
+          EngineError: if it ended at once by itself, or ends again and again.
         """
+        now = time.monotonic()
+        if self._again is not None:
+            if now >= self._again:
+                self._start()
+            return
         code = self._process.poll()
         if code is None:
             return
         _end(self._process)
         self._relay.join(timeout=2)
-        now = time.monotonic()
         self._ends.append(now)
-        lived = now - self._began
+        said = "\n  ".join(self._words) or "nothing"
+        word = next((word for word in self._child.advice if word in said), "")
+        if now - self._began > _QUICK:
+            self._trouble = now
+        excused = word == _NOT_LET_IN and now - self._trouble < _FORGOTTEN
+        at_once = code > 0 and now - self._began < _QUICK and self._first == self._began
         often = len(self._ends) == _MOST_QUICK_ENDS and now - self._ends[0] < 10 * _QUICK
-        at_once = code > 0 and lived < _QUICK and len(self._ends) == 1
-        if often or at_once:
-            said = "\n  ".join(self._words) or "nothing"
+        advice = self._child.advice.get(word, "")
+        if not excused and (at_once or often or word):
             raise EngineError(
-                f"the {self._child.name} ended with exit code {code} after {lived:.0f} s. Its last "
-                f"words:\n  {said}{self._advice(said)}"
+                f"the {self._child.name} ended with exit code {code} after {now - self._began:.0f} "
+                f"s. Its last words:\n  {said}\n{advice}"
             )
+        if excused:
+            self._ends.clear()
         logger.warning(
-            "the %s ended with exit code %s; it is started again", self._child.name, code
+            "the %s ended with exit code %s; it is started again. %s",
+            self._child.name,
+            code,
+            advice,
         )
-        self._start()
-
-    def _advice(self, said: str) -> str:
-        return next(
-            (f"\n{advice}" for word, advice in self._child.advice.items() if word in said), ""
-        )
+        self._again = now + (_PAUSE if excused else 0.0)
 
     def _start(self) -> None:
         child = self._child
-        self._began = time.monotonic()
+        self._began, self._again = time.monotonic(), None
+        self._words.clear()
         try:
             self._process = subprocess.Popen(
                 child.command,

@@ -293,6 +293,12 @@ class EngineConfig(BaseModel):
     retries: Annotated[int, Field(ge=0)] | None = Field(
         None, description="flower: how often a run whose server died is submitted again; 3"
     )
+    signatures: list[str] | None = Field(
+        None, description="flower: files of `fedpeft sign`, for sites that run signed bundles only"
+    )
+    store_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None, description="flower: on loopback, where the SuperLink fetches a signed bundle; 8090"
+    )
 
 
 class RunConfig(BaseModel):

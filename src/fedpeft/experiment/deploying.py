@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedpeft.core.errors import ConfigError, EngineError, FedpeftError, RoundError, RunFolderError
+from fedpeft.engines.flower_bundle import STORE_PORT, read_signature
 from fedpeft.engines.flower_control import Control, Link, RunState, Unreachable
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.folder import RunFolder, read_summary
@@ -146,7 +147,9 @@ def _submit(
         "resume": resume,
     }
     with contextlib.closing(Control(link_of(experiment))) as control:
-        run = _patiently(lambda: control.start(configuration), patience)
+        signed = [read_signature(Path(file)) for file in experiment.engine.signatures or []]
+        port = experiment.engine.store_port or STORE_PORT
+        run = _patiently(lambda: control.start(configuration, signed, port=port), patience)
         try:
             state = _follow(control, run, watcher, patience)
         except BaseException:

@@ -150,11 +150,16 @@ def _read(text: str) -> Experiment:
     """Read a server's experiment by the schema alone: no path in it is looked at."""
     try:
         return Experiment.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise ConfigError(
-            f"the server's experiment cannot be read here: {error}. Use the same release of "
-            "fedpeft, and no keys of your own"
-        ) from error
+    except tomllib.TOMLDecodeError as error:
+        said = str(error)
+    except ValidationError as error:
+        said = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg'].lower()}" for item in error.errors()
+        )
+    raise ConfigError(
+        f"the server's experiment cannot be read here: {said}. Use the same release of fedpeft on "
+        "both sides, and no keys of your own"
+    )
 
 
 def _model_name(server: Experiment, site: SiteConfig) -> str | None:

@@ -247,9 +247,11 @@ def _server_toml(experiment: Experiment, data: Federated, file: Path, door: Door
     )
     labels = experiment.model.num_labels or data.num_labels
     model = experiment.model.model_copy(update={"num_labels": labels})
-    link = {"superlink": door.address}
+    link: dict[str, object] = {"superlink": door.address}
     if door.certificates is not None:
-        link["root_certificates"] = str(door.certificates.resolve() / "ca.crt")
+        folder = door.certificates.resolve()
+        link["root_certificates"] = str(folder / "ca.crt")
+        link["signatures"] = [str(folder / "publisher.signature.json")]
     engine = experiment.engine.model_copy(update={"name": "flower", **link})
     return dump_experiment(
         experiment.model_copy(update={"data": own, "model": model, "engine": engine})
