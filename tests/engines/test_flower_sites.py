@@ -96,6 +96,18 @@ def test_a_site_behind_another_node_is_found_again():
     assert sites.gather(["a", "b"]) == {"a": 9, "b": 2}
 
 
+def test_a_site_that_came_back_while_its_old_node_still_counted_is_taken_at_once(monkeypatch):
+    grid = Nodes(node_1=site("a"), node_2=site("b"))
+    sites = Sites(grid, greeting())
+    sites.meet(2, 5.0)
+    monkeypatch.setattr(flower_sites, "_AGAIN", 60.0)
+    grid.says = {1: site("a"), 2: site("b"), 9: site("a")}
+    sites._look()
+    assert "another node is site 'a'" in sites.refusals()[9]
+    grid.says = {2: site("b"), 9: site("a")}
+    assert sites.gather(["a", "b"]) == {"a": 9, "b": 2} and not sites.refusals()
+
+
 def test_a_site_that_is_away_is_left_out_of_its_round():
     grid = Nodes(node_1=site("a"), node_2=site("b"))
     sites = Sites(grid, greeting())

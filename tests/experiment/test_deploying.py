@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from fedpeft.cli.running import _summary_lines
 from fedpeft.core.errors import ConfigError, EngineError, RoundError, RunFolderError
 from fedpeft.engines.flower_control import RunState, Unreachable
 from fedpeft.experiment import deploying
@@ -158,8 +159,9 @@ def test_a_run_folder_elsewhere_is_said(link, tmp_path):
     control = link([DONE])
     control.state = lambda run: DONE
     control.folder.path.rmdir()
-    with pytest.raises(EngineError, match="cannot be seen from here"):
-        deploy(control)
+    summary = deploy(control)
+    assert summary["stopped"] == "on the server"
+    assert "is on the SuperLink's machine" in _summary_lines(summary)[0]
 
 
 def test_a_handshake_gives_the_table_of_sites(link, tmp_path):

@@ -52,7 +52,8 @@ def deploy(
       resume: go on with what is in the folder.
 
     Returns:
-      the summary.
+      the summary; where the folder is on another machine, only its name and `stopped = "on the
+      server"`.
 
     Raises:
       ConfigError: if the server refuses the experiment.
@@ -66,7 +67,7 @@ def deploy(
         again = resume or attempt > 0
         failed = _submit(experiment, folder, watcher, task="run", resume=again)
         if failed is None:
-            return _summary(folder)
+            return _summary(experiment, folder)
         _final(failed)
         left = retries - attempt
         logger.warning("the run failed (%s); it is submitted again, %d left", failed, left - 1)
@@ -204,10 +205,14 @@ def _final(failed: str) -> None:
             raise kind(verdict.group(2))
 
 
-def _summary(folder: RunFolder) -> dict[str, object]:
-    if not folder.path.exists():
-        raise EngineError(
-            f"engine: the run is done. Its folder {folder.path} is on the SuperLink's machine and "
-            "cannot be seen from here; read summary.json there"
-        )
-    return read_summary(folder)
+def _summary(experiment: Experiment, folder: RunFolder) -> dict[str, object]:
+    """Return the summary, or what is known of it where the folder is out of sight."""
+    if folder.path.exists():
+        return read_summary(folder)
+    return {
+        "name": experiment.name,
+        "method": experiment.tuning.method,
+        "seed": experiment.seed,
+        "run_dir": str(folder.path),
+        "stopped": "on the server",
+    }
