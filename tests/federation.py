@@ -82,6 +82,8 @@ class Process:
             self.popen.wait(15)
         self.kill()
         self.popen.wait(15)
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
         self._file.close()
 
     def text(self) -> str:
