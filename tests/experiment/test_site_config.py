@@ -84,3 +84,11 @@ def test_loopback(address, here):
 )
 def test_contradictions_are_said(tmp_path, text, words):
     assert any(words in line for line in site_problems(read_site(write(tmp_path, SMALL + text))))
+
+
+def test_each_part_needs_its_own_files_only(tmp_path):
+    text = 'name = "a"\n[data]\nsource = "data.npz"\n[superlink]\nprivate_key = "k"\n'
+    site = read_site(write(tmp_path, text))
+    found = {part: " ".join(site_problems(site, part=part)) for part in ("worker", "supernode")}
+    assert "data.source" in found["worker"] and "private_key" not in found["worker"]
+    assert "private_key" in found["supernode"] and "data.source" not in found["supernode"]

@@ -24,11 +24,12 @@ _PARTS = ("all", "worker", "supernode")
 _PARENT = "FEDPEFT_NODE_PROCESS"
 
 
-def check_command(file: Path, *, unprotected: bool) -> int:
+def check_command(file: Path, part: str, *, unprotected: bool) -> int:
     """Print every problem of a site file, or what the site offers; return the exit code."""
+    _check_part(part)
     site = read_site(file)
-    problems = site_problems(site, unprotected=unprotected)
-    problems += [] if problems else _data_problems(site)
+    problems = site_problems(site, part=part, unprotected=unprotected)
+    problems += [] if problems or part == "supernode" else _data_problems(site)
     for problem in problems:
         typer.echo(problem, err=True)
     if problems:
@@ -45,10 +46,9 @@ def node_command(file: Path, part: str, *, unprotected: bool) -> None:
       ConfigError: listing every problem of the file.
       EngineError: if a process cannot be kept running.
     """
-    if part not in _PARTS:
-        raise ConfigError(f"--part: found {part!r}; allowed are {', '.join(_PARTS)}")
+    _check_part(part)
     site = read_site(file)
-    problems = site_problems(site, unprotected=unprotected)
+    problems = site_problems(site, part=part, unprotected=unprotected)
     if problems:
         raise ConfigError("\n  ".join([f"{file}: {len(problems)} found", *problems]))
     logging.basicConfig(
@@ -63,6 +63,11 @@ def node_command(file: Path, part: str, *, unprotected: bool) -> None:
     if part == "all" and site.worker.resident:
         children.insert(0, _worker(file, unprotected=unprotected))
     follow(children, goes_on=_until_told())
+
+
+def _check_part(part: str) -> None:
+    if part not in _PARTS:
+        raise ConfigError(f"--part: found {part!r}; allowed are {', '.join(_PARTS)}")
 
 
 def _work(site: SiteConfig) -> None:

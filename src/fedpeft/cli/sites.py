@@ -47,7 +47,7 @@ def node(
         from fedpeft.cli import site_running
 
         if check:
-            raise typer.Exit(site_running.check_command(site, unprotected=unprotected))
+            raise typer.Exit(site_running.check_command(site, part, unprotected=unprotected))
         site_running.node_command(site, part, unprotected=unprotected)
 
 

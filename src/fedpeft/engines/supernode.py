@@ -259,7 +259,8 @@ def _end(process: subprocess.Popen[str]) -> None:
         until = time.monotonic() + patience
         while time.monotonic() < until and _group_lives(process):
             time.sleep(0.05)
-    process.poll()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
 
 
 def _group_lives(process: subprocess.Popen[str]) -> bool:

@@ -152,14 +152,17 @@ def read_site(file: Path) -> SiteConfig:
     return _absolute(site, file.absolute().parent)
 
 
-def site_problems(site: SiteConfig, *, unprotected: bool = False) -> list[str]:
+def site_problems(site: SiteConfig, *, part: str = "all", unprotected: bool = False) -> list[str]:
     """Return every problem that this machine shows: files, methods, addresses.
 
     Args:
       site: with absolute paths.
+      part: `all`, `worker` or `supernode`: only what that process needs has to be there.
       unprotected: the owner accepts a network connection without TLS and authentication.
     """
-    return [*_missing_files(site), *_contradictions(site), *_open_network(site, unprotected)]
+    own = list(_missing(_own_files(site))) if part != "supernode" else []
+    link = [*_missing(_link_files(site)), *_open_network(site, unprotected)]
+    return [*own, *(link if part != "worker" else []), *_contradictions(site)]
 
 
 def is_loopback(address: str) -> bool:
@@ -171,24 +174,29 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _missing_files(site: SiteConfig) -> Iterator[str]:
+def _missing(named: Mapping[str, str | None]) -> Iterator[str]:
+    for key, path in named.items():
+        if path is not None and not Path(path).exists():
+            yield f"{key}: there is no {path}"
+
+
+def _own_files(site: SiteConfig) -> dict[str, str | None]:
+    source = site.data.source if Path(site.data.source).is_absolute() else None
+    folders = {f"model.folders.{name!r}": folder for name, folder in site.model.folders.items()}
+    return {"data.source": source, **folders}
+
+
+def _link_files(site: SiteConfig) -> dict[str, str | None]:
     link = site.superlink
-    named: Mapping[str, str | None] = {
+    return {
         "superlink.root_certificates": link.root_certificates,
         "superlink.private_key": link.private_key,
-        **{f"model.folders.{name!r}": folder for name, folder in site.model.folders.items()},
         **{
             f"superlink.trusted_keys[{i}]": key
             for i, key in enumerate(link.trusted_keys)
             if not key.startswith("ssh-")
         },
     }
-    for key, path in named.items():
-        if path is not None and not Path(path).exists():
-            yield f"{key}: there is no {path}"
-    source = Path(site.data.source)
-    if source.is_absolute() and not source.exists():
-        yield f"data.source: there is no {source}"
 
 
 def _contradictions(site: SiteConfig) -> Iterator[str]:
