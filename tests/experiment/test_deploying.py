@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 
 import pytest
 
@@ -116,9 +119,43 @@ def test_a_server_that_died_is_submitted_again_with_resume(link):
 
 def test_a_server_that_dies_again_and_again_is_given_up(link):
     control = link(*[[failed("No heartbeat")]] * 3)
-    with pytest.raises(EngineError, match="failed 3 times; the last time: No heartbeat"):
+    with pytest.raises(
+        EngineError, match="failed 3 times without a new round; the last time: No heartbeat"
+    ):
         deploy(control, "engine.retries=2")
     assert len(control.started) == 3
+
+
+def test_a_server_that_gets_on_may_die_as_often_as_it_likes(link):
+    control = link(*[[RUNNING, failed("No heartbeat")]] * 5, [DONE])
+    start = control.start
+
+    def one_more_round(configuration, *signed, **options):
+        lines = "".join(
+            json.dumps(LINE | {"round": n + 1}) + "\n" for n in range(len(control.started))
+        )
+        control.folder.rounds.write_text(lines)
+        return start(configuration, *signed, **options)
+
+    control.start = one_more_round
+    deploy(control, "engine.retries=1")
+    assert len(control.started) == 6
+
+
+def test_files_are_named_from_the_root(link):
+    sets = ['engine.root_certificates="ca.crt"', 'engine.signatures=["a.json"]']
+    experiment = deploying._absolute_files(read_experiment(None, [*SETS, *sets]))
+    assert experiment.engine.root_certificates.endswith("/ca.crt")
+    assert experiment.engine.signatures[0].startswith("/")
+
+
+def test_termination_is_taken_as_an_interruption():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        with deploying._terminated_as_interrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
