@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo quickstart-table reproduce-small format check test test-slow test-deployment test-deployment-short docs clean
+.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow test-deployment test-deployment-short docs clean
 
 setup: $(STAMP)
 
@@ -65,6 +65,9 @@ test-deployment-short: setup  ## two of them: a simulation and a deployment equa
 
 docs: setup  ## the page of all keys, from the schema
 	$(BIN)/python scripts/write_reference.py
+
+bench: setup  ## docs/benchmarks.md: rows whose code changed; ROW=3: one row; FORCE=1: again
+	$(BIN)/python -m bench $(ROW)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

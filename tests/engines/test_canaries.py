@@ -44,7 +44,7 @@ SIZE, COUNT, DELTA = 3000, 300, 1e-5
 SPEC = DeltaSpec(("w",), ((SIZE,),))
 CLAIMS = {
     "central": (Mechanism(2.5), 1),
-    "poisson": (Mechanism(2.5, sampling=0.5), 4),
+    "poisson": (Mechanism(3.5, sampling=0.5), 4),
     "local": (Mechanism(5.0, distance=2.0), 1),
 }
 
@@ -62,7 +62,7 @@ class Nobody:
 def small(kind, noise, *, seed, algorithm=None):
     """A plan with the real stages, the state before round 1 and the canaries."""
     claim, _ = CLAIMS[kind]
-    stage = (local if kind == "local" else central)(Guard(0.5, noise))
+    stage = (local if kind == "local" else central)(Guard(0.5, noise, reproducible=True))
     plan = RoundPlan(
         constant_denominator(algorithm or fedavg(), SPEC),
         lambda clients, number: fixed_cohort(clients, 4, seed=seed, round=number),
@@ -76,7 +76,7 @@ def small(kind, noise, *, seed, algorithm=None):
         plan = dataclasses.replace(plan, secret_sampler=secret)
     state = plan.algorithm.init(torch.zeros(SIZE), torch.empty(0))
     canaries = draw_canaries(COUNT, seed=seed, clip_norm=0.5, opposite=kind == "local")
-    return with_server_root(state, seed=None), plan, canaries
+    return with_server_root(state, seed=seed), plan, canaries
 
 
 def sightings(kind, noise, *, seed=1, algorithm=None, rounds=None, chain=None):

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedpeft.cli import main
 from fedpeft.experiment.claims import ABSENT, CLAIMS, check_claims
-from fedpeft.experiment.claims_grid import compare
+from fedpeft.experiment.claims_grid import compare, shadowed
 from fedpeft.experiment.report_data import Run
 
 SCORES = {"full": 0.8, "head": 0.7, "bias": 0.9, "adapter": 0.9, "prompt": 0.9}
@@ -198,3 +199,13 @@ def test_command_lists_all_claims(tmp_path: Path, capsys: pytest.CaptureFixture[
     main_of("claims", str(tmp_path), "--json")
     found = json.loads(capsys.readouterr().out)
     assert [each["number"] for each in found] == list(CLAIMS)
+
+
+def test_run_whose_place_another_takes_is_named() -> None:
+    first, second = run("bias", 0.8, 1), run("bias", 0.9, 1)
+    found = [replace(each, folder=Path(name)) for each, name in ((first, "a"), (second, "b"))]
+    ((left_out, taken),) = shadowed(found)
+    assert (left_out.folder.name, taken.folder.name) == ("a", "b")
+    same = {"accuracy": 0.8, "delta_digest": "d"}
+    assert not shadowed([replace(each, summary=same) for each in found])
+    assert not shadowed([first, run("bias", 0.9, 2), run("head", 0.9, 1)])

@@ -10,14 +10,17 @@ from pathlib import Path
 import typer
 
 from fedpeft.experiment.claims import Comparison, Verdict, check_claims
-from fedpeft.experiment.report_data import find_runs, read_run
+from fedpeft.experiment.claims_grid import shadowed
+from fedpeft.experiment.report_data import Run, find_runs, read_run
 
 __all__ = ["claims_command"]
 
 
 def claims_command(sweeps: Sequence[Path], *, as_json: bool) -> None:
     """Print a verdict on each claim, with the comparison that speaks least for it."""
-    verdicts = check_claims(read_run(folder) for folder in find_runs(sweeps))
+    runs = [read_run(folder) for folder in find_runs(sweeps)]
+    verdicts = check_claims(runs)
+    _warn(shadowed(runs))
     if as_json:
         typer.echo(json.dumps([verdict.as_json() for verdict in verdicts]))
         return
@@ -28,6 +31,16 @@ def claims_command(sweeps: Sequence[Path], *, as_json: bool) -> None:
             typer.echo(f"   data: {', '.join(verdict.sources)}{_analogue(verdict)}")
         for block, word in verdict.blocks.items():
             typer.echo(f"   {block}: {word}")
+
+
+def _warn(pairs: Sequence[tuple[Run, Run]]) -> None:
+    """Name runs that count for nothing, because another one stands in their place."""
+    for left_out, taken in pairs:
+        typer.echo(
+            f"note: {left_out.folder} is not counted: {taken.folder} is of the same row and seed, "
+            "came later and gave another result. Name the sweeps that belong together",
+            err=True,
+        )
 
 
 def _analogue(verdict: Verdict) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from fedpeft.core.words import byte_words
+from fedpeft.data.summary import MOST_SHOWN
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.plan import Partition, Plan, check_shapes, make_plan, plan_rows
 from fedpeft.experiment.privacy_words import privacy_words
@@ -94,6 +95,7 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
         f"{figures['rounds']} rounds of {figures['cohort']} clients"
     )
     yield f"  memory              {byte_words(figures['memory_bytes'])} without activations"
+    yield f"  frozen prefix       {figures['prefix']}"
     if figures["kept_deltas_bytes"]:
         yield f"  kept deltas         {byte_words(figures['kept_deltas_bytes'])} in the run folder"
     yield f"  privacy             {privacy_words(figures)}"
@@ -102,7 +104,10 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
 def _partition_lines(found: Partition | None) -> Iterator[str]:
     """Draw the largest clients: a bar for the size, a strip with one shade a class."""
     if found is None:
-        yield "  partition           not shown: the data is not on this machine"
+        yield (
+            "  partition           not shown: the data is not on this machine, or there are more "
+            f"than {MOST_SHOWN:,} clients"
+        )
         return
     order = sorted(range(len(found.sizes)), key=lambda i: -found.sizes[i])
     sizes = [found.sizes[i] for i in order]

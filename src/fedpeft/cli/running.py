@@ -118,6 +118,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
         f"trained {summary['trainable_parameters']:,} parameters, in theory "
         f"{byte_words(summary['payload_bytes'])} a message; sent {byte_words(up / turns)} up and "
         f"{byte_words(down / turns)} down a client and round, {byte_words(up + down)} in all",
+        *([f"frozen prefix: {summary['prefix']}"] if summary.get("prefix_cache_bytes") else []),
         *([f"privacy: {privacy_words(summary)}"] if "privacy" in summary else []),
         f"run folder: {summary['run_dir']}   next: fedpeft report {summary['run_dir']}",
     ]

@@ -34,10 +34,19 @@ from fedpeft.client.private import (
 )
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
+from fedpeft.data.examples import in_epoch
 from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
 
-__all__ = ["LocalSettings", "autocast", "batches", "local_trainer", "to_device"]
+__all__ = [
+    "LocalSettings",
+    "autocast",
+    "batches",
+    "dropout_keys",
+    "local_trainer",
+    "take_batch",
+    "to_device",
+]
 
 Rows = npt.NDArray[np.int64]
 
@@ -117,8 +126,8 @@ def _train_by_example(
     for epoch in range(settings.epochs):
         for rows in batches(turn, settings.batch_size, epoch):
             number += 1
-            batch = _batch(turn, rows, epoch, settings.device)
-            keys_B = _dropout_keys(turn, rows, number).to(settings.device)
+            batch = take_batch(turn, rows, epoch, settings.device)
+            keys_B = dropout_keys(turn, rows, number).to(settings.device)
             if step is None:
                 active_P = check_rows(tuned, gradients, batch, keys_B)
                 step = make_step(settings.optimizer, active_P)
@@ -143,9 +152,9 @@ def _train_client(
         loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
         for rows in batches(turn, settings.batch_size, epoch, tuned.trains_statistics):
             number += 1
-            batch = _batch(turn, rows, epoch, settings.device)
+            batch = take_batch(turn, rows, epoch, settings.device)
             tuned.model.train(tuned.trains_statistics and len(rows) > 1)
-            keys_B = _dropout_keys(turn, rows, number).to(settings.device)
+            keys_B = dropout_keys(turn, rows, number).to(settings.device)
             flat.clear()
             with tuned.dropout.using(keys_B), autocast(settings):
                 scores = tuned.loaded.task.score(tuned.model, batch)
@@ -190,13 +199,15 @@ def batches(
     return np.split(order, cuts) if len(order) else []
 
 
-def _batch(turn: ClientTurn, rows: Rows, epoch: int, device: str) -> Batch:
+def take_batch(turn: ClientTurn, rows: Rows, epoch: int, device: str) -> Batch:
+    """Collate a client's examples, by their positions in its data, with an epoch's augmentation."""
     data = turn.data
+    examples = in_epoch(data.examples, epoch)
     seed = seeds.derive(turn.seed, "augment", epoch)
-    return to_device(data.examples.batch(data.indices[rows].tolist(), seed=seed), device)
+    return to_device(examples.batch(data.indices[rows].tolist(), seed=seed), device)
 
 
-def _dropout_keys(turn: ClientTurn, rows: Rows, step: int) -> Tensor:
+def dropout_keys(turn: ClientTurn, rows: Rows, step: int) -> Tensor:
     """One key an example [B], from the turn's seed, the step and the example's position."""
     base = seeds.derive(turn.seed, "dropout", step)
     return torch.from_numpy(rows.astype(np.int64)) * 2_654_435_761 + base

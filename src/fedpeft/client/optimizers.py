@@ -1,8 +1,11 @@
 """Optimisers over one flat buffer: the arithmetic of torch.optim in a handful of tensor calls.
 
-    step(value_P, grad_P) changes value_P in place;  P trained parameters
+    step(value_P, grad_P)      changes value_P in place;  P trained parameters
+    step(value_AP, grad_AP)    the same for the first A of K clients, row by row
 
 A fresh optimiser is made for each client and round, so that momentum never leaks between clients.
+Of several clients those that have run out of batches are left out of `value_AP`: neither their rows
+nor their state move.
 """
 
 from __future__ import annotations
@@ -77,11 +80,11 @@ def _sgd(settings: OptimizerSettings, active_P: Tensor | None) -> Step:
             grad_P = grad_P.add(decayed_P, alpha=settings.weight_decay)
         if settings.momentum:
             if momentum_P is None:
-                momentum_P = grad_P.clone()
+                momentum_P = moved_P = grad_P.clone()
             else:
-                momentum_P.mul_(settings.momentum).add_(grad_P)
+                moved_P = momentum_P[: len(value_P)].mul_(settings.momentum).add_(grad_P)
             nesterov = settings.nesterov
-            grad_P = grad_P.add(momentum_P, alpha=settings.momentum) if nesterov else momentum_P
+            grad_P = grad_P.add(moved_P, alpha=settings.momentum) if nesterov else moved_P
         value_P.add_(grad_P, alpha=-settings.lr)
 
     return step
@@ -100,10 +103,11 @@ def _adamw(settings: OptimizerSettings, active_P: Tensor | None) -> Step:
         count += 1
         decay = settings.lr * settings.weight_decay
         value_P.mul_(1 - decay if active_P is None else 1 - decay * active_P)
-        first_P.lerp_(grad_P, 1 - beta1)
-        second_P.mul_(beta2).addcmul_(grad_P, grad_P, value=1 - beta2)
+        mean_P = first_P[: len(value_P)].lerp_(grad_P, 1 - beta1)
+        square_P = second_P[: len(value_P)].mul_(beta2)
+        square_P.addcmul_(grad_P, grad_P, value=1 - beta2)
         scale = math.sqrt(1 - beta2**count)
-        root_P = (second_P.sqrt() / scale).add_(settings.eps)
-        value_P.addcdiv_(first_P, root_P, value=-settings.lr / (1 - beta1**count))
+        root_P = (square_P.sqrt() / scale).add_(settings.eps)
+        value_P.addcdiv_(mean_P, root_P, value=-settings.lr / (1 - beta1**count))
 
     return step

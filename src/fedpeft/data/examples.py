@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpeft.models.tasks import Batch
 
-__all__ = ["ClientData", "ExampleSet", "Federated"]
+__all__ = ["ClientData", "EpochViews", "ExampleSet", "Federated", "in_epoch"]
 
 
 class ExampleSet(Protocol):
@@ -28,6 +28,20 @@ class ExampleSet(Protocol):
             None means no augmentation, as in evaluation.
         """
         ...
+
+
+@runtime_checkable
+class EpochViews(Protocol):
+    """A table that gives other examples in other epochs, from a fixed number of views."""
+
+    def in_epoch(self, epoch: int) -> ExampleSet:
+        """Return the table of an epoch of a turn, from 0."""
+        ...
+
+
+def in_epoch(examples: ExampleSet, epoch: int) -> ExampleSet:
+    """Return the table that an epoch of a turn (from 0) trains on: nearly always the same."""
+    return examples.in_epoch(epoch) if isinstance(examples, EpochViews) else examples
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ class Federated:
 
     train: ExampleSet
     test: ExampleSet
-    clients: dict[str, npt.NDArray[np.int64]]
+    clients: Mapping[str, npt.NDArray[np.int64]]
     num_labels: int | None
     label_names: tuple[str, ...] | None
     labels: npt.NDArray[np.int64] | None

@@ -6,6 +6,7 @@
     pathological     every client sees `classes_per_client` classes only
     quantity         sizes ~ Dir(alpha), labels alike
     natural          by a column of the data: speaker, author, hospital
+    drawn            every client draws its own, with replacement
 
 Nothing of the experiment but the seed enters, so every tuning method meets the same clients.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.dirichlet import MAX_TRIES, Deal
+from fedpeft.data.drawn import DrawnClients, Names
 from fedpeft.data.schemes import PARTITIONS, PartitionRequest, num_clients
 
 __all__ = ["client_names", "partition"]
@@ -34,7 +36,7 @@ IntArray = npt.NDArray[np.int64]
 
 def partition(
     labels: IntArray, request: PartitionRequest, natural: Sequence[str] | None = None
-) -> dict[str, IntArray]:
+) -> Mapping[str, IntArray]:
     """Give every client its examples.
 
     Args:
@@ -43,8 +45,8 @@ def partition(
       natural: name of each example's client, for the scheme `natural`.
 
     Returns:
-      Client name -> indices into `labels`, in the clients' order; no index is given twice, and only
-      `natural` leaves any out.
+      Client name -> indices into `labels`, in the clients' order; no index is given twice but by
+      `drawn`, and only `natural` and `drawn` leave any out.
 
     Raises:
       DataError: if the request is out of range, asks for more clients than examples, or no try gave
@@ -53,6 +55,14 @@ def partition(
     _check(request, len(labels), natural)
     if request.scheme == "natural":
         return _natural(list(natural or ()), request)
+    if request.scheme == "drawn":
+        return DrawnClients(
+            labels,
+            clients=num_clients(request),
+            size=request.examples_per_client,
+            alpha=request.alpha,
+            seed=request.seed,
+        )
     deal = _attempt(labels, request)
     if deal.parts is None:
         raise DataError(_infeasible(labels, request, deal))
@@ -61,8 +71,7 @@ def partition(
 
 def client_names(count: int) -> list[str]:
     """Return `client-00`, `client-01` ..., padded so that sorting keeps the order."""
-    width = max(2, len(str(count - 1)))
-    return [f"client-{number:0{width}d}" for number in range(count)]
+    return list(Names(count))
 
 
 def _check(request: PartitionRequest, num_examples: int, natural: Sequence[str] | None) -> None:
@@ -85,6 +94,7 @@ def _check(request: PartitionRequest, num_examples: int, natural: Sequence[str] 
         ("min_examples", request.min_examples, 0),
         ("seed", request.seed, 0),
         ("classes_per_client", request.classes_per_client, 1),
+        ("examples_per_client", request.examples_per_client, 1),
     ):
         if value is not None and value < least:
             raise DataError(f"{where}.{name}: found {value}, allowed is {least} or more")
@@ -93,10 +103,22 @@ def _check(request: PartitionRequest, num_examples: int, natural: Sequence[str] 
             f"{where}: found alpha {request.alpha} and seed {request.seed}; "
             "allowed are alpha > 0 and seed < 2**32"
         )
-    if request.scheme != "natural" and num_clients(request) > num_examples:
+    if request.scheme == "drawn":
+        _check_drawn(request, num_examples)
+    elif request.scheme != "natural" and num_clients(request) > num_examples:
         raise DataError(
             f"{where}.clients: found {request.clients} clients for {num_examples} examples; "
             f"allowed are at most {num_examples} clients: lower it, or raise data.budget"
+        )
+
+
+def _check_drawn(request: PartitionRequest, num_examples: int) -> None:
+    if not num_examples:
+        raise DataError("data.partition: there are no examples to draw from")
+    if request.examples_per_client < request.min_examples:
+        raise DataError(
+            f"data.partition.examples_per_client: found {request.examples_per_client}; allowed is "
+            f"{request.min_examples} (data.partition.min_examples) or more"
         )
 
 

@@ -35,6 +35,7 @@ class PartitionRequest:
         out.
       seed: the run's root seed, in [0, 2**32): the schemes draw from it directly.
       classes_per_client: of `pathological`, >= 1.
+      examples_per_client: of `drawn`, >= 1.
     """
 
     scheme: str = "dirichlet"
@@ -43,6 +44,7 @@ class PartitionRequest:
     min_examples: int = 10
     seed: int = 1
     classes_per_client: int = 2
+    examples_per_client: int = 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Scheme:
       summary: one line for `fedpeft list partitions`.
       uses: request fields that matter beside `seed` and `min_examples`.
       needs: `labels`, `client` (a column) or the empty word.
-      deal: gives labels, a request and a limit of tries their `Deal`; None for `natural`.
+      deal: gives labels, a request and a limit of tries their `Deal`; None for `natural`
+        and `drawn`.
     """
 
     summary: str
@@ -158,6 +161,12 @@ PARTITIONS: Mapping[str, Scheme] = {
         _pathological,
     ),
     "quantity": Scheme("skewed sizes, labels alike", ("clients", "alpha"), "", _quantity),
+    "drawn": Scheme(
+        "every client draws its own, with replacement; any number of clients, for studies of scale",
+        ("clients", "alpha", "examples_per_client"),
+        "",
+        None,
+    ),
     "natural": Scheme("by a column of the data", ("clients",), "client", None),
 }
 """By name, as in `data.partition.scheme`."""

@@ -8,7 +8,10 @@ import numpy.typing as npt
 from fedpeft.core.errors import DataError
 from fedpeft.data.examples import Federated
 
-__all__ = ["label_table", "sizes"]
+__all__ = ["MOST_SHOWN", "label_table", "sizes"]
+
+MOST_SHOWN = 10_000
+"""With more clients than this, no table of all of them is made unasked."""
 
 
 def label_table(federated: Federated) -> npt.NDArray[np.int64]:

@@ -130,7 +130,7 @@ def _labels(examples: TorchExamples) -> npt.NDArray[np.int64] | None:
 
 def _clients(
     clients: Clients, labels: npt.NDArray[np.int64] | None, count: int
-) -> dict[str, npt.NDArray[np.int64]]:
+) -> Mapping[str, npt.NDArray[np.int64]]:
     if isinstance(clients, PartitionRequest):
         row = PARTITIONS.get(clients.scheme)
         if labels is None and row is not None and row.needs == "labels":

@@ -1,9 +1,11 @@
 """The local engine: all clients on this machine, in worker processes or in this one.
 
-    cohort ──blocks of consecutive positions──> longest first ──> workers ──> replies, in any order
+    cohort ──passes──> blocks of consecutive positions ──> longest first ──> workers ──> replies,
+                                                                                     in any order
 
 Clients of a cohort are independent, and a turn is a pure function of its job, its client and that
-client's memory: neither the number of workers nor the size of a block changes a result.
+client's memory: neither the number of workers nor the size of a block changes a result. Who shares
+a pass follows from the cohort alone: consecutive positions that start from one broadcast.
 """
 
 from __future__ import annotations
@@ -12,19 +14,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import EngineError, FedpeftError
+from fedpeft.data.drawn import names_of
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.workers import Crew, Died
-from fedpeft.rounds.client_half import ClientHalf, run_turn
+from fedpeft.rounds.client_half import ClientHalf, run_turn, run_turns
 from fedpeft.rounds.job import Failure, Job, Reply
 from fedpeft.rounds.round import turn_seed
 
-__all__ = ["LocalEngine", "block_size"]
+__all__ = ["LocalEngine", "block_size", "passes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,31 @@ class _Answer:
     memory: Memory = field(default_factory=dict)
 
 
+_Pass: TypeAlias = "tuple[_Item, ...]"
+_Answers: TypeAlias = "tuple[_Answer, ...]"
+
+_FAULTS = (FedpeftError, ValueError, LookupError, RuntimeError, OSError, MemoryError)
+"""What is a failure of a client, and not of the program."""
+
+
+def passes_of(job: Job, clients_per_pass: int) -> list[tuple[str, ...]]:
+    """Divide a cohort into those who train in one pass: neighbours that start from one broadcast.
+
+    Args:
+      job: gives the cohort and what each client starts from.
+      clients_per_pass: at most so many, >= 1.
+    """
+    passes: list[tuple[str, ...]] = []
+    for client in job.cohort:
+        last = passes[-1] if passes else ()
+        room = last and len(last) < clients_per_pass
+        if room and job.broadcast[last[0]] == job.broadcast[client]:
+            passes[-1] = (*last, client)
+        else:
+            passes.append((client,))
+    return passes
+
+
 def block_size(num_bytes: int, num_workers: int) -> int:
     """Return how many turns are handed out together, by the bytes of one update."""
     return max(num_workers, min(64, _BLOCK_BYTES // max(num_bytes, 1)))
@@ -61,6 +90,7 @@ class LocalEngine:
       data: gives every client its examples.
       num_workers: processes; 1 means this process.
       block: turns that are handed out together.
+      clients_per_pass: turns that a worker takes at once, where they start from one broadcast.
 
     Raises:
       EngineError: if the processes cannot be started.
@@ -73,14 +103,17 @@ class LocalEngine:
         *,
         num_workers: int = 1,
         block: int = 64,
+        clients_per_pass: int = 1,
     ) -> None:
-        self._names = tuple(data.clients)
-        self._sizes = {name: len(rows) for name, rows in data.clients.items()}
+        self._names = names_of(data.clients)
+        self._clients = data.clients
         self._memories: dict[str, dict[int, Memory]] = {}
         self._block = block
+        self._num_workers = num_workers
+        self._clients_per_pass = clients_per_pass
         work = _Work(make_half, data)
         self._work = work
-        self._crew: Crew[_Item, _Answer] | None = None
+        self._crew: Crew[_Pass, _Answers] | None = None
         if num_workers > 1:
             self._crew = _start(work, num_workers)
 
@@ -90,10 +123,15 @@ class LocalEngine:
 
     def run(self, job: Job) -> Iterator[Reply | Failure]:
         """Train the cohort, block by block."""
-        for start in range(0, len(job.cohort), self._block):
-            block = job.cohort[start : start + self._block]
-            longest_first = sorted(block, key=lambda name: -self._sizes[name])
-            for item, answer in self._map([self._item(job, name) for name in longest_first]):
+        passes = passes_of(job, self._clients_per_pass)
+        block_passes = max(1, self._block // self._clients_per_pass)
+        if self._clients_per_pass > 1:
+            block_passes = max(self._num_workers, block_passes)
+        for start in range(0, len(passes), block_passes):
+            block = passes[start : start + block_passes]
+            longest_first = sorted(block, key=self._num_examples, reverse=True)
+            items = [tuple(self._item(job, name) for name in names) for names in longest_first]
+            for item, answer in self._map(items):
                 if isinstance(answer.reply, Reply) and answer.memory:
                     self._keep(item, job.committed[item.client], answer.memory)
                 yield answer.reply
@@ -119,6 +157,9 @@ class LocalEngine:
         if self._crew is not None:
             self._crew.close()
 
+    def _num_examples(self, names: Sequence[str]) -> int:
+        return sum(len(self._clients[name]) for name in names)
+
     def _item(self, job: Job, client: str) -> _Item:
         memory = self._memories.get(client, {}).get(job.committed[client], {})
         number = job.turns.get(client, job.round)
@@ -132,21 +173,21 @@ class LocalEngine:
         kept = {committed: before} if before is not None else {}
         self._memories[item.client] = {**kept, item.round: memory}
 
-    def _map(self, items: Sequence[_Item]) -> Iterator[tuple[_Item, _Answer]]:
+    def _map(self, passes: Sequence[_Pass]) -> Iterator[tuple[_Item, _Answer]]:
         if self._crew is None:
             with _one_thread():
-                for item in items:
-                    yield item, self._work(item)
+                for items in passes:
+                    yield from zip(items, self._work(items), strict=True)
             return
-        for item, answer in self._crew.map(items):
-            if isinstance(answer, Died):
-                reason = f"its worker process ended with exit code {answer.exit_code}"
-                logger.warning("client %s: %s", item.client, reason)
-                answer = _Answer(Failure(item.client, reason))
-            yield item, answer
+        for items, answers in self._crew.map(passes):
+            if isinstance(answers, Died):
+                reason = f"its worker process ended with exit code {answers.exit_code}"
+                logger.warning("clients %s: %s", ", ".join(i.client for i in items), reason)
+                answers = tuple(_Answer(Failure(item.client, reason)) for item in items)
+            yield from zip(items, answers, strict=True)
 
 
-def _start(work: _Work, num_workers: int) -> Crew[_Item, _Answer]:
+def _start(work: _Work, num_workers: int) -> Crew[_Pass, _Answers]:
     try:
         return Crew(work, num_workers)
     except OSError as error:
@@ -157,25 +198,46 @@ def _start(work: _Work, num_workers: int) -> Crew[_Item, _Answer]:
 
 
 class _Work:
-    """What a worker does with an item. Builds its client half at the first one."""
+    """What a worker does with the turns of a pass. Builds its client half at the first one."""
 
     def __init__(self, make_half: Callable[[], ClientHalf], data: Federated) -> None:
         self._make_half = make_half
         self._data = data
         self._half: ClientHalf | None = None
 
-    def __call__(self, item: _Item) -> _Answer:
+    def __call__(self, items: _Pass) -> _Answers:
+        if len(items) == 1:
+            return (self._one(items[0]),)
         began = time.perf_counter()
         try:
-            if self._half is None:
-                self._half = self._make_half()
-            data = ClientData(self._data.train, self._data.clients[item.client])
-            turn = ClientTurn(item.round, item.client, data, item.memory, item.seed, item.version)
-            blob, memory = run_turn(self._half, item.blob, turn)
-        except (FedpeftError, ValueError, RuntimeError, OSError, MemoryError) as error:
+            turns = [self._turn(item) for item in items]
+            taken = run_turns(self._get_half(), items[0].blob, turns)
+        except _FAULTS:
+            logger.debug("a pass failed; its clients train one by one", exc_info=True)
+            return tuple(self._one(item) for item in items)
+        seconds = (time.perf_counter() - began) / len(items)
+        return tuple(
+            _Answer(Reply(item.client, blob, seconds), memory)
+            for item, (blob, memory) in zip(items, taken, strict=True)
+        )
+
+    def _one(self, item: _Item) -> _Answer:
+        began = time.perf_counter()
+        try:
+            blob, memory = run_turn(self._get_half(), item.blob, self._turn(item))
+        except _FAULTS as error:
             logger.debug("client %s failed", item.client, exc_info=True)
             return _Answer(Failure(item.client, f"{type(error).__name__}: {error}"))
         return _Answer(Reply(item.client, blob, time.perf_counter() - began), memory)
+
+    def _get_half(self) -> ClientHalf:
+        if self._half is None:
+            self._half = self._make_half()
+        return self._half
+
+    def _turn(self, item: _Item) -> ClientTurn:
+        data = ClientData(self._data.train, self._data.clients[item.client])
+        return ClientTurn(item.round, item.client, data, item.memory, item.seed, item.version)
 
 
 class _one_thread:

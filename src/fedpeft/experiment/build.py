@@ -9,7 +9,6 @@ build_run      everything
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from fedpeft.client.evaluate import Evaluation, evaluate
-from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.local import LocalSettings
+from fedpeft.client.many import many_trainer
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
@@ -29,6 +28,8 @@ from fedpeft.experiment import tables
 from fedpeft.experiment.check import num_clients
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.flower_run import foreign_engine
+from fedpeft.experiment.passes import num_together, resolve_passes
+from fedpeft.experiment.prefix import PrefixNote, with_prefix
 from fedpeft.experiment.privacy import (
     is_private,
     private_stages,
@@ -42,6 +43,7 @@ from fedpeft.experiment.requests import (
     model_request,
     tuning_request,
 )
+from fedpeft.experiment.score import score_clients, score_state
 from fedpeft.experiment.stability import (
     asked_clients,
     make_buffering,
@@ -60,8 +62,6 @@ from fedpeft.tuning.tuned import (
     move,
     read_buffers,
     read_delta,
-    write_buffers,
-    write_delta,
 )
 from fedpeft.wire.privacy import (
     SERVER_ROOT,
@@ -87,9 +87,6 @@ __all__ = [
 ]
 
 
-_EVALUATION_BATCH = 256
-
-
 @dataclass(frozen=True)
 class BuiltRun:
     """Everything that a run needs.
@@ -104,6 +101,7 @@ class BuiltRun:
       start: the state before round 1.
       evaluate: from a state to metrics on the server's test set.
       evaluate_clients: from a state to a metric a client; None where it was not asked for.
+      prefix: what is kept of the frozen layers below all that trains.
     """
 
     experiment: Experiment
@@ -115,6 +113,7 @@ class BuiltRun:
     start: ServerState
     evaluate: Callable[[ServerState], Mapping[str, float]]
     evaluate_clients: Callable[[ServerState], Mapping[str, float]] | None
+    prefix: PrefixNote
 
 
 @dataclass(frozen=True)
@@ -243,18 +242,24 @@ def assemble(
     """
     refuse_model(experiment, tuned)
     settings = local_settings(experiment)
+    experiment = resolve_passes(experiment, tuned, data, settings)
     plan = _round_plan(experiment, tuned, data)
     start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
     if experiment.privacy.mode == "central":
         simulated = experiment.seed if experiment.privacy.reproducible_noise else None
         start = with_server_root(start, seed=simulated)
-    half = functools.partial(make_half, tuned, settings, experiment)
+    prefixed = with_prefix(experiment, tuned, data, settings)
+    half = functools.partial(make_half, prefixed.tuned, settings, experiment)
     workers = experiment.engine.workers or 1
     engine = engine or LocalEngine(
-        half, data, num_workers=workers, block=block_size(tuned.spec.num_bytes, workers)
+        half,
+        prefixed.data,
+        num_workers=workers,
+        block=block_size(tuned.spec.num_bytes, workers),
+        clients_per_pass=num_together(experiment),
     )
     move(tuned, settings.device)
-    score = functools.partial(_score, tuned, data, settings)
+    score = functools.partial(score_state, prefixed.tuned, prefixed.data, settings)
     return BuiltRun(
         experiment,
         tuned,
@@ -264,58 +269,22 @@ def assemble(
         settings,
         start,
         lambda state: tuned.loaded.task.metrics(*score(state).sums()),
-        (lambda state: _by_client(score(state), tuned, data))
+        (lambda state: score_clients(score(state), tuned, data))
         if experiment.federation.evaluate_clients
         else None,
+        prefixed.note,
     )
 
 
 def make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
     """Build the client half of a resolved experiment."""
     return ClientHalf(
-        local_trainer(tuned, settings),
+        many_trainer(tuned, settings, clients_per_pass=num_together(experiment)),
         up_stages(experiment),
         tables.make_stages(experiment.wire.down, "wire.down"),
         tuned.spec,
         is_private(experiment),
     )
-
-
-def _score(
-    tuned: TunedModel, data: Federated, settings: LocalSettings, state: ServerState
-) -> Evaluation:
-    write_delta(tuned, state.delta)
-    if tuned.buffers:
-        write_buffers(tuned, state.buffers)
-    by_token = tuned.loaded.task.metric == "perplexity"  # logits are as wide as the vocabulary
-    batch_size = settings.batch_size if by_token else _EVALUATION_BATCH
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return evaluate(tuned, data.test, settings, batch_size)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _by_client(evaluation: Evaluation, tuned: TunedModel, data: Federated) -> dict[str, float]:
-    """Score each client: on its own test rows, or by class in the client's own proportions."""
-    metric = tuned.loaded.task.metric
-    if data.test_clients:
-        return {
-            client: tuned.loaded.task.metrics(*evaluation.sums(rows.tolist()))[metric]
-            for client, rows in data.test_clients.items()
-        }
-    if data.labels is None or data.num_labels is None:
-        return {}
-    right = [
-        evaluation.sums((evaluation.label_N == label).nonzero().flatten().tolist())
-        for label in range(data.num_labels)
-    ]
-    by_class = [correct / count if count else math.nan for _, count, correct in right]
-    return {
-        client: sum(by_class[label] for label in data.labels[rows]) / len(rows)
-        for client, rows in data.clients.items()
-    }
 
 
 def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> RoundPlan:

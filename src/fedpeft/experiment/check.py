@@ -86,6 +86,11 @@ def _client(experiment: Experiment) -> Iterator[str]:
                 yield f"client.lr.{method}: no such tuning method; {nearest(method, METHODS)}"
     if client.optimizer == "sgd" and client.nesterov and not client.momentum:
         yield "client.nesterov: found true with client.momentum = 0; set one of the two"
+    if client.prefix_views is not None and client.prefix_cache == "off":
+        yield (
+            f"client.prefix_views: found {client.prefix_views} with client.prefix_cache = 'off', "
+            "which keeps no view; leave one of the two out"
+        )
 
 
 def _wire(experiment: Experiment) -> Iterator[str]:
@@ -109,6 +114,11 @@ def _engine(experiment: Experiment) -> Iterator[str]:
         yield from _deployment(experiment)
     if kind == "cuda" and (engine.workers or 1) > 1 and engine.name == "local":
         yield f"engine.workers: found {engine.workers} with a GPU; allowed is 1"
+    if engine.name != "local" and engine.clients_per_pass not in (None, 1):
+        yield (
+            f"engine.clients_per_pass: found {engine.clients_per_pass!r} with engine.name = "
+            f"{engine.name!r}, which runs one client a process; allowed is 1, or 'local'"
+        )
 
 
 def _deployment(experiment: Experiment) -> Iterator[str]:
@@ -146,7 +156,8 @@ def _data(experiment: Experiment) -> Iterator[str]:
     data = experiment.data
     size = data.budget or data.num_examples
     clients = num_clients(experiment)
-    if size and clients and clients > size:
+    dealt = data.partition.scheme != "drawn"
+    if dealt and size and clients and clients > size:
         yield (
             f"data.partition.clients: found {clients} with {size} examples; "
             "allowed is at most one client an example"

@@ -24,6 +24,7 @@ __all__ = [
     "name_of",
     "paired",
     "score",
+    "shadowed",
 ]
 
 FAR_SOURCES: Mapping[str, str] = {
@@ -95,13 +96,35 @@ Grid = Mapping[Cell, Mapping[int, Run]]
 def make_grid(runs: Iterable[Run]) -> Grid:
     """Sort finished runs into cells; those without accuracy are left out."""
     grid: dict[Cell, dict[int, Run]] = {}
-    for run in runs:
-        if run.summary is None or "accuracy" not in run.summary:
-            continue
-        if run.settings.get("tuning.options.init") == "zeros":
-            continue  # the author's adapter, of which only a bias learns: a row, not a variant
-        grid.setdefault(_cell(run), {})[int(run.settings.get("seed", 0))] = run
+    for run in filter(_counts, runs):
+        grid.setdefault(_cell(run), {})[_seed(run)] = run
     return grid
+
+
+def shadowed(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
+    """Pair runs that a grid leaves out with those of the same cell and seed that take their place.
+
+    Runs that ended with the same delta are the same run, and no pair.
+    """
+    runs = list(filter(_counts, runs))
+    grid = make_grid(runs)
+    pairs = [(run, grid[_cell(run)][_seed(run)]) for run in runs]
+    return [(run, taken) for run, taken in pairs if _digest(run) != _digest(taken)]
+
+
+def _counts(run: Run) -> bool:
+    if run.summary is None or "accuracy" not in run.summary:
+        return False
+    # the author's adapter, of which only a bias learns: a row, not a variant
+    return run.settings.get("tuning.options.init") != "zeros"
+
+
+def _seed(run: Run) -> int:
+    return int(run.settings.get("seed", 0))
+
+
+def _digest(run: Run) -> object:
+    return run.summary.get("delta_digest", run.folder) if run.summary else run.folder
 
 
 def _cell(run: Run) -> Cell:

@@ -102,7 +102,7 @@ class PartitionConfig(BaseModel):
 
     model_config = _STRICT
     scheme: Literal[
-        "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "natural"
+        "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "drawn", "natural"
     ] = Field("dirichlet", description="see `fedpeft list partitions`")
     clients: Positive | None = Field(
         None, description="number of clients, 64 by default; natural: at most this many"
@@ -112,6 +112,7 @@ class PartitionConfig(BaseModel):
         None, description="smallest client; 1 with bundled data, else 10"
     )
     classes_per_client: Positive = Field(2, description="pathological: label shards a client")
+    examples_per_client: Positive = Field(20, description="drawn: examples of each client")
 
 
 class DataConfig(BaseModel):
@@ -225,6 +226,16 @@ class ClientConfig(BaseModel):
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NotNegative = 1e-4
+    prefix_cache: Literal["auto", "memory", "disk", "off"] = Field(
+        "auto",
+        description="the output of the frozen layers below all that trains is computed once an "
+        "example; auto: kept in memory if all fits, else on disk",
+    )
+    prefix_memory: Positive = Field(1024, description="MiB of memory for it")
+    prefix_disk: Positive = Field(8192, description="MiB of the cache folder for it")
+    prefix_views: Positive | None = Field(
+        None, description="with augmentation: keep so many views of each example; off by default"
+    )
 
 
 class WireConfig(BaseModel):
@@ -264,6 +275,10 @@ class EngineConfig(BaseModel):
     model_config = _STRICT
     name: str = Field("local", description="see `fedpeft list engines`")
     workers: Positive | None = Field(None, description="processes; one a core by default")
+    clients_per_pass: Positive | Literal["measure"] | None = Field(
+        None,
+        description="clients that train in one pass; from a table by default, or `measure`",
+    )
     device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
     deadline: Above | None = Field(

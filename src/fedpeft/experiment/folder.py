@@ -28,6 +28,7 @@ from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.files import TEMPORARY, write_whole
 from fedpeft.experiment.lock import LOCK
+from fedpeft.experiment.passes import UNDECIDED
 
 __all__ = [
     "RunFolder",
@@ -38,6 +39,7 @@ __all__ = [
     "may_start",
     "read_summary",
     "stored_experiment",
+    "with_recorded_passes",
     "write_delta",
 ]
 
@@ -137,6 +139,7 @@ def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
     """Compare a resolved experiment with the one that the folder holds, if it holds one.
 
     Only a larger `federation.rounds` may differ, and `engine.workers`: it cannot change a result.
+    Where `engine.clients_per_pass` is left open, the number in the folder stands.
 
     Raises:
       RunFolderError: naming the keys that differ.
@@ -147,6 +150,8 @@ def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
     ours, theirs = _flat(_comparable(experiment)), _flat(_comparable(stored))
     if experiment.model.num_labels is None:  # the stored one has it from the data
         theirs.pop("model.num_labels", None)
+    if experiment.engine.clients_per_pass in UNDECIDED:  # the stored one holds the choice
+        theirs.pop("engine.clients_per_pass", None)
     problems = [
         f"{key} is {_shown(ours.get(key))} here and {_shown(theirs.get(key))} in the folder"
         for key in sorted(set(ours) | set(theirs))
@@ -189,6 +194,15 @@ def stored_experiment(folder: RunFolder) -> Experiment:
             f"{folder.experiment}: cannot be read: {error}. Nothing was changed; put the file back "
             "as it was, or choose another --out"
         ) from error
+
+
+def with_recorded_passes(experiment: Experiment, folder: RunFolder) -> Experiment:
+    """Take `engine.clients_per_pass` from a run folder where the experiment leaves it open."""
+    if experiment.engine.clients_per_pass not in UNDECIDED or not folder.experiment.exists():
+        return experiment
+    recorded = stored_experiment(folder).engine.clients_per_pass or 1
+    engine = experiment.engine.model_copy(update={"clients_per_pass": recorded})
+    return experiment.model_copy(update={"engine": engine})
 
 
 def finished_summary(folder: RunFolder, rounds: int) -> dict[str, object] | None:
@@ -247,6 +261,8 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     table["federation"].pop("rounds")
     for key in _PLACE:
         table["engine"].pop(key, None)
+    if table["engine"].get("clients_per_pass") in (1, *UNDECIDED):
+        table["engine"].pop("clients_per_pass", None)
     return table
 
 

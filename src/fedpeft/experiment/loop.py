@@ -17,7 +17,7 @@ from pathlib import Path
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.data.examples import Federated
-from fedpeft.data.summary import label_table
+from fedpeft.data.summary import MOST_SHOWN, label_table
 from fedpeft.experiment.build import BuiltRun, build_run, resolve
 from fedpeft.experiment.checkpoint import (
     Checkpoint,
@@ -36,6 +36,7 @@ from fedpeft.experiment.folder import (
     experiment_digest,
     finished_summary,
     may_start,
+    with_recorded_passes,
     write_delta,
 )
 from fedpeft.experiment.lock import locked
@@ -135,7 +136,7 @@ def run(
         from fedpeft.experiment.deploying import deploy  # late: it follows this module's runs
 
         return deploy(wanted, folder, on_round, resume=resume)
-    built = build_run(experiment)
+    built = build_run(with_recorded_passes(experiment, folder) if resume else experiment)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with locked(folder.path):
@@ -229,8 +230,8 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
 
 
 def _partition(data: Federated) -> dict[str, object] | None:
-    """Describe who has how many examples of which label; None without labels."""
-    if data.labels is None or data.num_labels is None:
+    """Describe who has how many examples of which label; None without labels, or for a crowd."""
+    if data.labels is None or data.num_labels is None or len(data.clients) > MOST_SHOWN:
         return None
     names = data.label_names or tuple(str(label) for label in range(data.num_labels))
     counts = label_table(data).tolist()
@@ -329,6 +330,7 @@ def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
         "bytes_up": so_far.bytes_up,
         "bytes_down": so_far.bytes_down,
         "seconds": round(so_far.seconds, 3),
+        **built.prefix.as_json(),
         **private_summary(experiment, so_far.rounds),
         "delta_digest": digest,
         "stopped": "rounds" if done else "privacy budget",

@@ -35,7 +35,7 @@ _FILES = ("experiment.toml", "environment.json", "rounds.jsonl", "summary.json",
 _OF_ONE_MODE = "federation.buffered."
 _MODEL = "model.name"
 _NOTHING = "guarantees nothing"
-_NOT_COMPARED = ("seed", "name", "sweep", "engine.workers")
+_NOT_COMPARED = ("seed", "name", "sweep", "engine.workers", "engine.clients_per_pass")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from fedpeft.experiment.report_table import (
 
 __all__ = ["commands", "detail"]
 
-_HARMLESS = ("name", "sweep", "engine.workers")
+_HARMLESS = ("name", "sweep", "engine.workers", "engine.clients_per_pass")
 _DIAGNOSED = {"clip_fraction": "clip fraction", "noise_to_signal": "noise over signal"}
 
 

@@ -90,6 +90,7 @@ def data_request(experiment: Experiment, task: str) -> DataRequest:
             min_examples=partition.min_examples or 1,
             seed=experiment.seed,
             classes_per_client=partition.classes_per_client,
+            examples_per_client=partition.examples_per_client,
         ),
     )
 

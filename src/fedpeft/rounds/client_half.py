@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedpeft.client.turns import DELTA, ClientTurn, LocalTrainer, Memory
+from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Memory
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.wire import messages
 from fedpeft.wire.stages import Stage, decode_all, encode_all, start_memory
 
-__all__ = ["PRIVATE_NOTES", "ClientHalf", "reply_notes", "run_turn"]
+__all__ = ["PRIVATE_NOTES", "ClientHalf", "reply_notes", "run_turn", "run_turns"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,33 @@ def run_turn(half: ClientHalf, broadcast: bytes, turn: ClientTurn) -> tuple[byte
     Raises:
       DeltaMismatchError: if the broadcast does not fit this client's model.
     """
+    (taken,) = run_turns(half, broadcast, [turn])
+    return taken
+
+
+def run_turns(
+    half: ClientHalf, broadcast: bytes, turns: Sequence[ClientTurn]
+) -> list[tuple[bytes, Memory]]:
+    """Take the turns of clients that start from one broadcast, training them together.
+
+    All else is each client's own: its memory, the stages, the reply. What a stage on the way down
+    makes of the broadcast must not depend on the turn.
+
+    Raises:
+      DeltaMismatchError: if the broadcast does not fit this client's model.
+    """
     tensors, _ = messages.decode(broadcast)
-    payload = decode_all(half.down, tensors, turn)
+    payload = decode_all(half.down, tensors, turns[0])
     half.spec.check_flat(payload[DELTA])
-    memory = turn.memory or start_memory(half.up, half.spec)
-    (result,) = half.trainer(payload, [replace(turn, memory=memory)])
+    memories = [turn.memory or start_memory(half.up, half.spec) for turn in turns]
+    ready = [replace(t, memory=memory) for t, memory in zip(turns, memories, strict=True)]
+    taken = zip(turns, memories, half.trainer(payload, ready), strict=True)
+    return [_reply(half, turn, memory, result) for turn, memory, result in taken]
+
+
+def _reply(
+    half: ClientHalf, turn: ClientTurn, memory: Memory, result: LocalResult
+) -> tuple[bytes, Memory]:
     encoded, kept = encode_all(half.up, result.payload, memory, turn)
     notes = PRIVATE_NOTES if half.private else reply_notes(result.weight, result.metrics)
     return messages.encode(encoded, notes), {**result.memory, **kept}

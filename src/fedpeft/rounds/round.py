@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Memory
+from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Memory, Payload
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import DeltaMismatchError, RoundError
@@ -176,10 +177,10 @@ class _Tally:
     sums: dict[str, float] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
 
-    def add(self, update: ClientUpdate, notes: Mapping[str, str]) -> None:
+    def add(self, update: ClientUpdate, notes: Mapping[str, str], norm: float) -> None:
         self.answered.append(update.client)
         self.weight += update.weight
-        self.norms.append(float(torch.linalg.vector_norm(update.payload[DELTA])))
+        self.norms.append(norm)
         for key, value in notes.items():
             if key.startswith("metric."):
                 name = "train_" + key.removeprefix("metric.")
@@ -285,11 +286,11 @@ def _updates(
             continue
         tally.bytes_up += len(answer.blob)
         try:
-            update, notes = _decode(answer, plan, context)
+            update, notes, norm = _decode(answer, plan, context)
         except (DeltaMismatchError, ValueError, KeyError, RuntimeError) as error:
             tally.failures[answer.client] = f"reply refused: {error}"
             continue
-        tally.add(update, notes)
+        tally.add(update, notes, norm)
         yield update
     if len(tally.answered) < plan.min_replies:
         reasons = "; ".join(f"{c}: {r}" for c, r in list(tally.failures.items())[:3])
@@ -302,18 +303,23 @@ def _updates(
 
 def _decode(
     reply: Reply, plan: RoundPlan, context: RoundContext
-) -> tuple[ClientUpdate, dict[str, str]]:
+) -> tuple[ClientUpdate, dict[str, str], float]:
+    """Decode and check a reply; also give the L2 norm of its update."""
     tensors, notes = messages.decode(reply.blob)
-    payload = decode_all(plan.up, tensors, _turn(context, reply.client))
+    payload: Payload = tensors
+    if plan.up:
+        payload = decode_all(plan.up, tensors, _turn(context, reply.client))
     plan.spec.check_flat(payload[DELTA])
     if plan.buffer_spec.names:
         plan.buffer_spec.check_flat(payload[BUFFERS])
-    for name, tensor in payload.items():
-        if not bool(torch.isfinite(tensor).all()):
+    norms = {name: float(torch.linalg.vector_norm(tensor)) for name, tensor in payload.items()}
+    for name, norm in norms.items():
+        # a finite norm has read every number; another may only have overflowed
+        if not math.isfinite(norm) and not bool(torch.isfinite(payload[name]).all()):
             raise ValueError(
                 f"{name} has numbers that are not finite (training diverged: lower client.lr)"
             )
     weight = float(notes.get("weight", "1"))
     if not 0 < weight < float("inf"):
         raise ValueError(f"weight is {weight}, allowed is a finite number above 0")
-    return ClientUpdate(reply.client, payload, weight), notes
+    return ClientUpdate(reply.client, payload, weight), notes, norms[DELTA]

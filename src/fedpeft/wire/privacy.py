@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,7 +133,7 @@ def poisson_cohort(
       round: from 1.
     """
     coins = uniform(root, len(clients), "cohort", round)
-    return tuple(client for client, coin in zip(clients, coins, strict=True) if coin < probability)
+    return tuple(clients[place] for place in np.flatnonzero(coins < probability).tolist())
 
 
 def with_server_root(state: ServerState, *, seed: int | None) -> ServerState:

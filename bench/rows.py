@@ -1,0 +1,137 @@
+"""The rows of the benchmark: number, module, what is compared, target."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.figures import Report, unavailable
+from bench.machine import ROOT
+from bench.plain import report_of
+
+__all__ = ["ROWS", "Row", "digest_of", "measure", "row_named"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+      name: what the command line calls it.
+      module: in this package; has `run(small) -> dict`.
+      title: what is compared.
+      target: in words.
+      why_missed: shown where a figure misses its target.
+      files: of this package, beside the module, whose change makes a result old.
+    """
+
+    name: str
+    module: str
+    title: str
+    target: str
+    files: tuple[str, ...] = ()
+    why_missed: str = ""
+
+
+_WORK = ("assignment.py", "children.py", "machine.py", "contestants/work.py")
+
+ROWS = (
+    Row(
+        "1",
+        "loop",
+        "A bare PyTorch loop over the clients: MiniLM (64 tokens) and a ViT of 2.7 M parameters",
+        "one worker ≥ 0.97, all cores ≥ 1.3 of the loop's speed",
+    ),
+    Row(
+        "2",
+        "passes",
+        "Many small clients in one pass, against a bare loop and against one fused batch",
+        "≥ 3 times the loop; ≥ 0.85 of the fused batch",
+        (*_WORK, "contestants/loop.py", "contestants/ours.py"),
+    ),
+    Row(
+        "3",
+        "against_flower",
+        "Flower's simulation with an ordinary Hugging Face peft client",
+        "quickstart ≥ 5 times (aim 10), MiniLM ≥ 1.3 times",
+        (*_WORK, "programs.py", "contestants/flower_app.py"),
+    ),
+    Row(
+        "4",
+        "against_pfl",
+        "Apple's pfl on the quickstart's work",
+        "≥ 2 times",
+        (*_WORK, "programs.py", "contestants/pfl_app.py"),
+    ),
+    Row(
+        "5",
+        "prefix",
+        "The frozen prefix cached and not: head-tuning on MiniLM, evaluation in both",
+        "≥ 15 times",
+    ),
+    Row(
+        "6",
+        "memory",
+        "Peak memory: a cohort of 64 against one client; what a further worker adds",
+        "≤ 1.3 times; ≤ 0.1 of the backbone's bytes",
+    ),
+    Row(
+        "7",
+        "combine",
+        "Combining 1,000 deltas of 0.2 M parameters against a sum over memory",
+        "≥ 0.7 of the sum's bytes per second",
+    ),
+    Row(
+        "8",
+        "flops",
+        "Model FLOP/s of a training round against the matrix-product peak: ViT-B, batch 16",
+        "≥ 0.7 on this CPU",
+    ),
+    Row(
+        "gpu",
+        "gpu",
+        "The same on a GPU: bf16 ViT-B at batch 256, and 16 clients of batch 8 in one pass",
+        "≥ 0.4 of the bf16 peak; ≥ 3 times one at a time",
+        ("contestants/ours.py",),
+    ),
+)
+
+
+def row_named(name: str) -> Row:
+    """Return a row.
+
+    Raises:
+      KeyError: naming the rows that there are.
+    """
+    for row in ROWS:
+        if row.name == name:
+            return row
+    raise KeyError(f"row {name!r}; there are {', '.join(row.name for row in ROWS)}")
+
+
+def measure(row: Row, *, small: bool) -> Report:
+    """Run a row in this process."""
+    if importlib.util.find_spec(f"bench.{row.module}") is None:
+        return unavailable(f"bench/{row.module}.py is not there")
+    found = importlib.import_module(f"bench.{row.module}").run(small=small)
+    return report_of(row.title, found)
+
+
+def digest_of(row: Row) -> str:
+    """Return a digest of all code that a row's figures depend on."""
+    here = ROOT / "bench"
+    files = [here / f"{row.module}.py", *(here / name for name in row.files)]
+    package = ROOT / "src" / "fedpeft"
+    files += [f for f in sorted(package.rglob("*")) if f.suffix in (".py", ".toml", ".json")]
+    found = hashlib.sha256()
+    for file in files:
+        if file.exists():
+            found.update(_name(file).encode() + b"\0" + file.read_bytes() + b"\0")
+    return found.hexdigest()[:16]
+
+
+def _name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()

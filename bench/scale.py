@@ -1,0 +1,126 @@
+"""Time and memory of a round against the number of clients and the size of the cohort.
+
+    python -m bench.scale [--small] [--page]
+
+Clients draw 20 digits each (`data.partition.scheme = "drawn"`) and train a toy ViT for one epoch,
+one worker. Every point is a process of its own: the median of its rounds without evaluation, and
+its peak resident memory. The result goes to docs/benchmarks/scale.json, and into docs/scale.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.machine import ROOT, child_environment, describe
+
+__all__ = ["main", "run", "table"]
+
+_FILE = ROOT / "docs" / "benchmarks" / "scale.json"
+_PAGE = ROOT / "docs" / "scale.md"
+_MARK = "<!-- measured: python -m bench.scale -->"
+
+
+def run(small: bool) -> dict[str, Any]:
+    """Measure a range of populations with one cohort, and of cohorts with one population."""
+    if small:
+        points = [(100, 4), (10_000, 4)]
+    else:
+        points = [(10**power, 500) for power in (3, 4, 5, 6)]
+        points += [(10**6, cohort) for cohort in (100, 1000, 2000, 10_000)]
+    found = [_measure(clients, cohort, rounds=2 if small else 3) for clients, cohort in points]
+    return {"points": found, "machine": dict(describe()), "date": str(datetime.date.today())}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Write the points as a table."""
+    rows = [
+        "| clients | cohort | seconds a round | milliseconds a turn | peak memory, MiB |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for point in result["points"]:
+        seconds = point["round_seconds"]
+        rows.append(
+            f"| {point['clients']:,} | {point['cohort']:,} | {seconds:.2f} "
+            f"| {1e3 * seconds / point['cohort']:.2f} | {point['peak_bytes'] / 2**20:.0f} |"
+        )
+    machine = result["machine"]
+    where = f"{machine['processor']}, one worker, one thread, {result['date']}"
+    return "\n".join([*rows, "", f"*{where}.*"])
+
+
+def _measure(clients: int, cohort: int, *, rounds: int) -> dict[str, Any]:
+    settings = {
+        "model.name": "preset:tiny-vit",
+        "data.partition.scheme": "drawn",
+        "data.partition.clients": clients,
+        "federation.clients_per_round": cohort,
+        "federation.rounds": rounds,
+        "federation.eval_every": rounds,
+        "client.epochs": 1,
+        "client.lr": 0.01,
+        "engine.workers": 1,
+        "engine.clients_per_pass": 1,
+    }
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "fedpeft", "run", *sets, "--out", str(out), "--json"]
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            env=child_environment(threads=1),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}")
+        lines = (out / "rounds.jsonl").read_text("utf-8").splitlines()
+        seconds = [float(json.loads(line)["seconds"]) for line in lines[:-1]]
+        sizes = {file.name: file.stat().st_size for file in out.iterdir() if file.is_file()}
+    return {
+        "clients": clients,
+        "cohort": cohort,
+        "round_seconds": statistics.median(seconds),
+        "whole_seconds": time.perf_counter() - began,
+        "peak_bytes": usage.ru_maxrss * 1024,
+        "files": sizes,
+    }
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, keep the result, and write the page's table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="only show that it works")
+    parser.add_argument("--page", action="store_true", help="only write the table again")
+    asked = parser.parse_args(words)
+    if asked.small:
+        print(table(run(small=True)))
+        return 0
+    if not asked.page:
+        _FILE.parent.mkdir(exist_ok=True)
+        _FILE.write_text(json.dumps(run(small=False), indent=1) + "\n", "utf-8")
+    before, _, rest = _PAGE.read_text("utf-8").partition(_MARK)
+    after = rest.partition(_MARK)[2]
+    found = table(json.loads(_FILE.read_text("utf-8")))
+    _PAGE.write_text(f"{before}{_MARK}\n{found}\n{_MARK}{after}", "utf-8")
+    print(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

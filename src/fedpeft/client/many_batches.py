@@ -1,0 +1,182 @@
+"""The batches of a pass: each client's own, in its own order, side by side.
+
+    client 0   [B_0, ...]  ┐
+    client 1   [B_1, ...]  ├──> [G * B, ...], weight [G, B]
+    client 2   [B_2, ...]  ┘
+
+Rows that a client lacks repeat its first one, with weight 0; texts are padded to the longest.
+
+Legend: G clients of a pass, B examples of the largest batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpeft.client.local import LocalSettings, Rows, batches, dropout_keys, take_batch
+from fedpeft.client.turns import ClientTurn
+from fedpeft.core.errors import DataError
+from fedpeft.models.tasks import Batch
+
+__all__ = ["ClientBatch", "Pass", "client_batches", "join", "split_by_size"]
+
+_AHEAD_BYTES = 4 * 2**20
+_MASK, _TOKENS, _LABELS = "attention_mask", "input_ids", "labels"
+
+
+@dataclass(frozen=True)
+class ClientBatch:
+    """One step of one client.
+
+    Attributes:
+      tensors: the batch.
+      keys_B: of dropout, one an example.
+      counts: whether the step is of the last epoch, whose loss is reported.
+    """
+
+    tensors: Batch
+    keys_B: Tensor
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One step of several clients.
+
+    Attributes:
+      tensors: the batch, [G * B, ...], client by client.
+      keys: of dropout, [G * B].
+      weight_GB: 1 for an example, 0 for one that only fills up; None where all are examples.
+    """
+
+    tensors: Batch
+    keys: Tensor
+    weight_GB: Tensor | None
+
+
+def client_batches(turn: ClientTurn, settings: LocalSettings) -> Iterator[ClientBatch]:
+    """Yield a client's batches as training one by one takes them, decoded some steps ahead."""
+    number, ahead = 0, 1
+    for epoch in range(settings.epochs):
+        rows = batches(turn, settings.batch_size, epoch)
+        place = 0
+        while place < len(rows):
+            some = rows[place : place + ahead]
+            place += len(some)
+            together = take_batch(turn, np.concatenate(some), epoch, "cpu")
+            ahead = max(1, _AHEAD_BYTES * len(some) // max(1, _bytes(together)))
+            for batch, part in zip(_cut(together, some), some, strict=True):
+                number += 1
+                last = epoch == settings.epochs - 1
+                yield ClientBatch(batch, dropout_keys(turn, part, number), last)
+
+
+def num_steps(turn: ClientTurn, settings: LocalSettings) -> int:
+    """Return how many steps a turn has."""
+    return settings.epochs * -(-len(turn.data) // settings.batch_size)
+
+
+def join(parts: Sequence[ClientBatch], pad_id: int) -> Pass:
+    """Put the steps of several clients side by side.
+
+    Args:
+      parts: a step a client.
+      pad_id: token that fills up a text.
+
+    Raises:
+      DataError: if the clients' tensors cannot be padded to one shape.
+    """
+    sizes = [len(part.keys_B) for part in parts]
+    most = max(sizes)
+    widths = {part.tensors[_MASK].shape[1] for part in parts if _MASK in part.tensors}
+    longest = max(widths) if len(widths) > 1 else None
+    tensors = {}
+    for name in parts[0].tensors:
+        fill = {_TOKENS: pad_id, _LABELS: -100}.get(name, 0)
+        rows = [_filled(part.tensors[name], most) for part in parts]
+        if longest is not None:
+            rows = [_lengthened(v, p, longest, fill) for v, p in zip(rows, parts, strict=True)]
+        tensors[name] = torch.cat(_checked(name, rows))
+    keys = torch.cat([_filled(part.keys_B, most) for part in parts])
+    if min(sizes) == most:
+        return Pass(tensors, keys, None)
+    weight_GB = (torch.arange(most) < torch.tensor(sizes)[:, None]).float()
+    return Pass(tensors, keys, weight_GB)
+
+
+def split_by_size(sizes: Sequence[int], waste: float = 1.5) -> list[list[int]]:
+    """Divide clients so that no pass has more than `waste` times the rows that its clients have.
+
+    Args:
+      sizes: batch size of each client, >= 1.
+      waste: padded rows over rows, >= 1.
+
+    Returns:
+      positions, largest batches first; one list where nothing needs to be divided.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    if not order or sizes[order[0]] * len(sizes) <= waste * sum(sizes):
+        return [list(range(len(sizes)))] if order else []
+    parts: list[list[int]] = []
+    for i in order:
+        if parts:
+            rows = sum(sizes[j] for j in parts[-1]) + sizes[i]
+            if sizes[parts[-1][0]] * (len(parts[-1]) + 1) <= waste * rows:
+                parts[-1].append(i)
+                continue
+        parts.append([i])
+    return parts
+
+
+def _cut(together: Batch, rows: Sequence[Rows]) -> Iterator[Batch]:
+    """Cut tensors of several steps into steps; texts lose columns that are padding in all rows."""
+    start = 0
+    for part in rows:
+        batch = {name: value[start : start + len(part)] for name, value in together.items()}
+        start += len(part)
+        yield _trimmed(batch) if len(rows) > 1 and _MASK in batch else batch
+
+
+def _trimmed(batch: Batch) -> Batch:
+    width = batch[_MASK].shape[1]
+    longest = int(batch[_MASK].sum(1).max())
+    return {
+        name: value[:, :longest] if value.dim() > 1 and value.shape[1] == width else value
+        for name, value in batch.items()
+    }
+
+
+def _filled(value: Tensor, rows: int) -> Tensor:
+    """Repeat the first row until there are so many."""
+    lacking = rows - len(value)
+    if not lacking:
+        return value
+    return torch.cat([value, value[:1].expand(lacking, *value.shape[1:])])
+
+
+def _lengthened(value: Tensor, part: ClientBatch, longest: int, fill: int) -> Tensor:
+    """Pad on the right, along the tokens, what is as wide as the text's mask."""
+    width = part.tensors[_MASK].shape[1]
+    if value.dim() < 2 or value.shape[1] != width or width == longest:
+        return value
+    sides = (0, 0) * (value.dim() - 2) + (0, longest - width)
+    return torch.nn.functional.pad(value, sides, value=fill)
+
+
+def _checked(name: str, values: list[Tensor]) -> list[Tensor]:
+    shapes = sorted({tuple(value.shape) for value in values})
+    if len(shapes) > 1:
+        raise DataError(
+            f"clients of one pass have batches {name!r} of shapes {shapes[:3]}, which cannot be "
+            "padded to one; set engine.clients_per_pass = 1"
+        )
+    return values
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(value.numel() * value.element_size() for value in batch.values())

@@ -1,0 +1,106 @@
+"""Clients that draw their own examples: any number of them, and none takes memory.
+
+    client i:   p ~ Dir(alpha) over the classes;   each example: class ~ p, then a row of that class
+    generator   derived from (seed, i): a client's rows are made when they are asked for
+
+Examples are drawn with replacement, so clients share them. It is for studies of scale, where there
+are more clients than examples; to compare methods, deal each example once.
+
+Reference: Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+Classification, 2019 (which draws without replacement while a class lasts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.core import seeds
+
+__all__ = ["DrawnClients", "Names", "names_of"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Names(Sequence[str]):
+    """`client-00`, `client-01` ..., padded so that sorting keeps the order; none is kept.
+
+    Attributes:
+      total: how many, >= 1.
+    """
+
+    total: int
+
+    @cached_property
+    def width(self) -> int:
+        """Digits of a number."""
+        return max(2, len(str(self.total - 1)))
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, place: int) -> str:  # type: ignore[override]  # no slices are asked for
+        if not -self.total <= place < self.total:
+            raise IndexError(place)
+        return f"client-{place % self.total:0{self.width}d}"
+
+    def __contains__(self, name: object) -> bool:
+        return self.number_of(name) is not None
+
+    def number_of(self, name: object) -> int | None:
+        """Return the number in a name; None for a name that is not one of these."""
+        digits = name.removeprefix("client-") if isinstance(name, str) else ""
+        if not digits.isascii() or not digits.isdecimal() or int(digits) >= self.total:
+            return None
+        return int(digits) if name == self[int(digits)] else None
+
+
+class DrawnClients(Mapping[str, IntArray]):
+    """Client name -> its rows, int64, made when they are asked for.
+
+    Args:
+      labels: class of each example, int64 [n].
+      clients: how many, >= 1.
+      size: examples of each client, >= 1.
+      alpha: concentration of the Dirichlet distribution over classes, > 0.
+      seed: in [0, 2**32).
+    """
+
+    def __init__(
+        self, labels: IntArray, *, clients: int, size: int, alpha: float, seed: int
+    ) -> None:
+        self.names = Names(clients)
+        self.size = size
+        self._alpha, self._seed = alpha, seed
+        self._rows_of = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __getitem__(self, name: str) -> IntArray:
+        number = self.names.number_of(name)
+        if number is None:
+            raise KeyError(name)
+        rng = np.random.Generator(np.random.PCG64(seeds.derive(self._seed, "drawn", number)))
+        shares = rng.dirichlet(np.full(len(self._rows_of), self._alpha))
+        counts = rng.multinomial(self.size, shares)
+        parts = [rows[rng.integers(len(rows), size=count)] for rows, count in self._pairs(counts)]
+        return np.concatenate(parts).astype(np.int64)
+
+    def _pairs(self, counts: IntArray) -> Iterator[tuple[IntArray, int]]:
+        for rows, count in zip(self._rows_of, counts.tolist(), strict=True):
+            if count:
+                yield rows, count
+
+
+def names_of(clients: Mapping[str, IntArray]) -> Sequence[str]:
+    """Return the names of clients in their order, without a list where one is not needed."""
+    return clients.names if isinstance(clients, DrawnClients) else tuple(clients)
