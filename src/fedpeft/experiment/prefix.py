@@ -127,7 +127,9 @@ def with_prefix(
     """
     if reason := _switched_off(experiment, augmented=data.augmented):
         return Prefixed(tuned, data, PrefixNote(reason))
-    rows = next(iter(data.clients.values()))[:2].tolist()
+    rows: list[int] = next((r[:2].tolist() for r in data.clients.values() if len(r)), [])
+    if not rows:
+        return Prefixed(tuned, data, PrefixNote("off: the training examples are at the sites"))
     batch = data.train.batch(rows, seed=None)
     split = find_split(tuned, batch)
     if isinstance(split, Split) and not rest_equals_whole(tuned, split, batch):
