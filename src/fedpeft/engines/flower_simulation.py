@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.errors import EngineError
 from fedpeft.engines.flower_grid import Grid
-from fedpeft.engines.flower_messages import read_request, require_flower, write_answer
+from fedpeft.engines.flower_messages import read_request, write_answer
 from fedpeft.engines.requests import Answer, Request
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ class Simulation:
           EngineError: if it cannot be started.
         """
         if self._thread is None:
-            require_flower()
             quiet_environment()
             self._thread = threading.Thread(target=self._run, name="flower", daemon=True)
             self._thread.start()

@@ -132,6 +132,8 @@ def with_prefix(
     """
     if reason := _switched_off(experiment, augmented=data.augmented):
         return Prefixed(tuned, data, PrefixNote(reason))
+    if not any(len(rows) for rows in data.clients.values()):
+        return Prefixed(tuned, data, PrefixNote("off: the training examples are at the sites"))
     split = _checked_split(tuned, data)
     if isinstance(split, NoPrefix):
         return Prefixed(tuned, data, PrefixNote(f"no frozen prefix: {split.reason}"))

@@ -43,12 +43,15 @@ from fedpeft.experiment.site import server_facts
 from fedpeft.rounds.handshake import compare, write_facts
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["WAIT", "serve"]
+__all__ = ["DEADLINE", "WAIT", "serve"]
 
 logger = logging.getLogger(__name__)
 
 WAIT = 300.0
 """Seconds to wait for all sites, where `engine.wait` says nothing."""
+
+DEADLINE = 3600.0
+"""Seconds that a site may take for a turn, where `engine.deadline` says nothing."""
 
 _LOCK_PATIENCE = 30.0
 
@@ -116,7 +119,7 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
             text,
             ledger.run_id,
             reply_limit(payload_bytes(server.tuned)),
-            deadline=experiment.engine.deadline,
+            deadline=experiment.engine.deadline or DEADLINE,
         ),
         watch=ledger.watch,
     )
