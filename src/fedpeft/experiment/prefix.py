@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -41,6 +42,7 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import FedpeftError
 from fedpeft.core.words import byte_words
 from fedpeft.data.clips import LazyClips
+from fedpeft.data.drawn import DrawnClients
 from fedpeft.data.examples import ExampleSet, Federated
 from fedpeft.data.pictures import LazyPixels
 from fedpeft.experiment.config import Experiment
@@ -66,6 +68,8 @@ __all__ = [
     "prefix_digest",
     "with_prefix",
 ]
+
+IntArray = npt.NDArray[np.int64]
 
 _MIB = 2**20
 _FORMAT = "fedpeft-prefix-1"
@@ -276,12 +280,12 @@ def _layouts(experiment: Experiment, split: Split, data: Federated) -> _Layouts 
     if train_N is None or test_N is None:
         return None
     num_views = len(_view_seeds(experiment, data))
-    chunks = [np.arange(i, min(i + CHUNK, len(test_N))) for i in range(0, len(test_N), CHUNK)]
+    groups = _groups(data)
 
     def fit(budget: int) -> _Layouts:
-        test = lay_out(test_N, chunks, width=width, budget=budget)
+        test = lay_out(test_N, _chunks(len(test_N)), width=width, budget=budget)
         left = (budget - test.bytes(width)) // num_views
-        train = lay_out(train_N, data.clients.values(), width=width, budget=left)
+        train = lay_out(train_N, groups, width=width, budget=left)
         return _Layouts(test, train, num_views, budget == memory)
 
     memory, disk = client.prefix_memory * _MIB, client.prefix_disk * _MIB
@@ -293,12 +297,23 @@ def _layouts(experiment: Experiment, split: Split, data: Federated) -> _Layouts 
     return fit(disk)
 
 
+def _groups(data: Federated) -> Sequence[IntArray]:
+    """Return the rows that belong together: a client's; neighbours where clients share a table."""
+    if isinstance(data.clients, DrawnClients):
+        return _chunks(len(data.train))
+    return list(data.clients.values())
+
+
+def _chunks(num_rows: int) -> Sequence[IntArray]:
+    return [np.arange(i, min(i + CHUNK, num_rows)) for i in range(0, num_rows, CHUNK)]
+
+
 def _kept(layouts: _Layouts) -> int:
     return len(layouts.train.rows) + len(layouts.test.rows)
 
 
 def _all(data: Federated) -> int:
-    return sum(len(rows) for rows in data.clients.values()) + len(data.test)
+    return sum(map(len, _groups(data))) + len(data.test)
 
 
 def _opener(
