@@ -36,7 +36,7 @@ from fedpeft.client.many_gradients import (
     clipped_by_example,
     stacked_gradients,
 )
-from fedpeft.client.many_places import Place, find_places, in_place
+from fedpeft.client.many_places import Place, find_places
 from fedpeft.client.many_tail import last_block
 from fedpeft.client.optimizers import make_step
 from fedpeft.client.private import RowGradients, check_rows, draw, noise_root, paper_gradient
@@ -84,7 +84,6 @@ class _Setup:
       tuned: the model.
       settings: of local training.
       live: where the forms find the clients' values.
-      places: of the forms.
       gradients: of a pass, as the privacy settings want them.
       rows: gradients of single examples, for the check before private training; None without.
       pad_id: token that fills up a text.
@@ -93,7 +92,6 @@ class _Setup:
     tuned: TunedModel
     settings: LocalSettings
     live: Live
-    places: Sequence[Place]
     gradients: Gradients
     rows: RowGradients | None
     pad_id: int
@@ -134,10 +132,8 @@ def many_trainer(
             tuned.model.eval()
             if setup.rows is not None:
                 _check_examples(setup, setup.rows, group)
-            with in_place(setup.places):
-                results = _train_group(setup, group, broadcast[DELTA].to(settings.device))
+            yield from _train_group(setup, group, broadcast[DELTA].to(settings.device))
             setup.live.values = {}
-            yield from results
 
     return train
 
@@ -149,17 +145,16 @@ def _set_up(tuned: TunedModel, settings: LocalSettings) -> _Setup:
     if (last := last_block(tuned)) is not None:
         places = [*places, Place(last[0], "forward", last[1])]
     pad_id = getattr(getattr(tuned.loaded.module, "config", None), "pad_token_id", None) or 0
-    by_client = stacked_gradients(tuned, settings, live)
+    by_client = stacked_gradients(tuned, settings, live, places)
     if privacy is None or privacy.kind != "example":
-        return _Setup(tuned, settings, live, places, by_client, None, pad_id)
+        return _Setup(tuned, settings, live, by_client, None, pad_id)
 
     def rows(batch: Batch, keys_B: Tensor) -> Tensor:
-        with in_place(places):
-            value_BP = read_delta(tuned).repeat(len(keys_B), 1)
-            return by_client(value_BP, Pass(batch, keys_B, None)).grad_GP
+        value_BP = read_delta(tuned).repeat(len(keys_B), 1)
+        return by_client(value_BP, Pass(batch, keys_B, None)).grad_GP
 
     by_example = clipped_by_example(by_client, privacy.clip_norm)
-    return _Setup(tuned, settings, live, places, by_example, rows, pad_id)
+    return _Setup(tuned, settings, live, by_example, rows, pad_id)
 
 
 def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) -> list[LocalResult]:

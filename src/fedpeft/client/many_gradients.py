@@ -19,6 +19,7 @@ from torch import Tensor
 from fedpeft.client.local import LocalSettings, autocast, to_device
 from fedpeft.client.many_batches import Pass
 from fedpeft.client.many_forms import Live
+from fedpeft.client.many_places import Place, in_place
 from fedpeft.core.privacy import clip_rows
 from fedpeft.tuning.tuned import TunedModel
 
@@ -48,8 +49,20 @@ Gradients: TypeAlias = Callable[[Tensor, Pass], Found]
 """From values [G, P] and a pass of G clients to their gradients."""
 
 
-def stacked_gradients(tuned: TunedModel, settings: LocalSettings, live: Live) -> Gradients:
-    """Return the function that runs a pass forward and backward; the forms must be in place."""
+def stacked_gradients(
+    tuned: TunedModel, settings: LocalSettings, live: Live, places: Sequence[Place]
+) -> Gradients:
+    """Return the function that runs a pass forward and backward.
+
+    Forms are in place during a forward pass only: examples may come from the frozen part of the
+    same model, which must compute as ever.
+
+    Args:
+      tuned: the model.
+      settings: give device and precision.
+      live: where the forms find the clients' values.
+      places: of the forms.
+    """
     spec = tuned.spec
 
     def gradients(value_GP: Tensor, one: Pass) -> Found:
@@ -60,7 +73,8 @@ def stacked_gradients(tuned: TunedModel, settings: LocalSettings, live: Live) ->
         ]
         live.values, live.rows = dict(zip(spec.names, leaves, strict=True)), len(one.keys)
         batch = to_device(one.tensors, settings.device)
-        with tuned.dropout.using(one.keys.to(settings.device)), autocast(settings):
+        keys = one.keys.to(settings.device)
+        with in_place(places), tuned.dropout.using(keys), autocast(settings):
             scores = tuned.loaded.task.score(tuned.model, batch)
         loss_GB, count_GB = (v.view(len(value_GP), -1) for v in (scores.loss_B, scores.count_B))
         if one.weight_GB is not None:

@@ -106,7 +106,7 @@ def default_passes(tuned: TunedModel, settings: LocalSettings, cohort: int) -> i
     It is 1 where the delta is more than a tenth of the model: K of them would be large.
     """
     family, device = tuned.loaded.family.name, settings.device.partition(":")[0]
-    size = sum(parameter.numel() for parameter in tuned.model.parameters())
+    size = sum(parameter.numel() for parameter in tuned.loaded.module.parameters())
     for row in TABLE if tuned.spec.num_params <= size / 10 else ():
         if (row.family, row.device) == (family, device) and size <= row.parameters:
             fitting = [k for batch, k in row.by_batch.items() if settings.batch_size <= batch]
