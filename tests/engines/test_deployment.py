@@ -171,20 +171,39 @@ def test_a_site_that_misbehaves_moves_nothing(tmp_path):
         assert set(failures) == {names[2]} and reason in failures[names[2]], failures
 
 
-def test_an_interrupted_simulation_leaves_nothing(tmp_path):
-    """Ctrl-C: exit code 130, how to go on, and no process of it is left."""
+def test_an_actor_is_killed_and_a_simulation_interrupted(tmp_path):
+    """The actor costs its round, and is back in the next; Ctrl-C: exit code 130, and nothing is left running."""
     sets = sets_of("engine.name=flower-simulation", "federation.rounds=5000")
     command = [sys.executable, "-m", "fedpeft", "run", *sets, "--out", str(tmp_path / "out")]
     run = Process(command, tmp_path / "run.log", tmp_path / "home")
     try:
         until(lambda: "round 2/" in run.text(), "round 2", 180)
-        below = psutil.Process(run.popen.pid).children(recursive=True)
+        actor = next(each for each in children(run) if "ClientAppActor" in each.cmdline()[0])
+        actor.kill()
+        until(lambda: failed_rounds(tmp_path), "a failure", 60)
+        count = len(records_of(tmp_path))
+        until(lambda: len(records_of(tmp_path)) > count + 20, "more rounds", 120)
+        assert len(failed_rounds(tmp_path)) == 1 and "actor" in str(failed_rounds(tmp_path))
+        below = children(run)
         run.popen.send_signal(signal.SIGINT)
         assert run.popen.wait(60) == 130
         assert "go on with" in run.text() and len(below) > 3
         until(lambda: not [each for each in below if lives(each)], "all have ended", 60)
     finally:
         run.end()
+
+
+def children(run):
+    return psutil.Process(run.popen.pid).children(recursive=True)
+
+
+def records_of(folder):
+    lines = (folder / "out" / "rounds.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def failed_rounds(folder):
+    return [record["failures"] for record in records_of(folder) if record["failures"]]
 
 
 def lives(process):

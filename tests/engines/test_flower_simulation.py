@@ -38,16 +38,17 @@ def test_it_starts_with_the_first_grid_and_ends_when_told(flower):
     simulation.alive()
     simulation.close()
     assert flower["ended"] and flower["nodes"] == 7
-    assert flower["backend"]["client_resources"] == {"num_cpus": 2.0, "num_gpus": 0.25}
+    each = flower["backend"]["client_resources"]
+    assert each == {"num_cpus": 2.0, "num_gpus": 0.25, "max_restarts": -1}
     assert flower["backend"]["init_args"]["num_cpus"] == 6
 
 
 def test_a_cluster_decides_how_many_actors_there_are(flower):
-    simulation = Simulation(print, Resources(address="10.0.0.5:6379"), 1)
+    simulation = Simulation(print, Resources(address="auto"), 1)
     simulation.open()
     simulation.close()
     arguments = flower["backend"]["init_args"]
-    assert arguments["address"] == "10.0.0.5:6379" and "num_cpus" not in arguments
+    assert arguments["address"] == "auto" and "num_cpus" not in arguments
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ActorPool is empty"), SystemExit(700)])
@@ -60,6 +61,21 @@ def test_a_simulation_that_cannot_start_says_why(error, monkeypatch):
     with pytest.raises(EngineError, match=f"has ended: {error}.*engine.client_gpus"):
         simulation.open()
     simulation.close()
+
+
+def test_what_is_said_is_the_first_cause(monkeypatch):
+    def run(**_):
+        raise RuntimeError("An error was encountered.") from ValueError("ActorPool is empty.")
+
+    monkeypatch.setattr(flwr.simulation, "run_simulation", run)
+    with pytest.raises(EngineError, match=r"has ended: ActorPool is empty\. Look at"):
+        Simulation(print, Resources(), 1).open()
+
+
+def test_a_cluster_that_does_not_answer_is_not_waited_for(flower):
+    with pytest.raises(EngineError, match=r"engine\.ray: no cluster answers at 127\.0\.0\.1:1"):
+        Simulation(print, Resources(address="127.0.0.1:1"), 1).open()
+    assert not flower
 
 
 def test_one_that_does_not_start_is_not_waited_for_for_ever(monkeypatch):
