@@ -242,13 +242,13 @@ def assemble(
     """
     refuse_model(experiment, tuned)
     settings = local_settings(experiment)
-    experiment = resolve_passes(experiment, tuned, data, settings)
     plan = _round_plan(experiment, tuned, data)
     start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
     if experiment.privacy.mode == "central":
         simulated = experiment.seed if experiment.privacy.reproducible_noise else None
         start = with_server_root(start, seed=simulated)
     prefixed = with_prefix(experiment, tuned, data, settings)
+    experiment = resolve_passes(experiment, prefixed.tuned, prefixed.data, settings)
     half = functools.partial(make_half, prefixed.tuned, settings, experiment)
     workers = experiment.engine.workers or 1
     engine = engine or LocalEngine(

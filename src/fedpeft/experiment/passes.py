@@ -101,10 +101,13 @@ def resolve_passes(
 
 
 def default_passes(tuned: TunedModel, settings: LocalSettings, cohort: int) -> int:
-    """Look up how many clients share a pass; at most a quarter of a cohort, to keep cores busy."""
+    """Look up how many clients share a pass; at most a quarter of a cohort, to keep cores busy.
+
+    It is 1 where the delta is more than a tenth of the model: K of them would be large.
+    """
     family, device = tuned.loaded.family.name, settings.device.partition(":")[0]
-    size = sum(parameter.numel() for parameter in tuned.model.parameters())
-    for row in TABLE:
+    size = sum(parameter.numel() for parameter in tuned.loaded.module.parameters())
+    for row in TABLE if tuned.spec.num_params <= size / 10 else ():
         if (row.family, row.device) == (family, device) and size <= row.parameters:
             fitting = [k for batch, k in row.by_batch.items() if settings.batch_size <= batch]
             return max(1, min(fitting[0], cohort // _SHARES)) if fitting else 1
