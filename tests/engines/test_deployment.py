@@ -172,7 +172,7 @@ def test_a_site_that_misbehaves_moves_nothing(tmp_path):
 
 
 def test_an_actor_is_killed_and_a_simulation_interrupted(tmp_path):
-    """The actor costs its round and comes back; Ctrl-C: exit code 130, nothing is left running."""
+    """The actor costs its round and is back in the next; Ctrl-C ends all, with exit code 130."""
     sets = sets_of("engine.name=flower-simulation", "federation.rounds=5000")
     command = [sys.executable, "-m", "fedpeft", "run", *sets, "--out", str(tmp_path / "out")]
     run = Process(command, tmp_path / "run.log", tmp_path / "home")

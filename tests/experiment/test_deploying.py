@@ -325,3 +325,10 @@ def test_what_is_built_here_refuses_a_deployment():
 
     with pytest.raises(ConfigError, match="only `fedpeft run` and `fedpeft handshake`"):
         build_run(read_experiment(None, SETS))
+
+
+def test_a_plan_shows_no_partition_of_what_the_sites_have():
+    from fedpeft.experiment.plan import make_plan
+
+    assert make_plan(read_experiment(None, SETS)).partition is None
+    assert make_plan(read_experiment(None, SETS[2:])).partition is not None

@@ -118,6 +118,22 @@ def test_a_deployment_equals_the_local_engine_also_when_it_is_killed(parts, tmp_
     assert lines(out) == lines(local), "a finished run is left as it is"
 
 
+def test_sites_get_the_same_words_wherever_the_server_is(parts, tmp_path):
+    sites, file, *_ = parts
+    texts = []
+    for sets in (["engine.superlink=127.0.0.1:1"], ["engine.superlink=127.0.0.1:2"]):
+        grid = SiteGrid(sites)
+        honest = grid.answer
+
+        def heard(request, node, honest=honest):
+            texts.append(request.experiment)
+            return honest(request, node)
+
+        grid.app = client_app(heard)
+        serve(grid, configuration(file, tmp_path / "out", "handshake", sets=sets))
+    assert len(set(texts)) == 1 and "superlink" not in texts[0]
+
+
 def test_a_handshake_trains_nothing(parts, tmp_path):
     sites, file, *_ = parts
     serve(SiteGrid(sites), configuration(file, tmp_path / "out", "handshake"))
