@@ -130,7 +130,7 @@ class _Watcher:
         """Tell of what is new."""
         records = self._records()
         for count in range(self.told + 1, len(records) + 1):
-            self._on_round(done_of(records[:count], self._rounds))
+            self._on_round(done_of(records[count - 1], records[:count], self._rounds))
         self.told = max(self.told, len(records))
 
     def _records(self) -> list[Record]:
