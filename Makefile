@@ -7,13 +7,13 @@ TORCH := torch==2.13.0
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow docs clean
+.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow test-deployment test-deployment-short docs clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH) -e '.[dev,text,video]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH) -e '.[dev,text,video,flower]'
 	touch $(STAMP)
 
 demo: setup  ## the quickstart sweep, its table and a report
@@ -56,6 +56,12 @@ test: setup
 
 test-slow: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --maxprocesses 2 -m slow
+
+test-deployment: setup  ## real Flower and Ray processes on this machine, one test at a time
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment
+
+test-deployment-short: setup  ## two of them: a simulation and a deployment equal the local engine
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment -k equals_the_local_engine
 
 docs: setup  ## the page of all keys, from the schema
 	$(BIN)/python scripts/write_reference.py

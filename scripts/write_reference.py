@@ -1,4 +1,4 @@
-"""Write docs/experiment-file.md: every key of an experiment file, from the schema itself.
+"""Write docs/experiment-file.md and docs/site-file.md: every key, from the schemas themselves.
 
 python scripts/write_reference.py
 """
@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.site_config import SiteConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "experiment-file.md"
+SITE_PAGE = PAGE.with_name("site-file.md")
 
 HEAD = """# The experiment file
 
@@ -26,9 +28,23 @@ resolved into the run folder. This page is made from the schema by `make docs`.
 """
 
 
+SITE_HEAD = """# The site file
+
+What a site of a [federation](federation.md) is, has and allows. Strict TOML; `name` and
+`data.source` are required, paths are relative to the file, and `fedpeft node FILE --check` lists
+all problems at once. No server can read or change it. This page is made from the schema by
+`make docs`.
+"""
+
+
 def reference() -> str:
-    """Return the whole page."""
+    """Return the whole page of the experiment file."""
     return HEAD + "".join(_sections(Experiment, ""))
+
+
+def site_reference() -> str:
+    """Return the whole page of the site file."""
+    return SITE_HEAD + "".join(_sections(SiteConfig, ""))
 
 
 def _sections(model: type[BaseModel], prefix: str) -> list[str]:
@@ -70,12 +86,14 @@ def _names(kind: object) -> list[str]:
     if origin in (typing.Union, types.UnionType):
         return [name for part in inner if part is not type(None) for name in _names(part)]
     if origin is list:
-        return [f"list of {_names(inner[0])[0]}"]
+        return [f"list of {' or '.join(_names(inner[0]))}"]
     words = {str: "text", int: "whole number", float: "number", bool: "true / false"}
     return [words.get(kind, "table")]  # type: ignore[call-overload]  # any annotation may be asked
 
 
 def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
     value = field.get_default(call_default_factory=True)
     if value is None:
         return "–"
@@ -86,4 +104,5 @@ def _default(field: FieldInfo) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(reference(), "utf-8")
-    print(f"wrote {PAGE}")
+    SITE_PAGE.write_text(site_reference(), "utf-8")
+    print(f"wrote {PAGE} and {SITE_PAGE.name}")

@@ -163,3 +163,19 @@ def engine_job(plan):
     from fedpeft.server.state import RoundContext
 
     return write_job(start(plan), plan, RoundContext(1, ("client-0",), 6.0, 1))
+
+
+@pytest.mark.parametrize("changes", [
+    ["tuning.method=head"], ["tuning.method=lora", "tuning.blocks=[1, 1]"],
+    ["tuning.method=adapter", "tuning.blocks=[1, 1]"],
+])  # fmt: skip
+def test_passes_start_from_the_frozen_prefix(changes):
+    """What is kept of the prefix is computed by the model as it is, bit for bit."""
+    method = changes[0].partition("=")[2]
+    one = states("engine.workers=1", "engine.clients_per_pass=1", *changes, method=method)
+    many = states("engine.workers=1", "engine.clients_per_pass=4", *changes, method=method)
+    whole = states(
+        "engine.workers=1", "engine.clients_per_pass=4", "client.prefix_cache=off", *changes,
+        method=method,
+    )  # fmt: skip
+    assert off(one, many) < 1e-4 and off(one, whole) < 1e-4

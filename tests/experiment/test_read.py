@@ -152,3 +152,4 @@ def test_the_reference_page_is_the_schema():
     import write_reference
 
     assert write_reference.PAGE.read_text("utf-8") == write_reference.reference()
+    assert write_reference.SITE_PAGE.read_text("utf-8") == write_reference.site_reference()

@@ -95,6 +95,7 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
         f"{figures['rounds']} rounds of {figures['cohort']} clients"
     )
     yield f"  memory              {byte_words(figures['memory_bytes'])} without activations"
+    yield f"  frozen prefix       {figures['prefix']}"
     if figures["kept_deltas_bytes"]:
         yield f"  kept deltas         {byte_words(figures['kept_deltas_bytes'])} in the run folder"
     yield f"  privacy             {privacy_words(figures)}"

@@ -104,6 +104,8 @@ def _options(name: str, values: Sequence[str]) -> list[str]:
 
 def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """Say what came out, in a few lines."""
+    if "delta_digest" not in summary:
+        return [f"done; the run folder is on the SuperLink's machine: {summary['run_dir']}"]
     metric = "perplexity" if "perplexity" in summary else "accuracy"
     score = f"{metric} {summary.get(metric, math.nan):.4g}"
     best = summary.get(f"best_{metric}", math.nan)
@@ -116,6 +118,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
         f"trained {summary['trainable_parameters']:,} parameters, in theory "
         f"{byte_words(summary['payload_bytes'])} a message; sent {byte_words(up / turns)} up and "
         f"{byte_words(down / turns)} down a client and round, {byte_words(up + down)} in all",
+        *([f"frozen prefix: {summary['prefix']}"] if summary.get("prefix_cache_bytes") else []),
         *([f"privacy: {privacy_words(summary)}"] if "privacy" in summary else []),
         f"run folder: {summary['run_dir']}   next: fedpeft report {summary['run_dir']}",
     ]

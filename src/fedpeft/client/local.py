@@ -34,6 +34,7 @@ from fedpeft.client.private import (
 )
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
+from fedpeft.data.examples import in_epoch
 from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
 
@@ -177,7 +178,7 @@ def _train_client(
 
 
 def _set_mode(tuned: TunedModel, *, training: bool) -> None:
-    """Switch the whole model if it is not in this mode: a small model's step feels the walk."""
+    """Switch the whole model where it is not in this mode; small models feel the walk."""
     if tuned.model.training != training:
         tuned.model.train(training)
 
@@ -208,8 +209,9 @@ def batches(
 def take_batch(turn: ClientTurn, rows: Rows, epoch: int, device: str) -> Batch:
     """Collate a client's examples, by their positions in its data, with an epoch's augmentation."""
     data = turn.data
+    examples = in_epoch(data.examples, epoch)
     seed = seeds.derive(turn.seed, "augment", epoch)
-    return to_device(data.examples.batch(data.indices[rows].tolist(), seed=seed), device)
+    return to_device(examples.batch(data.indices[rows].tolist(), seed=seed), device)
 
 
 def dropout_keys(turn: ClientTurn, rows: Rows, step: int) -> Tensor:

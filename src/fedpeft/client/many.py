@@ -13,14 +13,14 @@ Reference: McMahan et al., Communication-Efficient Learning of Deep Networks, AI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.client.local import LocalSettings, autocast, local_trainer, to_device
+from fedpeft.client.local import LocalSettings, dropout_keys, local_trainer, take_batch
 from fedpeft.client.many_batches import (
     ClientBatch,
     Pass,
@@ -29,12 +29,20 @@ from fedpeft.client.many_batches import (
     num_steps,
     split_by_size,
 )
-from fedpeft.client.many_forms import Live, Place, find_places, in_place
+from fedpeft.client.many_forms import Live
+from fedpeft.client.many_gradients import (
+    Found,
+    Gradients,
+    clipped_by_example,
+    stacked_gradients,
+)
+from fedpeft.client.many_places import Place, find_places
 from fedpeft.client.many_tail import last_block
 from fedpeft.client.optimizers import make_step
-from fedpeft.client.private import draw, noise_root, paper_gradient
+from fedpeft.client.private import RowGradients, check_rows, draw, noise_root, paper_gradient
 from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
-from fedpeft.tuning.tuned import TunedModel
+from fedpeft.models.tasks import Batch
+from fedpeft.tuning.tuned import TunedModel, read_delta
 
 __all__ = ["MANY_FAMILIES", "MANY_METHODS", "many_trainer", "why_one_by_one"]
 
@@ -42,12 +50,14 @@ MANY_METHODS = (
     "adapter",
     "bias",
     "dora",
+    "full",
     "head",
     "ia3",
     "ln_tuning",
     "lora",
     "prompt",
     "rslora",
+    "scratch",
 )
 """Methods whose clients can share a pass; all others train one by one."""
 
@@ -67,32 +77,23 @@ MANY_FAMILIES = (
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one pass gives.
+class _Setup:
+    """What does not change from group to group.
 
     Attributes:
-      grad_GP: gradient of each client's own mean loss.
-      loss_G: each client's summed loss.
-      count_G: how many predictions that is of.
-      active_P: 1 where a parameter takes part in the loss, else 0; None where all do.
+      tuned: the model.
+      settings: of local training.
+      live: where the forms find the clients' values.
+      gradients: of a pass, as the privacy settings want them.
+      rows: gradients of single examples, for the check before private training; None without.
+      pad_id: token that fills up a text.
     """
 
-    grad_GP: Tensor
-    loss_G: Tensor
-    count_G: Tensor
-    active_P: Tensor | None
-
-
-Gradients: TypeAlias = Callable[[Tensor, Pass], Found]
-"""From values [G, P] and a pass of G clients to their gradients."""
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What does not change from group to group."""
-
+    tuned: TunedModel
     settings: LocalSettings
+    live: Live
     gradients: Gradients
+    rows: RowGradients | None
     pad_id: int
 
 
@@ -103,8 +104,6 @@ def why_one_by_one(tuned: TunedModel, settings: LocalSettings) -> str:
         return f"tuning.method = {tuned.method!r} trains clients one by one"
     if family not in MANY_FAMILIES:
         return f"models of family {family!r} train clients one by one"
-    if settings.privacy is not None and settings.privacy.kind == "example":
-        return "privacy.mode = 'example' clips example by example, and trains clients one by one"
     if tuned.buffers or tuned.trains_statistics:
         return "a model whose buffers train does so one client at a time"
     found = find_places(tuned, Live())
@@ -122,13 +121,7 @@ def many_trainer(
     one_by_one = local_trainer(tuned, settings)
     if clients_per_pass == 1 or why_one_by_one(tuned, settings):
         return one_by_one
-    live = Live()
-    places = find_places(tuned, live)
-    assert not isinstance(places, str)
-    if (last := last_block(tuned)) is not None:
-        places = [*places, Place(last[0], "forward", last[1])]
-    pad_id = getattr(getattr(tuned.loaded.module, "config", None), "pad_token_id", None)
-    setup = _Setup(settings, _gradients(tuned, settings, live), pad_id or 0)
+    setup = _set_up(tuned, settings)
 
     def train(broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:
         for start in range(0, len(turns), clients_per_pass):
@@ -137,12 +130,31 @@ def many_trainer(
                 yield from one_by_one(broadcast, group)
                 continue
             tuned.model.eval()
-            with in_place(places):
-                results = _train_group(setup, group, broadcast[DELTA].to(settings.device))
-            live.values = {}
-            yield from results
+            if setup.rows is not None:
+                _check_examples(setup, setup.rows, group)
+            yield from _train_group(setup, group, broadcast[DELTA].to(settings.device))
+            setup.live.values = {}
 
     return train
+
+
+def _set_up(tuned: TunedModel, settings: LocalSettings) -> _Setup:
+    live, privacy = Live(), settings.privacy
+    places = find_places(tuned, live)
+    assert not isinstance(places, str), places
+    if (last := last_block(tuned)) is not None:
+        places = [*places, Place(last[0], "forward", last[1])]
+    pad_id = getattr(getattr(tuned.loaded.module, "config", None), "pad_token_id", None) or 0
+    by_client = stacked_gradients(tuned, settings, live, places)
+    if privacy is None or privacy.kind != "example":
+        return _Setup(tuned, settings, live, by_client, None, pad_id)
+
+    def rows(batch: Batch, keys_B: Tensor) -> Tensor:
+        value_BP = read_delta(tuned).repeat(len(keys_B), 1)
+        return by_client(value_BP, Pass(batch, keys_B, None)).grad_GP
+
+    by_example = clipped_by_example(by_client, privacy.clip_norm)
+    return _Setup(tuned, settings, live, by_example, rows, pad_id)
 
 
 def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) -> list[LocalResult]:
@@ -173,14 +185,21 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
     rows = sorted(range(len(group)), key=order.__getitem__)
     return [
         LocalResult(
-            {DELTA: update_KP[row].clone()}, float(len(turns[row].data)), _metrics(loss_K[row])
+            {DELTA: update_KP[row].clone()},
+            float(len(turns[row].data)),
+            {} if setup.rows is not None else {"loss": loss_K[row]},
         )
         for row in rows
     ]
 
 
-def _metrics(loss: float) -> dict[str, float]:
-    return {"loss": loss}
+def _check_examples(setup: _Setup, rows: RowGradients, group: Sequence[ClientTurn]) -> None:
+    """Compare gradients of single examples with one-by-one ones, on one client's first two."""
+    turn = next((turn for turn in group if len(turn.data)), None)
+    if turn is not None:
+        device, places = setup.settings.device, np.arange(min(2, len(turn.data)))
+        batch = take_batch(turn, places, 0, device)
+        check_rows(setup.tuned, rows, batch, dropout_keys(turn, places, 1).to(device))
 
 
 def _joined_gradients(setup: _Setup, value_AP: Tensor, batches: Sequence[ClientBatch]) -> Found:
@@ -204,49 +223,15 @@ def _joined_gradients(setup: _Setup, value_AP: Tensor, batches: Sequence[ClientB
 def _private(
     settings: LocalSettings, grad_AP: Tensor, turns: Sequence[ClientTurn], number: int
 ) -> Tensor:
-    """Clip and noise each client's gradient by itself, as the privacy settings say."""
+    """Noise each client's gradient by itself (and clip it), as the privacy settings say."""
     chosen = settings.privacy
     if chosen is None:
         return grad_AP
     rows = []
     for grad_P, turn in zip(grad_AP, turns, strict=False):
         noise_P = draw(noise_root(chosen, turn), len(grad_P), chosen.deviation, turn, number)
-        rows.append(paper_gradient(chosen, grad_P, settings.batch_size, noise_P))
+        if chosen.kind == "example":  # a sum of clipped rows
+            rows.append((grad_P + noise_P.to(grad_P)) / settings.batch_size)
+        else:
+            rows.append(paper_gradient(chosen, grad_P, settings.batch_size, noise_P))
     return torch.stack(rows)
-
-
-def _gradients(tuned: TunedModel, settings: LocalSettings, live: Live) -> Gradients:
-    """Return the function that runs a pass forward and backward."""
-    spec = tuned.spec
-
-    def gradients(value_GP: Tensor, one: Pass) -> Found:
-        parts = torch.split(value_GP.detach(), list(spec.sizes), dim=1)
-        leaves = [
-            part.view(-1, *shape).requires_grad_()
-            for part, shape in zip(parts, spec.shapes, strict=True)
-        ]
-        live.values = dict(zip(spec.names, leaves, strict=True))
-        batch = to_device(one.tensors, settings.device)
-        with tuned.dropout.using(one.keys.to(settings.device)), autocast(settings):
-            scores = tuned.loaded.task.score(tuned.model, batch)
-        loss_GB, count_GB = (v.view(len(value_GP), -1) for v in (scores.loss_B, scores.count_B))
-        if one.weight_GB is not None:
-            weight_GB = one.weight_GB.to(settings.device)
-            loss_GB, count_GB = loss_GB * weight_GB, count_GB * weight_GB
-        loss_G, count_G = loss_GB.sum(1), count_GB.sum(1)
-        total = (loss_G / count_G.clamp(min=1)).sum()
-        found = torch.autograd.grad(total, leaves, allow_unused=True)
-        pairs = list(zip(found, leaves, strict=True))
-        flat = [(torch.zeros_like(v) if g is None else g).flatten(1) for g, v in pairs]
-        return Found(torch.cat(flat, 1), loss_G.detach(), count_G.detach(), _active(pairs))
-
-    return gradients
-
-
-def _active(pairs: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
-    """Return 1 where a parameter got a gradient, else 0 [P]; None where all did."""
-    if all(gradient is not None for gradient, _ in pairs):
-        return None
-    return torch.cat(
-        [torch.full_like(v[0].detach(), float(g is not None)).flatten() for g, v in pairs]
-    )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpeft.models.tasks import Batch
 
-__all__ = ["ClientData", "ExampleSet", "Federated"]
+__all__ = ["ClientData", "EpochViews", "ExampleSet", "Federated", "in_epoch"]
 
 
 class ExampleSet(Protocol):
@@ -28,6 +28,20 @@ class ExampleSet(Protocol):
             None means no augmentation, as in evaluation.
         """
         ...
+
+
+@runtime_checkable
+class EpochViews(Protocol):
+    """A table that gives other examples in other epochs, from a fixed number of views."""
+
+    def in_epoch(self, epoch: int) -> ExampleSet:
+        """Return the table of an epoch of a turn, from 0."""
+        ...
+
+
+def in_epoch(examples: ExampleSet, epoch: int) -> ExampleSet:
+    """Return the table that an epoch of a turn (from 0) trains on: nearly always the same."""
+    return examples.in_epoch(epoch) if isinstance(examples, EpochViews) else examples
 
 
 @dataclass(frozen=True)

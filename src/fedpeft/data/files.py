@@ -22,6 +22,7 @@ __all__ = [
     "READERS",
     "ImageFiles",
     "from_datasets",
+    "full_scale_of",
     "read_csv",
     "read_image_folder",
     "read_jsonl",
@@ -102,7 +103,7 @@ def read_npz(path: Path) -> dict[str, Table]:
     """Read `x_train y_train x_test y_test` (and more columns named so), or `x y client`.
 
     An array of words beside the columns names their numbers: `classes` those of `y`, and
-    `domains` those of `domain`.
+    `domains` those of `domain`. A number `full_scale` is the pixel value of white, else 255.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -131,6 +132,14 @@ def read_npz(path: Path) -> dict[str, Table]:
         known = {c: words[w] for c in columns for w in _names_of(c) if w in words}
         tables[split] = Table(columns, known)
     return tables
+
+
+def full_scale_of(path: Path) -> int:
+    """Return the pixel value of white that an npz file names in `full_scale`; 255 otherwise."""
+    if path.suffix != ".npz":
+        return 255
+    with np.load(path, allow_pickle=False) as archive:
+        return int(archive["full_scale"]) if "full_scale" in archive.files else 255
 
 
 def read_image_folder(path: Path) -> dict[str, Table]:

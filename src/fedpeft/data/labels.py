@@ -33,8 +33,14 @@ class Classes:
     names: tuple[str, ...] | None
 
 
-def encode_labels(train: Table, test: Table, column: str) -> Classes:
+def encode_labels(train: Table, test: Table, column: str, classes: Sequence[str] = ()) -> Classes:
     """Encode the labels of both tables alike; words are numbered in sorted order.
+
+    Args:
+      train: the training table.
+      test: the evaluation table.
+      column: of the labels.
+      classes: names of all classes in the order of their numbers; () takes those that are found.
 
     Raises:
       DataError: naming the first row with a missing, fractional, negative or unknown label.
@@ -45,9 +51,11 @@ def encode_labels(train: Table, test: Table, column: str) -> Classes:
             f"{', '.join(test.columns)}"
         )
     rows = [_values(table, column, split) for table, split in ((train, "train"), (test, "test"))]
-    names = train.names.get(column)
+    names = tuple(classes) or train.names.get(column)
     if any(isinstance(value, str) for part in rows for value in part):
-        names = tuple(sorted({str(value) for part in rows for value in part}))
+        names = _check_known(rows, classes) or tuple(
+            sorted({str(v) for part in rows for v in part})
+        )
         place = {name: index for index, name in enumerate(names)}
         rows = [[place[str(value)] for value in part] for part in rows]
     encoded = [_integers(p, s, names) for p, s in zip(rows, ("train", "test"), strict=True)]
@@ -72,6 +80,17 @@ def read_names(table: Table, column: str) -> list[str]:
     if names is None:
         return [str(value) for value in values]
     return [names[value] if isinstance(value, int) else str(value) for value in values]
+
+
+def _check_known(rows: Sequence[Sequence[object]], classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes that are given, once every word is found among them."""
+    unknown = sorted({str(value) for part in rows for value in part} - set(classes))
+    if classes and unknown:
+        raise DataError(
+            f"data.classes: the data has {unknown[0]!r}, which is not among the {len(classes)} "
+            "classes; add it there in the server's order, or leave such rows out"
+        )
+    return tuple(classes)
 
 
 def _values(table: Table, column: str, split: str) -> list[object]:

@@ -31,7 +31,7 @@ from fedpeft.data.texts import BLOCK_LENGTH, Tokenizer, blocks_of, load_tokenize
 from fedpeft.data.transforms import canvas_of, view_of
 from fedpeft.models.loaded import ImageInput, InputSpec, TextInput, VideoInput
 
-__all__ = ["draw_budget", "load_data"]
+__all__ = ["draw_budget", "load_data", "read_rows"]
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +119,24 @@ def draw_budget(num_examples: int, request: DataRequest) -> IntArray:
     return np.sort(rng.choice(num_examples, budget, replace=request.fidelity == "paper"))
 
 
+def read_rows(request: DataRequest) -> tuple[Table, Table]:
+    """Return the training and the evaluation table as `load_data` counts their rows.
+
+    What is held out is taken away and the budget is drawn; nothing is decoded. A language model's
+    examples are blocks and not rows.
+
+    Raises:
+      DataError: if the source or the budget is not possible.
+    """
+    found = choose_splits(read_source(request), request)
+    train, test = _train_and_evaluation(found, request)
+    drawn = draw_budget(len(train), request) if request.task != "causal-lm" else None
+    if drawn is None:
+        return train, test
+    rows = np.arange(len(drawn)) if request.fidelity == "paper" else drawn
+    return select(train, rows), test
+
+
 def _check(request: DataRequest, inputs: InputSpec) -> None:
     for field, found, allowed in (
         ("task", request.task, tuple(_LOADERS)),
@@ -143,6 +161,8 @@ def _train_and_evaluation(
 ) -> tuple[Table, Table]:
     """Return what to train and to evaluate on; what is missing is held out of the former."""
     train, test, validation = found
+    if request.whole:
+        return train, select(train, np.arange(min(1, len(train))))
     if test is None:
         train, test = _hold_out(train, request, fraction=0.2)
     if request.evaluate_on == "test":
@@ -275,7 +295,7 @@ def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
 def _classes(tables: _Tables, request: DataRequest) -> tuple[Classes, IntArray, IntArray]:
     """Return the classes, the rows to train on, and the rows whose labels the partition sees."""
     column = _required(tables, "label", request)
-    classes = encode_labels(tables.train, tables.test, column)
+    classes = encode_labels(tables.train, tables.test, column, request.classes)
     drawn = draw_budget(len(classes.train), request)
     rows = np.arange(len(drawn)) if request.fidelity == "paper" else drawn
     return classes, rows, drawn

@@ -72,6 +72,9 @@ class DataRequest:
       seed: the run's root seed, in [0, 2**32).
       partition: which client gets which example.
       transforms: of pictures.
+      classes: names of all classes in the order of their numbers, where a part of the data may lack
+        some; () takes those that are found.
+      whole: nothing is held out for a test: the part of one client in a federation.
     """
 
     source: str = "digits"
@@ -88,3 +91,5 @@ class DataRequest:
     seed: int = 1
     partition: PartitionRequest = field(default_factory=PartitionRequest)
     transforms: TransformSpec = field(default_factory=TransformSpec)
+    classes: tuple[str, ...] = ()
+    whole: bool = False

@@ -18,7 +18,13 @@ import numpy as np
 from fedpeft.core.errors import DataError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.clip_files import read_clip_file, read_clip_folder
-from fedpeft.data.files import IMAGE_SUFFIXES, READERS, from_datasets, read_image_folder
+from fedpeft.data.files import (
+    IMAGE_SUFFIXES,
+    READERS,
+    from_datasets,
+    full_scale_of,
+    read_image_folder,
+)
 from fedpeft.data.request import DataRequest
 from fedpeft.data.tables import Splits, Table, select, values_of
 
@@ -42,7 +48,7 @@ def read_source(request: DataRequest) -> Splits:
     if path.is_dir():
         return Splits(_read_folder(path))
     if path.is_file():
-        return Splits(_split_by_column(_read_file(path)))
+        return Splits(_split_by_column(_read_file(path)), full_scale_of(path))
     if path.suffix in READERS or request.source.startswith((".", "/", "~")):
         raise DataError(f"data.source: there is no file or folder {request.source!r}")
     return Splits(_read_hub(request))

@@ -9,7 +9,6 @@ build_run      everything
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +16,20 @@ from pathlib import Path
 
 import torch
 
-from fedpeft.client.evaluate import Evaluation, evaluate
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.many import many_trainer
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
+from fedpeft.engines.kinds import RunEngine
 from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.experiment import tables
 from fedpeft.experiment.check import num_clients
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.flower_run import foreign_engine
 from fedpeft.experiment.passes import num_together, resolve_passes
+from fedpeft.experiment.prefix import PrefixNote, with_prefix
 from fedpeft.experiment.privacy import (
     is_private,
     private_stages,
@@ -42,6 +43,7 @@ from fedpeft.experiment.requests import (
     model_request,
     tuning_request,
 )
+from fedpeft.experiment.score import score_clients, score_state
 from fedpeft.experiment.stability import (
     asked_clients,
     make_buffering,
@@ -60,8 +62,6 @@ from fedpeft.tuning.tuned import (
     move,
     read_buffers,
     read_delta,
-    write_buffers,
-    write_delta,
 )
 from fedpeft.wire.privacy import (
     SERVER_ROOT,
@@ -78,14 +78,13 @@ __all__ = [
     "build_run",
     "build_tuned",
     "check_device",
+    "fit_labels",
     "load_run_data",
+    "make_half",
     "resolve",
     "sketch_run",
     "up_stages",
 ]
-
-
-_EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -102,17 +101,19 @@ class BuiltRun:
       start: the state before round 1.
       evaluate: from a state to metrics on the server's test set.
       evaluate_clients: from a state to a metric a client; None where it was not asked for.
+      prefix: what is kept of the frozen layers below all that trains.
     """
 
     experiment: Experiment
     tuned: TunedModel
     data: Federated
     plan: RoundPlan
-    engine: LocalEngine
+    engine: RunEngine
     settings: LocalSettings
     start: ServerState
     evaluate: Callable[[ServerState], Mapping[str, float]]
     evaluate_clients: Callable[[ServerState], Mapping[str, float]] | None
+    prefix: PrefixNote
 
 
 @dataclass(frozen=True)
@@ -223,37 +224,42 @@ def build_run(experiment: Experiment) -> BuiltRun:
     experiment = resolve(experiment)
     check_device(experiment)
     data = load_run_data(experiment)
-    experiment = _fit_labels(experiment, data)
-    return assemble(experiment, build_tuned(experiment, experiment.model.num_labels), data)
+    experiment = fit_labels(experiment, data)
+    tuned = build_tuned(experiment, experiment.model.num_labels)
+    return assemble(experiment, tuned, data, foreign_engine(experiment, tuned, data))
 
 
-def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> BuiltRun:
+def assemble(
+    experiment: Experiment, tuned: TunedModel, data: Federated, engine: RunEngine | None = None
+) -> BuiltRun:
     """Put a tuned model and a data set together with federation, client, wire and engine.
 
     Args:
       experiment: resolved; its model, tuning and data parts are not read.
       tuned: the model; the run owns it from here on.
       data: of all clients.
+      engine: where the clients live; None starts the local engine.
     """
     refuse_model(experiment, tuned)
     settings = local_settings(experiment)
-    experiment = resolve_passes(experiment, tuned, data, settings)
     plan = _round_plan(experiment, tuned, data)
     start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
     if experiment.privacy.mode == "central":
         simulated = experiment.seed if experiment.privacy.reproducible_noise else None
         start = with_server_root(start, seed=simulated)
-    make_half = functools.partial(_make_half, tuned, settings, experiment)
+    prefixed = with_prefix(experiment, tuned, data, settings)
+    experiment = resolve_passes(experiment, prefixed.tuned, prefixed.data, settings)
+    half = functools.partial(make_half, prefixed.tuned, settings, experiment)
     workers = experiment.engine.workers or 1
-    engine = LocalEngine(
-        make_half,
-        data,
+    engine = engine or LocalEngine(
+        half,
+        prefixed.data,
         num_workers=workers,
         block=block_size(tuned.spec.num_bytes, workers),
         clients_per_pass=num_together(experiment),
     )
     move(tuned, settings.device)
-    score = functools.partial(_score, tuned, data, settings)
+    score = functools.partial(score_state, prefixed.tuned, prefixed.data, settings)
     return BuiltRun(
         experiment,
         tuned,
@@ -263,13 +269,15 @@ def assemble(experiment: Experiment, tuned: TunedModel, data: Federated) -> Buil
         settings,
         start,
         lambda state: tuned.loaded.task.metrics(*score(state).sums()),
-        (lambda state: _by_client(score(state), tuned, data))
+        (lambda state: score_clients(score(state), tuned, data))
         if experiment.federation.evaluate_clients
         else None,
+        prefixed.note,
     )
 
 
-def _make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
+def make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
+    """Build the client half of a resolved experiment."""
     return ClientHalf(
         many_trainer(tuned, settings, clients_per_pass=num_together(experiment)),
         up_stages(experiment),
@@ -277,43 +285,6 @@ def _make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experimen
         tuned.spec,
         is_private(experiment),
     )
-
-
-def _score(
-    tuned: TunedModel, data: Federated, settings: LocalSettings, state: ServerState
-) -> Evaluation:
-    write_delta(tuned, state.delta)
-    if tuned.buffers:
-        write_buffers(tuned, state.buffers)
-    by_token = tuned.loaded.task.metric == "perplexity"  # logits are as wide as the vocabulary
-    batch_size = settings.batch_size if by_token else _EVALUATION_BATCH
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return evaluate(tuned, data.test, settings, batch_size)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _by_client(evaluation: Evaluation, tuned: TunedModel, data: Federated) -> dict[str, float]:
-    """Score each client: on its own test rows, or by class in the client's own proportions."""
-    metric = tuned.loaded.task.metric
-    if data.test_clients:
-        return {
-            client: tuned.loaded.task.metrics(*evaluation.sums(rows.tolist()))[metric]
-            for client, rows in data.test_clients.items()
-        }
-    if data.labels is None or data.num_labels is None:
-        return {}
-    right = [
-        evaluation.sums((evaluation.label_N == label).nonzero().flatten().tolist())
-        for label in range(data.num_labels)
-    ]
-    by_class = [correct / count if count else math.nan for _, count, correct in right]
-    return {
-        client: sum(by_class[label] for label in data.labels[rows]) / len(rows)
-        for client, rows in data.clients.items()
-    }
 
 
 def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> RoundPlan:
@@ -352,7 +323,7 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
     )
 
 
-def _fit_labels(experiment: Experiment, data: Federated) -> Experiment:
+def fit_labels(experiment: Experiment, data: Federated) -> Experiment:
     """Take the number of labels from the data, or compare it with what the file says."""
     said = experiment.model.num_labels
     if data.num_labels is None or said == data.num_labels:
@@ -374,7 +345,7 @@ def _known_labels(experiment: Experiment) -> int | None:
 
 def _workers(experiment: Experiment) -> int:
     engine = experiment.engine
-    if engine.device != "cpu":
+    if engine.device != "cpu" and engine.name == "local":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return engine.workers or max(1, min(cores or 1, experiment.federation.clients_per_round))

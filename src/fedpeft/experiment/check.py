@@ -11,6 +11,7 @@ from fedpeft.experiment import tables
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.check_stability import stability_problems
 from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.site_config import is_loopback
 
 __all__ = ["num_clients", "problems_of"]
 
@@ -85,6 +86,11 @@ def _client(experiment: Experiment) -> Iterator[str]:
                 yield f"client.lr.{method}: no such tuning method; {nearest(method, METHODS)}"
     if client.optimizer == "sgd" and client.nesterov and not client.momentum:
         yield "client.nesterov: found true with client.momentum = 0; set one of the two"
+    if client.prefix_views is not None and client.prefix_cache == "off":
+        yield (
+            f"client.prefix_views: found {client.prefix_views} with client.prefix_cache = 'off', "
+            "which keeps no view; leave one of the two out"
+        )
 
 
 def _wire(experiment: Experiment) -> Iterator[str]:
@@ -104,13 +110,42 @@ def _engine(experiment: Experiment) -> Iterator[str]:
         yield f"engine.device: found {engine.device!r}; allowed are 'cpu', 'cuda' and 'cuda:N'"
     if kind == "cpu" and engine.precision == "bf16":
         yield "engine.precision: found 'bf16' with engine.device = 'cpu'; it is for GPUs only"
-    if kind == "cuda" and (engine.workers or 1) > 1:
+    if engine.name == "flower":
+        yield from _deployment(experiment)
+    if kind == "cuda" and (engine.workers or 1) > 1 and engine.name == "local":
         yield f"engine.workers: found {engine.workers} with a GPU; allowed is 1"
     if engine.name != "local" and engine.clients_per_pass not in (None, 1):
         yield (
             f"engine.clients_per_pass: found {engine.clients_per_pass!r} with engine.name = "
             f"{engine.name!r}, which runs one client a process; allowed is 1, or 'local'"
         )
+
+
+def _deployment(experiment: Experiment) -> Iterator[str]:
+    """Yield what a deployment lacks: an address, sites, and a network that is not open."""
+    engine = experiment.engine
+    address, safe = engine.superlink or "", engine.root_certificates is not None
+    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
+        yield (
+            f"engine.superlink: found {address!r}; a deployment needs the SuperLink's HOST:PORT, "
+            "such as 127.0.0.1:8000"
+        )
+    elif not safe and not engine.insecure and not is_loopback(address):
+        yield (
+            f"engine.root_certificates: not set, and {address} is not this machine: anyone on the "
+            "way could read and change every message. Name the file of the certificate authority, "
+            "or set engine.insecure = true to send in plain text"
+        )
+    if safe and engine.insecure:
+        yield "engine.insecure: found true with engine.root_certificates; set one of the two"
+    if experiment.data.partition.clients is None:
+        yield "data.partition.clients: not set; a deployment needs the number of its sites"
+    if experiment.stability is not None:
+        yield "[stability]: simulates a world of clients; a deployment has a real one"
+    if experiment.federation.mode == "buffered":
+        yield "federation.mode: found 'buffered', on a simulated clock; a deployment is synchronous"
+    if experiment.federation.evaluate_clients:
+        yield "federation.evaluate_clients: a deployment's server does not know the sites' data"
 
 
 def _privacy(experiment: Experiment) -> Iterator[str]:

@@ -226,6 +226,16 @@ class ClientConfig(BaseModel):
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NotNegative = 1e-4
+    prefix_cache: Literal["auto", "memory", "disk", "off"] = Field(
+        "auto",
+        description="the output of the frozen layers below all that trains is computed once an "
+        "example; auto: kept in memory if all fits, else on disk",
+    )
+    prefix_memory: Positive = Field(1024, description="MiB of memory for it")
+    prefix_disk: Positive = Field(8192, description="MiB of the cache folder for it")
+    prefix_views: Positive | None = Field(
+        None, description="with augmentation: keep so many views of each example; off by default"
+    )
 
 
 class WireConfig(BaseModel):
@@ -271,6 +281,40 @@ class EngineConfig(BaseModel):
     )
     device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
+    deadline: Above | None = Field(
+        None,
+        description="Flower: longest turn of a client, in seconds; 3600 at sites, else none",
+    )
+    client_cpus: Above | None = Field(
+        None, description="flower-simulation: cores of one Ray actor; 1 by default"
+    )
+    client_gpus: NotNegative | None = Field(
+        None, description="flower-simulation: GPUs of one Ray actor, such as 0.25; 0 by default"
+    )
+    ray: str | None = Field(
+        None, description="flower-simulation: address of a Ray cluster; Ray is started here else"
+    )
+    superlink: str | None = Field(
+        None, description="flower: HOST:PORT of the SuperLink that `fedpeft run` submits to"
+    )
+    root_certificates: str | None = Field(
+        None, description="flower: file of the certificate authority that the SuperLink's is from"
+    )
+    insecure: bool = Field(
+        False, description="flower: true allows plain text to an address that is not loopback"
+    )
+    wait: Above | None = Field(
+        None, description="flower: seconds to wait for all sites before round 1; 300 by default"
+    )
+    retries: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="flower: submit so often again without a new round in between; 3"
+    )
+    signatures: list[str] | None = Field(
+        None, description="flower: files of `fedpeft sign`, for sites that run signed bundles only"
+    )
+    store_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None, description="flower: on loopback, where the SuperLink fetches a signed bundle; 8090"
+    )
 
 
 class RunConfig(BaseModel):

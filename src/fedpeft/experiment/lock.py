@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fedpeft.core.errors import RunFolderError
 
-__all__ = ["LOCK", "locked"]
+__all__ = ["LOCK", "holder", "locked"]
 
 LOCK = "lock"
 """Name of the lock file in a folder."""
@@ -52,6 +52,16 @@ def locked(folder: Path, *, patience: float = 3.0) -> Iterator[None]:
         yield
     finally:
         _release(file)
+
+
+def holder(folder: Path) -> dict[str, object] | None:
+    """Return the live process that holds the lock of a folder; None if there is none."""
+    try:
+        owner = json.loads((folder / LOCK).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(owner, dict) and {"pid", "started", "host"} <= set(owner)
+    return owner if known and _lives(owner) else None
 
 
 def _take(file: Path) -> dict[str, object] | None:

@@ -67,7 +67,16 @@ from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.round import RoundRecord
 from fedpeft.server.state import ServerState
 
-__all__ = ["RoundDone", "evaluated", "goes_on", "line_of", "peek", "run", "run_experiment"]
+__all__ = [
+    "RoundDone",
+    "done_of",
+    "evaluated",
+    "goes_on",
+    "line_of",
+    "peek",
+    "run",
+    "run_experiment",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +133,10 @@ def run(
     finished = peek(wanted, folder, resume=resume)
     if finished is not None:
         return finished
+    if wanted.engine.name == "flower":
+        from fedpeft.experiment.deploying import deploy  # late: it follows this module's runs
+
+        return deploy(wanted, folder, on_round, resume=resume)
     built = build_run(with_recorded_passes(experiment, folder) if resume else experiment)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -178,7 +191,7 @@ def run_experiment(
         memories = built.engine.memories(state.committed)
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records.append(brief(record))
-        on_round(_done(record, records, experiment.federation.rounds))
+        on_round(done_of(record, records, experiment.federation.rounds))
     return _finish(built, folder, state, totals(records))
 
 
@@ -269,7 +282,8 @@ def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
     return wire_bytes(built.tuned, built.plan.down), up
 
 
-def _done(record: Record, records: list[Record], rounds: int) -> RoundDone:
+def done_of(record: Record, records: list[Record], rounds: int) -> RoundDone:
+    """Say how far a run of `rounds` rounds is: its newest line, and all lines so far."""
     so_far = totals(records)
     left = so_far.seconds / so_far.rounds * (rounds - so_far.rounds)
     return RoundDone(record, so_far, rounds, left)
@@ -322,6 +336,7 @@ def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
         "bytes_up": so_far.bytes_up,
         "bytes_down": so_far.bytes_down,
         "seconds": round(so_far.seconds, 3),
+        **built.prefix.as_json(),
         **private_summary(experiment, so_far.rounds),
         "delta_digest": digest,
         "stopped": "rounds" if done else "privacy budget",

@@ -64,7 +64,10 @@ class Row:
     by_batch: Mapping[int, int]
 
 
-TABLE: Sequence[Row] = (Row("vit", "cpu", 1_000_000, {1: 32, 4: 16}),)
+TABLE: Sequence[Row] = (
+    Row("vit", "cpu", 1_000_000, {1: 32, 4: 16, 16: 8}),
+    Row("bert", "cpu", 25_000_000, {1: 8}),
+)
 """What gained at least 1.2x over training one by one, for all methods that can share a pass."""
 
 
@@ -98,10 +101,13 @@ def resolve_passes(
 
 
 def default_passes(tuned: TunedModel, settings: LocalSettings, cohort: int) -> int:
-    """Look up how many clients share a pass; at most a quarter of a cohort, to keep cores busy."""
+    """Look up how many clients share a pass; at most a quarter of a cohort, to keep cores busy.
+
+    It is 1 where the delta is more than a tenth of the model: K of them would be large.
+    """
     family, device = tuned.loaded.family.name, settings.device.partition(":")[0]
-    size = sum(parameter.numel() for parameter in tuned.model.parameters())
-    for row in TABLE:
+    size = sum(parameter.numel() for parameter in tuned.loaded.module.parameters())
+    for row in TABLE if tuned.spec.num_params <= size / 10 else ():
         if (row.family, row.device) == (family, device) and size <= row.parameters:
             fitting = [k for batch, k in row.by_batch.items() if settings.batch_size <= batch]
             return max(1, min(fitting[0], cohort // _SHARES)) if fitting else 1

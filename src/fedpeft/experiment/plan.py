@@ -23,11 +23,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Payload
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
-from fedpeft.data.examples import ClientData
+from fedpeft.data.examples import ClientData, Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
 from fedpeft.experiment.build import Sketch, load_run_data, sketch_run
 from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.passes import num_together
+from fedpeft.experiment.prefix import planned_prefix
 from fedpeft.experiment.privacy import is_private, privacy_figures
 from fedpeft.experiment.stability import planned_turns
 from fedpeft.experiment.sweep_rows import SweepRow
@@ -104,6 +105,7 @@ def make_plan(experiment: Experiment) -> Plan:
     private = is_private(sketch.experiment)
     up = wire_bytes(tuned, sketch.up, PRIVATE_NOTES if private else TYPICAL_NOTES)
     down = wire_bytes(tuned, sketch.down)
+    data = _data(sketch.experiment)
     figures: dict[str, object] = {
         "name": sketch.experiment.name,
         "model": sketch.experiment.model.name,
@@ -119,9 +121,11 @@ def make_plan(experiment: Experiment) -> Plan:
         "total_bytes": rounds * (replies * up + asked * down),
         "memory_bytes": _memory(sketch),
         "kept_deltas_bytes": _kept_deltas(sketch),
+        **planned_prefix(sketch.experiment, tuned, data).as_json(),
         **privacy_figures(sketch.experiment),
     }
-    return Plan(figures, _partition(sketch.experiment))
+    shown = data is not None and len(data.clients) <= MOST_SHOWN
+    return Plan(figures, _partition(data) if data is not None and shown else None)
 
 
 def plan_rows(rows: Sequence[SweepRow]) -> dict[str, Plan]:
@@ -209,18 +213,21 @@ def _kept_deltas(sketch: Sketch) -> int:
     return (sketch.experiment.federation.rounds + 1) * payload
 
 
-def _partition(experiment: Experiment) -> Partition | None:
-    """Partition data that is on this machine; None where it is not, cannot be read, or is long."""
+def _data(experiment: Experiment) -> Federated | None:
+    """Load and partition data that is on this machine; None where it is not, or cannot be read."""
+    if experiment.engine.name == "flower":
+        return None  # what is here is the server's; the sites have theirs
     source = experiment.data.source
     if source not in BUNDLED_DATASETS and not Path(source).expanduser().exists():
         return None
     try:
-        data = load_run_data(experiment)
+        return load_run_data(experiment)
     except FedpeftError as error:
         logger.info("no partition is shown: %s", error)
         return None
-    if len(data.clients) > MOST_SHOWN:
-        return None
+
+
+def _partition(data: Federated) -> Partition:
     counts = label_table(data).tolist() if data.labels is not None else []
     return Partition(
         tuple(data.clients), tuple(sizes(data).tolist()), tuple(tuple(row) for row in counts)

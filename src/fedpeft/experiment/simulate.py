@@ -144,6 +144,11 @@ def _settings(
     }
     table = apply_overrides(described, (dict(settings) | dict(private)).items())
     experiment = validate(table, "settings")
+    if experiment.engine.name != "local":
+        raise ConfigError(
+            f"engine.name: found {experiment.engine.name!r}; objects of your own stay in this "
+            "process. Use 'local' here, or an experiment file with `fedpeft run`"
+        )
     return resolve(experiment)
 
 

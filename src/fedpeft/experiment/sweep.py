@@ -192,6 +192,8 @@ def _layout(rows: Sequence[SweepRow]) -> tuple[int, int]:
         return 1, 1
     if any(row.experiment.engine.device != "cpu" for row in rows):
         return 1, 1
+    if any(row.experiment.engine.name != "local" for row in rows):
+        return 1, num_cores()
     asked = [row.experiment.engine.workers for row in rows]
     if all(asked):
         workers = max(number or 1 for number in asked)

@@ -82,7 +82,11 @@ STAGES: Mapping[str, Callable[..., Stage]] = {
     "top_k": stages.top_k,
 }
 
-ENGINES: Mapping[str, str] = {"local": "worker processes on this machine"}
+ENGINES: Mapping[str, str] = {
+    "local": "worker processes on this machine",
+    "flower-simulation": "Ray actors through Flower's simulation, here or on a cluster",
+    "flower": "sites behind a Flower SuperLink, over TLS",
+}
 
 PAPER_LR: Mapping[str, float] = {
     "full": 1e-3,

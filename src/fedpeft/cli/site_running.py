@@ -1,0 +1,160 @@
+"""How `node` runs: the worker, the SuperNode, or both, until it is told to end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.engines.resident import SOCKET, serve
+from fedpeft.engines.supernode import Child, NodeSettings, follow, supernode, trusted_entities
+from fedpeft.experiment.files import write_text
+from fedpeft.experiment.site_config import SiteConfig, is_loopback, read_site, site_problems
+from fedpeft.experiment.site_door import SECONDS, SITE
+
+__all__ = ["check_command", "node_command"]
+
+_PARTS = ("all", "worker", "supernode")
+_PARENT = "FEDPEFT_NODE_PROCESS"
+
+
+def check_command(file: Path, part: str, *, unprotected: bool) -> int:
+    """Print every problem of a site file, or what the site offers; return the exit code."""
+    _check_part(part)
+    site = read_site(file)
+    problems = site_problems(site, part=part, unprotected=unprotected)
+    problems += [] if problems or part == "supernode" else _data_problems(site)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        return ConfigError.exit_code
+    for line in _offer(site):
+        typer.echo(line)
+    return 0
+
+
+def node_command(file: Path, part: str, *, unprotected: bool) -> None:
+    """Run a site until Ctrl-C or SIGTERM.
+
+    Raises:
+      ConfigError: listing every problem of the file.
+      EngineError: if a process cannot be kept running.
+    """
+    _check_part(part)
+    site = read_site(file)
+    problems = site_problems(site, part=part, unprotected=unprotected)
+    if problems:
+        raise ConfigError("\n  ".join([f"{file}: {len(problems)} found", *problems]))
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    state = Path(site.state)
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if part == "worker":
+        _work(site)
+        return
+    children = [_supernode(file, site)]
+    if part == "all" and site.worker.resident:
+        children.insert(0, _worker(file, unprotected=unprotected))
+    follow(children, goes_on=_until_told())
+
+
+def _check_part(part: str) -> None:
+    if part not in _PARTS:
+        raise ConfigError(f"--part: found {part!r}; allowed are {', '.join(_PARTS)}")
+
+
+def _work(site: SiteConfig) -> None:
+    """Be the worker."""
+    from fedpeft.experiment.site import make_site
+
+    goes_on, parent = _until_told(), os.environ.get(_PARENT)
+    serve(
+        _socket(site),
+        make_site(site).take,
+        max_bytes=site.allow.max_message_bytes,
+        goes_on=lambda: goes_on() and (parent is None or os.getppid() == int(parent)),
+    )
+
+
+def _worker(file: Path, *, unprotected: bool) -> Child:
+    command = [sys.executable, "-m", "fedpeft", "node", str(file), "--part", "worker"]
+    command += ["--i-accept-an-unprotected-network"] if unprotected else []
+    return Child("worker", command, {_PARENT: str(os.getpid()), "OMP_WAIT_POLICY": "PASSIVE"})
+
+
+def _supernode(file: Path, site: SiteConfig) -> Child:
+    link, state = site.superlink, Path(site.state)
+    trusted = state / "trusted.yaml" if link.trusted_keys else None
+    if trusted is not None:
+        write_text(trusted, trusted_entities(link.trusted_keys))
+    elif is_loopback(link.address):
+        typer.echo("note: no superlink.trusted_keys: any bundle of the server is run", err=True)
+    config: dict[str, str | float] = {"site": site.name, SECONDS: site.worker.seconds}
+    door = {SOCKET: str(_socket(site))} if site.worker.resident else {SITE: str(file.absolute())}
+    return supernode(
+        NodeSettings(
+            link.address,
+            state / "flower",
+            config | door,
+            link.root_certificates,
+            link.private_key,
+            trusted,
+            link.runtime_port,
+        )
+    )
+
+
+def _socket(site: SiteConfig) -> Path:
+    return Path(site.state) / "door" / "worker"
+
+
+def _until_told() -> Callable[[], bool]:
+    """Return a function that says no once Ctrl-C or SIGTERM came."""
+    told: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        told.append(number)
+        if len(told) > 1:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, hear)
+    signal.signal(signal.SIGINT, hear)
+    return lambda: not told
+
+
+def _data_problems(site: SiteConfig) -> list[str]:
+    """Open the data as far as that goes without a model."""
+    from fedpeft.core.errors import DataError
+    from fedpeft.data.request import DataRequest
+    from fedpeft.data.source import choose_splits, read_source
+
+    request = DataRequest(source=site.data.source, train_split=site.data.train_split)
+    try:
+        train, _, _ = choose_splits(read_source(request), request)
+    except DataError as error:
+        return [str(error)]
+    return [] if len(train) else [f"data.source: {site.data.source} has no rows"]
+
+
+def _offer(site: SiteConfig) -> list[str]:
+    allow, link = site.allow, site.superlink
+    models = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
+    return [
+        f"{site.name}: ready. Data: {site.data.source}",
+        f"server: {link.address}, {'TLS' if link.root_certificates else 'no TLS'}, "
+        f"{'its own key' if link.private_key else 'no key'}, "
+        f"{len(link.trusted_keys) or 'no'} trusted signer(s)",
+        f"models: {', '.join(models)}; methods: {', '.join(allow.methods or ['all'])}; "
+        f"at most {allow.max_rounds} rounds of {allow.max_epochs} epochs",
+        f"leaves the site: the delta, {', '.join(allow.metrics) or 'no metrics'}, "
+        f"{'the number of examples' if allow.num_examples else 'not the number of examples'}",
+        f"privacy modes: {', '.join(site.privacy.modes)}; epsilon over all runs: "
+        f"{site.privacy.epsilon if site.privacy.epsilon is not None else 'no limit'}",
+    ]

@@ -1,0 +1,162 @@
+"""A client's memory on its own disk, before and after its last turn: exactly once, whatever dies.
+
+    <folder>/<run>/turn-00004.safetensors    what turn 4 left: memory, and the reply that was sent
+    <folder>/<run>/turn-00005.safetensors    the same of turn 5, which the server may have or not
+
+A request names the last turn that the server took. The client starts from what that turn left, and
+what no later request can name is deleted. The same request again gets the same reply, unread. Files
+are written whole or not at all and are readable by their owner only: they may hold a secret root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fedpeft.client.turns import Memory
+from fedpeft.core.errors import EngineError
+
+__all__ = ["Kept", "TurnStore"]
+
+_FORMAT = "fedpeft-turn-1"
+_NAME = re.compile(r"turn-(\d{5,})\.safetensors")
+_MEMORY, _REPLY = "memory.", "reply"
+
+Write = Callable[[Path, Callable[[Path], None]], None]
+"""Fills a file whole or not at all: (name, function that fills a temporary file)."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a turn left behind.
+
+    Attributes:
+      turn: its number.
+      request: digest of the request that asked for it.
+      memory: of the client, after it.
+      reply: as it was sent.
+    """
+
+    turn: int
+    request: str
+    memory: Memory
+    reply: bytes
+
+
+class TurnStore:
+    """The turns of one client, by run.
+
+    Args:
+      folder: of this client; made with mode 0700 if it is missing.
+      write: writes a file whole or not at all, for its owner only.
+    """
+
+    def __init__(self, folder: Path, write: Write) -> None:
+        self._folder = folder
+        self._write = write
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes of this client out of the block."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def last(self, run: str) -> Kept | None:
+        """Return the last turn that was taken in a run; None before the first.
+
+        Raises:
+          EngineError: if its file is corrupt.
+        """
+        turns = self._turns(run)
+        return self._read(run, turns[-1]) if turns else None
+
+    def start(self, run: str, committed: int) -> Memory | None:
+        """Return the memory after a turn: empty for turn 0, None where nothing is kept of it.
+
+        Raises:
+          EngineError: if its file is corrupt.
+        """
+        if committed == 0:
+            return {}
+        return self._read(run, committed).memory if committed in self._turns(run) else None
+
+    def keep(self, run: str, kept: Kept, *, committed: int) -> None:
+        """Write what a turn left, and delete all but it and the committed turn.
+
+        Args:
+          run: our name of the run.
+          kept: of the turn.
+          committed: the turn that it started from.
+        """
+        folder = self._folder / run
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for rest in folder.glob("*.partial"):
+            rest.unlink()
+        tensors = {_MEMORY + name: _copy(tensor) for name, tensor in kept.memory.items()}
+        tensors[_REPLY] = torch.frombuffer(bytearray(kept.reply), dtype=torch.uint8)
+        notes = {"format": _FORMAT, "turn": str(kept.turn), "request": kept.request}
+        notes["digest"] = _digest(tensors)
+        self._write(
+            self._file(run, kept.turn),
+            lambda partial: safetensors.torch.save_file(tensors, partial, notes),
+        )
+        for turn in self._turns(run):
+            if turn not in (committed, kept.turn):
+                self._file(run, turn).unlink()
+
+    def _turns(self, run: str) -> list[int]:
+        names = (_NAME.fullmatch(file.name) for file in (self._folder / run).glob("turn-*"))
+        return sorted(int(match.group(1)) for match in names if match)
+
+    def _file(self, run: str, turn: int) -> Path:
+        return self._folder / run / f"turn-{turn:05d}.safetensors"
+
+    def _read(self, run: str, turn: int) -> Kept:
+        file = self._file(run, turn)
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                notes = dict(opened.metadata() or {})
+                tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _corrupt(file, f"it is not a whole safetensors file ({error})") from error
+        if notes.get("format") != _FORMAT or notes.get("digest") != _digest(tensors):
+            raise _corrupt(file, "its content does not match the digest that was written with it")
+        reply = tensors.pop(_REPLY).numpy().tobytes()
+        memory = {name.removeprefix(_MEMORY): tensor for name, tensor in tensors.items()}
+        return Kept(turn, notes["request"], memory, reply)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _corrupt(file: Path, problem: str) -> EngineError:
+    return EngineError(
+        f"{file}: the memory of this client is corrupt: {problem}. Nothing was changed; put back a "
+        "copy of the file, or take no further part in this run"
+    )

@@ -1,0 +1,288 @@
+"""`site.toml`: what a site is, what it has and what it allows. Strict; all problems at once.
+
+The site's owner writes it; no server can change or read it. Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.core.words import nearest
+
+__all__ = [
+    "AllowConfig",
+    "SiteConfig",
+    "SiteDataConfig",
+    "SiteModelConfig",
+    "SitePrivacyConfig",
+    "SuperLinkConfig",
+    "WorkerConfig",
+    "is_loopback",
+    "read_site",
+    "site_problems",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Mode = Literal["none", "central", "local", "example", "paper"]
+
+_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SiteDataConfig(BaseModel):
+    """`[data]`: the site's own examples. Only this file can name them."""
+
+    model_config = _STRICT
+    source: str = Field(description="a local file or folder, or a bundled name")
+    train_split: str | None = Field(None, description="`train` by default; a lone split is taken")
+    image: str | None = Field(None, description="column of the images; found by its name")
+    text: str | None = Field(None, description="column of the texts; found by its name")
+    video: str | None = Field(None, description="column of the clips; found by its name")
+    label: str | None = Field(None, description="column of the labels; found by its name")
+    classes: list[str] = Field(
+        default_factory=list,
+        description="all classes in the server's order, where this site's files do not hold them",
+    )
+
+
+class SiteModelConfig(BaseModel):
+    """`[model]`: which backbones a server may ask for."""
+
+    model_config = _STRICT
+    allow: list[str] | None = Field(
+        None, description="names that may be loaded; bundled ones and presets by default"
+    )
+    folders: dict[str, str] = Field(
+        default_factory=dict, description="the server's name of a model -> a folder of this site"
+    )
+
+
+class SuperLinkConfig(BaseModel):
+    """`[superlink]`: the server, and how this site knows it and is known by it."""
+
+    model_config = _STRICT
+    address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
+    root_certificates: str | None = Field(None, description="PEM file that vouches for the server")
+    private_key: str | None = Field(None, description="this site's key, registered at the server")
+    trusted_keys: list[str] = Field(
+        default_factory=list,
+        description="`ssh-ed25519 ...` lines, or files with one: who may sign app bundles",
+    )
+    runtime_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None, description="of the SuperNode's own interface on loopback; a free one by default"
+    )
+
+
+class AllowConfig(BaseModel):
+    """`[allow]`: what an experiment may be."""
+
+    model_config = _STRICT
+    methods: list[str] | None = Field(None, description="tuning methods; all by default")
+    max_rounds: Positive = Field(1000, description="of an experiment")
+    max_epochs: Positive = Field(100, description="of a turn")
+    max_message_bytes: Positive = Field(2_000_000_000, description="of a message, either way")
+    metrics: list[str] = Field(["loss"], description="figures of training that may go with a delta")
+    num_examples: bool = Field(
+        True, description="whether the server may know how many examples there are"
+    )
+
+
+class SitePrivacyConfig(BaseModel):
+    """`[privacy]`: what this site demands of an experiment's privacy."""
+
+    model_config = _STRICT
+    modes: list[Mode] = Field(
+        ["none", "central", "local", "example"], description="modes in which it takes part"
+    )
+    epsilon: Above | None = Field(
+        None, description="most that all runs together may spend; for modes local and example"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="of (epsilon, delta)")
+    reproducible_noise: bool = Field(False, description="allow noise that the server knows: tests")
+
+
+class WorkerConfig(BaseModel):
+    """`[worker]`: the process that holds backbone and data."""
+
+    model_config = _STRICT
+    device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
+    threads: Positive = Field(1, description="of torch; 1 gives the local engine's bits")
+    seconds: Above = Field(3600.0, description="longest turn that the app waits for")
+    resident: bool = Field(True, description="false: each message loads everything anew")
+
+
+class SiteConfig(BaseModel):
+    """A whole site file."""
+
+    model_config = _STRICT
+    name: str = Field(
+        description="of this client in the federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+    )
+    state: str = Field("state", description="folder of memories, socket and budget; private")
+    data: SiteDataConfig
+    model: SiteModelConfig = Field(default_factory=SiteModelConfig)
+    superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
+    allow: AllowConfig = Field(default_factory=AllowConfig)
+    privacy: SitePrivacyConfig = Field(default_factory=SitePrivacyConfig)
+    worker: WorkerConfig = Field(default_factory=WorkerConfig)
+
+
+def read_site(file: Path) -> SiteConfig:
+    """Read a site file; its paths become absolute.
+
+    Raises:
+      ConfigError: listing every problem that the file alone shows.
+    """
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as TOML: {error}") from error
+    try:
+        site = SiteConfig.model_validate(table)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError("\n  ".join([f"{file}: {_count(lines)}", *lines])) from error
+    return _absolute(site, file.absolute().parent)
+
+
+def site_problems(site: SiteConfig, *, part: str = "all", unprotected: bool = False) -> list[str]:
+    """Return every problem that this machine shows: files, methods, addresses.
+
+    Args:
+      site: with absolute paths.
+      part: `all`, `worker` or `supernode`: only what that process needs has to be there.
+      unprotected: the owner accepts a network connection without TLS and authentication.
+    """
+    own = list(_missing(_own_files(site))) if part != "supernode" else []
+    link = [*_missing(_link_files(site)), *_open_network(site, unprotected)]
+    return [*own, *(link if part != "worker" else []), *_contradictions(site)]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether host:port is this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _missing(named: Mapping[str, str | None]) -> Iterator[str]:
+    for key, path in named.items():
+        if path is not None and not Path(path).exists():
+            yield f"{key}: there is no {path}"
+
+
+def _own_files(site: SiteConfig) -> dict[str, str | None]:
+    source = site.data.source if Path(site.data.source).is_absolute() else None
+    folders = {f"model.folders.{name!r}": folder for name, folder in site.model.folders.items()}
+    return {"data.source": source, **folders}
+
+
+def _link_files(site: SiteConfig) -> dict[str, str | None]:
+    link = site.superlink
+    return {
+        "superlink.root_certificates": link.root_certificates,
+        "superlink.private_key": link.private_key,
+        **{
+            f"superlink.trusted_keys[{i}]": key
+            for i, key in enumerate(link.trusted_keys)
+            if not key.startswith("ssh-")
+        },
+    }
+
+
+def _contradictions(site: SiteConfig) -> Iterator[str]:
+    from fedpeft.tuning.methods import METHODS
+
+    for method in site.allow.methods or []:
+        if method not in METHODS:
+            yield f"allow.methods: no such method {method!r}; {nearest(method, METHODS)}"
+    bare = sorted({"none", "central", "paper"} & set(site.privacy.modes))
+    if site.privacy.epsilon is not None and bare:
+        yield (
+            f"privacy.epsilon: found {site.privacy.epsilon:g} with modes {', '.join(bare)}, whose "
+            "noise is not this site's; set modes = ['local', 'example'], or leave epsilon out"
+        )
+    host, _, port = site.superlink.address.rpartition(":")
+    if not host or not port.isdigit():
+        yield f"superlink.address: found {site.superlink.address!r}; allowed is host:port"
+
+
+def _open_network(site: SiteConfig, unprotected: bool) -> Iterator[str]:
+    """Refuse a network without TLS and authentication, unless told otherwise in plain words."""
+    link = site.superlink
+    if unprotected or is_loopback(link.address):
+        return
+    for key, value, risk in (
+        ("root_certificates", link.root_certificates, "anyone on the way can read and change it"),
+        ("private_key", link.private_key, "the server cannot tell this site from another"),
+        ("trusted_keys", link.trusted_keys or None, "the server could run any code here"),
+    ):
+        if value is None:
+            yield (
+                f"superlink.{key}: not set, and {link.address} is not this machine: {risk}. Set "
+                "it, or say --i-accept-an-unprotected-network"
+            )
+
+
+def _absolute(site: SiteConfig, folder: Path) -> SiteConfig:
+    def path(value: str | None) -> str | None:
+        return None if value is None else str(folder / Path(value).expanduser())
+
+    def key(value: str) -> str:
+        return value if value.startswith("ssh-") else str(path(value))
+
+    link, source = site.superlink, folder / Path(site.data.source).expanduser()
+    is_path = source.exists() or source.suffix or "/" in site.data.source
+    return site.model_copy(
+        update={
+            "state": path(site.state),
+            "data": site.data.model_copy(update={"source": str(source)}) if is_path else site.data,
+            "model": site.model.model_copy(
+                update={"folders": {n: str(path(f)) for n, f in site.model.folders.items()}}
+            ),
+            "superlink": link.model_copy(
+                update={
+                    "root_certificates": path(link.root_certificates),
+                    "private_key": path(link.private_key),
+                    "trusted_keys": [key(value) for value in link.trusted_keys],
+                }
+            ),
+        }
+    )
+
+
+def _explain(item: Mapping[str, object]) -> str:
+    """Turn one pydantic error into a line: key, what was found, what is allowed."""
+    place = item["loc"]
+    assert isinstance(place, tuple)
+    parts = [str(part) for part in place]
+    where, found = ".".join(parts), item.get("input")
+    if item["type"] == "missing":
+        return f"{where}: is missing and required"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key; {nearest(parts[-1], _keys_at(parts[:-1]))}"
+    return f"{where}: found {found!r}; {str(item['msg']).replace('Input should be', 'allowed is')}"
+
+
+def _keys_at(parts: list[str]) -> list[str]:
+    model: type[BaseModel] = SiteConfig
+    for part in parts:
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _count(lines: list[str]) -> str:
+    return f"{len(lines)} problems" if len(lines) > 1 else "1 problem"

@@ -1,0 +1,230 @@
+"""Leaving out the frozen start of a model: its own forward runs, with stored features put in.
+
+    embeddings   block 0 ... block k-1      block k ... head        the whole model
+    stand-ins, which compute nothing    ^   the same modules        the rest
+                                        features
+
+Nothing is copied: the rest holds the same parameters and buffers, so that training it trains the
+model. Stand-ins keep the attributes of what they stand for, which a model's forward may read.
+Legend: B examples, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.models.families import Family, hidden_size, num_blocks
+
+__all__ = ["PREFIX", "Rest", "apart", "entry_of", "put_features", "skippable", "without"]
+
+PREFIX = "prefix"
+"""Batch key of stored features: [B, T, D], or [B, D] where one vector an example is enough."""
+
+_PIXELS = "pixel_values"
+_ENTRIES: Mapping[str, str] = {
+    "bert": "bert.embeddings",
+    "deit": "deit.embeddings",
+    "dinov2": "dinov2.embeddings",
+    "distilbert": "distilbert.embeddings",
+    "gemma": "model.embed_tokens",
+    "gpt2": "transformer.wte",
+    "llama": "model.embed_tokens",
+    "mistral": "model.embed_tokens",
+    "qwen2": "model.embed_tokens",
+    "qwen3": "model.embed_tokens",
+    "roberta": "roberta.embeddings",
+    "shufflenet-v2": "conv1",
+    "videomae": "videomae.embeddings",
+    "vit": "vit.embeddings",
+}
+"""Family -> the module that makes the first hidden states; a family without one has no prefix."""
+
+_BODIES: Mapping[str, tuple[str, ...]] = {
+    "shufflenet-v2": ("maxpool", "stage2", "stage3", "stage4", "conv5")
+}
+"""Families without blocks: what stands between entry and head."""
+
+
+@dataclass
+class _Stored:
+    """Holds the features that are in the model now.
+
+    Attributes:
+      value: [B, T, D] or [B, D]; None outside a forward pass.
+      hidden: what the entry gives in place of the first hidden states.
+    """
+
+    value: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+def entry_of(family: Family) -> str | None:
+    """Return the path of the module that makes the first hidden states; None if not known."""
+    return _ENTRIES.get(family.name)
+
+
+def skippable(module: nn.Module, family: Family) -> tuple[str, ...]:
+    """Return the paths of the modules between entry and head, in the order of the forward pass."""
+    if not family.block:
+        return _BODIES.get(family.name, ())
+    return tuple(family.block.format(i) for i in range(num_blocks(module, family)))
+
+
+class Rest(nn.Module):
+    """A model that starts from stored features; called with a batch that holds them as `prefix`.
+
+    Args:
+      module: the whole model.
+      family: of the model.
+      skipped: paths of the modules that are left out, besides the entry.
+      sites: paths of the modules whose first argument the features are; with several, the features
+        are theirs side by side, in this order.
+      widths: of each site's features.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        family: Family,
+        skipped: Sequence[str],
+        sites: Sequence[str],
+        widths: Sequence[int],
+    ) -> None:
+        super().__init__()
+        stored = _Stored()
+        entry = _ENTRIES[family.name]
+        parts = {path: _stand_in(module.get_submodule(path), _pass) for path in skipped}
+        parts[entry] = _stand_in(module.get_submodule(entry), _Give(stored))
+        places = [0]
+        for path, width in zip(sites, widths, strict=True):
+            places.append(places[-1] + width)
+            hook = _Put(stored, places[-2], places[-1])
+            parts[path] = put_features(module.get_submodule(path), hook)
+        self.inner = without(module, parts)
+        self._stored = stored
+        self._pixels = getattr(module, "main_input_name", _PIXELS) == _PIXELS
+        tokens = 2 if self._pixels else 1
+        self._dummy = (tokens, hidden_size(module, family)) if family.block else (1, 1, 1)
+
+    def forward(self, prefix: Tensor, **inputs: object) -> object:
+        """Return what the whole model returns.
+
+        Args:
+          prefix: the features of B examples.
+          inputs: further inputs of the model; where there are none, stand-ins of the right size.
+        """
+        if not inputs.keys() - {"use_cache"}:
+            inputs |= self._main_input(prefix)
+        hidden = prefix if prefix.ndim == 3 else prefix.new_zeros(len(prefix), *self._dummy)
+        self._stored.value, self._stored.hidden = prefix, hidden
+        try:
+            return self.inner(**inputs)
+        finally:
+            self._stored.value = self._stored.hidden = None
+
+    def _main_input(self, prefix: Tensor) -> dict[str, Tensor]:
+        if self._pixels:
+            return {_PIXELS: prefix.new_zeros(len(prefix), 1, 1, 1)}
+        tokens = prefix.shape[1] if prefix.ndim == 3 else 1
+        shape = (len(prefix), tokens)
+        return {"input_ids": torch.zeros(shape, dtype=torch.int64, device=prefix.device)}
+
+
+def without(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a module with some submodules exchanged; all others are shared with the original.
+
+    Args:
+      module: stays as it is.
+      parts: path -> what stands there instead.
+    """
+    root = _shell(module)
+    shells: dict[str, nn.Module] = {"": root}
+    for path, part in parts.items():
+        *above, name = path.split(".")
+        for depth in range(len(above)):
+            place = ".".join(above[: depth + 1])
+            if place not in shells:
+                shells[place] = _shell(module.get_submodule(place))
+                shells[".".join(above[:depth])]._modules[above[depth]] = shells[place]
+        shells[".".join(above)]._modules[name] = part
+    return root
+
+
+def apart(module: nn.Module, paths: Iterable[str]) -> nn.Module:
+    """Return a module whose submodules at some paths are shells of their own.
+
+    What a trainer puts in the place of the original's methods for a while does not reach these.
+    """
+    return without(module, {path: _shell(module.get_submodule(path)) for path in paths})
+
+
+def put_features(module: nn.Module, hook: Callable[..., object]) -> nn.Module:
+    """Return a shell of a module whose arguments go through a hook before all others."""
+    shell = _shell(module)
+    shell.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+    return shell
+
+
+class _Put:
+    """A forward pre-hook that can be pickled: the features take the place of the first argument."""
+
+    def __init__(self, stored: _Stored, start: int, stop: int) -> None:
+        self.stored = stored
+        self.start = start
+        self.stop = stop
+
+    def __call__(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        assert self.stored.value is not None, "set by Rest.forward"
+        value = self.stored.value
+        if (self.start, self.stop) != (0, value.shape[-1]):
+            value = value[..., self.start : self.stop]
+        if args:
+            return (value, *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: value}
+
+
+class _Give:
+    """The forward of an entry that computes nothing."""
+
+    def __init__(self, stored: _Stored) -> None:
+        self.stored = stored
+
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
+        assert self.stored.hidden is not None, "set by Rest.forward"
+        return self.stored.hidden
+
+
+def _pass(*args: object, **kwargs: object) -> object:
+    """Be the forward of a module that computes nothing: return the hidden states."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _stand_in(module: nn.Module, forward: Callable[..., object]) -> nn.Module:
+    shell = _shell(module)
+    _forget(shell, ("_forward_hooks", "_forward_pre_hooks"))
+    shell.__dict__["forward"] = forward
+    return shell
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """Copy a module without what it holds: parameters, buffers and submodules are shared."""
+    shell = copy.copy(module)
+    for name in ("_modules", "_parameters", "_buffers"):
+        shell.__dict__[name] = dict(shell.__dict__[name])
+    for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        shell.__dict__[name] = OrderedDict(shell.__dict__[name])
+    return shell
+
+
+def _forget(shell: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        shell.__dict__[name] = OrderedDict()

@@ -1,0 +1,134 @@
+"""The handshake: two sides describe themselves in words, and compare, before round 1.
+
+    facts      name -> a word or a digest: backbone, inputs, delta, labels, experiment, versions
+    compare    what the server has, what the site has -> the reasons why they do not fit
+
+Both sides use the same function: a server refuses a site, and a site refuses a server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedpeft.core.errors import DeltaMismatchError
+from fedpeft.models.fingerprint import fingerprint
+from fedpeft.models.loaded import InputSpec, TextInput
+from fedpeft.tuning.tuned import TunedModel
+
+__all__ = ["VERSIONS", "compare", "label_fact", "model_facts", "read_facts", "write_facts"]
+
+VERSIONS = ("fedpeft", "torch", "transformers", "peft")
+"""Packages whose first two numbers must agree."""
+
+_TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model")
+_LIMIT = 64 * 1024
+
+
+def model_facts(tuned: TunedModel) -> dict[str, str]:
+    """Describe a tuned model: backbone, preprocessing and delta, as digests.
+
+    `backbone` is a fingerprint of the frozen weights by their names; the delta's own start is no
+    part of it. `inputs` covers preprocessing and the tokenizer's files.
+    """
+    frozen = {*tuned.parameters, *tuned.buffers}
+    return {
+        "model": tuned.loaded.source,
+        "method": tuned.method,
+        "backbone": fingerprint(tuned.model, tuned.loaded.family, exclude=frozen),
+        "inputs": _inputs_digest(tuned.loaded.inputs, tuned.loaded.folder),
+        "delta": tuned.spec.digest,
+        "parameters": str(tuned.spec.num_params),
+    }
+
+
+def label_fact(names: Sequence[str] | None) -> str:
+    """Describe the classes: a digest of their names in order; "" where they are bare numbers."""
+    if names is None:
+        return ""
+    text = json.dumps(list(names), ensure_ascii=False)
+    return f"{len(names)} classes {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def compare(expected: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
+    """Return why a site does not fit a server: one sentence each, [] if it fits.
+
+    Args:
+      expected: the server's facts.
+      facts: the site's; what it does not tell counts as different, but for labels.
+    """
+    reasons = [
+        f"{word}: the server has {_short(expected[key])}, the site {_short(facts.get(key, ''))}: "
+        f"{advice}"
+        for key, (word, advice) in _MUST_AGREE.items()
+        if key in expected and expected[key] != facts.get(key)
+    ]
+    ours, theirs = expected.get("labels", ""), facts.get("labels", "")
+    if ours and theirs and ours != theirs:
+        reasons.append(
+            f"labels: the server has {ours}, the site {theirs}: list the classes, in the server's "
+            "order, in data.classes of the site's file"
+        )
+    for package in VERSIONS:
+        ours = expected.get(f"version.{package}", "")
+        theirs = facts.get(f"version.{package}", "")
+        if _release(ours) != _release(theirs):
+            reasons.append(
+                f"versions: the server has {package} {ours or 'none'}, the site "
+                f"{theirs or 'none'}: the first two numbers must agree; install the same release"
+            )
+    return reasons
+
+
+def write_facts(facts: Mapping[str, str]) -> bytes:
+    """Encode facts for the way."""
+    return json.dumps(dict(facts), sort_keys=True).encode()
+
+
+def read_facts(blob: bytes) -> dict[str, str]:
+    """Decode facts.
+
+    Raises:
+      DeltaMismatchError: if these are no facts.
+    """
+    try:
+        found = json.loads(blob) if len(blob) <= _LIMIT else None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise DeltaMismatchError(
+            f"handshake: {len(blob)} bytes are no table of words of at most {_LIMIT} bytes"
+        )
+    return {str(name): value for name, value in found.items()}
+
+
+_MUST_AGREE: Mapping[str, tuple[str, str]] = {
+    "experiment": ("experiment", "both must read the file alike; install the same release"),
+    "method": ("tuning method", "both must tune alike"),
+    "backbone": ("backbone", "the frozen weights differ; load the same files of the model"),
+    "inputs": ("preprocessing", "the tokenizer or the image processor differs; take both from one "
+               "folder"),
+    "delta": ("delta", "names or shapes differ; both must tune the same model alike"),
+}  # fmt: skip
+
+
+def _inputs_digest(inputs: InputSpec, folder: Path | None) -> str:
+    described = dataclasses.asdict(inputs) if inputs is not None else {}
+    described.pop("folder", None)  # where the files lie differs, what they hold may not
+    digest = hashlib.sha256(json.dumps([type(inputs).__name__, described]).encode())
+    if isinstance(inputs, TextInput) and folder is not None:
+        found = [name for name in _TOKENIZER if (folder / name).is_file()]
+        for name in found[:1] if found[:1] == ["tokenizer.json"] else found:
+            digest.update(f"{name}\0".encode() + (folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _release(version: str) -> tuple[str, ...]:
+    return tuple(version.split("+")[0].split(".")[:2])
+
+
+def _short(value: str) -> str:
+    return f"{value[:12]}…" if len(value) == 64 else value or "nothing"

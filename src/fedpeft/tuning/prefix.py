@@ -1,0 +1,321 @@
+"""The frozen prefix of a tuned model: what lies before everything that trains.
+
+    embeddings  block 0  block 1 | block 2  block 3  head      blocks 2 and 3 train: cut before 2
+    embeddings  block 0  block 1   block 2  block 3 | head     the head trains: cut at its input
+
+Where the cut is, one forward pass says: it is the deepest block whose input has no gradient and
+sees no dropout, or the first layer that trains after the blocks. What such a layer reads is the
+smallest feature that is enough: for a ViT's or BERT's head one vector an example.
+Legend: B examples, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.models.bypass import PREFIX, Rest, entry_of, skippable
+from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
+from fedpeft.models.tasks import TASKS, Batch, mean_loss
+from fedpeft.tuning.dropout import KeyedDropout
+from fedpeft.tuning.tuned import TunedModel
+
+__all__ = [
+    "NoPrefix",
+    "Split",
+    "features",
+    "find_split",
+    "probe_batch",
+    "rest_batch",
+    "rest_equals_whole",
+    "rest_of",
+]
+
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where a tuned model is cut.
+
+    Attributes:
+      sites: paths of the modules that read the features; one block, or layers after the blocks.
+      skipped: paths of the modules of the prefix, the entry excepted.
+      widths: of each site's features; an example stores their sum for each token.
+      tokens: whether each token has features; else each example has one vector.
+      length: tokens of an example that is no text; 1 without tokens.
+      text: whether the tokens are those of a text, so that examples have lengths of their own.
+      last_token: whether the only token is the last one that is no padding.
+      words: what lies before the cut.
+    """
+
+    sites: tuple[str, ...]
+    skipped: tuple[str, ...]
+    widths: tuple[int, ...]
+    tokens: bool
+    length: int
+    text: bool
+    last_token: bool
+    words: str
+
+    @property
+    def width(self) -> int:
+        """Numbers a token, or an example without tokens, stores."""
+        return sum(self.widths)
+
+
+@dataclass(frozen=True)
+class NoPrefix:
+    """A tuned model that cannot be cut.
+
+    Attributes:
+      reason: why, to follow "no frozen prefix: ".
+    """
+
+    reason: str
+
+
+Found: TypeAlias = Split | NoPrefix
+
+
+@dataclass(frozen=True)
+class _Event:
+    kind: str
+    path: str
+    hot: bool
+    shape: tuple[int, ...]
+
+
+def find_split(tuned: TunedModel, batch: Batch) -> Found:
+    """Find the deepest cut such that nothing before it trains or is drawn at random.
+
+    Args:
+      tuned: also on the `meta` device.
+      batch: some examples of the kind that the model takes.
+    """
+    if reason := _not_for(tuned):
+        return NoPrefix(reason)
+    paths = skippable(tuned.model, tuned.loaded.family)
+    events = _watch(tuned, batch, paths)
+    cold = list(takewhile(lambda event: not event.hot, events))
+    place = next((i for i, event in enumerate(cold) if event.kind == "site"), len(cold))
+    before = cold[:place]
+    if place < len(cold) and before and before[-1].kind == "end":
+        return _at_head(tuned, batch, paths, [e for e in events if e.kind == "site" and not e.hot])
+    blocks = [event for event in before if event.kind == "block"]
+    if len(blocks) < 2 or not tuned.loaded.family.block:
+        return NoPrefix(_from_the_start(tuned))
+    number = len(blocks) - 1
+    return Split(
+        sites=(blocks[-1].path,),
+        skipped=paths[:number],
+        widths=(blocks[-1].shape[-1],),
+        tokens=True,
+        length=blocks[-1].shape[1],
+        text="input_ids" in batch,
+        last_token=False,
+        words=f"embeddings and the first {number} of {len(paths)} blocks",
+    )
+
+
+def rest_of(tuned: TunedModel, split: Split) -> TunedModel:
+    """Return the tuned model that starts at the cut: the same parameters, a shorter forward."""
+    rest = Rest(tuned.model, tuned.loaded.family, split.skipped, split.sites, split.widths)
+    return replace(tuned, model=rest.eval())
+
+
+def features(tuned: TunedModel, split: Split, batch: Batch) -> Tensor:
+    """Run the prefix alone.
+
+    Args:
+      tuned: the whole model, in eval mode.
+      split: where it is cut.
+      batch: on the model's device.
+
+    Returns:
+      [B, T, D], or [B, D] where one vector an example is enough; without gradient.
+    """
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        caught.append(_first_tensor(args, kwargs))
+        if len(caught) == len(split.sites):
+            raise _Reached
+
+    hook = {path: catch for path in split.sites}
+    with torch.no_grad(), _hooked(tuned.model, hook), contextlib.suppress(_Reached):
+        tuned.loaded.task.score(tuned.model, batch)
+    found = torch.cat(caught, -1) if len(caught) > 1 else caught[0]
+    if split.last_token:
+        rows_B = torch.arange(len(found), device=found.device)
+        found = found[rows_B, _last(tuned, batch)][:, None]
+    return found.detach()
+
+
+def rest_batch(split: Split, batch: Batch, found: Tensor) -> Batch:
+    """Return what the rest takes: the features, and the inputs that it still reads."""
+    kept = dict(batch) if split.text else {"labels": batch["labels"]}
+    return {**kept, PREFIX: found}
+
+
+def rest_equals_whole(tuned: TunedModel, split: Split, batch: Batch) -> bool:
+    """Compare losses and gradients of the whole model with those of prefix and rest."""
+    stored = rest_batch(split, batch, features(tuned, split, batch))
+    whole, rest = (
+        _loss_and_gradients(tuned, batch),
+        _loss_and_gradients(rest_of(tuned, split), stored),
+    )
+    scale = max(float(g.abs().max()) for g in whole) + 1e-12
+    error = max(float((a - b).abs().max()) for a, b in zip(whole, rest, strict=True))
+    return error <= _TOLERANCE * scale
+
+
+def probe_batch(tuned: TunedModel, *, tokens: int = 8) -> Batch | None:
+    """Make a batch of two examples without content; None for inputs that we do not know.
+
+    Args:
+      tuned: its device is the batch's.
+      tokens: length of a text.
+    """
+    device = next(tuned.model.parameters()).device
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    inputs = tuned.loaded.inputs
+    if isinstance(inputs, TextInput):
+        ids = torch.zeros(2, tokens, dtype=torch.int64, device=device)
+        # With four axes a mask is taken as it is: any other is looked into, and `meta` has nothing.
+        mask = torch.zeros(2, 1, tokens, tokens, device=device)
+        targets = ids if tuned.loaded.task is TASKS["causal-lm"] else labels
+        return {"input_ids": ids, "attention_mask": mask, "labels": targets}
+    if isinstance(inputs, ImageInput):
+        size: tuple[int, ...] = (inputs.channels, inputs.height, inputs.width)
+    elif isinstance(inputs, VideoInput):
+        picture = inputs.picture
+        size = (inputs.frames, picture.channels, picture.height, picture.width)
+    else:
+        return None
+    return {"pixel_values": torch.zeros(2, *size, device=device), "labels": labels}
+
+
+class _Reached(Exception):
+    """The forward pass has come to the cut."""
+
+
+def _not_for(tuned: TunedModel) -> str:
+    """Say what keeps a model from being cut, whatever trains; "" if nothing does."""
+    if tuned.trains_statistics or tuned.buffers:
+        return f"method {tuned.method} trains the whole model"
+    if tuned.loaded.task not in TASKS.values():
+        return "the task is the user's own"
+    if tuned.model is not tuned.loaded.module:
+        return f"method {tuned.method} puts learned tokens before the first block"
+    entry, family = entry_of(tuned.loaded.family), tuned.loaded.family
+    known = {path for path, _ in tuned.model.named_modules()}
+    if (
+        entry is None
+        or entry not in known
+        or (family.block and family.block.format(0) not in known)
+    ):
+        return f"models of family {family.name} cannot be split"
+    first = (f"{entry}.", f"{family.block.format(0)}.")[: 2 if family.block else 1]
+    early = (p.requires_grad for n, p in tuned.model.named_parameters() if n.startswith(first))
+    return _from_the_start(tuned) if any(early) else ""
+
+
+def _from_the_start(tuned: TunedModel) -> str:
+    return f"method {tuned.method} trains something from the first block on"
+
+
+def _at_head(
+    tuned: TunedModel, batch: Batch, paths: tuple[str, ...], sites: Sequence[_Event]
+) -> Found:
+    tokens = {len(event.shape) for event in sites} != {2}
+    if tokens and len(sites) > 1:
+        return NoPrefix("several trained layers read features of each token")
+    last_token = tokens and sites[0].path == "score" and batch["labels"].ndim == 1
+    return Split(
+        sites=tuple(event.path for event in sites),
+        skipped=paths,
+        widths=tuple(event.shape[-1] for event in sites),
+        tokens=tokens,
+        length=sites[0].shape[1] if tokens and not last_token else 1,
+        text=tokens and not last_token and "input_ids" in batch,
+        last_token=last_token,
+        words=f"all below {' and '.join(event.path for event in sites)}",
+    )
+
+
+def _watch(tuned: TunedModel, batch: Batch, paths: Sequence[str]) -> list[_Event]:
+    """Run the model once and write down, in order, what it passes and whether gradients flow."""
+    events: list[_Event] = []
+
+    def passed(
+        kind: str, path: str, _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        x = _first_tensor(args, kwargs)
+        events.append(_Event(kind, path, kind == "dropout" or x.requires_grad, tuple(x.shape)))
+
+    def ended(_: nn.Module, args: object, output: object) -> None:
+        x = output[0] if isinstance(output, tuple) else output
+        events.append(_Event("end", "", isinstance(x, Tensor) and x.requires_grad, ()))
+
+    hooks = {path: partial(passed, "block", path) for path in paths}
+    for path, part in tuned.model.named_modules():
+        if isinstance(part, KeyedDropout) and part.p > 0:
+            hooks[path] = partial(passed, "dropout", path)
+        elif path not in hooks and any(p.requires_grad for p in part.parameters(recurse=False)):
+            hooks[path] = partial(passed, "site", path)
+    last = tuned.model.get_submodule(paths[-1]).register_forward_hook(ended)
+    keys_B = torch.zeros(len(batch["labels"]), dtype=torch.int64, device=batch["labels"].device)
+    try:
+        with torch.enable_grad(), _hooked(tuned.model, hooks), tuned.dropout.using(keys_B):
+            tuned.loaded.task.score(tuned.model, batch)
+    finally:
+        last.remove()
+    return events
+
+
+@contextlib.contextmanager
+def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., None]]) -> Iterator[None]:
+    """Call functions before some modules run, and before their other hooks."""
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        for path, hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_tensor(args: tuple[object, ...], kwargs: dict[str, object]) -> Tensor:
+    found = args[0] if args else next(iter(kwargs.values()))
+    assert isinstance(found, Tensor), "blocks and layers take a tensor first"
+    return found
+
+
+def _last(tuned: TunedModel, batch: Batch) -> Tensor:
+    """Return the place [B] of the last token that is no padding, as a decoder's classifier does."""
+    config = getattr(tuned.loaded.module, "config", None)
+    pad = getattr(config, "pad_token_id", None)
+    ids_BT = batch["input_ids"]
+    known_BT = torch.ones_like(ids_BT) if pad is None else (ids_BT != pad).long()
+    return (torch.arange(ids_BT.shape[1], device=ids_BT.device) * known_BT).argmax(-1)
+
+
+def _loss_and_gradients(tuned: TunedModel, batch: Batch) -> list[Tensor]:
+    parameters = list(tuned.parameters.values())
+    with torch.enable_grad():
+        loss = mean_loss(tuned.loaded.task.score(tuned.model, batch))
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    gradients = [
+        torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
+    ]
+    return [loss.detach(), *gradients]
