@@ -83,6 +83,7 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
     device = torch.device(settings.device)
     move(tuned, settings.device)
     flat = FlatDelta(tuned)
+    tuned.model.eval()
 
     take_turn = _turn_taker(tuned, flat, settings)
 
@@ -148,7 +149,7 @@ def _train_client(
     step = None
     loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
     number = 0
-    tuned.model.eval()
+    _set_mode(tuned, training=False)
     for epoch in range(settings.epochs):
         loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
         for rows in batches(turn, settings.batch_size, epoch, tuned.trains_statistics):
@@ -173,7 +174,7 @@ def _train_client(
             step(flat.value_P, grad_P)
             loss_sum = loss_sum + scores.loss_B.detach().sum().double().cpu()
             count_sum = count_sum + scores.count_B.sum().double().cpu()
-    tuned.model.eval()
+    _set_mode(tuned, training=False)
     return {"loss": float(loss_sum / count_sum.clamp(min=1))}
 
 
