@@ -100,7 +100,7 @@ def test_a_trained_embedding_runs_backward() -> None:
     assert any("embeddings" in name for name in in_graph(tuned("full")))
 
 
-def test_a_trainer_walks_the_modules_once_however_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_walks_the_modules_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = tuned("bias"), []
     monkeypatch.setattr(type(model.model), "train", lambda self, mode=True: calls.append(mode))
     train(model)
