@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow test-deployment docs clean
+.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow test-deployment test-deployment-short docs clean
 
 setup: $(STAMP)
 
@@ -59,6 +59,9 @@ test-slow: setup
 
 test-deployment: setup  ## real Flower and Ray processes on this machine, one test at a time
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment
+
+test-deployment-short: setup  ## two of them: a simulation and a deployment equal the local engine
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment -k equals_the_local_engine
 
 docs: setup  ## the page of all keys, from the schema
 	$(BIN)/python scripts/write_reference.py

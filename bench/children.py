@@ -81,6 +81,8 @@ def run_program(
             seconds = time.perf_counter() - began
             _end_marked(_MARK, mark)
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
     if process.returncode:
         tail = log.read_text("utf-8", errors="replace")[-1500:]
         raise ContestantError(f"{' '.join(command)}: exit code {process.returncode}\n{tail}")
@@ -178,15 +180,25 @@ class Session:
 
 
 def _end_marked(name: str, mark: str) -> None:
-    """End every process that was started with this mark in its environment."""
+    """End every process that was started with this mark in its environment, and wait for it."""
     sign = f"{name}={mark}".encode()
+    until = time.monotonic() + 10
+    while (found := _with_sign(sign)) and time.monotonic() < until:
+        for process in found:
+            _kill(process)
+        time.sleep(0.05)
+
+
+def _with_sign(sign: bytes) -> list[int]:
+    found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             marked = sign in (entry / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
         if marked:
-            _kill(int(entry.name))
+            found.append(int(entry.name))
+    return found
 
 
 def _kill(process: int) -> None:

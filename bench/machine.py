@@ -40,7 +40,8 @@ def child_environment(*, threads: int | None, **more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     given = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    return {**kept, **_QUIET, "PYTHONPATH": path, **given, **more}
+    home = {"FLWR_HOME": str(SCRATCH / "flwr")}
+    return {**kept, **_QUIET, **home, "PYTHONPATH": path, **given, **more}
 
 
 def cores() -> int:

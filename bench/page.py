@@ -24,6 +24,9 @@ _HEAD = """\
 fedpeft against other ways of doing the same work. Written by `make bench` from the files in
 [`docs/benchmarks/`](benchmarks/); every number on this page is in one of them.
 
+    make bench                    every row whose code changed since it was measured
+    make bench ROW=3 FORCE=1      one row, again
+
 - **One machine, in turns.** Contestants alternate, A B A B, each in a process of its own; a ratio
   is formed from two neighbouring measurements. Shown are the smallest, the middle and the largest
   ratio; the verdict is on the middle one.

@@ -82,6 +82,8 @@ class Process:
             self.popen.wait(15)
         self.kill()
         self.popen.wait(15)
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
         self._file.close()
 
     def text(self) -> str:
@@ -129,6 +131,11 @@ class Federation:
         command = [sys.executable, "-m", "fedpeft", "node", str(file), *words]
         self.nodes[name] = self._start(command, f"{name}.log")
         return self.nodes[name]
+
+    def start_bad_node(self, name: str, worker: Path) -> None:
+        """Start a site whose worker is a program of the tests."""
+        self._start([sys.executable, str(worker), str(self.parts / name / "site.toml")], "bad.log")
+        self.start_node(name, "--part", "supernode")
 
     def start(self) -> None:
         self.start_superlink()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from bench import __main__ as command
-from bench import page, rows
+from bench import against_pfl, page, rows
 from bench.assignment import distance, write_work
+from bench.children import ContestantError, Session, run_program
 from bench.contestants import loop, ours
 from bench.contestants.work import accuracy, delta_of, make_model, read_work, set_delta
+from bench.environments import EnvironmentMissing
 from bench.figures import check, figure, holds, pairwise, unavailable
 from bench.gpu import run as run_gpu
 from bench.gpu import train_flops
@@ -159,6 +164,44 @@ def test_row_that_breaks_is_reported_without_figures(monkeypatch, tmp_path):
     assert command.main(["7", "--inside", "--out", str(tmp_path / "7.json")]) == 1
     report = json.loads((tmp_path / "7.json").read_text("utf-8"))
     assert report["figures"] == [] and "no memory" in report["reason"]
+
+
+def test_contestant_that_raises_or_ends_is_reported(tmp_path):
+    with Session("json", threads=1, log=tmp_path / "log") as session:
+        with pytest.raises(ContestantError, match="no attribute 'open_session'"):
+            session.call("open")
+    with Session("no_such_module", threads=1, log=tmp_path / "log") as session:
+        with pytest.raises(ContestantError, match="its process ended"):
+            session.call("open")
+
+
+def test_program_leaves_no_process_behind(tmp_path):
+    start = "import subprocess as s; p = s.Popen(['sleep', '61.5'], start_new_session=True); "
+    command = [sys.executable, "-S", "-c", start + "print(p.pid)"]
+    with pytest.raises(ContestantError, match="no end after"):  # the daemon holds the output open
+        run_program(command, dict(os.environ), timeout=1, log=tmp_path / "log")
+    left = [entry for entry in Path("/proc").glob("[0-9]*") if command_of(entry) == "sleep 61.5"]
+    assert not left
+    with pytest.raises(ContestantError, match="exit code 3"):
+        quit = [sys.executable, "-S", "-c", "raise SystemExit(3)"]
+        run_program(quit, dict(os.environ), timeout=30, log=tmp_path / "log")
+
+
+def command_of(entry: Path) -> str:
+    try:
+        return " ".join((entry / "cmdline").read_bytes().decode().split("\0")).strip()
+    except OSError:
+        return ""
+
+
+def test_contestant_that_cannot_be_installed_is_reported(monkeypatch):
+    def missing(name: str) -> Path:
+        raise EnvironmentMissing(f"{name}: cannot be installed here: no network")
+
+    monkeypatch.setattr(against_pfl, "python_of", missing)
+    report = against_pfl.run(small=True)
+    assert report["available"] is False and report["figures"] == []
+    assert "no network" in report["reason"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

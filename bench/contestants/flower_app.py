@@ -16,6 +16,7 @@ import functools
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -143,15 +144,21 @@ def main() -> None:
 
     work = read_work(Path(sys.argv[1]))
     cores = int(work.plan["cores"])
-    run_simulation(
-        server_app=module._server(work, Path(sys.argv[-1]), keep="--keep" in sys.argv),
-        client_app=module.client_app,
-        num_supernodes=len(work.plan["clients"]),
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False},
-        },
-    )
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        run_simulation(
+            server_app=module._server(work, Path(sys.argv[-1]), keep="--keep" in sys.argv),
+            client_app=module.client_app,
+            num_supernodes=len(work.plan["clients"]),
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                "init_args": {
+                    "num_cpus": cores,
+                    "include_dashboard": False,
+                    "log_to_driver": False,
+                    "_temp_dir": folder,
+                },
+            },
+        )
 
 
 if __name__ == "__main__":

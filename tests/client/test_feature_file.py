@@ -123,3 +123,11 @@ def test_no_room_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(EngineError, match=r"client.prefix_cache: .* bytes cannot be kept in"):
         file_in_folder(tmp_path, "a" * 64, 2**60, 2**61)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path):
+    for name in ("old.partial", "new.partial"):
+        (tmp_path / name).write_bytes(b"x")
+    os.utime(tmp_path / "old.partial", (0, 0))
+    in_folder(tmp_path)
+    assert not (tmp_path / "old.partial").exists() and (tmp_path / "new.partial").exists()

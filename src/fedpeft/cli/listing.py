@@ -91,9 +91,16 @@ def _algorithms() -> Rows:
 
 
 def _engines() -> Rows:
+    from fedpeft.experiment.environment import versions
     from fedpeft.experiment.tables import ENGINES
 
-    return [{"name": name, "what": what} for name, what in ENGINES.items()]
+    found = versions(("flwr", "ray"))
+    here = {
+        "local": True,
+        "flower": found["flwr"] is not None,
+        "flower-simulation": None not in (found["flwr"], found["ray"]),
+    }
+    return [{"name": name, "installed": here[name], "what": what} for name, what in ENGINES.items()]
 
 
 def _stages() -> Rows:

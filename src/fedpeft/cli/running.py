@@ -104,6 +104,8 @@ def _options(name: str, values: Sequence[str]) -> list[str]:
 
 def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """Say what came out, in a few lines."""
+    if "delta_digest" not in summary:
+        return [f"done; the run folder is on the SuperLink's machine: {summary['run_dir']}"]
     metric = "perplexity" if "perplexity" in summary else "accuracy"
     score = f"{metric} {summary.get(metric, math.nan):.4g}"
     best = summary.get(f"best_{metric}", math.nan)

@@ -16,6 +16,7 @@ import contextlib
 import mmap
 import os
 import tempfile
+import time
 import zlib
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +31,8 @@ __all__ = ["FeatureFile", "bytes_of", "file_in_folder", "memory_file", "private_
 Ints = npt.NDArray[np.int64]
 _HEADER = 4096
 _MARK = 1 << 32
+_STALE = 3600.0
+"""Seconds after which nobody is making a file any more."""
 
 
 Count = TypeVar("Count", int, Ints)
@@ -155,6 +158,10 @@ def _reopen(path: Path, header: bytes, size: int) -> int | None:
 
 
 def _make_room(folder: Path, limit: int) -> None:
+    for path in folder.glob("*.partial"):  # of runs that were killed while they made a file
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE:
+                path.unlink()
     found = []
     for path in folder.glob("*.prefix"):
         with contextlib.suppress(OSError):

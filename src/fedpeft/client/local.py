@@ -148,12 +148,13 @@ def _train_client(
     step = None
     loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
     number = 0
+    tuned.model.eval()
     for epoch in range(settings.epochs):
         loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
         for rows in batches(turn, settings.batch_size, epoch, tuned.trains_statistics):
             number += 1
             batch = take_batch(turn, rows, epoch, settings.device)
-            tuned.model.train(tuned.trains_statistics and len(rows) > 1)
+            _set_mode(tuned, training=tuned.trains_statistics and len(rows) > 1)
             keys_B = dropout_keys(turn, rows, number).to(settings.device)
             flat.clear()
             with tuned.dropout.using(keys_B), autocast(settings):
@@ -174,6 +175,12 @@ def _train_client(
             count_sum = count_sum + scores.count_B.sum().double().cpu()
     tuned.model.eval()
     return {"loss": float(loss_sum / count_sum.clamp(min=1))}
+
+
+def _set_mode(tuned: TunedModel, *, training: bool) -> None:
+    """Switch the whole model where it is not in this mode; small models feel the walk."""
+    if tuned.model.training != training:
+        tuned.model.train(training)
 
 
 def batches(

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from fedpeft.client.feature_file import FeatureFile, bytes_of
 from fedpeft.client.local import LocalSettings, autocast, to_device
-from fedpeft.core.errors import DataError
 from fedpeft.data.examples import ExampleSet
 from fedpeft.models.bypass import PREFIX, apart
 from fedpeft.models.tasks import Batch
@@ -28,6 +27,7 @@ from fedpeft.tuning.prefix import Split, features, rest_batch
 from fedpeft.tuning.tuned import TunedModel
 
 __all__ = [
+    "CHUNK",
     "Kept",
     "Layout",
     "PrefixExamples",
@@ -41,6 +41,8 @@ Ints = npt.NDArray[np.int64]
 
 CHUNK = 64
 """Examples that go through the prefix together."""
+
+_SCANNED = 1024
 
 
 @dataclass(frozen=True)
@@ -99,27 +101,24 @@ def lay_out(tokens_N: Ints, groups: Iterable[Ints], *, width: int, budget: int) 
     return Layout(record_N, starts[: count + 1], rows[:count], records - place_in_group % CHUNK)
 
 
-def token_counts(examples: ExampleSet, split: Split) -> Ints:
+def token_counts(examples: ExampleSet, split: Split) -> Ints | None:
     """Count the tokens whose features each row needs, int64 [N].
 
-    Args:
-      examples: batches of texts say it by their masks, which must be padded at the end.
-      split: one vector an example counts as one token.
+    Batches of texts say it by their masks. None if texts are padded at their beginning: then a
+    feature depends on the batch around it.
 
-    Raises:
-      DataError: if texts are padded at the beginning.
+    Args:
+      examples: all of them are read, without augmentation, where they are texts.
+      split: one vector an example counts as one token.
     """
     if not split.text:
         return np.full(len(examples), split.length, np.int64)
     counts = [np.empty(0, np.int64)]
-    for start in range(0, len(examples), 1024):
-        batch = examples.batch(range(start, min(start + 1024, len(examples))), seed=None)
+    for start in range(0, len(examples), _SCANNED):
+        batch = examples.batch(range(start, min(start + _SCANNED, len(examples))), seed=None)
         mask_BT = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         if bool((mask_BT[:, 1:] > mask_BT[:, :-1]).any()):
-            raise DataError(
-                "client.prefix_cache: texts are padded at their beginning, so that features depend "
-                "on the batch; pad at the end, or set client.prefix_cache = 'off'"
-            )
+            return None
         counts.append(mask_BT.sum(1).numpy().astype(np.int64))
     return np.concatenate(counts)
 

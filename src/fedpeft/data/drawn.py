@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from fedpeft.core import seeds
 
-__all__ = ["DrawnClients", "Names", "names_of"]
+__all__ = ["DrawnClients", "Names", "Sizes", "names_of"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -104,3 +104,27 @@ class DrawnClients(Mapping[str, IntArray]):
 def names_of(clients: Mapping[str, IntArray]) -> Sequence[str]:
     """Return the names of clients in their order, without a list where one is not needed."""
     return clients.names if isinstance(clients, DrawnClients) else tuple(clients)
+
+
+@dataclass(frozen=True)
+class Sizes(Mapping[str, int]):
+    """Client name -> how many examples it holds, known without drawing or listing them.
+
+    Attributes:
+      clients: client name -> its rows.
+      times: what each count is multiplied by.
+    """
+
+    clients: Mapping[str, IntArray]
+    times: int = 1
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.clients)
+
+    def __getitem__(self, name: str) -> int:
+        if isinstance(self.clients, DrawnClients) and name in self.clients.names:
+            return self.times * self.clients.size
+        return self.times * len(self.clients[name])

@@ -35,14 +35,17 @@ _STYPE = "fedpeft.bytes"
 _SLACK = 65_536
 
 
-def require_flower() -> None:
-    """Check that Flower is installed.
+def require_flower(*, simulation: bool = False) -> None:
+    """Check that Flower is installed, and Ray where a simulation needs it.
 
     Raises:
       EngineError: saying how to install it.
     """
     try:
         import flwr.app  # noqa: F401  # whether it can be imported is the question
+
+        if simulation:
+            import ray  # noqa: F401  # the same
     except ImportError as error:
         raise EngineError(
             f"engine.name: Flower is not installed here ({error}). Install the extra: "

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.errors import EngineError
 from fedpeft.engines.flower_grid import Grid
-from fedpeft.engines.flower_messages import read_request, require_flower, write_answer
+from fedpeft.engines.flower_messages import read_request, write_answer
 from fedpeft.engines.requests import Answer, Request
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ Take: TypeAlias = Callable[[Request, bytes], tuple[Answer, bytes]]
 
 _START_SECONDS = 300.0
 _END_SECONDS = 60.0
+_KNOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class Simulation:
           EngineError: if it cannot be started.
         """
         if self._thread is None:
-            require_flower()
             quiet_environment()
+            _check_cluster(self._resources.address)
             self._thread = threading.Thread(target=self._run, name="flower", daemon=True)
             self._thread.start()
         if not self._ready.wait(_START_SECONDS):
@@ -124,8 +126,8 @@ class Simulation:
         """
         if self._error is not None or (self._thread and not self._thread.is_alive()):
             raise EngineError(
-                f"engine: Flower's simulation has ended: {self._error or 'without a reason'}. Look "
-                "at engine.client_cpus, engine.client_gpus, engine.workers and free memory"
+                f"engine: Flower's simulation has ended: {_root(self._error)}. Look at "
+                "engine.client_cpus, engine.client_gpus, engine.workers and free memory"
             ) from self._error
 
     def close(self) -> None:
@@ -197,8 +199,15 @@ def _answer(take: Take, message: Message, context: Context) -> Message:
 
 
 def _backend(resources: Resources) -> dict[str, dict[str, object]]:
-    """Write Flower's backend configuration."""
-    each: dict[str, object] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    """Write Flower's backend configuration.
+
+    Ray starts an actor that died again: the turn under way is lost, and no other.
+    """
+    each: dict[str, object] = {
+        "num_cpus": resources.cpus,
+        "num_gpus": resources.gpus,
+        "max_restarts": -1,
+    }
     start: dict[str, object] = {"log_to_driver": False, "logging_level": "error"}
     if resources.address is not None:
         return {"client_resources": each, "init_args": start | {"address": resources.address}}
@@ -206,14 +215,39 @@ def _backend(resources: Resources) -> dict[str, dict[str, object]]:
     return {"client_resources": each, "init_args": start | here | {"include_dashboard": False}}
 
 
+def _check_cluster(address: str | None) -> None:
+    """Knock at a cluster's door: Ray itself gives up after minutes.
+
+    Raises:
+      EngineError: if nobody answers.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like are Ray's own words
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+    except OSError as error:
+        raise EngineError(
+            f"engine.ray: no cluster answers at {address}: {error}. Start one there with `ray "
+            "start --head`, or leave the key out to start Ray on this machine"
+        ) from error
+
+
+def _root(error: BaseException | None) -> str:
+    """Say what an error began with."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).rstrip(".") if error is not None else "without a reason"
+
+
 @contextlib.contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """Keep Flower's chatter off the terminal; its errors stay, on standard error."""
+    """Keep Flower's log off the terminal: what matters of it comes as replies and errors."""
     import flwr.supercore  # noqa: F401  # it sets its logger up when it is imported
 
     flower = logging.getLogger("flwr")
     before = flower.level
-    flower.setLevel(logging.ERROR)
+    flower.setLevel(logging.CRITICAL)
     for handler in flower.handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)

@@ -77,6 +77,7 @@ class Sites:
         self._refused: dict[int, str] = {}
         self._asked: dict[str, _Greeted] = {}
         self._last_asked: dict[int, float] = {}
+        self._doubles: dict[int, str] = {}
 
     def clients(self) -> Sequence[str]:
         """Return the names of all sites, sorted; they stay the same for the whole run."""
@@ -146,7 +147,9 @@ class Sites:
         known = {node for node in self._nodes.values() if node in online}
         waiting = {greeted.node for greeted in self._asked.values()}
         for node in sorted(set(online) - known - waiting):
-            if now - self._last_asked.get(node, -_AGAIN) >= _AGAIN:
+            freed = node in self._doubles and self._nodes.get(self._doubles[node]) not in online
+            if freed or now - self._last_asked.get(node, -_AGAIN) >= _AGAIN:
+                self._doubles.pop(node, None)
                 self._greet(node, now)
         for sent in list(self._asked):
             self._hear(sent, online)
@@ -169,9 +172,10 @@ class Sites:
                 del self._asked[sent]
             return
         del self._asked[sent]
-        name, reason = self._judged(replies[0])
+        name, reason, facts = self._judged(replies[0])
         holder = self._nodes.get(name)
         if not reason and holder is not None and holder != greeted.node and holder in online:
+            self._doubles[greeted.node] = name
             reason = f"another node is site {name!r} already; each site needs a name of its own"
         if not reason and self._names and name not in self._names:
             reason = f"site {name!r} is new; this run began with {', '.join(self._names)}"
@@ -180,6 +184,7 @@ class Sites:
             return
         self._nodes[name] = greeted.node
         self._refused.pop(greeted.node, None)
+        self._watch("met", {"client": name, "node": str(greeted.node), "facts": dict(facts)})
 
     def _refuse(self, node: int, name: str, reason: str) -> None:
         if self._refused.get(node) != reason:
@@ -187,23 +192,21 @@ class Sites:
             self._watch("refused", {"node": str(node), "client": name, "reason": reason})
         self._refused[node] = reason
 
-    def _judged(self, reply: Message | Unreadable) -> tuple[str, str]:
-        """Return the name that a site gives, and why it is refused; "" if it is not."""
+    def _judged(self, reply: Message | Unreadable) -> tuple[str, str, Mapping[str, str]]:
+        """Return the name that a site gives, why it is refused ("": it is not), and its facts."""
         if isinstance(reply, Unreadable):
-            return "", f"its answer cannot be read: {reply.reason}"
+            return "", f"its answer cannot be read: {reply.reason}", {}
         if reply.has_error():
-            return "", error_words(reply.error.code, reply.error.reason)
+            return "", error_words(reply.error.code, reply.error.reason), {}
         try:
             answer, _ = read_answer(reply.content, limit=_LIMIT)
         except (DeltaMismatchError, ValueError, TypeError) as error:
-            return "", f"its answer cannot be read: {error}"
+            return "", f"its answer cannot be read: {error}", {}
         name = _name_of(answer)
         reasons = [answer.refused] if answer.refused else list(self._greeting.judge(answer.facts))
         if not reasons and not name:
             reasons = ["it gives no name"]
-        if not reasons:
-            self._watch("met", {"client": name, "facts": dict(answer.facts)})
-        return name, "; ".join(reasons)[:2000]
+        return name, "; ".join(reasons)[:2000], answer.facts
 
     def _complaints(self) -> str:
         """Say what is known of nodes that take no part."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import EngineError, FedpeftError
-from fedpeft.data.drawn import names_of
+from fedpeft.data.drawn import Sizes, names_of
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.workers import Crew, Died
 from fedpeft.rounds.client_half import ClientHalf, run_turn, run_turns
@@ -106,7 +106,7 @@ class LocalEngine:
         clients_per_pass: int = 1,
     ) -> None:
         self._names = names_of(data.clients)
-        self._clients = data.clients
+        self._sizes = Sizes(data.clients)
         self._memories: dict[str, dict[int, Memory]] = {}
         self._block = block
         self._num_workers = num_workers
@@ -158,7 +158,7 @@ class LocalEngine:
             self._crew.close()
 
     def _num_examples(self, names: Sequence[str]) -> int:
-        return sum(len(self._clients[name]) for name in names)
+        return sum(self._sizes[name] for name in names)
 
     def _item(self, job: Job, client: str) -> _Item:
         memory = self._memories.get(client, {}).get(job.committed[client], {})

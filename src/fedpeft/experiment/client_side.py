@@ -20,6 +20,7 @@ from fedpeft.core.errors import FedpeftError
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.requests import Answer, Request
 from fedpeft.experiment.build import build_tuned, load_run_data, make_half
+from fedpeft.experiment.prefix import with_prefix
 from fedpeft.experiment.read import validate
 from fedpeft.experiment.requests import local_settings
 from fedpeft.rounds.client_half import ClientHalf, run_turn
@@ -69,5 +70,6 @@ def _side(text: str) -> _Side:
     """Build model, data and client half; kept for the next turn of this process."""
     experiment = validate(tomllib.loads(text), "experiment")
     tuned = build_tuned(experiment, experiment.model.num_labels)
-    half = make_half(tuned, local_settings(experiment), experiment)
-    return _Side(half, load_run_data(experiment))
+    settings = local_settings(experiment)
+    prefixed = with_prefix(experiment, tuned, load_run_data(experiment), settings)
+    return _Side(make_half(prefixed.tuned, settings, experiment), prefixed.data)

@@ -282,7 +282,8 @@ class EngineConfig(BaseModel):
     device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
     deadline: Above | None = Field(
-        None, description="Flower: seconds that a client may take for a turn; none by default"
+        None,
+        description="Flower: longest turn of a client, in seconds; 3600 at sites, else none",
     )
     client_cpus: Above | None = Field(
         None, description="flower-simulation: cores of one Ray actor; 1 by default"
@@ -306,7 +307,7 @@ class EngineConfig(BaseModel):
         None, description="flower: seconds to wait for all sites before round 1; 300 by default"
     )
     retries: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="flower: how often a run whose server died is submitted again; 3"
+        None, description="flower: submit so often again without a new round in between; 3"
     )
     signatures: list[str] | None = Field(
         None, description="flower: files of `fedpeft sign`, for sites that run signed bundles only"

@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +54,8 @@ def deploy(
       resume: go on with what is in the folder.
 
     Returns:
-      the summary.
+      the summary; where the folder is on another machine, only its name and `stopped = "on the
+      server"`.
 
     Raises:
       ConfigError: if the server refuses the experiment.
@@ -62,18 +65,23 @@ def deploy(
     folder = RunFolder(folder.path.absolute())
     watcher = _Watcher(folder, experiment.federation.rounds, on_round)
     retries = _RETRIES if experiment.engine.retries is None else experiment.engine.retries
-    for attempt in range(retries + 1):
-        again = resume or attempt > 0
-        failed = _submit(experiment, folder, watcher, task="run", resume=again)
-        if failed is None:
-            return _summary(folder)
-        _final(failed)
-        left = retries - attempt
-        logger.warning("the run failed (%s); it is submitted again, %d left", failed, left - 1)
-    raise EngineError(
-        f"engine: the server of this run failed {retries + 1} times; the last time: {failed}. "
-        f"Look at the SuperLink's log, and go on with: fedpeft run --resume --out {folder.path}"
-    )
+    left = retries
+    with _terminated_as_interrupted():
+        while True:
+            before = watcher.told
+            failed = _submit(experiment, folder, watcher, task="run", resume=resume)
+            if failed is None:
+                return _summary(experiment, folder)
+            _final(failed)
+            resume = True
+            left = retries if watcher.told > before else left - 1
+            if left < 0:
+                raise EngineError(
+                    f"engine: the server of this run failed {retries + 1} times without a new "
+                    f"round; the last time: {failed}. Look at the SuperLink's log, and go on with: "
+                    f"fedpeft run --resume --out {folder.path}"
+                )
+            logger.warning("the run failed (%s); it is submitted again", failed)
 
 
 def greet_sites(experiment: Experiment, out: Path) -> Mapping[str, Any]:
@@ -116,14 +124,14 @@ class _Watcher:
         self._file = folder.rounds
         self._rounds = rounds
         self._on_round = on_round
-        self._told = len(self._records())
+        self.told = len(self._records())
 
     def look(self) -> None:
         """Tell of what is new."""
         records = self._records()
-        for count in range(self._told + 1, len(records) + 1):
-            self._on_round(done_of(records[:count], self._rounds))
-        self._told = max(self._told, len(records))
+        for count in range(self.told + 1, len(records) + 1):
+            self._on_round(done_of(records[count - 1], records[:count], self._rounds))
+        self.told = max(self.told, len(records))
 
     def _records(self) -> list[Record]:
         with contextlib.suppress(RunFolderError, OSError):
@@ -140,6 +148,7 @@ def _submit(
       why it failed; None if it did not.
     """
     patience = experiment.engine.wait or WAIT
+    experiment = _absolute_files(experiment)
     configuration: dict[str, str | bool | int | float] = {
         "task": task,
         "experiment": dump_experiment(experiment),
@@ -165,6 +174,30 @@ def _submit(
             f"--out {folder.path}"
         )
     return state.details or "without a reason"
+
+
+def _absolute_files(experiment: Experiment) -> Experiment:
+    """Make the files that the submitter reads independent of the folder that it is called from."""
+    engine = experiment.engine
+    files = {
+        "root_certificates": engine.root_certificates
+        and str(Path(engine.root_certificates).absolute()),
+        "signatures": engine.signatures and [str(Path(f).absolute()) for f in engine.signatures],
+    }
+    return experiment.model_copy(update={"engine": engine.model_copy(update=files)})
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C inside the block, so that a run is stopped at the SuperLink too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _follow(control: Control, run: int, watcher: _Watcher, patience: float) -> RunState:
@@ -204,10 +237,14 @@ def _final(failed: str) -> None:
             raise kind(verdict.group(2))
 
 
-def _summary(folder: RunFolder) -> dict[str, object]:
-    if not folder.path.exists():
-        raise EngineError(
-            f"engine: the run is done. Its folder {folder.path} is on the SuperLink's machine and "
-            "cannot be seen from here; read summary.json there"
-        )
-    return read_summary(folder)
+def _summary(experiment: Experiment, folder: RunFolder) -> dict[str, object]:
+    """Return the summary, or what is known of it where the folder is out of sight."""
+    if folder.path.exists():
+        return read_summary(folder)
+    return {
+        "name": experiment.name,
+        "method": experiment.tuning.method,
+        "seed": experiment.seed,
+        "run_dir": str(folder.path),
+        "stopped": "on the server",
+    }

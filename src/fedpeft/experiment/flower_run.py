@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.engines.flower import FlowerEngine, FlowerSettings, reply_limit
+from fedpeft.engines.flower_messages import require_flower
 from fedpeft.engines.flower_simulation import Doors, Resources, Simulation
 from fedpeft.engines.kinds import RunEngine
 from fedpeft.experiment.config import Experiment
@@ -26,6 +27,7 @@ def foreign_engine(experiment: Experiment, tuned: TunedModel, data: Federated) -
 
     Raises:
       ConfigError: for a deployment, whose server runs elsewhere.
+      EngineError: if Flower is not installed here.
     """
     if experiment.engine.name == "local":
         return None
@@ -34,6 +36,7 @@ def foreign_engine(experiment: Experiment, tuned: TunedModel, data: Federated) -
             f"engine.name: found {experiment.engine.name!r}; only `fedpeft run` and `fedpeft "
             "handshake` work with a deployment. Use 'local' or 'flower-simulation' here"
         )
+    require_flower(simulation=True)
     return _simulated(experiment, tuned, data)
 
 

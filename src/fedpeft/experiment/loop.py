@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,7 @@ from fedpeft.experiment.records import (
     Record,
     Totals,
     append_record,
+    brief,
     cut_records,
     read_records,
     record_of,
@@ -177,7 +178,7 @@ def run_experiment(
     """
     experiment = built.experiment
     state = _restore(built, folder)
-    records = cut_records(folder.rounds, state.round)
+    records = [brief(record) for record in cut_records(folder.rounds, state.round)]
     _write_head(built, folder)
     digest = experiment_digest(experiment)
     start_deltas(built, folder, state)
@@ -189,8 +190,8 @@ def run_experiment(
         keep_delta(built, folder, state)
         memories = built.engine.memories(state.committed)
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
-        records = [*records, record]
-        on_round(done_of(records, experiment.federation.rounds))
+        records.append(brief(record))
+        on_round(done_of(record, records, experiment.federation.rounds))
     return _finish(built, folder, state, totals(records))
 
 
@@ -281,11 +282,11 @@ def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
     return wire_bytes(built.tuned, built.plan.down), up
 
 
-def done_of(records: list[Record], rounds: int) -> RoundDone:
-    """Say how far a run of `rounds` rounds is, from its lines so far."""
+def done_of(record: Record, records: list[Record], rounds: int) -> RoundDone:
+    """Say how far a run of `rounds` rounds is: its newest line, and all lines so far."""
     so_far = totals(records)
     left = so_far.seconds / so_far.rounds * (rounds - so_far.rounds)
-    return RoundDone(records[-1], so_far, rounds, left)
+    return RoundDone(record, so_far, rounds, left)
 
 
 def _finish(
@@ -303,10 +304,15 @@ def _finish(
         "rounds": str(state.round),
     }
     write_delta(folder.delta, tensors, metadata)
-    asked = client_epsilons(built.experiment, read_records(folder.rounds))
+    asked = client_epsilons(built.experiment, _read_late(folder.rounds))
     summary = _summary(built, so_far, digest) | asked | {"run_dir": str(folder.path)}
     write_json(folder.summary, summary)
     return summary
+
+
+def _read_late(file: Path) -> Iterator[Record]:
+    """Yield the lines of a file that is read when somebody asks for the first one."""
+    yield from read_records(file)
 
 
 def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:

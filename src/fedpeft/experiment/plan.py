@@ -215,6 +215,8 @@ def _kept_deltas(sketch: Sketch) -> int:
 
 def _data(experiment: Experiment) -> Federated | None:
     """Load and partition data that is on this machine; None where it is not, or cannot be read."""
+    if experiment.engine.name == "flower":
+        return None  # what is here is the server's; the sites have theirs
     source = experiment.data.source
     if source not in BUNDLED_DATASETS and not Path(source).expanduser().exists():
         return None

@@ -22,12 +22,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedpeft.client.feature_file import FeatureFile, file_in_folder, memory_file, private_file
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.prefix import (
+    CHUNK,
     Kept,
     Layout,
     PrefixExamples,
@@ -37,8 +39,10 @@ from fedpeft.client.prefix import (
     token_counts,
 )
 from fedpeft.core import seeds
+from fedpeft.core.errors import FedpeftError
 from fedpeft.core.words import byte_words
 from fedpeft.data.clips import LazyClips
+from fedpeft.data.drawn import DrawnClients
 from fedpeft.data.examples import ExampleSet, Federated
 from fedpeft.data.pictures import LazyPixels
 from fedpeft.experiment.config import Experiment
@@ -65,8 +69,13 @@ __all__ = [
     "with_prefix",
 ]
 
+IntArray = npt.NDArray[np.int64]
+
 _MIB = 2**20
 _FORMAT = "fedpeft-prefix-1"
+_PADDED = (
+    "no frozen prefix: texts are padded at their beginning, so that features depend on batches"
+)
 _FORKS = sys.platform == "linux"
 """Whether workers are forked, and so share a table that was opened before."""
 
@@ -127,14 +136,14 @@ def with_prefix(
     """
     if reason := _switched_off(experiment, augmented=data.augmented):
         return Prefixed(tuned, data, PrefixNote(reason))
-    rows = next(iter(data.clients.values()))[:2].tolist()
-    batch = data.train.batch(rows, seed=None)
-    split = find_split(tuned, batch)
-    if isinstance(split, Split) and not rest_equals_whole(tuned, split, batch):
-        split = NoPrefix("starting from its features gave other numbers than the whole model")
+    if not any(len(rows) for rows in data.clients.values()):
+        return Prefixed(tuned, data, PrefixNote("off: the training examples are at the sites"))
+    split = _checked_split(tuned, data)
     if isinstance(split, NoPrefix):
         return Prefixed(tuned, data, PrefixNote(f"no frozen prefix: {split.reason}"))
     layouts = _layouts(experiment, split, data)
+    if layouts is None:
+        return Prefixed(tuned, data, PrefixNote(_PADDED))
     open_table = _opener(experiment, tuned, split, layouts)
     prefix = prefix_of(tuned, split, settings)
 
@@ -167,6 +176,8 @@ def planned_prefix(experiment: Experiment, tuned: TunedModel, data: Federated | 
         return PrefixNote(f"no frozen prefix: {split.reason}")
     if data is not None:
         layouts = _layouts(experiment, split, data)
+        if layouts is None:
+            return PrefixNote(_PADDED)
         return PrefixNote(_words(split, layouts, data), layouts.num_bytes(split.width))
     longest = experiment.data.max_length or _longest(tuned)
     tokens = longest if split.text else split.length
@@ -242,6 +253,19 @@ def _switched_off(experiment: Experiment, *, augmented: bool) -> str:
     return ""
 
 
+def _checked_split(tuned: TunedModel, data: Federated) -> Split | NoPrefix:
+    """Cut the model, and compare losses and gradients with and without the cut on two examples."""
+    rows = next(rows for rows in data.clients.values() if len(rows))[:2]
+    try:
+        batch = data.train.batch(rows.tolist(), seed=None)
+        split = find_split(tuned, batch)
+        if isinstance(split, NoPrefix) or rest_equals_whole(tuned, split, batch):
+            return split
+    except (FedpeftError, ValueError, RuntimeError, OSError) as error:  # as in a turn: not our end
+        return NoPrefix(f"the first two examples could not be run: {error}")
+    return NoPrefix("starting from its features gave other numbers than the whole model")
+
+
 def _view_seeds(experiment: Experiment, data: Federated) -> list[int | None]:
     if not data.augmented:
         return [None]
@@ -249,16 +273,19 @@ def _view_seeds(experiment: Experiment, data: Federated) -> list[int | None]:
     return [seeds.derive(experiment.seed, "prefix view", view) for view in views]
 
 
-def _layouts(experiment: Experiment, split: Split, data: Federated) -> _Layouts:
+def _layouts(experiment: Experiment, split: Split, data: Federated) -> _Layouts | None:
+    """Decide what is kept where; None if features depend on how texts are padded."""
     client, width = experiment.client, split.width
-    tokens = token_counts(data.train, split), token_counts(data.test, split)
+    train_N, test_N = token_counts(data.train, split), token_counts(data.test, split)
+    if train_N is None or test_N is None:
+        return None
     num_views = len(_view_seeds(experiment, data))
+    groups = _groups(data)
 
     def fit(budget: int) -> _Layouts:
-        everything = [np.arange(len(data.test))]
-        test = lay_out(tokens[1], everything, width=width, budget=budget)
+        test = lay_out(test_N, _chunks(len(test_N)), width=width, budget=budget)
         left = (budget - test.bytes(width)) // num_views
-        train = lay_out(tokens[0], data.clients.values(), width=width, budget=left)
+        train = lay_out(train_N, groups, width=width, budget=left)
         return _Layouts(test, train, num_views, budget == memory)
 
     memory, disk = client.prefix_memory * _MIB, client.prefix_disk * _MIB
@@ -270,12 +297,23 @@ def _layouts(experiment: Experiment, split: Split, data: Federated) -> _Layouts:
     return fit(disk)
 
 
+def _groups(data: Federated) -> Sequence[IntArray]:
+    """Return the rows that belong together: a client's; neighbours where clients share a table."""
+    if isinstance(data.clients, DrawnClients):
+        return _chunks(len(data.train))
+    return list(data.clients.values())
+
+
+def _chunks(num_rows: int) -> Sequence[IntArray]:
+    return [np.arange(i, min(i + CHUNK, num_rows)) for i in range(0, num_rows, CHUNK)]
+
+
 def _kept(layouts: _Layouts) -> int:
     return len(layouts.train.rows) + len(layouts.test.rows)
 
 
 def _all(data: Federated) -> int:
-    return sum(len(rows) for rows in data.clients.values()) + len(data.test)
+    return sum(map(len, _groups(data))) + len(data.test)
 
 
 def _opener(

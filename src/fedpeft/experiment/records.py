@@ -23,6 +23,7 @@ __all__ = [
     "Record",
     "Totals",
     "append_record",
+    "brief",
     "cut_records",
     "read_records",
     "record_of",
@@ -126,8 +127,19 @@ def cut_records(file: Path, rounds: int) -> list[Record]:
     return kept
 
 
+def brief(record: Record) -> Record:
+    """Keep of a line what `totals` needs: nothing that is as long as a cohort."""
+    return {
+        name: record[name] for name in ("round", "metrics", "bytes_up", "bytes_down", "seconds")
+    }
+
+
 def totals(records: list[Record]) -> Totals:
-    """Sum up the rounds so far."""
+    """Sum up the rounds so far.
+
+    Args:
+      records: whole lines, or what `brief` keeps of them.
+    """
     metrics = [_metrics(record) for record in records]
     evaluated = [each for each in metrics if "loss" in each]
     accuracies = [each["accuracy"] for each in evaluated if "accuracy" in each]

@@ -31,7 +31,7 @@ from fedpeft.experiment.build import (
     fit_labels,
     load_run_data,
 )
-from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.config import EngineConfig, Experiment
 from fedpeft.experiment.files import write_text
 from fedpeft.experiment.flower_run import payload_bytes
 from fedpeft.experiment.folder import RunFolder
@@ -43,12 +43,15 @@ from fedpeft.experiment.site import server_facts
 from fedpeft.rounds.handshake import compare, write_facts
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["WAIT", "serve"]
+__all__ = ["DEADLINE", "WAIT", "serve"]
 
 logger = logging.getLogger(__name__)
 
 WAIT = 300.0
 """Seconds to wait for all sites, where `engine.wait` says nothing."""
+
+DEADLINE = 3600.0
+"""Seconds that a site may take for a turn, where `engine.deadline` says nothing."""
 
 _LOCK_PATIENCE = 30.0
 
@@ -85,6 +88,7 @@ def serve(grid: Grid, configuration: Mapping[str, str | bool | int | float]) -> 
 @dataclass(frozen=True)
 class _Server:
     experiment: Experiment
+    text: str
     tuned: TunedModel
     data: Federated
 
@@ -98,14 +102,27 @@ def _prepare(experiment: Experiment) -> _Server:
     own = experiment.data.model_copy(update={"partition": one})
     data = load_run_data(experiment.model_copy(update={"data": own}))
     experiment = fit_labels(experiment, data)
-    return _Server(experiment, build_tuned(experiment, experiment.model.num_labels), data)
+    tuned = build_tuned(experiment, experiment.model.num_labels)
+    return _Server(experiment, _text_for_sites(experiment), tuned, data)
+
+
+def _text_for_sites(experiment: Experiment) -> str:
+    """Write the experiment as sites get it: the same after every resume, wherever the server is.
+
+    A site knows a request that it has answered before by its bytes, so nothing may differ in them
+    that has no part in the turn.
+    """
+    own = experiment.engine
+    engine = EngineConfig(name=own.name, device=own.device, precision=own.precision)
+    return dump_experiment(experiment.model_copy(update={"engine": engine}))
 
 
 def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
     experiment = server.experiment
-    text = dump_experiment(experiment)
     if not folder.experiment.exists():
-        write_text(folder.experiment, text)  # a folder with anything in it is a run folder
+        write_text(
+            folder.experiment, dump_experiment(experiment)
+        )  # a folder with anything in it is a run folder
     ledger = Ledger(folder.path, secret=experiment.federation.sampling == "poisson")
     ledger.note("started", {"run_id": ledger.run_id, "resumed": folder.rounds.exists()})
     sites = _meet(grid, server, ledger)
@@ -113,10 +130,10 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
         lambda: grid,
         sites,
         FlowerSettings(
-            text,
+            server.text,
             ledger.run_id,
             reply_limit(payload_bytes(server.tuned)),
-            deadline=experiment.engine.deadline,
+            deadline=experiment.engine.deadline or DEADLINE,
         ),
         watch=ledger.watch,
     )
@@ -139,7 +156,7 @@ def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
     experiment = server.experiment
     facts = server_facts(experiment, server.tuned, server.data)
     greeting = Greeting(
-        dump_experiment(experiment),
+        server.text,
         ledger.run_id,
         write_facts(facts),
         functools.partial(compare, facts),

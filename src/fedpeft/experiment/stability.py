@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedpeft.core.errors import ConfigError
+from fedpeft.data.drawn import Sizes
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.config import Experiment, StabilityConfig
 from fedpeft.rounds.attendance import Buffering
@@ -109,7 +110,7 @@ def make_conditions(
     up = tables.make_stages(experiment.wire.up, "wire.up")
     return Conditions(
         seed=experiment.seed,
-        examples={client: epochs * len(rows) for client, rows in data.clients.items()},
+        examples=Sizes(data.clients, epochs),
         bytes_up=wire_bytes(tuned, up, TYPICAL_NOTES),
         costs=Costs(
             rate=stability.examples_per_second,
