@@ -88,3 +88,13 @@ def test_summary_stops_at_the_first_section():
 def test_docstrings_need_two_packages():
     with pytest.raises(DataError, match=r"found are networkx"):
         read_docstrings(("networkx", "not_installed_at_all"))
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    from fedpeft.data.bundled import _digit_rows
+
+    pictures, labels = load_digits(return_X_y=True)
+    rows = _digit_rows()
+    assert np.array_equal(rows[:, :64], pictures) and np.array_equal(rows[:, 64], labels)

@@ -178,7 +178,7 @@ def _train_client(
 
 
 def _set_mode(tuned: TunedModel, *, training: bool) -> None:
-    """Switch the whole model where it is not in this mode; a step of a small model feels the walk."""
+    """Switch the whole model where it is not in this mode; small models feel the walk."""
     if tuned.model.training != training:
         tuned.model.train(training)
 

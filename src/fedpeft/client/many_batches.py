@@ -109,7 +109,7 @@ def join(parts: Sequence[ClientBatch], pad_id: int) -> Pass:
     return Pass(tensors, keys, weight_GB)
 
 
-def split_by_size(sizes: Sequence[int], waste: float = 1.5) -> list[list[int]]:
+def split_by_size(sizes: Sequence[int], waste: float = 1.15) -> list[list[int]]:
     """Divide clients so that no pass has more than `waste` times the rows that its clients have.
 
     Args:
