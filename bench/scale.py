@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
-import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -38,18 +39,18 @@ def run(small: bool) -> dict[str, Any]:
     else:
         points = [(10**power, 500) for power in (3, 4, 5, 6)]
         points += [(10**6, cohort) for cohort in (100, 1000, 2000, 10_000)]
-    found = [_measure(clients, cohort, rounds=2 if small else 3) for clients, cohort in points]
+    found = [_measure(clients, cohort, rounds=3) for clients, cohort in points]
     return {"points": found, "machine": dict(describe()), "date": str(datetime.date.today())}
 
 
 def table(result: Mapping[str, Any]) -> str:
     """Write the points as a table."""
     rows = [
-        "| clients | cohort | seconds a round | milliseconds a turn | peak memory, MiB |",
+        "| clients | cohort | CPU seconds a round | CPU milliseconds a turn | peak memory, MiB |",
         "| ---: | ---: | ---: | ---: | ---: |",
     ]
     for point in result["points"]:
-        seconds = point["round_seconds"]
+        seconds = point["round_cpu_seconds"]
         rows.append(
             f"| {point['clients']:,} | {point['cohort']:,} | {seconds:.2f} "
             f"| {1e3 * seconds / point['cohort']:.2f} | {point['peak_bytes'] / 2**20:.0f} |"
@@ -60,6 +61,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _measure(clients: int, cohort: int, *, rounds: int) -> dict[str, Any]:
+    """Run in a process of its own, and return what it says."""
     settings = {
         "model.name": "preset:tiny-vit",
         "data.partition.scheme": "drawn",
@@ -72,30 +74,38 @@ def _measure(clients: int, cohort: int, *, rounds: int) -> dict[str, Any]:
         "engine.workers": 1,
         "engine.clients_per_pass": 1,
     }
-    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.scale", "--point", json.dumps(settings)],
+        env=child_environment(threads=1),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return {"clients": clients, "cohort": cohort, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def _point(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Run an experiment in this process; time its rounds, checkpoints and records included."""
+    from bench.assignment import experiment_of
+    from fedpeft.experiment.loop import run as run_experiment
+
+    marks: list[tuple[float, float]] = []
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, "-m", "fedpeft", "run", *sets, "--out", str(out), "--json"]
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            env=child_environment(threads=1),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        run_experiment(
+            experiment_of(settings),
+            out,
+            on_round=lambda done: marks.append((time.perf_counter(), time.process_time())),
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}")
-        lines = (out / "rounds.jsonl").read_text("utf-8").splitlines()
-        seconds = [float(json.loads(line)["seconds"]) for line in lines[:-1]]
         sizes = {file.name: file.stat().st_size for file in out.iterdir() if file.is_file()}
+    steps = list(itertools.pairwise(marks))[: len(marks) - 2] or list(itertools.pairwise(marks))
     return {
-        "clients": clients,
-        "cohort": cohort,
-        "round_seconds": statistics.median(seconds),
+        "round_seconds": statistics.median(b[0] - a[0] for a, b in steps),
+        "round_cpu_seconds": statistics.median(b[1] - a[1] for a, b in steps),
         "whole_seconds": time.perf_counter() - began,
-        "peak_bytes": usage.ru_maxrss * 1024,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "files": sizes,
     }
 
@@ -106,8 +116,12 @@ def main(words: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="only show that it works")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
     parser.add_argument("--page", action="store_true", help="only write the table again")
     asked = parser.parse_args(words)
+    if asked.point:
+        print(json.dumps(_point(json.loads(asked.point))))
+        return 0
     if asked.small:
         print(table(run(small=True)))
         return 0

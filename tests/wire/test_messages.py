@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import struct
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,3 +44,33 @@ def test_a_truncated_message_is_refused(cut):
     blob = encode({"delta": torch.zeros(10)})
     with pytest.raises(DeltaMismatchError, match="cannot be decoded"):
         decode(blob[:cut])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [1], "data_offsets": []},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]},
+        {},
+        7,
+    ],
+)
+def test_headers_that_do_not_fit_their_bytes_are_refused(entry):
+    header = json.dumps({"delta": entry}).encode()
+    blob = struct.pack("<Q", len(header)) + header + bytes(4)
+    with pytest.raises(DeltaMismatchError, match="cannot be decoded"):
+        decode(blob)
+
+
+def test_what_is_decoded_lies_in_the_message():
+    """No copy is made: the numbers are where the bytes are."""
+    blob = encode({"delta": torch.arange(3.0)})
+    tensors, _ = decode(blob)
+    view = torch.frombuffer(blob, dtype=torch.float32, offset=len(blob) - 12, count=3)
+    assert tensors["delta"].data_ptr() == view.data_ptr()

@@ -287,7 +287,7 @@ def _updates(
         tally.bytes_up += len(answer.blob)
         try:
             update, notes, norm = _decode(answer, plan, context)
-        except (DeltaMismatchError, ValueError, KeyError, RuntimeError) as error:
+        except (DeltaMismatchError, ValueError, LookupError, RuntimeError) as error:
             tally.failures[answer.client] = f"reply refused: {error}"
             continue
         tally.add(update, notes, norm)

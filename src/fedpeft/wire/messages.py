@@ -50,7 +50,7 @@ def decode(blob: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         notes = header.pop("__metadata__", {})
         tensors = _views(header, blob, 8 + length)
         return tensors, {str(name): str(text) for name, text in notes.items()}
-    except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (struct.error, ValueError, TypeError, LookupError, AttributeError) as error:
         raise DeltaMismatchError(
             f"message of {len(blob)} bytes cannot be decoded: {error}. "
             "It was cut short or is not a message of this package"
