@@ -380,3 +380,20 @@ def test_the_last_block_stays_where_something_is_hooked_to_it():
     assert last_block(tuned(IMAGE, "adapter", after=["vit.layers.1.attention.o_proj"])) is not None
     assert last_block(tuned(IMAGE, "prompt")) is None
     assert last_block(tuned(TEXT, "lora")) is None
+
+
+@pytest.mark.parametrize(
+    "method", ["bias", *(pytest.param(m, marks=pytest.mark.slow) for m in ("lora", "ln_tuning"))]
+)
+def test_a_deit_trains_in_passes(method, tmp_path):
+    small = {**SMALL, "image_size": 8, "patch_size": 4, "num_channels": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        hf.DeiTForImageClassification(hf.DeiTConfig(**small)).save_pretrained(tmp_path)
+
+    def make():
+        loaded = load_model(ModelRequest(name=str(tmp_path), num_labels=3))
+        return sharp(tune(loaded, TuningRequest(method, seed=1)))
+
+    assert make().loaded.family.name == "deit"
+    compare(make, settings(), Table(IMAGE))

@@ -123,7 +123,7 @@ def validate(table: Mapping[str, Any], where: str) -> Experiment:
     try:
         experiment = Experiment.model_validate(dict(table))
     except ValidationError as error:
-        items = [item for item in error.errors() if _fits_branch(item)]
+        items = _one_a_place([item for item in error.errors() if _fits_branch(item)])
         problems = [_explain(item) for item in items]
         experiment = _without(table, [item["loc"] for item in items])
     problems += problems_of(experiment)
@@ -189,6 +189,19 @@ def _fits_branch(item: ErrorDetails) -> bool:
     wants_table = branch.startswith(("dict[", "Normalization"))
     deep = str(item["loc"][-1]) != branch
     return wants_table == (isinstance(item.get("input"), Mapping) or deep)
+
+
+def _one_a_place(items: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Of a number or a word, keep what is said of the one that was given."""
+    words = {tuple(_path(item["loc"])) for item in items if item["type"] == "literal_error"}
+    numbers = {tuple(_path(item["loc"])) for item in items if item["type"] != "literal_error"}
+    both = words & numbers
+    return [
+        item
+        for item in items
+        if tuple(_path(item["loc"])) not in both
+        or isinstance(item.get("input"), str) == (item["type"] == "literal_error")
+    ]
 
 
 def _allowed(item: ErrorDetails) -> str:
