@@ -83,3 +83,25 @@ def test_stages_keep_apart_memories():
 def test_options_out_of_range_are_refused(build, words):
     with pytest.raises(ConfigError, match=words):
         build()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"delta.places": torch.tensor([-1, 3], dtype=torch.int32)},
+        {"delta.places": torch.tensor([1, 20], dtype=torch.int32)},
+        {"delta.size": torch.tensor([2**31 - 1], dtype=torch.int32)},
+        {"delta.size": torch.tensor([-20], dtype=torch.int32)},
+        {"delta": torch.ones(3)},
+    ],
+)
+def test_places_that_cannot_be_are_refused(change):
+    honest = {
+        "delta": torch.ones(2),
+        "delta.places": torch.tensor([1, 3], dtype=torch.int32),
+        "delta.size": torch.tensor([20], dtype=torch.int32),
+    }
+    stage = stages.top_k(0.1)
+    assert stage.decode(honest, None)["delta"].nonzero().flatten().tolist() == [1, 3]
+    with pytest.raises(ValueError, match=r"top_k: "):
+        stage.decode({**honest, **change}, None)

@@ -192,8 +192,13 @@ def top_k(fraction: float = 0.1) -> Stage:
         return {**payload, **sent, "delta.size": size}, {"residual": residual}
 
     def decode(payload: Payload, turn: ClientTurn) -> Payload:
-        full = torch.zeros(int(payload["delta.size"]), dtype=payload[DELTA].dtype)
-        full[payload["delta.places"].long()] = payload[DELTA]
+        size, places = int(payload["delta.size"]), payload["delta.places"].long()
+        if len(places) != max(1, round(fraction * size)) or len(places) != len(payload[DELTA]):
+            raise ValueError(f"top_k: {len(places)} places of {size} came, not {fraction} of them")
+        if not 0 <= int(places.min()) <= int(places.max()) < size:
+            raise ValueError(f"top_k: places {int(places.min())} to {int(places.max())} of {size}")
+        full = torch.zeros(size, dtype=payload[DELTA].dtype)
+        full[places] = payload[DELTA]
         rest = {k: v for k, v in payload.items() if k not in ("delta.places", "delta.size")}
         return {**rest, DELTA: full}
 
