@@ -2,9 +2,9 @@
 
     python scripts/resident.py [--rounds 4] [--repeats 2]
 
-A federation on this machine: MiniLM and LoRA, two sites, TLS, registered keys and signed code. With and
-without take turns, each a run of its own on the same SuperLink; the first round of a run, in which
-models are loaded, is left out. Needs the extras `text` and `flower`, ssh-keygen and openssl.
+A federation on this machine: MiniLM and LoRA, two sites, TLS, registered keys and signed code.
+With and without take turns, each a run of its own on the same SuperLink; the first round of a run,
+in which models are loaded, is left out. Needs the extras `text` and `flower`, ssh-keygen, openssl.
 """
 
 from __future__ import annotations
