@@ -8,6 +8,7 @@ import torch
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.build import build_run, sketch_run
 from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.score import scored_once
 from fedpeft.rounds.round import run_round
 
 QUICK = ["engine.workers=1", "client.epochs=1", "model.name=preset:tiny-vit"]
@@ -60,6 +61,13 @@ def test_clients_can_be_evaluated(bias):
     by_client = run.evaluate_clients(run.start)
     assert by_client.keys() == run.data.clients.keys()
     assert all(0 <= accuracy <= 1 for accuracy in by_client.values())
+
+
+def test_figures_of_all_and_of_clients_share_one_evaluation():
+    asked = []
+    score = scored_once(lambda state: asked.append(state) or len(asked))
+    one, other = object(), object()
+    assert [score(one), score(one), score(other), score(one)] == [1, 1, 2, 3]
 
 
 def test_sketches_count_what_runs_count(bias):

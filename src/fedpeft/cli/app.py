@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from fedpeft.cli.ending import ending
+from fedpeft.cli.garbage import few_collections
 from fedpeft.cli.options import File, Json, Out, Overs, Sets
 
 __all__ = ["main"]
@@ -40,7 +41,8 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    app(args, prog_name="fedpeft")
+    with few_collections():
+        app(args, prog_name="fedpeft")
 
 
 def _version(wanted: bool) -> None:

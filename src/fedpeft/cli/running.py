@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from fedpeft.cli.ending import Interrupted
+from fedpeft.cli.garbage import leave_alone
 from fedpeft.core.words import byte_words
 from fedpeft.experiment.folder import RunFolder, default_out
 from fedpeft.experiment.loop import RoundDone, run
@@ -38,6 +39,7 @@ def run_command(
     if resume and file is None and out is not None and RunFolder(out).experiment.exists():
         source = RunFolder(out).experiment  # a run folder alone is enough to go on
     experiment = read_experiment(source, sets)
+    leave_alone()
     place = out if out or resume else default_out(experiment.name)
     again = ["fedpeft", "run", *([str(file)] if file else []), *_options("--set", sets)]
     try:
@@ -80,6 +82,7 @@ def sweep_command(
     """
     sets, overs = overrides
     rows = read_rows(file, sets, overs)
+    leave_alone()
     place = out or default_out(f"{read_toml(file).get('name', 'fedpeft')}-sweep")
     try:
         with show_progress(sys.stderr) as report:

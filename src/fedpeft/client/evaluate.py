@@ -40,30 +40,50 @@ class Evaluation:
         loss, count, correct = (float(part.sum()) for part in parts)
         return loss, count, correct
 
+    @staticmethod
+    def join(parts: Sequence[Evaluation]) -> Evaluation:
+        """Put the scores of parts of a set together, in order."""
+        if not parts:
+            return Evaluation(*(torch.zeros(0, dtype=torch.float64) for _ in range(4)))
+        columns = zip(*((p.loss_N, p.count_N, p.correct_N, p.label_N) for p in parts), strict=True)
+        return Evaluation(*(torch.cat(column) for column in columns))
+
 
 def evaluate(
-    tuned: TunedModel, examples: ExampleSet, settings: LocalSettings, batch_size: int
+    tuned: TunedModel,
+    examples: ExampleSet,
+    settings: LocalSettings,
+    batch_size: int,
+    rows: range | None = None,
 ) -> Evaluation:
-    """Score every example of a set with the live delta of `tuned`.
+    """Score examples of a set with the live delta of `tuned`.
 
     Args:
       tuned: the model, on the settings' device.
       examples: the set; never augmented.
       settings: give the device and the precision.
       batch_size: examples a forward pass; bounds memory only.
+      rows: which ones, one after the other; None takes all.
     """
     tuned.model.eval()
-    parts: list[tuple[Tensor, ...]] = []
+    wanted = range(len(examples)) if rows is None else rows
     with torch.inference_mode():
-        for start in range(0, len(examples), batch_size):
-            rows = range(start, min(start + batch_size, len(examples)))
-            batch = to_device(examples.batch(rows, seed=None), settings.device)
-            with autocast(settings):
-                scores = tuned.loaded.task.score(tuned.model, batch)
-            sums = (scores.loss_B, scores.count_B, scores.correct_B)
-            labels = batch.get("labels")
-            label_B = labels if labels is not None and labels.ndim == 1 else torch.empty(0)
-            parts.append((*(part.double().cpu() for part in sums), label_B.cpu()))
-    if not parts:
-        return Evaluation(*(torch.zeros(0, dtype=torch.float64) for _ in range(4)))
-    return Evaluation(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return Evaluation.join(
+            [
+                _score(tuned, examples, settings, wanted[start : start + batch_size])
+                for start in range(0, len(wanted), batch_size)
+            ]
+        )
+
+
+def _score(
+    tuned: TunedModel, examples: ExampleSet, settings: LocalSettings, rows: range
+) -> Evaluation:
+    batch = to_device(examples.batch(rows, seed=None), settings.device)
+    with autocast(settings):
+        scores = tuned.loaded.task.score(tuned.model, batch)
+    sums = (scores.loss_B, scores.count_B, scores.correct_B)
+    loss_B, count_B, correct_B = (part.double().cpu() for part in sums)
+    labels = batch.get("labels")
+    label_B = labels if labels is not None and labels.ndim == 1 else torch.empty(0)
+    return Evaluation(loss_B, count_B, correct_B, label_B.cpu())

@@ -19,10 +19,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fedpeft.client.evaluate import Evaluation
 from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import EngineError, FedpeftError
 from fedpeft.data.drawn import Sizes, names_of
 from fedpeft.data.examples import ClientData, Federated
+from fedpeft.engines.scoring import Scorer, score_all
 from fedpeft.engines.workers import Crew, Died
 from fedpeft.rounds.client_half import ClientHalf, run_turn, run_turns
 from fedpeft.rounds.job import Failure, Job, Reply
@@ -91,6 +93,8 @@ class LocalEngine:
       num_workers: processes; 1 means this process.
       block: turns that are handed out together.
       clients_per_pass: turns that a worker takes at once, where they start from one broadcast.
+      scorer: of the server's test set, for `evaluate`; the model must be the one that `make_half`
+        gives to its trainer.
 
     Raises:
       EngineError: if the processes cannot be started.
@@ -104,6 +108,7 @@ class LocalEngine:
         num_workers: int = 1,
         block: int = 64,
         clients_per_pass: int = 1,
+        scorer: Scorer | None = None,
     ) -> None:
         self._names = names_of(data.clients)
         self._sizes = Sizes(data.clients)
@@ -111,9 +116,11 @@ class LocalEngine:
         self._block = block
         self._num_workers = num_workers
         self._clients_per_pass = clients_per_pass
-        work = _Work(make_half, data)
+        self._scorer = scorer
+        self._board = _board(scorer) if scorer and num_workers > 1 else ()
+        work = _Work(make_half, data, scorer, self._board)
         self._work = work
-        self._crew: Crew[_Pass, _Answers] | None = None
+        self._crew: Crew[_Pass | range, _Answers | Evaluation] | None = None
         if num_workers > 1:
             self._crew = _start(work, num_workers)
 
@@ -135,6 +142,34 @@ class LocalEngine:
                 if isinstance(answer.reply, Reply) and answer.memory:
                     self._keep(item, job.committed[item.client], answer.memory)
                 yield answer.reply
+
+    def evaluate(self, delta: Tensor, buffers: Tensor) -> Evaluation:
+        """Score the server's whole test set, side by side; the same for any number of workers.
+
+        Args:
+          delta: flat, float32 [P].
+          buffers: the travelling ones, flat; of length 0 where there are none.
+
+        Raises:
+          EngineError: if the engine was made without a scorer.
+        """
+        scorer = self._scorer
+        if scorer is None:
+            raise EngineError("evaluate: this engine was made without a test set")
+        if self._crew is None:
+            return score_all(scorer, delta, buffers)
+        for place, value in zip(self._board, (delta, buffers), strict=True):
+            place.copy_(value)
+        found: dict[int, Evaluation] = {}
+        for rows, scores in self._crew.map(scorer.spans()):
+            assert isinstance(rows, range)
+            if not isinstance(scores, Evaluation):  # its worker died: an error shows here
+                logger.warning("evaluation of rows %d to %d: %s", rows[0], rows[-1], scores)
+                with _one_thread():
+                    scorer.load(delta, buffers)
+                    scores = scorer.score(rows)
+            found[rows.start] = scores
+        return Evaluation.join([found[start] for start in sorted(found)])
 
     def memories(self, committed: Mapping[str, int]) -> dict[str, Tensor]:
         """Return all committed memories as named tensors, for a checkpoint."""
@@ -177,9 +212,12 @@ class LocalEngine:
         if self._crew is None:
             with _one_thread():
                 for items in passes:
-                    yield from zip(items, self._work(items), strict=True)
+                    yield from zip(items, self._work.take(items), strict=True)
             return
-        for items, answers in self._crew.map(passes):
+        for done, answers in self._crew.map(passes):
+            assert not isinstance(done, range)
+            assert not isinstance(answers, Evaluation)
+            items = done
             if isinstance(answers, Died):
                 reason = f"its worker process ended with exit code {answers.exit_code}"
                 logger.warning("clients %s: %s", ", ".join(i.client for i in items), reason)
@@ -187,7 +225,14 @@ class LocalEngine:
             yield from zip(items, answers, strict=True)
 
 
-def _start(work: _Work, num_workers: int) -> Crew[_Pass, _Answers]:
+def _board(scorer: Scorer) -> tuple[Tensor, ...]:
+    """Return shared memory for a delta and its buffers, where all workers see what is evaluated."""
+    tuned = scorer.tuned
+    sizes = (tuned.spec.num_params, tuned.buffer_spec.num_params)
+    return tuple(torch.zeros(n).share_memory_() for n in sizes)  # type: ignore[no-untyped-call]  # torch's
+
+
+def _start(work: _Work, num_workers: int) -> Crew[_Pass | range, _Answers | Evaluation]:
     try:
         return Crew(work, num_workers)
     except OSError as error:
@@ -198,14 +243,34 @@ def _start(work: _Work, num_workers: int) -> Crew[_Pass, _Answers]:
 
 
 class _Work:
-    """What a worker does with the turns of a pass. Builds its client half at the first one."""
+    """What a worker does: the turns of a pass, or an evaluation of some rows.
 
-    def __init__(self, make_half: Callable[[], ClientHalf], data: Federated) -> None:
+    It builds its client half first: from then on, the model's trainable parameters are its own.
+    """
+
+    def __init__(
+        self,
+        make_half: Callable[[], ClientHalf],
+        data: Federated,
+        scorer: Scorer | None,
+        board: tuple[Tensor, ...],
+    ) -> None:
         self._make_half = make_half
         self._data = data
+        self._scorer, self._board = scorer, board
         self._half: ClientHalf | None = None
 
-    def __call__(self, items: _Pass) -> _Answers:
+    def __call__(self, items: _Pass | range) -> _Answers | Evaluation:
+        if not isinstance(items, range):
+            return self.take(items)
+        self._get_half()
+        assert self._scorer is not None
+        delta, buffers = self._board
+        self._scorer.load(delta, buffers)
+        return self._scorer.score(items)
+
+    def take(self, items: _Pass) -> _Answers:
+        """Take the turns of a pass."""
         if len(items) == 1:
             return (self._one(items[0]),)
         began = time.perf_counter()

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from fedpeft.client.evaluate import Evaluation
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.many import many_trainer
 from fedpeft.core.errors import ConfigError
@@ -24,6 +26,7 @@ from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
 from fedpeft.engines.kinds import RunEngine
 from fedpeft.engines.local import LocalEngine, block_size
+from fedpeft.engines.scoring import make_scorer, score_all
 from fedpeft.experiment import tables
 from fedpeft.experiment.check import num_clients
 from fedpeft.experiment.config import Experiment
@@ -43,7 +46,7 @@ from fedpeft.experiment.requests import (
     model_request,
     tuning_request,
 )
-from fedpeft.experiment.score import score_clients, score_state
+from fedpeft.experiment.score import score_clients, scored_once
 from fedpeft.experiment.stability import (
     asked_clients,
     make_buffering,
@@ -251,15 +254,20 @@ def assemble(
     experiment = resolve_passes(experiment, prefixed.tuned, prefixed.data, settings)
     half = functools.partial(make_half, prefixed.tuned, settings, experiment)
     workers = experiment.engine.workers or 1
-    engine = engine or LocalEngine(
-        half,
-        prefixed.data,
-        num_workers=workers,
-        block=block_size(tuned.spec.num_bytes, workers),
-        clients_per_pass=num_together(experiment),
-    )
+    scorer = make_scorer(prefixed.tuned, prefixed.data.test, settings)
+    evaluate: Callable[[Tensor, Tensor], Evaluation] = functools.partial(score_all, scorer)
+    if engine is None:
+        engine = local = LocalEngine(
+            half,
+            prefixed.data,
+            num_workers=workers,
+            block=block_size(tuned.spec.num_bytes, workers),
+            clients_per_pass=num_together(experiment),
+            scorer=scorer,
+        )
+        evaluate = local.evaluate
     move(tuned, settings.device)
-    score = functools.partial(score_state, prefixed.tuned, prefixed.data, settings)
+    score = scored_once(lambda state: evaluate(state.delta, state.buffers))
     return BuiltRun(
         experiment,
         tuned,

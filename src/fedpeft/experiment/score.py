@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-import torch
-
-from fedpeft.client.evaluate import Evaluation, evaluate
-from fedpeft.client.local import LocalSettings
+from fedpeft.client.evaluate import Evaluation
 from fedpeft.data.examples import Federated
 from fedpeft.server.state import ServerState
-from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
+from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["score_clients", "score_state"]
-
-_BATCH = 256
+__all__ = ["score_clients", "scored_once"]
 
 
-def score_state(
-    tuned: TunedModel, data: Federated, settings: LocalSettings, state: ServerState
-) -> Evaluation:
-    """Evaluate a state's delta on the server's test set, with one thread."""
-    write_delta(tuned, state.delta)
-    if tuned.buffers:
-        write_buffers(tuned, state.buffers)
-    by_token = tuned.loaded.task.metric == "perplexity"  # logits are as wide as the vocabulary
-    batch_size = settings.batch_size if by_token else _BATCH
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return evaluate(tuned, data.test, settings, batch_size)
-    finally:
-        torch.set_num_threads(before)
+def scored_once(score: Callable[[ServerState], Evaluation]) -> Callable[[ServerState], Evaluation]:
+    """Keep the newest evaluation: the whole set's figures and the clients' share it."""
+    last: list[tuple[ServerState, Evaluation]] = []
+
+    def scored(state: ServerState) -> Evaluation:
+        if not last or last[0][0] is not state:
+            last[:] = [(state, score(state))]
+        return last[0][1]
+
+    return scored
 
 
 def score_clients(evaluation: Evaluation, tuned: TunedModel, data: Federated) -> dict[str, float]:
