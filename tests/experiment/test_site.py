@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tomli_w
 
+from fedpeft.client.prefix import PrefixExamples
 from fedpeft.core.errors import ConfigError, DataError, PrivacyError
 from fedpeft.engines.requests import Request
 from fedpeft.experiment import site as sites
@@ -215,3 +216,23 @@ def test_the_servers_facts_fit_its_site(tmp_path):
     assert any("backbone" in reason for reason in compare(expected, other.facts))
     assert np.array_equal(ready.data.indices, np.arange(1258))
     assert tomllib.loads(dump_experiment(asked))["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits", "kept"),
+    [
+        ({}, {}, True),
+        ({}, {"worker.prefix_memory": 0}, False),
+        ({}, {"worker.resident": False}, False),
+        ({"client.prefix_cache": "off"}, {}, False),
+        ({"client.prefix_cache": "disk"}, {}, True),
+        ({"tuning.method": "bias"}, {}, False),
+    ],
+)
+def test_features_of_frozen_layers_stay_in_memory(tmp_path, monkeypatch, changes, limits, kept):
+    """Whether there are any is the server's word, how many the site's; none go to its disk."""
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
+    asked = server({"tuning.method": "head", **changes})
+    ready = prepare(own(tmp_path, limits), dump_experiment(asked))
+    assert isinstance(ready.data.examples, PrefixExamples) == kept
+    assert not (tmp_path / "cache").exists()

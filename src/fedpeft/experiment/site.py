@@ -9,6 +9,7 @@ or for anything that would leave but the delta and the metrics that the site all
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tomllib
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from fedpeft.experiment.config import Experiment
 from fedpeft.experiment.environment import num_cores, versions
 from fedpeft.experiment.files import write_whole
 from fedpeft.experiment.folder import experiment_digest
+from fedpeft.experiment.prefix import with_prefix
 from fedpeft.experiment.privacy import is_private, refuse_model
 from fedpeft.experiment.read import validate
 from fedpeft.experiment.requests import data_request, local_settings, model_request
@@ -77,8 +79,12 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
     tuned = build_tuned(experiment, num_labels or data.num_labels)
     refuse_model(experiment, tuned)
     _check_size(tuned, site)
+    rows = np.arange(len(data.train), dtype=np.int64)
+    settings = local_settings(experiment)
+    whole = dataclasses.replace(data, clients={site.name: rows})
+    prefixed = with_prefix(_features_in_memory(experiment, site), tuned, whole, settings)
     half = ClientHalf(
-        local_trainer(tuned, local_settings(experiment)),
+        local_trainer(prefixed.tuned, settings),
         up_stages(experiment),
         tables.make_stages(experiment.wire.down, "wire.down"),
         tuned.spec,
@@ -87,7 +93,7 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
     own_noise = experiment.privacy.mode in ("local", "example")
     return Prepared(
         half,
-        ClientData(data.train, np.arange(len(data.train), dtype=np.int64)),
+        ClientData(prefixed.data.train, rows),
         _facts(server, tuned, data) | _site_facts(site, experiment, len(data.train)),
         once=own_noise,
         charge=functools.partial(charge, site, experiment),
@@ -234,6 +240,15 @@ def _load(experiment: Experiment, site: SiteConfig) -> Federated:
         ),
         shape.inputs,
     )
+
+
+def _features_in_memory(experiment: Experiment, site: SiteConfig) -> Experiment:
+    """Say what is kept of a frozen prefix: never on the disk, and no more than the site allows."""
+    client, worker = experiment.client, site.worker
+    most = min(client.prefix_memory, worker.prefix_memory)
+    kept = worker.resident and most > 0 and client.prefix_cache != "off"
+    changes = {"prefix_cache": "memory" if kept else "off", "prefix_memory": max(1, most)}
+    return experiment.model_copy(update={"client": client.model_copy(update=changes)})
 
 
 def _check_size(tuned: TunedModel, site: SiteConfig) -> None:

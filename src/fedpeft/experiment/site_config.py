@@ -116,6 +116,9 @@ class WorkerConfig(BaseModel):
     threads: Positive = Field(1, description="of torch; 1 gives the local engine's bits")
     seconds: Above = Field(3600.0, description="longest turn that the app waits for")
     resident: bool = Field(True, description="false: each message loads everything anew")
+    prefix_memory: Annotated[int, Field(ge=0)] = Field(
+        1024, description="MiB of memory for the output of frozen layers; at 0 none is kept"
+    )
 
 
 class SiteConfig(BaseModel):
