@@ -18,7 +18,6 @@ from fedpeft.client import many, many_batches, many_gradients
 from fedpeft.client.local import LocalSettings, local_trainer
 from fedpeft.client.many import MANY_METHODS, many_trainer, why_one_by_one
 from fedpeft.client.many_batches import ClientBatch, join, split_by_size
-from fedpeft.client.many_tail import last_block
 from fedpeft.client.optimizers import OptimizerSettings, make_step
 from fedpeft.client.private import GradientPrivacy
 from fedpeft.client.turns import DELTA, ClientTurn
@@ -372,14 +371,6 @@ def test_a_pass_pads_rows_and_tokens():
     assert one.tensors["features"].shape == (4, 4, 1) and one.keys.tolist() == [0, 1, 0, 0]
     assert one.weight_GB is not None and one.weight_GB.tolist() == [[1, 1], [1, 0]]
     assert join([text_step([2], 2), text_step([3], 3)], pad_id=9).weight_GB is None
-
-
-def test_the_last_block_stays_where_something_is_hooked_to_it():
-    assert last_block(tuned(IMAGE, "lora")) is not None
-    assert last_block(tuned(IMAGE, "adapter")) is not None
-    assert last_block(tuned(IMAGE, "adapter", after=["vit.layers.1.attention.o_proj"])) is not None
-    assert last_block(tuned(IMAGE, "prompt")) is None
-    assert last_block(tuned(TEXT, "lora")) is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.local import LocalSettings, autocast, to_device
+from fedpeft.client.tail import short_tail
 from fedpeft.data.examples import ExampleSet
 from fedpeft.tuning.tuned import TunedModel
 
@@ -67,7 +68,7 @@ def evaluate(
     """
     tuned.model.eval()
     wanted = range(len(examples)) if rows is None else rows
-    with torch.inference_mode():
+    with torch.inference_mode(), short_tail(tuned.model):
         return Evaluation.join(
             [
                 _score(tuned, examples, settings, wanted[start : start + batch_size])

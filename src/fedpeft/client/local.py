@@ -32,6 +32,7 @@ from fedpeft.client.private import (
     private_gradient,
     row_gradients,
 )
+from fedpeft.client.tail import short_tail
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
 from fedpeft.data.examples import in_epoch
@@ -93,7 +94,8 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
             flat.value_P.copy_(start_P)
             if tuned.buffers:
                 write_buffers(tuned, broadcast[BUFFERS].to(device))
-            metrics = take_turn(turn)
+            with short_tail(tuned.model):
+                metrics = take_turn(turn)
             payload = {DELTA: (flat.value_P - start_P).cpu()}
             if tuned.buffers:
                 payload[BUFFERS] = read_buffers(tuned).cpu()

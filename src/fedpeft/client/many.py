@@ -37,9 +37,9 @@ from fedpeft.client.many_gradients import (
     stacked_gradients,
 )
 from fedpeft.client.many_places import Place, find_places
-from fedpeft.client.many_tail import last_block
 from fedpeft.client.optimizers import make_step
 from fedpeft.client.private import RowGradients, check_rows, draw, noise_root, paper_gradient
+from fedpeft.client.tail import last_block
 from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.models.tasks import Batch
 from fedpeft.tuning.tuned import TunedModel, read_delta
@@ -142,7 +142,7 @@ def _set_up(tuned: TunedModel, settings: LocalSettings) -> _Setup:
     live, privacy = Live(), settings.privacy
     places = find_places(tuned, live)
     assert not isinstance(places, str), places
-    if (last := last_block(tuned)) is not None:
+    if (last := last_block(tuned.model)) is not None:
         places = [*places, Place(last[0], "forward", last[1])]
     pad_id = getattr(getattr(tuned.loaded.module, "config", None), "pad_token_id", None) or 0
     by_client = stacked_gradients(tuned, settings, live, places)
