@@ -1,6 +1,7 @@
 """Row 8: arithmetic of a training round against the peak of matrix products in the same process.
 
     forward     2 (12 d^2 L + 3 p^2 d) T + 4 L T^2 d      a picture: linear layers, attention
+    last block  2 (2 d^2 T + 10 d^2) + 4 T d              keys and values of all tokens, one query
     backward    through activations only: the frozen linear layers once more, attention twice
     peak        2 n^3 / seconds of a product of two n x n matrices, n = 2048
 
@@ -25,10 +26,14 @@ __all__ = ["run", "training_flops"]
 
 
 def training_flops(*, blocks: int, width: int, tokens: int, patch: int) -> float:
-    """Return operations of one picture, forward and backward, all blocks tuned."""
-    linear = 2.0 * 12 * width**2 * blocks * tokens
+    """Return operations of one picture, forward and backward, all blocks tuned.
+
+    Counted is what is computed: the last block for the one token that the head reads.
+    """
+    full = blocks - 1
+    linear = 2.0 * width**2 * (12 * full * tokens + 2 * tokens + 10)
     embedding = 2.0 * 3 * patch**2 * width * (tokens - 1)
-    attention = 4.0 * blocks * tokens**2 * width
+    attention = 4.0 * width * (full * tokens**2 + tokens)
     return 2 * linear + embedding + 3 * attention
 
 
