@@ -89,6 +89,7 @@ def _cohort_settings(model: Mapping[str, Any], clients: int, cohort: int) -> dic
         "tuning.method": "lora",
         "data.partition.scheme": "iid",
         "data.partition.clients": clients,
+        "data.partition.min_examples": 1,
         "data.budget": 8 * clients,
         "federation.rounds": 1,
         "federation.clients_per_round": cohort,
