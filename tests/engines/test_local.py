@@ -95,6 +95,30 @@ def test_a_worker_that_dies_costs_its_item_only():
     assert answers == {1: 2, 2: 4, 4: 8, 5: 10, 6: 12}
 
 
+def hold_and_free(item):
+    """Fill and free 120 MB in small pieces, all but the last: the allocator keeps what is below."""
+    pieces = [bytearray(60_000) for _ in range(2000)]
+    kept.append(pieces.pop())
+    pieces.clear()
+    return psutil.Process().memory_info().rss
+
+
+kept: list[bytearray] = []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_a_worker_without_work_gives_memory_back():
+    crew = Crew(hold_and_free, 1)
+    try:
+        ((_, busy),) = crew.map([1])  # the negative control: freed, and still there
+        process, deadline = psutil.Process(crew._workers[0].process.pid), time.monotonic() + 10
+        while busy - process.memory_info().rss < 90e6 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert busy - process.memory_info().rss > 90e6
+    finally:
+        crew.close()
+
+
 def test_close_leaves_no_process():
     before = set(psutil.Process().children())
     crew = Crew(die_or_double, 2)

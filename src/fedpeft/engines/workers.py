@@ -3,13 +3,14 @@
     parent ──(turn order)──> worker ──(answer)──> parent
 
 On Linux a worker is forked: it sees the parent's model and data without a copy and starts at
-once. Elsewhere it is spawned, and torch hands tensors over in shared memory. A worker ends when its
-parent is gone, also after SIGKILL.
+once. Elsewhere it is spawned, and torch hands tensors over in shared memory. A worker without work
+gives freed memory back, and ends when its parent is gone, also after SIGKILL.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -24,6 +25,9 @@ import torch
 import torch.multiprocessing
 
 __all__ = ["Crew", "Died"]
+
+_IDLE = 0.05
+"""Seconds without work after which a worker gives memory back."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -130,10 +134,19 @@ def _serve(
     torch.set_num_threads(1)
     while True:
         try:
+            if not pipe.poll(_IDLE):
+                _give_memory_back()
             item = pipe.recv()
         except (EOFError, OSError):
             return
         pipe.send(work(item))  # type: ignore[arg-type]  # the parent sends items only
+
+
+def _give_memory_back() -> None:
+    """Hand freed memory to the system, which glibc would keep for this process."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _follow(parent: int) -> None:
