@@ -61,8 +61,8 @@ ROWS = (
         "and layer norms, a third of a step, do not run at that peak. What is gained: two cores, "
         "and one long product in place of several short ones. Tried: 1 to 8 clients a pass. On "
         "this shared machine the figures move from run to run with the same code (three runs: "
-        "LoRA at batch 16 1.6, 2.1, 2.7; bias at batch 4 2.9, 3.2, 4.0), as other users of its "
-        "caches come and go. The newest run is shown.",
+        "LoRA at batch 16 1.6, 2.1, 2.7; bias at batch 4 2.9, 3.2, 4.0), probably as other guests "
+        "of its host come and go. The newest run is shown.",
     ),
     Row(
         "3",
