@@ -58,10 +58,10 @@ test-slow: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --maxprocesses 2 -m slow
 
 test-deployment: setup  ## real Flower and Ray processes on this machine, one test at a time
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment tests/engines
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment
 
 test-deployment-short: setup  ## two of them: a simulation and a deployment equal the local engine
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment -k equals_the_local_engine tests/engines/test_deployment.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment -k equals_the_local_engine tests/engines/flower/test_deployment.py
 
 docs: setup  ## the page of all keys, from the schema
 	$(BIN)/python scripts/write_reference.py

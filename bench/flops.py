@@ -19,7 +19,7 @@ import torch
 from bench.assignment import experiment_of
 from bench.figures import Report, check, figure
 from bench.machine import others
-from fedpeft.experiment.build import build_run
+from fedpeft.build.run import build_run
 from fedpeft.rounds.buffered import advance
 
 __all__ = ["run", "training_flops"]

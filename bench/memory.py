@@ -159,7 +159,7 @@ def _child(settings: Mapping[str, Any]) -> dict[str, int]:
 def main(settings: Mapping[str, Any]) -> dict[str, int]:
     """Run one round and measure this process and its workers while they are there."""
     from bench.assignment import experiment_of
-    from fedpeft.experiment.build import build_run
+    from fedpeft.build.run import build_run
     from fedpeft.rounds.buffered import advance
 
     built = build_run(experiment_of(settings))

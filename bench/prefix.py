@@ -28,9 +28,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
+from fedpeft.build.run import BuiltRun, assemble, resolve
 from fedpeft.data.examples import Federated
 from fedpeft.data.tensors import TextExamples, flat_tokens
-from fedpeft.experiment.build import BuiltRun, assemble, resolve
 from fedpeft.experiment.read import apply_overrides, validate
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.rounds.buffered import advance

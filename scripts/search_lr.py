@@ -16,9 +16,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedpeft.experiment.records import read_records
-from fedpeft.experiment.sweep import Finished, RowResult, sweep
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
+from fedpeft.launch.sweep import Finished, RowResult, sweep
+from fedpeft.runs.records import read_records
 
 METHODS = ("scratch", "full", "head", "bias", "adapter", "prompt", "lora")
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)

@@ -17,9 +17,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedpeft.experiment.records import read_records
-from fedpeft.experiment.sweep import Finished, RowResult, sweep
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
+from fedpeft.launch.sweep import Finished, RowResult, sweep
+from fedpeft.runs.records import read_records
 
 METHODS = ("head", "bias", "adapter", "prompt", "full")
 RATES = (0.002, 0.01, 0.05)

@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fedpeft.experiment.config import Experiment
-from fedpeft.experiment.site_config import SiteConfig
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.site import SiteConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "experiment-file.md"
 SITE_PAGE = PAGE.with_name("site-file.md")

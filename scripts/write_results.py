@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpeft.experiment.claims import Verdict, check_claims
-from fedpeft.experiment.report_data import find_runs, read_run
-from fedpeft.experiment.sweep_table import TableLine, table_lines
+from fedpeft.launch.sweep_table import TableLine, table_lines
+from fedpeft.results.claims import Verdict, check_claims
+from fedpeft.results.runs import find_runs, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from fedpeft.engines.requests import Answer, Request
-from fedpeft.engines.resident import serve
-from fedpeft.experiment.site import make_site
-from fedpeft.experiment.site_config import read_site
+from fedpeft.engines.flower.requests import Answer, Request
+from fedpeft.experiment.site import read_site
+from fedpeft.federation.resident import serve
+from fedpeft.federation.site_side import make_site
 from fedpeft.wire import messages
 
 FAULTS = {

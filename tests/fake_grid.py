@@ -14,9 +14,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedpeft.client.turns import ClientTurn
 from fedpeft.data.examples import ClientData, Federated
-from fedpeft.engines.flower import FlowerEngine, FlowerSettings, reply_limit
-from fedpeft.engines.flower_messages import read_request, write_answer
-from fedpeft.engines.requests import Answer, Request
+from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
+from fedpeft.engines.flower.messages import read_request, write_answer
+from fedpeft.engines.flower.requests import Answer, Request
 from fedpeft.rounds.client_half import run_turn
 from fedpeft.wire import messages
 

@@ -15,11 +15,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from fedpeft.build.run import build_tuned, resolve
 from fedpeft.core.deltas import digest_of
-from fedpeft.experiment.build import build_tuned, resolve
-from fedpeft.experiment.config import Experiment
-from fedpeft.experiment.folder import write_delta
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment
+from fedpeft.runs.folder import write_delta
 from fedpeft.tuning.tuned import read_buffers, read_delta
 
 SMALL = {

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from fedpeft.cli import main
-from fedpeft.engines.requests import Request
-from fedpeft.engines.resident import ask
+from fedpeft.engines.flower.requests import Request
+from fedpeft.federation.resident import ask
 
 SITE = 'name = "a"\n[data]\nsource = "digits"\n'
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.assignment import experiment_of, module_paths
 from bench.contestants.work import save_delta
-from fedpeft.experiment.build import build_run
+from fedpeft.build.run import build_run
 from fedpeft.rounds.buffered import advance
 from fedpeft.tuning.tuned import write_delta
 

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from fedpeft.data.request import Columns, DataRequest, TransformSpec
     from fedpeft.data.schemes import PartitionRequest
     from fedpeft.data.torch_data import from_torch
-    from fedpeft.experiment.load import load
-    from fedpeft.experiment.simulate import Result, run, simulate
+    from fedpeft.launch.simulate import Result, run, simulate
     from fedpeft.models.heads import init_head
     from fedpeft.models.source import ModelRequest, load_model
     from fedpeft.models.tasks import Scores, Task, classification_task
     from fedpeft.models.wrap import wrap_module
+    from fedpeft.runs.load import load
     from fedpeft.tuning.methods import TuningRequest, tune
     from fedpeft.tuning.tuned import TunedModel
 
@@ -45,7 +45,7 @@ _HOMES = {
     "FedpeftError": "core.errors",
     "ModelRequest": "models.source",
     "PartitionRequest": "data.schemes",
-    "Result": "experiment.simulate",
+    "Result": "launch.simulate",
     "Scores": "models.tasks",
     "Task": "models.tasks",
     "TransformSpec": "data.request",
@@ -54,11 +54,11 @@ _HOMES = {
     "classification_task": "models.tasks",
     "from_torch": "data.torch_data",
     "init_head": "models.heads",
-    "load": "experiment.load",
+    "load": "runs.load",
     "load_data": "data.load",
     "load_model": "models.source",
-    "run": "experiment.simulate",
-    "simulate": "experiment.simulate",
+    "run": "launch.simulate",
+    "simulate": "launch.simulate",
     "tune": "tuning.methods",
     "wrap_module": "models.wrap",
 }

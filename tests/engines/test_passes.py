@@ -11,9 +11,9 @@ import pytest
 import support
 import torch
 
+from fedpeft.build.run import build_run
 from fedpeft.client.turns import DELTA, LocalResult
 from fedpeft.engines.local import LocalEngine, passes_of
-from fedpeft.experiment.build import build_run
 from fedpeft.experiment.read import read_experiment
 from fedpeft.rounds.buffered import advance
 from fedpeft.rounds.client_half import ClientHalf
@@ -65,7 +65,7 @@ def test_workers_and_blocks_do_not_change_a_bit(monkeypatch):
     chosen = ["engine.clients_per_pass=3"]
     alone = states("engine.workers=1", *chosen)
     two = states("engine.workers=2", *chosen)
-    monkeypatch.setattr("fedpeft.experiment.build.block_size", lambda size, workers: 3)
+    monkeypatch.setattr("fedpeft.build.run.block_size", lambda size, workers: 3)
     blocks = states("engine.workers=1", *chosen)
     assert torch.equal(alone[-1].delta, two[-1].delta)
     assert torch.equal(alone[-1].delta, blocks[-1].delta)

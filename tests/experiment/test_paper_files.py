@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedpeft.cli.planning import check_command, plan_command
-from fedpeft.experiment.plan import make_plan, plan_rows
 from fedpeft.experiment.sweep_rows import read_rows
+from fedpeft.plan.plan import make_plan, plan_rows
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(FOLDER.glob("*/*.toml"))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft.build.requests import learning_rate
+from fedpeft.build.run import resolve
 from fedpeft.core.errors import ConfigError
-from fedpeft.experiment.build import resolve
-from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import (
     apply_overrides,
     dump_experiment,
@@ -18,7 +19,6 @@ from fedpeft.experiment.read import (
     read_experiment,
     validate,
 )
-from fedpeft.experiment.requests import learning_rate
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 

@@ -10,9 +10,9 @@ import torch
 
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.data.drawn import Names
-from fedpeft.experiment.records import brief, totals
 from fedpeft.rounds.job import Job, Reply
 from fedpeft.rounds.round import RoundPlan, run_round
+from fedpeft.runs.records import brief, totals
 from fedpeft.server.algorithms import fedavg
 from fedpeft.wire import messages
 

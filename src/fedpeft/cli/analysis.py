@@ -11,11 +11,11 @@ from typing import Any
 import typer
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.smoothness import Search
-from fedpeft.experiment.gap_features import GapRequest
-from fedpeft.experiment.gap_run import analyse_gap, analyse_runs
-from fedpeft.experiment.gap_runs import RunsRequest, label_runs
-from fedpeft.experiment.theorem import TheoremRequest, check_theorem
+from fedpeft.studies.gap.analysis import analyse_gap, analyse_runs
+from fedpeft.studies.gap.features import GapRequest
+from fedpeft.studies.gap.runs import RunsRequest, label_runs
+from fedpeft.studies.theorem.bound import TheoremRequest, check_theorem
+from fedpeft.studies.theorem.smoothness import Search
 
 __all__ = ["GapChoice", "gap_command", "theorem_command", "theorem_request"]
 

@@ -204,7 +204,7 @@ def report(
       fedpeft report runs/small/table1 runs/small/table2 --title "Small scale" --out page.html
     """
     with ending():
-        from fedpeft.experiment.report import Wanted, write_report
+        from fedpeft.report.write import Wanted, write_report
 
         wanted = Wanted(target, title, diagnostics)
         typer.echo(f"report: {write_report(runs, out, wanted=wanted)}")
@@ -247,7 +247,7 @@ def figures(
     """
     with ending():
         from fedpeft.experiment.read import read_experiment
-        from fedpeft.experiment.report_method import write_figures
+        from fedpeft.plan.pictures import write_figures
 
         for file in write_figures(read_experiment(experiment, sets or []), out):
             typer.echo(f"figure: {file}")
@@ -269,7 +269,7 @@ def export(
       fedpeft export runs/mine --to my-model
     """
     with ending():
-        from fedpeft.experiment.export import export_run
+        from fedpeft.export.export import export_run
 
         typer.echo(f"exported: {export_run(run, to)}")
 

@@ -14,7 +14,7 @@ from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Json, Sets
 
 if TYPE_CHECKING:
-    from fedpeft.experiment.audit import AuditRequest
+    from fedpeft.studies.audit.audit import AuditRequest
 
 __all__ = ["audit"]
 
@@ -60,7 +60,7 @@ def audit(
       fedpeft audit my.toml --leave-out-noise --seeds 20 --no-training
     """
     with ending():
-        from fedpeft.experiment.audit import AuditRequest, write_audit
+        from fedpeft.studies.audit.audit import AuditRequest, write_audit
 
         request = AuditRequest(canaries, confidence, leave_out_noise, not no_training, delta)
         found = _found(experiment, sets or [], request, num_seeds)
@@ -78,9 +78,9 @@ def audit(
 def _found(
     file: Path | None, sets: list[str], request: AuditRequest, num_seeds: int
 ) -> dict[str, Any]:
-    from fedpeft.experiment.audit import audit as run_audit
-    from fedpeft.experiment.audit import audit_seeds
     from fedpeft.experiment.read import read_experiment
+    from fedpeft.studies.audit.audit import audit as run_audit
+    from fedpeft.studies.audit.audit import audit_seeds
 
     def told(what: str) -> Callable[[int, int], None]:
         return lambda done, count: typer.echo(f"{what} {done} of {count}", err=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import typer
 
-from fedpeft.experiment.claims import Comparison, Verdict, check_claims
-from fedpeft.experiment.claims_grid import shadowed
-from fedpeft.experiment.report_data import Run, find_runs, read_run
+from fedpeft.results.claims import Comparison, Verdict, check_claims
+from fedpeft.results.claims_grid import shadowed
+from fedpeft.results.runs import Run, find_runs, read_run
 
 __all__ = ["claims_command"]
 

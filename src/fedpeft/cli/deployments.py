@@ -52,7 +52,7 @@ def status(
       fedpeft status runs/mine --json
     """
     with ending():
-        from fedpeft.experiment.status import read_status
+        from fedpeft.runs.status import read_status
 
         found = read_status(run)
         _say(found, _status_lines(found), as_json=json)
@@ -61,10 +61,10 @@ def status(
 def _handshake(run: Path, sets: Sequence[str], *, as_json: bool) -> None:
     import tempfile
 
-    from fedpeft.experiment.build import resolve
-    from fedpeft.experiment.deploying import greet_sites
-    from fedpeft.experiment.folder import RunFolder
+    from fedpeft.build.run import resolve
     from fedpeft.experiment.read import read_experiment
+    from fedpeft.federation.deploying import greet_sites
+    from fedpeft.runs.folder import RunFolder
 
     file = RunFolder(run).experiment if run.is_dir() else run
     experiment = resolve(read_experiment(file, ["engine.name=flower", *sets]))
@@ -116,7 +116,7 @@ def _print_sites(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     from fedpeft.core.words import byte_words
-    from fedpeft.experiment.progress import time_words
+    from fedpeft.launch.progress import time_words
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("site", "last contact", "turns", "failures", "up", "down", "last failure"):

@@ -13,7 +13,7 @@ import typer
 
 from fedpeft.core.errors import EngineError, FedpeftError
 from fedpeft.core.words import byte_words
-from fedpeft.experiment.environment import describe_environment, versions
+from fedpeft.runs.environment import describe_environment, versions
 
 __all__ = ["doctor_command"]
 
@@ -45,7 +45,7 @@ def doctor_command(*, as_json: bool) -> None:
 
 
 def _bundled_model() -> str:
-    from fedpeft.experiment.requests import BUNDLED_MODEL
+    from fedpeft.build.requests import BUNDLED_MODEL
     from fedpeft.models.locate import locate
 
     try:
@@ -57,8 +57,8 @@ def _bundled_model() -> str:
 
 def _self_check() -> str:
     """Train one client for one round on the bundled digits, in a folder that goes away."""
-    from fedpeft.experiment.loop import run
     from fedpeft.experiment.read import validate
+    from fedpeft.runs.loop import run
 
     table = {
         "model": {"name": "preset:tiny-vit"},

@@ -91,8 +91,8 @@ def _algorithms() -> Rows:
 
 
 def _engines() -> Rows:
-    from fedpeft.experiment.environment import versions
     from fedpeft.experiment.tables import ENGINES
+    from fedpeft.runs.environment import versions
 
     found = versions(("flwr", "ray"))
     here = {

@@ -11,11 +11,11 @@ import typer
 
 from fedpeft.core.words import byte_words
 from fedpeft.data.summary import MOST_SHOWN
-from fedpeft.experiment.config import Experiment
-from fedpeft.experiment.plan import Partition, Plan, check_shapes, make_plan, plan_rows
-from fedpeft.experiment.privacy_words import privacy_words
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
+from fedpeft.plan.plan import Partition, Plan, check_shapes, make_plan, plan_rows
+from fedpeft.runs.privacy_words import privacy_words
 
 __all__ = ["check_command", "plan_command"]
 

@@ -15,14 +15,14 @@ import typer
 from fedpeft.cli.ending import Interrupted
 from fedpeft.cli.garbage import leave_alone
 from fedpeft.core.words import byte_words
-from fedpeft.experiment.folder import RunFolder, default_out
-from fedpeft.experiment.loop import RoundDone, run
-from fedpeft.experiment.privacy_words import privacy_words
-from fedpeft.experiment.progress import Report, show_progress, time_words
 from fedpeft.experiment.read import read_experiment, read_toml
-from fedpeft.experiment.sweep import Event, Failed, Finished, RowResult, results_json, sweep
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
-from fedpeft.experiment.sweep_table import TableLine, table_lines
+from fedpeft.launch.progress import Report, show_progress, time_words
+from fedpeft.launch.sweep import Event, Failed, Finished, RowResult, results_json, sweep
+from fedpeft.launch.sweep_table import TableLine, table_lines
+from fedpeft.runs.folder import RunFolder, default_out
+from fedpeft.runs.loop import RoundDone, run
+from fedpeft.runs.privacy_words import privacy_words
 
 __all__ = ["run_command", "sweep_command"]
 

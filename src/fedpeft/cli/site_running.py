@@ -12,11 +12,11 @@ from pathlib import Path
 import typer
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.engines.resident import SOCKET, serve
-from fedpeft.engines.supernode import Child, NodeSettings, follow, supernode, trusted_entities
-from fedpeft.experiment.files import write_text
-from fedpeft.experiment.site_config import SiteConfig, is_loopback, read_site, site_problems
-from fedpeft.experiment.site_door import SECONDS, SITE
+from fedpeft.experiment.site import SiteConfig, is_loopback, read_site, site_problems
+from fedpeft.federation.resident import SOCKET, serve
+from fedpeft.federation.site_door import SECONDS, SITE
+from fedpeft.federation.supernode import Child, NodeSettings, follow, supernode, trusted_entities
+from fedpeft.runs.files import write_text
 
 __all__ = ["check_command", "node_command"]
 
@@ -72,7 +72,7 @@ def _check_part(part: str) -> None:
 
 def _work(site: SiteConfig) -> None:
     """Be the worker."""
-    from fedpeft.experiment.site import make_site
+    from fedpeft.federation.site_side import make_site
 
     goes_on, parent = _until_told(), os.environ.get(_PARENT)
     serve(

@@ -76,8 +76,8 @@ def split(
     """
     with ending():
         from fedpeft.experiment.read import read_experiment
-        from fedpeft.experiment.split import Door
-        from fedpeft.experiment.split import split as split_into
+        from fedpeft.federation.split import Door
+        from fedpeft.federation.split import split as split_into
 
         door = Door(superlink, certificates)
         *sites, server = split_into(read_experiment(experiment, sets or []), to, door)
@@ -105,10 +105,10 @@ def sign(
       fedpeft sign --key publisher --to publisher.signature.json
     """
     with ending():
-        from fedpeft.engines.flower_bundle import sign as sign_bundle
-        from fedpeft.engines.flower_bundle import write_signature
-        from fedpeft.engines.flower_control import make_bundle
-        from fedpeft.engines.flower_messages import require_flower
+        from fedpeft.engines.flower.messages import require_flower
+        from fedpeft.federation.bundle import sign as sign_bundle
+        from fedpeft.federation.bundle import write_signature
+        from fedpeft.federation.control import make_bundle
 
         require_flower()
         signature = sign_bundle(make_bundle(), key)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedpeft.client.frozen.tail import short_tail
 from fedpeft.client.local import LocalSettings, autocast, to_device
-from fedpeft.client.tail import short_tail
 from fedpeft.data.examples import ExampleSet
 from fedpeft.tuning.tuned import TunedModel
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.flat import FlatDelta
+from fedpeft.client.frozen.tail import short_tail
 from fedpeft.client.optimizers import OptimizerSettings, make_step
 from fedpeft.client.private import (
     GradientPrivacy,
@@ -32,7 +33,6 @@ from fedpeft.client.private import (
     private_gradient,
     row_gradients,
 )
-from fedpeft.client.tail import short_tail
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
 from fedpeft.data.examples import in_epoch

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.evaluate import Evaluation, evaluate
+from fedpeft.client.frozen.prefix import CHUNK
 from fedpeft.client.local import LocalSettings
-from fedpeft.client.prefix import CHUNK
 from fedpeft.data.examples import ExampleSet
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 

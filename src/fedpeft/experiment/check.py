@@ -10,8 +10,8 @@ from fedpeft.core.words import nearest
 from fedpeft.experiment import tables
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.check_stability import stability_problems
-from fedpeft.experiment.config import Experiment
-from fedpeft.experiment.site_config import is_loopback
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.site import is_loopback
 
 __all__ = ["num_clients", "problems_of"]
 

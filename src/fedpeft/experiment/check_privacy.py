@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.experiment import Experiment
 
 __all__ = ["privacy_problems"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.server.traces import PHONES
 
 __all__ = ["stability_problems"]

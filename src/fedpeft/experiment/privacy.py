@@ -20,9 +20,9 @@ from fedpeft.client.private import GradientPrivacy
 from fedpeft.core.errors import PrivacyError
 from fedpeft.core.privacy import author_deviation, gaussian_deviation
 from fedpeft.experiment.check import num_clients
-from fedpeft.experiment.config import Experiment
-from fedpeft.experiment.files import write_text
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.rounds.round import RoundRecord
+from fedpeft.runs.files import write_text
 from fedpeft.server.sampling import fixed_cohort
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire import privacy

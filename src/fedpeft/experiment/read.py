@@ -20,7 +20,7 @@ from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.core.words import nearest
 from fedpeft.experiment.check import num_clients, problems_of
 from fedpeft.experiment.check_privacy import privacy_problems
-from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.experiment import Experiment
 
 __all__ = [
     "apply_overrides",

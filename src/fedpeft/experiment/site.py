@@ -1,283 +1,291 @@
-"""From a site's file and a server's experiment to what the site trains.
+"""`site.toml`: what a site is, what it has and what it allows. Strict; all problems at once.
 
-    server's experiment ──allow-list──> model name, method, training, wire, privacy ─┐
-    site.toml ────────────────────────> data, model folders, device, limits ─────────┴─> client half
-
-Nothing else of the server's experiment is read: it has no words for a path of this site, for code,
-or for anything that would leave but the delta and the metrics that the site allows.
+The site's owner writes it; no server can change or read it. Paths are relative to the file.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+import ipaddress
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-import numpy as np
-import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedpeft.client.local import local_trainer
-from fedpeft.core.errors import ConfigError, DataError, PrivacyError
-from fedpeft.data.examples import ClientData, Federated
-from fedpeft.data.load import load_data
-from fedpeft.data.request import Columns, DataRequest
-from fedpeft.data.schemes import PartitionRequest
-from fedpeft.engines.site import Limits, Prepared, Site
-from fedpeft.engines.turn_store import TurnStore
-from fedpeft.experiment import tables
-from fedpeft.experiment.build import build_tuned, check_device, up_stages
-from fedpeft.experiment.config import Experiment
-from fedpeft.experiment.environment import num_cores, versions
-from fedpeft.experiment.files import write_whole
-from fedpeft.experiment.folder import experiment_digest
-from fedpeft.experiment.prefix import with_prefix
-from fedpeft.experiment.privacy import is_private, refuse_model
-from fedpeft.experiment.read import validate
-from fedpeft.experiment.requests import data_request, local_settings, model_request
-from fedpeft.experiment.site_budget import charge
-from fedpeft.experiment.site_config import SiteConfig
-from fedpeft.models.locate import BUNDLED
-from fedpeft.models.source import sketch_model
-from fedpeft.rounds.client_half import ClientHalf
-from fedpeft.rounds.handshake import VERSIONS, label_fact, model_facts
-from fedpeft.tuning.tuned import TunedModel
+from fedpeft.core.errors import ConfigError
+from fedpeft.core.words import nearest
 
-__all__ = ["agree", "make_site", "prepare", "refusals", "server_facts"]
+__all__ = [
+    "AllowConfig",
+    "SiteConfig",
+    "SiteDataConfig",
+    "SiteModelConfig",
+    "SitePrivacyConfig",
+    "SuperLinkConfig",
+    "WorkerConfig",
+    "is_loopback",
+    "read_site",
+    "site_problems",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Mode = Literal["none", "central", "local", "example", "paper"]
+
+_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def make_site(site: SiteConfig) -> Site:
-    """Build what answers requests from a site's file. Nothing is loaded before a request comes."""
-    torch.set_num_threads(site.worker.threads)
-    store = TurnStore(Path(site.state) / "turns", functools.partial(write_whole, mode=0o600))
-    allow = site.allow
-    limits = Limits(allow.max_message_bytes, frozenset(allow.metrics), allow.num_examples)
-    return Site(site.name, functools.partial(prepare, site), store, limits)
+class SiteDataConfig(BaseModel):
+    """`[data]`: the site's own examples. Only this file can name them."""
 
-
-def prepare(site: SiteConfig, text: str) -> Prepared:
-    """Load model and data for the text of a server's experiment.
-
-    Raises:
-      ConfigError: listing everything in it that this site does not allow.
-      PrivacyError: if it protects less than the site demands.
-      DataError: if the site's data does not fit the model.
-    """
-    server = _read(text)
-    experiment = agree(server, site)
-    check_device(experiment)
-    data = _load(experiment, site)
-    num_labels = experiment.model.num_labels
-    if data.num_labels is not None and num_labels is not None and data.num_labels > num_labels:
-        raise DataError(
-            f"data: this site has {data.num_labels} classes, the experiment {num_labels}; list "
-            "the classes in data.classes"
-        )
-    tuned = build_tuned(experiment, num_labels or data.num_labels)
-    refuse_model(experiment, tuned)
-    _check_size(tuned, site)
-    rows = np.arange(len(data.train), dtype=np.int64)
-    settings = local_settings(experiment)
-    whole = dataclasses.replace(data, clients={site.name: rows})
-    prefixed = with_prefix(_features_in_memory(experiment, site), tuned, whole, settings)
-    half = ClientHalf(
-        local_trainer(prefixed.tuned, settings),
-        up_stages(experiment),
-        tables.make_stages(experiment.wire.down, "wire.down"),
-        tuned.spec,
-        is_private(experiment),
-    )
-    own_noise = experiment.privacy.mode in ("local", "example")
-    return Prepared(
-        half,
-        ClientData(prefixed.data.train, rows),
-        _facts(server, tuned, data) | _site_facts(site, experiment, len(data.train)),
-        once=own_noise,
-        charge=functools.partial(charge, site, experiment),
+    model_config = _STRICT
+    source: str = Field(description="a local file or folder, or a bundled name")
+    train_split: str | None = Field(None, description="`train` by default; a lone split is taken")
+    image: str | None = Field(None, description="column of the images; found by its name")
+    text: str | None = Field(None, description="column of the texts; found by its name")
+    video: str | None = Field(None, description="column of the clips; found by its name")
+    label: str | None = Field(None, description="column of the labels; found by its name")
+    classes: list[str] = Field(
+        default_factory=list,
+        description="all classes in the server's order, where this site's files do not hold them",
     )
 
 
-def agree(server: Experiment, site: SiteConfig) -> Experiment:
-    """Return the experiment that the site runs: what it takes of the server's, and its own.
+class SiteModelConfig(BaseModel):
+    """`[model]`: which backbones a server may ask for."""
+
+    model_config = _STRICT
+    allow: list[str] | None = Field(
+        None, description="names that may be loaded; bundled ones and presets by default"
+    )
+    folders: dict[str, str] = Field(
+        default_factory=dict, description="the server's name of a model -> a folder of this site"
+    )
+
+
+class SuperLinkConfig(BaseModel):
+    """`[superlink]`: the server, and how this site knows it and is known by it."""
+
+    model_config = _STRICT
+    address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
+    root_certificates: str | None = Field(None, description="PEM file that vouches for the server")
+    private_key: str | None = Field(None, description="this site's key, registered at the server")
+    trusted_keys: list[str] = Field(
+        default_factory=list,
+        description="`ssh-ed25519 ...` lines, or files with one: who may sign app bundles",
+    )
+    runtime_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None, description="of the SuperNode's own interface on loopback; a free one by default"
+    )
+
+
+class AllowConfig(BaseModel):
+    """`[allow]`: what an experiment may be."""
+
+    model_config = _STRICT
+    methods: list[str] | None = Field(None, description="tuning methods; all by default")
+    max_rounds: Positive = Field(1000, description="of an experiment")
+    max_epochs: Positive = Field(100, description="of a turn")
+    max_message_bytes: Positive = Field(2_000_000_000, description="of a message, either way")
+    metrics: list[str] = Field(["loss"], description="figures of training that may go with a delta")
+    num_examples: bool = Field(
+        True, description="whether the server may know how many examples there are"
+    )
+
+
+class SitePrivacyConfig(BaseModel):
+    """`[privacy]`: what this site demands of an experiment's privacy."""
+
+    model_config = _STRICT
+    modes: list[Mode] = Field(
+        ["none", "central", "local", "example"], description="modes in which it takes part"
+    )
+    epsilon: Above | None = Field(
+        None, description="most that all runs together may spend; for modes local and example"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="of (epsilon, delta)")
+    reproducible_noise: bool = Field(False, description="allow noise that the server knows: tests")
+
+
+class WorkerConfig(BaseModel):
+    """`[worker]`: the process that holds backbone and data."""
+
+    model_config = _STRICT
+    device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
+    threads: Positive = Field(1, description="of torch; 1 gives the local engine's bits")
+    seconds: Above = Field(3600.0, description="longest turn that the app waits for")
+    resident: bool = Field(True, description="false: each message loads everything anew")
+    prefix_memory: Annotated[int, Field(ge=0)] = Field(
+        1024, description="MiB of memory for the output of frozen layers; at 0 none is kept"
+    )
+
+
+class SiteConfig(BaseModel):
+    """A whole site file."""
+
+    model_config = _STRICT
+    name: str = Field(
+        description="of this client in the federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+    )
+    state: str = Field("state", description="folder of memories, socket and budget; private")
+    data: SiteDataConfig
+    model: SiteModelConfig = Field(default_factory=SiteModelConfig)
+    superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
+    allow: AllowConfig = Field(default_factory=AllowConfig)
+    privacy: SitePrivacyConfig = Field(default_factory=SitePrivacyConfig)
+    worker: WorkerConfig = Field(default_factory=WorkerConfig)
+
+
+def read_site(file: Path) -> SiteConfig:
+    """Read a site file; its paths become absolute.
 
     Raises:
-      ConfigError: listing everything that this site does not allow.
-      PrivacyError: the same, if privacy is all that is wrong.
+      ConfigError: listing every problem that the file alone shows.
     """
-    wrong, unsafe = list(refusals(server, site)), list(_weak_privacy(server, site))
-    if wrong or unsafe:
-        kind = ConfigError if wrong else PrivacyError
-        lines = "\n".join(f"  {line}" for line in [*wrong, *unsafe])
-        raise kind(f"this site does not take part:\n{lines}")
-    return validate(_taken(server, site), "the server's experiment")
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as TOML: {error}") from error
+    try:
+        site = SiteConfig.model_validate(table)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError("\n  ".join([f"{file}: {_count(lines)}", *lines])) from error
+    return _absolute(site, file.absolute().parent)
 
 
-def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
-    """Yield what an experiment asks for and the site does not allow, a line each."""
-    model, allow, federation = server.model, site.allow, server.federation
-    if _model_name(server, site) is None:
-        known = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
-        yield f"model.name: found {model.name!r}; this site allows {', '.join(known)}"
-    if model.config is not None and not model.config.startswith("preset:"):
-        yield f"model.config: found {model.config!r}; this site allows preset:NAME"
-    if allow.methods is not None and server.tuning.method not in allow.methods:
-        yield (
-            f"tuning.method: found {server.tuning.method!r}; this site allows "
-            f"{', '.join(allow.methods)}"
-        )
-    if federation.rounds > allow.max_rounds:
-        yield f"federation.rounds: found {federation.rounds}; this site allows {allow.max_rounds}"
-    if server.client.epochs > allow.max_epochs:
-        yield f"client.epochs: found {server.client.epochs}; this site allows {allow.max_epochs}"
-    if server.data.transforms.normalize == "dataset":
-        yield (
-            "data.transforms.normalize: found 'dataset', which takes figures of all clients' data; "
-            "this site allows 'model', or a mean and a std"
-        )
-    if server.engine.precision == "bf16" and site.worker.device == "cpu":
-        yield "engine.precision: found 'bf16'; this site trains on a CPU and allows 'fp32'"
-
-
-def server_facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:
-    """Return what a server tells and expects in a handshake.
+def site_problems(site: SiteConfig, *, part: str = "all", unprotected: bool = False) -> list[str]:
+    """Return every problem that this machine shows: files, methods, addresses.
 
     Args:
-      experiment: resolved; the very text that sites are sent.
-      tuned: the server's model.
-      data: the server's; its label names are those of the federation.
+      site: with absolute paths.
+      part: `all`, `worker` or `supernode`: only what that process needs has to be there.
+      unprotected: the owner accepts a network connection without TLS and authentication.
     """
-    return _facts(experiment, tuned, data)
+    own = list(_missing(_own_files(site))) if part != "supernode" else []
+    link = [*_missing(_link_files(site)), *_open_network(site, unprotected)]
+    return [*own, *(link if part != "worker" else []), *_contradictions(site)]
 
 
-def _read(text: str) -> Experiment:
-    """Read a server's experiment by the schema alone: no path in it is looked at."""
+def is_loopback(address: str) -> bool:
+    """Whether host:port is this machine."""
+    host = address.rpartition(":")[0].strip("[]")
     try:
-        return Experiment.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        said = str(error)
-    except ValidationError as error:
-        said = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg'].lower()}" for item in error.errors()
-        )
-    raise ConfigError(
-        f"the server's experiment cannot be read here: {said}. Use the same release of fedpeft on "
-        "both sides, and no keys of your own"
-    )
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
-def _model_name(server: Experiment, site: SiteConfig) -> str | None:
-    """Return where this site finds the server's model; None if it does not allow it."""
-    name, allowed = server.model.name, site.model.allow
-    if name in site.model.folders:
-        return site.model.folders[name]
-    if allowed is not None:
-        return name if name in allowed else None
-    return name if name in BUNDLED or name.startswith("preset:") else None
+def _missing(named: Mapping[str, str | None]) -> Iterator[str]:
+    for key, path in named.items():
+        if path is not None and not Path(path).exists():
+            yield f"{key}: there is no {path}"
 
 
-def _weak_privacy(server: Experiment, site: SiteConfig) -> Iterator[str]:
-    chosen, demanded = server.privacy, site.privacy
-    if chosen.mode not in demanded.modes:
-        yield f"privacy.mode: found {chosen.mode!r}; this site allows {', '.join(demanded.modes)}"
-    if chosen.reproducible_noise and not demanded.reproducible_noise:
-        yield (
-            "privacy.reproducible_noise: found true: the server would know the noise; this site "
-            "allows false"
-        )
-    own_noise = chosen.mode in ("local", "example")
-    if own_noise and chosen.noise_multiplier is None:
-        yield "privacy.noise_multiplier: not set; the server must send the one it calibrated"
-    elif own_noise and "none" not in demanded.modes and not chosen.noise_multiplier:
-        yield "privacy.noise_multiplier: found 0; this site does not send without noise"
+def _own_files(site: SiteConfig) -> dict[str, str | None]:
+    source = site.data.source if Path(site.data.source).is_absolute() else None
+    folders = {f"model.folders.{name!r}": folder for name, folder in site.model.folders.items()}
+    return {"data.source": source, **folders}
 
 
-def _taken(server: Experiment, site: SiteConfig) -> dict[str, Any]:
-    """Return the allow-list: every key that is taken of the server's experiment, and no other."""
-    given = server.model_dump(mode="python", exclude_none=True)
-    data = {"transforms": given["data"]["transforms"]}
-    if server.data.max_length is not None:
-        data["max_length"] = server.data.max_length
-    privacy = {key: value for key, value in given["privacy"].items() if key != "epsilon"}
-    if server.privacy.mode == "paper":
-        privacy = given["privacy"]
+def _link_files(site: SiteConfig) -> dict[str, str | None]:
+    link = site.superlink
     return {
-        "seed": server.seed,
-        "model": given["model"] | {"name": _model_name(server, site)},
-        "tuning": given["tuning"],
-        "client": given["client"],
-        "wire": given["wire"],
-        "privacy": privacy,
-        "federation": {
-            "algorithm": server.federation.algorithm,
-            "options": given["federation"]["options"],
-            "rounds": server.federation.rounds,
-            "clients_per_round": 1,
+        "superlink.root_certificates": link.root_certificates,
+        "superlink.private_key": link.private_key,
+        **{
+            f"superlink.trusted_keys[{i}]": key
+            for i, key in enumerate(link.trusted_keys)
+            if not key.startswith("ssh-")
         },
-        "data": data | {"source": site.data.source, "partition": {"scheme": "iid", "clients": 1}},
-        "engine": {"device": site.worker.device, "precision": server.engine.precision},
     }
 
 
-def _load(experiment: Experiment, site: SiteConfig) -> Federated:
-    """Load all of the site's own examples, in the order of its files."""
-    shape = sketch_model(model_request(experiment, experiment.model.num_labels or 2))
-    wanted, own = data_request(experiment, shape.task.name), site.data
-    return load_data(
-        DataRequest(
-            source=own.source,
-            task=wanted.task,
-            columns=Columns(own.image, own.text, own.label, None, own.video),
-            train_split=own.train_split,
-            max_length=wanted.max_length,
-            seed=wanted.seed,
-            transforms=wanted.transforms,
-            partition=PartitionRequest(scheme="iid", clients=1, min_examples=1),
-            classes=tuple(own.classes),
-            whole=True,
-        ),
-        shape.inputs,
+def _contradictions(site: SiteConfig) -> Iterator[str]:
+    from fedpeft.tuning.methods import METHODS
+
+    for method in site.allow.methods or []:
+        if method not in METHODS:
+            yield f"allow.methods: no such method {method!r}; {nearest(method, METHODS)}"
+    bare = sorted({"none", "central", "paper"} & set(site.privacy.modes))
+    if site.privacy.epsilon is not None and bare:
+        yield (
+            f"privacy.epsilon: found {site.privacy.epsilon:g} with modes {', '.join(bare)}, whose "
+            "noise is not this site's; set modes = ['local', 'example'], or leave epsilon out"
+        )
+    host, _, port = site.superlink.address.rpartition(":")
+    if not host or not port.isdigit():
+        yield f"superlink.address: found {site.superlink.address!r}; allowed is host:port"
+
+
+def _open_network(site: SiteConfig, unprotected: bool) -> Iterator[str]:
+    """Refuse a network without TLS and authentication, unless told otherwise in plain words."""
+    link = site.superlink
+    if unprotected or is_loopback(link.address):
+        return
+    for key, value, risk in (
+        ("root_certificates", link.root_certificates, "anyone on the way can read and change it"),
+        ("private_key", link.private_key, "the server cannot tell this site from another"),
+        ("trusted_keys", link.trusted_keys or None, "the server could run any code here"),
+    ):
+        if value is None:
+            yield (
+                f"superlink.{key}: not set, and {link.address} is not this machine: {risk}. Set "
+                "it, or say --i-accept-an-unprotected-network"
+            )
+
+
+def _absolute(site: SiteConfig, folder: Path) -> SiteConfig:
+    def path(value: str | None) -> str | None:
+        return None if value is None else str(folder / Path(value).expanduser())
+
+    def key(value: str) -> str:
+        return value if value.startswith("ssh-") else str(path(value))
+
+    link, source = site.superlink, folder / Path(site.data.source).expanduser()
+    is_path = source.exists() or source.suffix or "/" in site.data.source
+    return site.model_copy(
+        update={
+            "state": path(site.state),
+            "data": site.data.model_copy(update={"source": str(source)}) if is_path else site.data,
+            "model": site.model.model_copy(
+                update={"folders": {n: str(path(f)) for n, f in site.model.folders.items()}}
+            ),
+            "superlink": link.model_copy(
+                update={
+                    "root_certificates": path(link.root_certificates),
+                    "private_key": path(link.private_key),
+                    "trusted_keys": [key(value) for value in link.trusted_keys],
+                }
+            ),
+        }
     )
 
 
-def _features_in_memory(experiment: Experiment, site: SiteConfig) -> Experiment:
-    """Say what is kept of a frozen prefix: never on the disk, and no more than the site allows."""
-    client, worker = experiment.client, site.worker
-    most = min(client.prefix_memory, worker.prefix_memory)
-    kept = worker.resident and most > 0 and client.prefix_cache != "off"
-    changes = {"prefix_cache": "memory" if kept else "off", "prefix_memory": max(1, most)}
-    return experiment.model_copy(update={"client": client.model_copy(update=changes)})
+def _explain(item: Mapping[str, object]) -> str:
+    """Turn one pydantic error into a line: key, what was found, what is allowed."""
+    place = item["loc"]
+    assert isinstance(place, tuple)
+    parts = [str(part) for part in place]
+    where, found = ".".join(parts), item.get("input")
+    if item["type"] == "missing":
+        return f"{where}: is missing and required"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key; {nearest(parts[-1], _keys_at(parts[:-1]))}"
+    return f"{where}: found {found!r}; {str(item['msg']).replace('Input should be', 'allowed is')}"
 
 
-def _check_size(tuned: TunedModel, site: SiteConfig) -> None:
-    size = tuned.spec.num_bytes + tuned.buffer_spec.num_bytes
-    if size > site.allow.max_message_bytes:
-        raise ConfigError(
-            f"tuning: the delta has {size} bytes; this site allows {site.allow.max_message_bytes} "
-            "(allow.max_message_bytes)"
-        )
+def _keys_at(parts: list[str]) -> list[str]:
+    model: type[BaseModel] = SiteConfig
+    for part in parts:
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
 
 
-def _facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:
-    found = versions(VERSIONS)
-    return {
-        **model_facts(tuned),
-        "experiment": experiment_digest(experiment),
-        "labels": label_fact(data.label_names),
-        **{f"version.{package}": found[package] or "" for package in (*VERSIONS, "python")},
-    }
-
-
-def _site_facts(site: SiteConfig, experiment: Experiment, num_examples: int) -> dict[str, str]:
-    """Return what only a site has; the number of examples where the owner and privacy allow it."""
-    told = site.allow.num_examples and not is_private(experiment)
-    return {
-        "site": site.name,
-        "examples": str(num_examples) if told else "not told",
-        "metrics": ", ".join(site.allow.metrics),
-        "device": site.worker.device,
-        "cores": str(num_cores()),
-        "threads": str(site.worker.threads),
-    }
+def _count(lines: list[str]) -> str:
+    return f"{len(lines)} problems" if len(lines) > 1 else "1 problem"

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.experiment.config import Experiment
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import (
     apply_overrides,
     parse_override,

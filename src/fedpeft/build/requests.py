@@ -1,0 +1,116 @@
+"""From an experiment's tables to the plain values that the layers take."""
+
+from __future__ import annotations
+
+from fedpeft.client.local import LocalSettings
+from fedpeft.client.optimizers import OptimizerSettings
+from fedpeft.data.request import Columns, DataRequest, TransformSpec
+from fedpeft.data.schemes import PartitionRequest
+from fedpeft.experiment import tables
+from fedpeft.experiment.experiment import Experiment, Normalization
+from fedpeft.experiment.privacy import gradient_privacy
+from fedpeft.experiment.read import read_toml
+from fedpeft.models.source import ModelRequest
+from fedpeft.tuning.methods import TuningRequest
+
+__all__ = [
+    "BUNDLED_MODEL",
+    "data_request",
+    "learning_rate",
+    "local_settings",
+    "model_request",
+    "tuning_request",
+]
+
+BUNDLED_MODEL = "vit-glyphs-8"
+
+
+def learning_rate(experiment: Experiment) -> float:
+    """Return the local learning rate: as given, else the searched table, else the paper's."""
+    lr, method = experiment.client.lr, experiment.tuning.method
+    if isinstance(lr, float | int):
+        return float(lr)
+    defaults = tables.PAPER_LR
+    if experiment.model.name == BUNDLED_MODEL:
+        defaults = {**defaults, **read_toml(None)["client"]["lr"]}
+    table = {**defaults, **(lr or {})}
+    return float(table.get(method, table["bias"]))
+
+
+def model_request(experiment: Experiment, num_labels: int | None) -> ModelRequest:
+    """Say what model an experiment wants, with so many labels."""
+    model = experiment.model
+    return ModelRequest(
+        name=model.name,
+        task=model.task,
+        num_labels=num_labels,
+        config=model.config,
+        revision=model.revision,
+        head_init=experiment.tuning.head_init,
+        seed=experiment.seed,
+    )
+
+
+def tuning_request(experiment: Experiment) -> TuningRequest:
+    """Say how an experiment tunes its model."""
+    tuning = experiment.tuning
+    blocks = (tuning.blocks[0], tuning.blocks[1]) if tuning.blocks else None
+    return TuningRequest(tuning.method, tuning.options, blocks, experiment.seed)
+
+
+def data_request(experiment: Experiment, task: str) -> DataRequest:
+    """Say what data a resolved experiment wants, for a task."""
+    data, partition = experiment.data, experiment.data.partition
+    given = data.transforms.normalize
+    by_hand = (tuple(given.mean), tuple(given.std)) if isinstance(given, Normalization) else None
+    return DataRequest(
+        source=data.source,
+        task=task,
+        subset=data.subset,
+        revision=data.revision,
+        train_split=data.train_split,
+        test_split=data.test_split,
+        columns=Columns(data.image, data.text, data.label, data.client, data.video),
+        max_length=data.max_length,
+        budget=data.budget,
+        fidelity=data.fidelity,
+        evaluate_on=data.evaluate_on,
+        seed=experiment.seed,
+        transforms=TransformSpec(
+            normalize=by_hand or str(given),
+            resize=data.transforms.resize,
+            random_crop=data.transforms.random_crop,
+            flip=data.transforms.flip,
+            frame_offset=data.transforms.frame_offset,
+        ),
+        partition=PartitionRequest(
+            scheme=partition.scheme,
+            clients=partition.clients,
+            alpha=partition.alpha,
+            min_examples=partition.min_examples or 1,
+            seed=experiment.seed,
+            classes_per_client=partition.classes_per_client,
+            examples_per_client=partition.examples_per_client,
+        ),
+    )
+
+
+def local_settings(experiment: Experiment) -> LocalSettings:
+    """Say how an experiment's clients train."""
+    client, engine = experiment.client, experiment.engine
+    options = experiment.federation.options
+    return LocalSettings(
+        epochs=client.epochs,
+        batch_size=client.batch_size,
+        optimizer=OptimizerSettings(
+            name=client.optimizer,
+            lr=learning_rate(experiment),
+            momentum=client.momentum,
+            nesterov=client.nesterov,
+            weight_decay=client.weight_decay,
+        ),
+        prox_mu=float(options.get("mu", 0.0)),
+        device=engine.device,
+        precision=engine.precision,
+        privacy=gradient_privacy(experiment),
+    )

@@ -1,0 +1,124 @@
+"""Gradients of several clients from one backward pass, each of its own loss.
+
+    loss = sum_k loss_k(delta_k)      d loss / d delta_k = d loss_k / d delta_k
+    example level: every row is a client of its own, with its client's delta; rows are clipped, then
+    summed client by client
+
+Legend: G clients of a pass, B examples of each, P trained parameters, R rows that go together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fedpeft.client.local import LocalSettings, autocast, to_device
+from fedpeft.client.passes.batches import Pass
+from fedpeft.client.passes.forms import Live
+from fedpeft.client.passes.places import Place, in_place
+from fedpeft.core.privacy import clip_rows
+from fedpeft.tuning.tuned import TunedModel
+
+__all__ = ["Found", "Gradients", "clipped_by_example", "stacked_gradients"]
+
+_ROW_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one pass gives.
+
+    Attributes:
+      grad_GP: gradient of each client's own mean loss.
+      loss_G: each client's summed loss.
+      count_G: how many predictions that is of.
+      active_P: 1 where a parameter takes part in the loss, else 0; None where all do.
+    """
+
+    grad_GP: Tensor
+    loss_G: Tensor
+    count_G: Tensor
+    active_P: Tensor | None
+
+
+Gradients: TypeAlias = Callable[[Tensor, Pass], Found]
+"""From values [G, P] and a pass of G clients to their gradients."""
+
+
+def stacked_gradients(
+    tuned: TunedModel, settings: LocalSettings, live: Live, places: Sequence[Place]
+) -> Gradients:
+    """Return the function that runs a pass forward and backward.
+
+    Forms are in place during a forward pass only: examples may come from the frozen part of the
+    same model, which must compute as ever.
+
+    Args:
+      tuned: the model.
+      settings: give device and precision.
+      live: where the forms find the clients' values.
+      places: of the forms.
+    """
+    spec = tuned.spec
+
+    def gradients(value_GP: Tensor, one: Pass) -> Found:
+        parts = torch.split(value_GP.detach(), list(spec.sizes), dim=1)
+        leaves = [
+            part.view(-1, *shape).requires_grad_()
+            for part, shape in zip(parts, spec.shapes, strict=True)
+        ]
+        live.values, live.rows = dict(zip(spec.names, leaves, strict=True)), len(one.keys)
+        batch = to_device(one.tensors, settings.device)
+        keys = one.keys.to(settings.device)
+        with in_place(places), tuned.dropout.using(keys), autocast(settings):
+            scores = tuned.loaded.task.score(tuned.model, batch)
+        loss_GB, count_GB = (v.view(len(value_GP), -1) for v in (scores.loss_B, scores.count_B))
+        if one.weight_GB is not None:
+            weight_GB = one.weight_GB.to(settings.device)
+            loss_GB, count_GB = loss_GB * weight_GB, count_GB * weight_GB
+        loss_G, count_G = loss_GB.sum(1), count_GB.sum(1)
+        total = (loss_G / count_G.clamp(min=1)).sum()
+        found = torch.autograd.grad(total, leaves, allow_unused=True)
+        pairs = list(zip(found, leaves, strict=True))
+        flat = [(torch.zeros_like(v) if g is None else g).flatten(1) for g, v in pairs]
+        return Found(torch.cat(flat, 1), loss_G.detach(), count_G.detach(), _active(pairs))
+
+    return gradients
+
+
+def clipped_by_example(gradients: Gradients, bound: float) -> Gradients:
+    """Return gradients that are sums of examples' gradients, each clipped to a norm of `bound`.
+
+    Their losses are zero: none may leave a client.
+    """
+
+    def clipped(value_GP: Tensor, one: Pass) -> Found:
+        clients, num_params = value_GP.shape
+        client_R = torch.arange(len(one.keys), device=value_GP.device) // (len(one.keys) // clients)
+        room = max(1, _ROW_BYTES // (4 * num_params))
+        total_GP, active_P = torch.zeros_like(value_GP), None
+        for start in range(0, len(one.keys), room):
+            rows = slice(start, start + room)
+            batch = {name: value[rows] for name, value in one.tensors.items()}
+            found = gradients(value_GP[client_R[rows]], Pass(batch, one.keys[rows], None))
+            short_RP, active_P = clip_rows(found.grad_GP, bound), found.active_P
+            if one.weight_GB is not None:
+                short_RP = short_RP * one.weight_GB.flatten()[rows, None].to(short_RP)
+            total_GP.index_add_(0, client_R[rows], short_RP)
+        none_G = value_GP.new_zeros(clients)
+        return Found(total_GP, none_G, none_G, active_P)
+
+    return clipped
+
+
+def _active(pairs: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+    """Return 1 where a parameter got a gradient, else 0 [P]; None where all did."""
+    if all(gradient is not None for gradient, _ in pairs):
+        return None
+    return torch.cat(
+        [torch.full_like(v[0].detach(), float(g is not None)).flatten() for g, v in pairs]
+    )

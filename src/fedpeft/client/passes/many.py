@@ -1,0 +1,237 @@
+"""Training of K clients in one pass over the frozen backbone they share.
+
+    delta_KP   one row a client          frozen layers: one batch [K * B, ...]
+    grad_KP    from one backward pass    trained layers: an axis for the clients (`many_forms`)
+    step_KP    each optimiser its own row; a client without a batch keeps its row and its state
+
+The result is that of one by one within rounding: sums are taken in another order. Clients are
+ordered by their number of steps, so that those still at work are the first rows. Legend: K clients
+of a group, A of them at work, G of a pass, P trained parameters, B examples.
+
+Reference: McMahan et al., Communication-Efficient Learning of Deep Networks, AISTATS 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpeft.client.frozen.tail import last_block
+from fedpeft.client.local import LocalSettings, dropout_keys, local_trainer, take_batch
+from fedpeft.client.optimizers import make_step
+from fedpeft.client.passes.batches import (
+    ClientBatch,
+    Pass,
+    client_batches,
+    join,
+    num_steps,
+    split_by_size,
+)
+from fedpeft.client.passes.forms import Live
+from fedpeft.client.passes.gradients import (
+    Found,
+    Gradients,
+    clipped_by_example,
+    stacked_gradients,
+)
+from fedpeft.client.passes.places import Place, find_places
+from fedpeft.client.private import RowGradients, check_rows, draw, noise_root, paper_gradient
+from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
+from fedpeft.models.tasks import Batch
+from fedpeft.tuning.tuned import TunedModel, read_delta
+
+__all__ = ["MANY_FAMILIES", "MANY_METHODS", "many_trainer", "why_one_by_one"]
+
+MANY_METHODS = (
+    "adapter",
+    "bias",
+    "dora",
+    "full",
+    "head",
+    "ia3",
+    "ln_tuning",
+    "lora",
+    "prompt",
+    "rslora",
+    "scratch",
+)
+"""Methods whose clients can share a pass; all others train one by one."""
+
+MANY_FAMILIES = (
+    "bert",
+    "deit",
+    "distilbert",
+    "gpt2",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "roberta",
+    "videomae",
+    "vit",
+)
+"""Families whose modules treat the rows of a batch apart, and call their layers as modules."""
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What does not change from group to group.
+
+    Attributes:
+      tuned: the model.
+      settings: of local training.
+      live: where the forms find the clients' values.
+      gradients: of a pass, as the privacy settings want them.
+      rows: gradients of single examples, for the check before private training; None without.
+      pad_id: token that fills up a text.
+    """
+
+    tuned: TunedModel
+    settings: LocalSettings
+    live: Live
+    gradients: Gradients
+    rows: RowGradients | None
+    pad_id: int
+
+
+def why_one_by_one(tuned: TunedModel, settings: LocalSettings) -> str:
+    """Say why a model's clients cannot share a pass; empty where they can."""
+    family = tuned.loaded.family.name
+    if tuned.method not in MANY_METHODS:
+        return f"tuning.method = {tuned.method!r} trains clients one by one"
+    if family not in MANY_FAMILIES:
+        return f"models of family {family!r} train clients one by one"
+    if tuned.buffers or tuned.trains_statistics:
+        return "a model whose buffers train does so one client at a time"
+    found = find_places(tuned, Live())
+    return f"no layer with an axis for the clients: {found}" if isinstance(found, str) else ""
+
+
+def many_trainer(
+    tuned: TunedModel, settings: LocalSettings, *, clients_per_pass: int
+) -> LocalTrainer:
+    """Return a trainer that takes `clients_per_pass` turns at a time, in order.
+
+    It trains one by one where `why_one_by_one` says so, and what is left over as a single turn. It
+    owns the model from here on, as that of `local_trainer` does.
+    """
+    one_by_one = local_trainer(tuned, settings)
+    if clients_per_pass == 1 or why_one_by_one(tuned, settings):
+        return one_by_one
+    setup = _set_up(tuned, settings)
+
+    def train(broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:
+        for start in range(0, len(turns), clients_per_pass):
+            group = turns[start : start + clients_per_pass]
+            if len(group) == 1:
+                yield from one_by_one(broadcast, group)
+                continue
+            tuned.model.eval()
+            if setup.rows is not None:
+                _check_examples(setup, setup.rows, group)
+            yield from _train_group(setup, group, broadcast[DELTA].to(settings.device))
+            setup.live.values = {}
+
+    return train
+
+
+def _set_up(tuned: TunedModel, settings: LocalSettings) -> _Setup:
+    live, privacy = Live(), settings.privacy
+    places = find_places(tuned, live)
+    assert not isinstance(places, str), places
+    if (last := last_block(tuned.model)) is not None:
+        places = [*places, Place(last[0], "forward", last[1])]
+    pad_id = getattr(getattr(tuned.loaded.module, "config", None), "pad_token_id", None) or 0
+    by_client = stacked_gradients(tuned, settings, live, places)
+    if privacy is None or privacy.kind != "example":
+        return _Setup(tuned, settings, live, by_client, None, pad_id)
+
+    def rows(batch: Batch, keys_B: Tensor) -> Tensor:
+        value_BP = read_delta(tuned).repeat(len(keys_B), 1)
+        return by_client(value_BP, Pass(batch, keys_B, None)).grad_GP
+
+    by_example = clipped_by_example(by_client, privacy.clip_norm)
+    return _Setup(tuned, settings, live, by_example, rows, pad_id)
+
+
+def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) -> list[LocalResult]:
+    """Train the clients of a group side by side, and return their results in the group's order."""
+    settings = setup.settings
+    steps = [num_steps(turn, settings) for turn in group]
+    order = sorted(range(len(group)), key=lambda place: -steps[place])
+    turns = [group[place] for place in order]
+    feeds = [client_batches(turn, settings) for turn in turns]
+    value_KP = start_P.expand(len(group), -1).clone()
+    sums_2K = torch.zeros(2, len(group), dtype=torch.float64, device=value_KP.device)
+    step = None
+    for number in range(1, max(steps) + 1):
+        at_work = sum(1 for total in steps if total >= number)
+        batches = [next(feed) for feed in feeds[:at_work]]
+        value_AP = value_KP[:at_work]
+        found = _joined_gradients(setup, value_AP, batches)
+        grad_AP = _private(settings, found.grad_GP, turns, number)
+        if settings.prox_mu:
+            grad_AP.add_(value_AP - start_P, alpha=settings.prox_mu)
+        step = step or make_step(settings.optimizer, found.active_P)
+        step(value_AP, grad_AP)
+        last_A = torch.tensor([batch.counts for batch in batches], device=value_KP.device)
+        figures_2A = torch.stack([found.loss_G, found.count_G]).double()
+        sums_2K[:, :at_work] += torch.where(last_A, figures_2A, 0.0)
+    update_KP = (value_KP - start_P).cpu()
+    loss_K = (sums_2K[0] / sums_2K[1].clamp(min=1)).tolist()
+    rows = sorted(range(len(group)), key=order.__getitem__)
+    return [
+        LocalResult(
+            {DELTA: update_KP[row].clone()},
+            float(len(turns[row].data)),
+            {} if setup.rows is not None else {"loss": loss_K[row]},
+        )
+        for row in rows
+    ]
+
+
+def _check_examples(setup: _Setup, rows: RowGradients, group: Sequence[ClientTurn]) -> None:
+    """Compare gradients of single examples with one-by-one ones, on one client's first two."""
+    turn = next((turn for turn in group if len(turn.data)), None)
+    if turn is not None:
+        device, places = setup.settings.device, np.arange(min(2, len(turn.data)))
+        batch = take_batch(turn, places, 0, device)
+        check_rows(setup.tuned, rows, batch, dropout_keys(turn, places, 1).to(device))
+
+
+def _joined_gradients(setup: _Setup, value_AP: Tensor, batches: Sequence[ClientBatch]) -> Found:
+    """Take the gradients of all clients at work: in one pass, or more where batches differ much."""
+    parts = split_by_size([len(batch.keys_B) for batch in batches])
+    if len(parts) == 1:
+        return setup.gradients(value_AP, join(batches, setup.pad_id))
+    founds = [
+        setup.gradients(value_AP[part], join([batches[place] for place in part], setup.pad_id))
+        for part in parts
+    ]
+    back = torch.tensor([place for part in parts for place in part]).argsort()
+    return Found(
+        torch.cat([found.grad_GP for found in founds])[back],
+        torch.cat([found.loss_G for found in founds])[back],
+        torch.cat([found.count_G for found in founds])[back],
+        founds[0].active_P,
+    )
+
+
+def _private(
+    settings: LocalSettings, grad_AP: Tensor, turns: Sequence[ClientTurn], number: int
+) -> Tensor:
+    """Noise each client's gradient by itself (and clip it), as the privacy settings say."""
+    chosen = settings.privacy
+    if chosen is None:
+        return grad_AP
+    rows = []
+    for grad_P, turn in zip(grad_AP, turns, strict=False):
+        noise_P = draw(noise_root(chosen, turn), len(grad_P), chosen.deviation, turn, number)
+        if chosen.kind == "example":  # a sum of clipped rows
+            rows.append((grad_P + noise_P.to(grad_P)) / settings.batch_size)
+        else:
+            rows.append(paper_gradient(chosen, grad_P, settings.batch_size, noise_P))
+    return torch.stack(rows)

@@ -1,0 +1,262 @@
+"""The Flower engine: clients behind a Flower grid, in its simulation or in its deployment.
+
+    job ──Request──> push ──> SuperLink ──> nodes ──> push ──> SuperLink ──pull──Answer──> replies
+                     │                                                      │
+                     └── at most `window` under way, each with a deadline ──┘
+
+Everything that comes back is judged here: what is late, twice, of another round, of another client,
+too long or not of our form becomes a `Failure` with its reason, or is dropped. What passes goes on
+undecoded; the round decodes it and refuses wrong shapes, types and numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from fedpeft.core.errors import DeltaMismatchError
+from fedpeft.engines.flower.grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
+from fedpeft.engines.flower.messages import (
+    error_words,
+    read_answer,
+    write_request,
+)
+from fedpeft.engines.flower.requests import Answer, Request
+from fedpeft.engines.memories import Memories
+from fedpeft.rounds.job import Failure, Job, Reply
+from fedpeft.rounds.round import turn_seed
+from fedpeft.wire import messages
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+
+__all__ = [
+    "FlowerEngine",
+    "FlowerSettings",
+    "Roster",
+    "reply_limit",
+]
+
+logger = logging.getLogger(__name__)
+
+_HALF_A_DAY = 43_200.0
+
+
+class Roster(Protocol):
+    """Which client lives behind which node."""
+
+    def clients(self) -> Sequence[str]:
+        """Return the names of all clients, in a fixed order."""
+        ...
+
+    def gather(self, cohort: Sequence[str]) -> Mapping[str, int]:
+        """Return the nodes of a cohort before its round; a client that is away is left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlowerSettings:
+    """How an engine asks.
+
+    Attributes:
+      experiment: resolved, as TOML text.
+      run_id: ours; the same over every resume.
+      limit: most bytes of a reply.
+      deadline: seconds that a turn may take, from the message that asks for it; None: no limit.
+      poll: seconds between two looks for replies.
+      window: turns under way at once; 0: all of the cohort.
+      keeps_memories: the server keeps the clients' memories (simulation); else each client does.
+    """
+
+    experiment: str
+    run_id: str
+    limit: int
+    deadline: float | None = None
+    poll: float = 0.5
+    window: int = 0
+    keeps_memories: bool = False
+
+
+def reply_limit(payload_bytes: int) -> int:
+    """Return the most bytes that a reply may have, for a payload of so many.
+
+    A stage may send an index with each number, which takes up to three times the payload.
+    """
+    return 4 * payload_bytes + 2**20
+
+
+@dataclass(frozen=True)
+class _Asked:
+    client: str
+    number: int
+    committed: int
+    at: float
+
+
+class FlowerEngine:
+    """Runs clients behind a Flower grid.
+
+    Args:
+      open_grid: gives the grid; called at the first round, so that nothing starts before it.
+      roster: which client lives behind which node.
+      settings: deadline, limits and what goes with each request.
+      alive: raises `EngineError` once the grid has ended; asked while replies are waited for.
+      watch: told what happens.
+      on_close: ends what `open_grid` started.
+    """
+
+    def __init__(
+        self,
+        open_grid: Callable[[], Grid],
+        roster: Roster,
+        settings: FlowerSettings,
+        *,
+        alive: Callable[[], None] = lambda: None,
+        watch: Watch = ignore,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._open_grid = open_grid
+        self._roster = roster
+        self._settings = settings
+        self._alive = alive
+        self._watch = watch
+        self._on_close = on_close
+        self._memories = Memories()
+
+    def clients(self) -> Sequence[str]:
+        """Return the names of all clients."""
+        return self._roster.clients()
+
+    def run(self, job: Job) -> Iterator[Reply | Failure]:
+        """Ask the cohort over the grid; one answer a client, in the order in which they come.
+
+        Raises:
+          EngineError: if the grid itself fails.
+        """
+        grid = self._open_grid()
+        nodes = self._roster.gather(job.cohort)
+        waiting = deque(job.cohort)
+        window = self._settings.window or len(waiting)
+        asked: dict[str, _Asked] = {}
+        while waiting or asked:
+            while waiting and len(asked) < window:
+                client = waiting.popleft()
+                failed = self._ask(grid, job, client, nodes.get(client), asked)
+                if failed is not None:
+                    yield self._told(failed, job.round)
+            came = False
+            for answer in self._collect(grid, asked):
+                came = True
+                yield self._told(answer, job.round)
+            if asked and not came:
+                self._alive()
+                time.sleep(self._settings.poll)
+
+    def memories(self, committed: Mapping[str, int]) -> dict[str, Tensor]:
+        """Return the committed memories that the server keeps, for a checkpoint."""
+        return self._memories.dump(committed)
+
+    def restore(self, memories: Mapping[str, Tensor], committed: Mapping[str, int]) -> None:
+        """Take back what `memories` gave."""
+        self._memories.load(memories, committed)
+
+    def close(self) -> None:
+        """End what was started for this engine."""
+        self._on_close()
+
+    def _ask(
+        self, grid: Grid, job: Job, client: str, node: int | None, asked: dict[str, _Asked]
+    ) -> Failure | None:
+        """Send one request; a failure if there is nobody to send it to."""
+        if node is None:
+            return Failure(client, "the site is not connected")
+        number = job.turns.get(client, job.round)
+        committed = job.committed[client]
+        request = Request(
+            "train",
+            self._settings.run_id,
+            client,
+            number,
+            committed,
+            turn_seed(job.seed, number, client),
+            job.versions.get(client, job.round - 1),
+            self._settings.experiment,
+            job.broadcast[client],
+        )
+        memory = self._memories.get(client, committed)
+        content = write_request(request, messages.encode(memory) if memory else b"")
+        limit = self._settings.deadline
+        sent = push_one(
+            grid, content, node, kind="train", group=str(job.round), ttl=limit or _HALF_A_DAY
+        )
+        if sent is None:
+            return Failure(client, "the message could not be sent")
+        asked[sent] = _Asked(client, number, committed, time.monotonic())
+        self._watch("asked", {"round": job.round, "client": client, "bytes": len(request.blob)})
+        return None
+
+    def _collect(self, grid: Grid, asked: dict[str, _Asked]) -> Iterator[Reply | Failure]:
+        """Take what has come, and give up what is late; both leave `asked`."""
+        for sent in list(asked):
+            turn = asked[sent]
+            answer: Reply | Failure | None = None
+            for reply in pull_one(grid, sent):
+                if answer is not None or reply.metadata.reply_to_message_id not in ("", sent):
+                    self._watch("dropped", {"client": turn.client, "turn": turn.number})
+                    logger.warning("client %s: one more reply was dropped", turn.client)
+                    continue
+                answer = self._judged(reply, turn)
+            if answer is None and self._is_late(turn):
+                limit = self._settings.deadline
+                answer = Failure(turn.client, f"no answer within {limit:g} s (engine.deadline)")
+            if answer is not None:
+                del asked[sent]
+                yield answer
+
+    def _is_late(self, turn: _Asked) -> bool:
+        limit = self._settings.deadline
+        return limit is not None and time.monotonic() - turn.at > limit
+
+    def _judged(self, reply: Message | Unreadable, turn: _Asked) -> Reply | Failure:
+        """Make of a message what the round may see."""
+        if isinstance(reply, Unreadable):
+            return Failure(turn.client, f"reply refused: {reply.reason}")
+        if reply.has_error():
+            return Failure(turn.client, error_words(reply.error.code, reply.error.reason))
+        try:
+            answer, memory = read_answer(reply.content, limit=self._settings.limit)
+            kept = messages.decode(memory)[0] if memory else {}
+        except (DeltaMismatchError, ValueError, TypeError) as error:
+            return Failure(turn.client, f"reply refused: {error}")
+        reason = _mismatch(answer, turn)
+        if reason:
+            return Failure(turn.client, reason)
+        if kept and self._settings.keeps_memories:
+            self._memories.keep(turn.client, kept, committed=turn.committed, turn=turn.number)
+        return Reply(turn.client, answer.blob, answer.seconds)
+
+    def _told(self, answer: Reply | Failure, number: int) -> Reply | Failure:
+        facts: dict[str, object] = {"round": number, "client": answer.client}
+        if isinstance(answer, Failure):
+            logger.warning("client %s: %s", answer.client, answer.reason)
+            self._watch("failed", facts | {"reason": answer.reason})
+        else:
+            self._watch("answered", facts | {"bytes": len(answer.blob), "seconds": answer.seconds})
+        return answer
+
+
+def _mismatch(answer: Answer, turn: _Asked) -> str:
+    """Say why an answer is not the one that was asked for; "" where it is."""
+    if answer.client != turn.client:
+        return f"reply refused: it is of client {answer.client[:80]!r}"
+    if answer.refused:
+        return answer.refused[:500]
+    if answer.round != turn.number:
+        return f"reply refused: it is of turn {answer.round}, asked was turn {turn.number}"
+    return "" if answer.blob else "reply refused: it is empty"

@@ -1,0 +1,216 @@
+"""Requests and answers as Flower messages: one flat buffer of bytes, and a few words beside it.
+
+    Request ──> RecordDict{ fedpeft: run, client, round, ... ;  blob: Array(uint8) } ──> Message
+    Answer  <── RecordDict{ fedpeft: client, round, ...      ;  blob: Array(uint8) } <── Message
+
+The buffer is the encoded message itself, as every engine sends and counts it; nothing here decodes
+it. An answer comes from outside: its shape and its size are checked before anything is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fedpeft.core.errors import DeltaMismatchError, EngineError
+from fedpeft.engines.flower.requests import Answer, Request
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+__all__ = [
+    "error_words",
+    "read_answer",
+    "read_request",
+    "require_flower",
+    "write_answer",
+    "write_request",
+]
+
+_WORDS = "fedpeft"
+_BUFFERS = "buffers"
+_STYPE = "fedpeft.bytes"
+_SLACK = 65_536
+
+
+def require_flower(*, simulation: bool = False) -> None:
+    """Check that Flower is installed, and Ray where a simulation needs it.
+
+    Raises:
+      EngineError: saying how to install it.
+    """
+    try:
+        import flwr.app  # noqa: F401  # whether it can be imported is the question
+
+        if simulation:
+            import ray  # noqa: F401  # the same
+    except ImportError as error:
+        raise EngineError(
+            f"engine.name: Flower is not installed here ({error}). Install the extra: "
+            "pip install 'fedpeft[flower]', or use engine.name = 'local'"
+        ) from error
+
+
+def write_request(request: Request, memory: bytes = b"") -> RecordDict:
+    """Write a request as the content of a message.
+
+    Args:
+      request: what is asked.
+      memory: of the client, encoded, where the server keeps it (simulation); else empty.
+    """
+    words = {
+        "action": request.action,
+        "run_id": request.run_id,
+        "client": request.client,
+        "round": request.round,
+        "committed": request.committed,
+        "seed": str(request.seed),  # 63 bits and more: beyond what a record's integer holds
+        "version": request.version,
+        "experiment": request.experiment,
+    }
+    return _content(words, {"blob": request.blob, "memory": memory})
+
+
+def read_request(content: RecordDict) -> tuple[Request, bytes]:
+    """Read what `write_request` wrote: the request, and the client's memory.
+
+    Raises:
+      DeltaMismatchError: if it is not a request.
+    """
+    words, buffers = _parts(content, limit=None)
+    action = _text(words, "action")
+    if action not in ("handshake", "train"):
+        raise DeltaMismatchError(f"request: action is {action!r}; allowed are handshake and train")
+    request = Request(
+        "handshake" if action == "handshake" else "train",
+        _text(words, "run_id"),
+        _text(words, "client"),
+        _number(words, "round"),
+        _number(words, "committed"),
+        int(_text(words, "seed")),
+        _number(words, "version"),
+        _text(words, "experiment"),
+        buffers["blob"],
+    )
+    return request, buffers["memory"]
+
+
+def write_answer(answer: Answer, memory: bytes = b"") -> RecordDict:
+    """Write an answer as the content of a message; `memory` as in `write_request`."""
+    words = {
+        "client": answer.client,
+        "round": answer.round,
+        "seconds": float(answer.seconds),
+        "refused": answer.refused,
+        "facts": json.dumps(dict(answer.facts), sort_keys=True),
+    }
+    return _content(words, {"blob": answer.blob, "memory": memory})
+
+
+def read_answer(content: RecordDict, *, limit: int) -> tuple[Answer, bytes]:
+    """Read what a client wrote, which may be anything.
+
+    Args:
+      content: of the message.
+      limit: most bytes that the reply's buffer may have.
+
+    Raises:
+      DeltaMismatchError: if it is not an answer, or too long.
+    """
+    words, buffers = _parts(content, limit=limit)
+    seconds = words.get("seconds", 0.0)
+    if not isinstance(seconds, float) or not math.isfinite(seconds):
+        raise DeltaMismatchError(f"answer: seconds is {_shown(seconds)}; allowed is a number")
+    try:
+        facts = json.loads(_text(words, "facts"))
+    except ValueError as error:
+        raise DeltaMismatchError(f"answer: facts cannot be read: {error}") from error
+    if not isinstance(facts, dict):
+        raise DeltaMismatchError(f"answer: facts are {_shown(facts)}; allowed is a table")
+    answer = Answer(
+        _text(words, "client"),
+        _number(words, "round"),
+        buffers["blob"],
+        seconds,
+        _text(words, "refused"),
+        {str(name): str(value) for name, value in facts.items()},
+    )
+    return answer, buffers["memory"]
+
+
+def error_words(code: int, reason: str | None) -> str:
+    """Say what Flower's error of a message means for a turn."""
+    said = (reason or "").strip()
+    meaning = _ERRORS.get(code, f"Flower's error {code}")
+    return f"{meaning}: {said[:300]}" if said else meaning
+
+
+_ERRORS: Mapping[int, str] = {
+    0: "the client's process failed",
+    1: "the site could not load the app",
+    2: "the client raised an error",
+    3: "the message or its reply is not available any more",
+    4: "the reply is not available",
+    5: "the site is gone",
+    6: "the site refused the message",
+    7: "the site refused the app bundle",
+    8: "the client's process ended before it answered",
+}
+
+
+def _content(words: Mapping[str, object], buffers: Mapping[str, bytes]) -> RecordDict:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+    arrays = {
+        name: Array("uint8", (len(data),), _STYPE, data) for name, data in buffers.items() if data
+    }
+    records = {_WORDS: ConfigRecord(dict(words))}
+    return RecordDict(records | ({_BUFFERS: ArrayRecord(arrays)} if arrays else {}))
+
+
+def _parts(content: RecordDict, *, limit: int | None) -> tuple[dict[str, object], dict[str, bytes]]:
+    """Take a message's content apart; sizes are checked first."""
+    from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+    if not isinstance(content, RecordDict) or not set(content) <= {_WORDS, _BUFFERS}:
+        raise DeltaMismatchError("message: its content is not of this package's form")
+    arrays = content.get(_BUFFERS, ArrayRecord())
+    words = content.get(_WORDS)
+    if not isinstance(arrays, ArrayRecord) or not isinstance(words, ConfigRecord):
+        raise DeltaMismatchError("message: its records are not of this package's form")
+    for name, array in arrays.items():
+        if name not in ("blob", "memory"):
+            raise DeltaMismatchError(f"message: a buffer is named {name[:40]!r}")
+        if name == "blob" and limit is not None and len(array.data) > limit:
+            raise DeltaMismatchError(
+                f"message of {len(array.data)} bytes; allowed are at most {limit} for this delta"
+            )
+        if array.stype != _STYPE or array.shape != (len(array.data),):
+            raise DeltaMismatchError(
+                f"message: buffer {name} says {array.shape} {array.stype[:40]!r} and has "
+                f"{len(array.data)} bytes"
+            )
+    if limit is not None and sum(len(str(word)) for word in words.values()) > _SLACK:
+        raise DeltaMismatchError(f"message: its words have more than {_SLACK} characters")
+    found = {name: bytes(array.data) for name, array in arrays.items()}
+    return dict(words), {"blob": b"", "memory": b""} | found
+
+
+def _text(words: Mapping[str, object], name: str) -> str:
+    value = words.get(name, "")
+    if not isinstance(value, str):
+        raise DeltaMismatchError(f"message: {name} is {_shown(value)}; allowed is text")
+    return value
+
+
+def _number(words: Mapping[str, object], name: str) -> int:
+    value = words.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DeltaMismatchError(f"message: {name} is {_shown(value)}; allowed is a whole number")
+    return value
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:60]

@@ -1,0 +1,221 @@
+"""Which site lives behind which node of a deployment: found out by handshakes.
+
+    new node ──handshake: the server's facts──> site ──its own facts, or no──> known | refused
+
+A site keeps its name, a node may change. Before each round the nodes of the cohort are looked up
+again; a site that came back behind another node is greeted again and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedpeft.core.errors import DeltaMismatchError, RoundError
+from fedpeft.engines.flower.grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
+from fedpeft.engines.flower.messages import error_words, read_answer, write_request
+from fedpeft.engines.flower.requests import Answer, Request
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+
+__all__ = ["Greeting", "Sites"]
+
+logger = logging.getLogger(__name__)
+
+_LIMIT = 2**20
+_POLL = 0.5
+_AGAIN = 15.0
+_ROUND_PATIENCE = 30.0
+_LONGEST_NAME = 64
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What the server says in a handshake, and what it asks of the answers.
+
+    Attributes:
+      experiment: resolved, as TOML text.
+      run_id: ours.
+      facts: the server's, encoded.
+      judge: from a site's facts to the reasons why it does not fit; [] if it does.
+    """
+
+    experiment: str
+    run_id: str
+    facts: bytes
+    judge: Callable[[Mapping[str, str]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class _Greeted:
+    node: int
+    at: float
+
+
+class Sites:
+    """The sites of a deployment.
+
+    Args:
+      grid: of Flower.
+      greeting: of the server.
+      names: of all sites, where an earlier part of the run has met them; else ().
+      watch: told of sites that are met or refused.
+    """
+
+    def __init__(
+        self, grid: Grid, greeting: Greeting, *, names: Sequence[str] = (), watch: Watch = ignore
+    ) -> None:
+        self._grid = grid
+        self._greeting = greeting
+        self._names = tuple(sorted(names))
+        self._watch = watch
+        self._nodes: dict[str, int] = {}
+        self._refused: dict[int, str] = {}
+        self._asked: dict[str, _Greeted] = {}
+        self._last_asked: dict[int, float] = {}
+        self._doubles: dict[int, str] = {}
+
+    def clients(self) -> Sequence[str]:
+        """Return the names of all sites, sorted; they stay the same for the whole run."""
+        return self._names
+
+    def refusals(self) -> Mapping[int, str]:
+        """Return node -> why it takes no part."""
+        return dict(self._refused)
+
+    def meet(self, expected: int, patience: float) -> Sequence[str]:
+        """Wait for all sites, and fix their names.
+
+        Sites that an earlier part of the run has met are waited for too, but may stay away.
+
+        Args:
+          expected: how many sites the experiment is for.
+          patience: seconds to wait.
+
+        Returns:
+          the names, sorted.
+
+        Raises:
+          RoundError: if fewer come, with what is known of the others.
+        """
+        until = time.monotonic() + patience
+        while len(self._nodes) < expected and time.monotonic() < until:
+            self._look()
+            if not self._asked and len(self._nodes) + len(self._refused) >= expected:
+                break  # all have answered, and waiting changes no answer
+            time.sleep(_POLL)
+        if self._names:
+            return self._names
+        if len(self._nodes) < expected:
+            raise RoundError(
+                f"handshake: {len(self._nodes)} of {expected} sites (data.partition.clients) came "
+                f"within {patience:g} s (engine.wait): {', '.join(sorted(self._nodes)) or 'none'}. "
+                + self._complaints()
+            )
+        self._names = tuple(sorted(self._nodes))
+        return self._names
+
+    def gather(self, cohort: Sequence[str]) -> Mapping[str, int]:
+        """Return the nodes of a cohort; sites that are away are waited for a little."""
+        until = time.monotonic() + _ROUND_PATIENCE
+        while missing := self._missing(cohort):
+            if not self._look() or time.monotonic() > until:
+                logger.warning("not connected: %s", ", ".join(missing))
+                break
+            time.sleep(_POLL)
+        here = self._online()
+        return {name: node for name, node in self._here(cohort) if node in here}
+
+    def _here(self, cohort: Sequence[str]) -> list[tuple[str, int]]:
+        return [(name, self._nodes[name]) for name in cohort if name in self._nodes]
+
+    def _missing(self, cohort: Sequence[str]) -> list[str]:
+        here = self._online()
+        there = {name for name, node in self._here(cohort) if node in here}
+        return [name for name in cohort if name not in there]
+
+    def _online(self) -> Collection[int]:
+        return set(self._grid.get_node_ids())
+
+    def _look(self) -> bool:
+        """Greet who is new, hear who has answered; whether somebody may still answer."""
+        online, now = self._online(), time.monotonic()
+        known = {node for node in self._nodes.values() if node in online}
+        waiting = {greeted.node for greeted in self._asked.values()}
+        for node in sorted(set(online) - known - waiting):
+            freed = node in self._doubles and self._nodes.get(self._doubles[node]) not in online
+            if freed or now - self._last_asked.get(node, -_AGAIN) >= _AGAIN:
+                self._doubles.pop(node, None)
+                self._greet(node, now)
+        for sent in list(self._asked):
+            self._hear(sent, online)
+        return bool(self._asked) or bool(set(online) - known - set(self._refused))
+
+    def _greet(self, node: int, now: float) -> None:
+        self._last_asked[node] = now
+        said = self._greeting
+        request = Request("handshake", said.run_id, "", 0, 0, 0, 0, said.experiment, said.facts)
+        content = write_request(request)
+        sent = push_one(self._grid, content, node, kind="query", group="handshake", ttl=3600.0)
+        if sent is not None:
+            self._asked[sent] = _Greeted(node, now)
+
+    def _hear(self, sent: str, online: Collection[int]) -> None:
+        greeted = self._asked[sent]
+        replies = pull_one(self._grid, sent)
+        if not replies:
+            if greeted.node not in online:
+                del self._asked[sent]
+            return
+        del self._asked[sent]
+        name, reason, facts = self._judged(replies[0])
+        holder = self._nodes.get(name)
+        if not reason and holder is not None and holder != greeted.node and holder in online:
+            self._doubles[greeted.node] = name
+            reason = f"another node is site {name!r} already; each site needs a name of its own"
+        if not reason and self._names and name not in self._names:
+            reason = f"site {name!r} is new; this run began with {', '.join(self._names)}"
+        if reason:
+            self._refuse(greeted.node, name, reason)
+            return
+        self._nodes[name] = greeted.node
+        self._refused.pop(greeted.node, None)
+        self._watch("met", {"client": name, "node": str(greeted.node), "facts": dict(facts)})
+
+    def _refuse(self, node: int, name: str, reason: str) -> None:
+        if self._refused.get(node) != reason:
+            logger.warning("node %s (%s) is refused: %s", node, name or "no name", reason)
+            self._watch("refused", {"node": str(node), "client": name, "reason": reason})
+        self._refused[node] = reason
+
+    def _judged(self, reply: Message | Unreadable) -> tuple[str, str, Mapping[str, str]]:
+        """Return the name that a site gives, why it is refused ("": it is not), and its facts."""
+        if isinstance(reply, Unreadable):
+            return "", f"its answer cannot be read: {reply.reason}", {}
+        if reply.has_error():
+            return "", error_words(reply.error.code, reply.error.reason), {}
+        try:
+            answer, _ = read_answer(reply.content, limit=_LIMIT)
+        except (DeltaMismatchError, ValueError, TypeError) as error:
+            return "", f"its answer cannot be read: {error}", {}
+        name = _name_of(answer)
+        reasons = [answer.refused] if answer.refused else list(self._greeting.judge(answer.facts))
+        if not reasons and not name:
+            reasons = ["it gives no name"]
+        return name, "; ".join(reasons)[:2000], answer.facts
+
+    def _complaints(self) -> str:
+        """Say what is known of nodes that take no part."""
+        if not self._refused:
+            return "No other node is connected to the SuperLink; look at `fedpeft node` there"
+        rows = [f"node {node}: {reason}" for node, reason in list(self._refused.items())[:5]]
+        return "Refused: " + "; ".join(rows)
+
+
+def _name_of(answer: Answer) -> str:
+    name = answer.facts.get("site", answer.client)
+    return name if len(name) <= _LONGEST_NAME and name.isprintable() else ""

@@ -1,0 +1,1 @@
+"""Sites and the server of a deployment."""

@@ -1,0 +1,258 @@
+"""A SuperLink from the outside: submit a run, read its true status, stop it.
+
+    bundle + configuration ──StartRun──> run     status: pending, starting, running, finished:how
+
+The bundle holds a few lines that import this package, and is the same, byte for byte, for every
+experiment: what differs travels as configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedpeft.core.errors import ConfigError, EngineError
+from fedpeft.engines.flower.messages import require_flower
+from fedpeft.engines.flower.simulation import quiet_environment
+from fedpeft.federation.bundle import STORE_PORT, Signature, Store
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
+
+__all__ = ["Control", "Link", "RunState", "Unreachable", "make_bundle"]
+
+
+class Unreachable(EngineError):
+    """The SuperLink does not answer."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """How to reach a SuperLink.
+
+    Attributes:
+      address: HOST:PORT.
+      root_certificates: file of the authority that its certificate is from; None: no TLS.
+    """
+
+    address: str
+    root_certificates: str | None = None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run of Flower's stands.
+
+    Attributes:
+      status: `pending`, `starting`, `running` or `finished`.
+      how: of a finished run: `completed`, `failed` or `stopped`.
+      details: in words, of a failed run.
+      bytes_in: to the SuperLink, as Flower counts.
+      bytes_out: from it.
+    """
+
+    status: str
+    how: str = ""
+    details: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class Control:
+    """A SuperLink's control interface.
+
+    Args:
+      link: how to reach it.
+
+    Raises:
+      EngineError: if Flower is not installed here.
+      ConfigError: if the file of certificates cannot be read.
+    """
+
+    def __init__(self, link: Link) -> None:
+        require_flower()
+        quiet_environment()
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        self._link = link
+        self._client = self._connect()
+
+    def start(
+        self,
+        configuration: Mapping[str, str | bool | int | float],
+        signatures: Sequence[Signature] = (),
+        *,
+        port: int = STORE_PORT,
+    ) -> int:
+        """Submit a run of our bundle.
+
+        Args:
+          configuration: of this run; keys that `make_bundle` knows.
+          signatures: of the bundle, for sites that run no other; () submits it unsigned.
+          port: on loopback, where the SuperLink looks for a signed bundle.
+
+        Returns:
+          Flower's number of the run.
+
+        Raises:
+          Unreachable: if the SuperLink does not answer.
+          EngineError: if it does not take the run.
+        """
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.supercore.fab import Fab
+
+        content = make_bundle()
+        fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
+        given = user_config_to_proto(dict(configuration))
+        if signatures:
+            request = StartRunRequest(app_spec=_SPEC, override_config=given, federation="")
+            with (
+                Store(content, signatures, port=port),
+                self._asking(
+                    "start a signed run: was flower-superlink started with "
+                    f"FLWR_SUPERGRID_API_URL=http://127.0.0.1:{port}, on this machine?"
+                ),
+            ):
+                answer = self._client.StartRun(request)
+        else:
+            request = StartRunRequest(fab=fab_to_proto(fab), override_config=given, federation="")
+            with self._asking("start a run"):
+                answer = self._client.StartRun(request)
+        if not answer.HasField("run_id"):
+            raise EngineError(
+                f"engine: the SuperLink at {self._link.address} did not take the run; its log says "
+                "why"
+            )
+        return int(answer.run_id)
+
+    def state(self, run: int) -> RunState:
+        """Return where a run stands.
+
+        Raises:
+          Unreachable: if the SuperLink does not answer.
+          EngineError: if it does not know the run.
+        """
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with self._asking("ask for a run"):
+            answer = self._client.ListRuns(ListRunsRequest(run_id=run))
+        found = answer.run_dict.get(run)
+        if found is None:
+            raise EngineError(f"engine: the SuperLink at {self._link.address} knows no run {run}")
+        status = found.status
+        return RunState(
+            status.status, status.sub_status, status.details, found.bytes_recv, found.bytes_sent
+        )
+
+    def stop(self, run: int) -> None:
+        """Stop a run; one that has ended stays as it is.
+
+        Raises:
+          Unreachable: if the SuperLink does not answer.
+        """
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        with contextlib.suppress(_Refused), self._asking("stop a run"):
+            self._client.StopRun(StopRunRequest(run_id=run))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _connect(self) -> ControlHttpClient:
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        file = self._link.root_certificates
+        try:
+            certificates = Path(file).read_bytes() if file else None
+        except OSError as error:
+            raise ConfigError(f"engine.root_certificates: {file}: {error}") from error
+        return ControlHttpClient.from_server_address(
+            server_address=self._link.address,
+            insecure=file is None,
+            root_certificates=certificates,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    @contextlib.contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        import httpx
+
+        where = f"engine.superlink: {self._link.address}"
+        try:
+            yield
+        except httpx.HTTPStatusError as error:
+            body = error.response.text.strip()[:300]
+            code = error.response.status_code
+            raise _Refused(f"{where}: refused to {what} (HTTP {code}): {body}") from error
+        except (httpx.HTTPError, ConnectionError) as error:
+            raise Unreachable(
+                f"{where}: cannot be reached to {what}: {error}. Is flower-superlink running, and "
+                "does engine.root_certificates fit its certificate?"
+            ) from error
+
+
+class _Refused(EngineError):
+    """The SuperLink answered, and said no."""
+
+
+def make_bundle() -> bytes:
+    """Return the app bundle: a zip file whose bytes depend on this package's version alone."""
+    from flwr.cli.build import build_fab_from_files
+
+    from fedpeft import __version__
+
+    project = _PROJECT.format(version=__version__)
+    files = {
+        "pyproject.toml": project.encode(),
+        "fedpeft_app/__init__.py": b'"""Runs fedpeft, which is installed where this runs."""\n',
+        "fedpeft_app/server.py": _SERVER.encode(),
+        "fedpeft_app/client.py": _CLIENT.encode(),
+    }
+    content, _ = build_fab_from_files(files)
+    return bytes(content)
+
+
+_SPEC = "@fedpeft/fedpeft-app==1.0.0"  # a store of one app has one version of it
+
+_PROJECT = """\
+[project]
+name = "fedpeft-app"
+version = "{version}"
+description = "Runs fedpeft, which is installed where this runs."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedpeft"
+
+[tool.flwr.app.components]
+serverapp = "fedpeft_app.server:app"
+clientapp = "fedpeft_app.client:app"
+
+[tool.flwr.app.config]
+task = "run"
+experiment = ""
+out = ""
+resume = false
+"""
+
+_SERVER = """\
+from fedpeft.engines.flower.app import server_app
+from fedpeft.federation.serving import serve
+
+app = server_app(serve)
+"""
+
+_CLIENT = """\
+from fedpeft.engines.flower.app import client_app
+from fedpeft.federation.site_door import answer
+
+app = client_app(answer)
+"""

@@ -1,0 +1,187 @@
+"""The server of a deployment: what the ServerApp does with its grid.
+
+    build ──> handshake with every site ──> rounds, as everywhere ──> summary
+
+The run folder is on the machine where the SuperLink runs. A server that died is submitted again and
+goes on from the folder: same run id, same sites, same delta.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedpeft.build.engine import payload_bytes
+from fedpeft.build.run import (
+    assemble,
+    build_tuned,
+    check_device,
+    fit_labels,
+    load_run_data,
+)
+from fedpeft.core.errors import ConfigError
+from fedpeft.data.examples import Federated
+from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
+from fedpeft.engines.flower.grid import Grid
+from fedpeft.engines.flower.sites import Greeting, Sites
+from fedpeft.experiment.experiment import EngineConfig, Experiment
+from fedpeft.experiment.read import dump_experiment, validate
+from fedpeft.federation.site_side import server_facts
+from fedpeft.rounds.handshake import compare, write_facts
+from fedpeft.runs.files import write_text
+from fedpeft.runs.folder import RunFolder
+from fedpeft.runs.ledger import Ledger
+from fedpeft.runs.lock import locked
+from fedpeft.runs.loop import RoundDone, peek, run_experiment
+from fedpeft.tuning.tuned import TunedModel
+
+__all__ = ["DEADLINE", "WAIT", "serve"]
+
+logger = logging.getLogger(__name__)
+
+WAIT = 300.0
+"""Seconds to wait for all sites, where `engine.wait` says nothing."""
+
+DEADLINE = 3600.0
+"""Seconds that a site may take for a turn, where `engine.deadline` says nothing."""
+
+_LOCK_PATIENCE = 30.0
+
+
+def serve(grid: Grid, configuration: Mapping[str, str | bool | int | float]) -> None:
+    """Run a deployment's rounds, or its handshake alone.
+
+    Args:
+      grid: of Flower.
+      configuration: `task` (run or handshake), `experiment` (TOML text), `out` (the run folder, an
+        absolute path here), `resume`.
+
+    Raises:
+      FedpeftError: whatever a run may raise.
+    """
+    torch.set_num_threads(1)
+    experiment = validate(tomllib.loads(str(configuration["experiment"])), "experiment")
+    folder = RunFolder(Path(str(configuration["out"])))
+    if not folder.path.is_absolute():
+        raise ConfigError(f"--out: found {folder.path}; a deployment needs an absolute path")
+    server = _prepare(experiment)
+    if configuration["task"] == "run":
+        resume = bool(configuration["resume"])
+        if peek(server.experiment, folder, resume=resume) is not None:
+            return
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with locked(folder.path, patience=_LOCK_PATIENCE):
+        if configuration["task"] == "run":
+            _run(grid, server, folder)
+        else:
+            _greet(grid, server, folder)
+
+
+@dataclass(frozen=True)
+class _Server:
+    experiment: Experiment
+    text: str
+    tuned: TunedModel
+    data: Federated
+
+
+def _prepare(experiment: Experiment) -> _Server:
+    """Load the server's own model and test data; its training rows are nobody's."""
+    check_device(experiment)
+    one = experiment.data.partition.model_copy(
+        update={"scheme": "iid", "clients": 1, "min_examples": 1}
+    )
+    own = experiment.data.model_copy(update={"partition": one})
+    data = load_run_data(experiment.model_copy(update={"data": own}))
+    experiment = fit_labels(experiment, data)
+    tuned = build_tuned(experiment, experiment.model.num_labels)
+    return _Server(experiment, _text_for_sites(experiment), tuned, data)
+
+
+def _text_for_sites(experiment: Experiment) -> str:
+    """Write the experiment as sites get it: the same after every resume, wherever the server is.
+
+    A site knows a request that it has answered before by its bytes, so nothing may differ in them
+    that has no part in the turn.
+    """
+    own = experiment.engine
+    engine = EngineConfig(name=own.name, device=own.device, precision=own.precision)
+    return dump_experiment(experiment.model_copy(update={"engine": engine}))
+
+
+def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
+    experiment = server.experiment
+    if not folder.experiment.exists():
+        write_text(
+            folder.experiment, dump_experiment(experiment)
+        )  # a folder with anything in it is a run folder
+    ledger = Ledger(folder.path, secret=experiment.federation.sampling == "poisson")
+    ledger.note("started", {"run_id": ledger.run_id, "resumed": folder.rounds.exists()})
+    sites = _meet(grid, server, ledger)
+    engine = FlowerEngine(
+        lambda: grid,
+        sites,
+        FlowerSettings(
+            server.text,
+            ledger.run_id,
+            reply_limit(payload_bytes(server.tuned)),
+            deadline=experiment.engine.deadline or DEADLINE,
+        ),
+        watch=ledger.watch,
+    )
+    data = _of_sites(server.data, sites.clients())
+    built = assemble(experiment, server.tuned, data, engine)
+    summary = run_experiment(built, folder, functools.partial(_tell, ledger))
+    ledger.note("finished", {"delta_digest": summary["delta_digest"]})
+    ledger.save()
+
+
+def _greet(grid: Grid, server: _Server, folder: RunFolder) -> None:
+    ledger = Ledger(folder.path)
+    ledger.note("handshake", {"run_id": ledger.run_id})
+    _meet(grid, server, ledger)
+    ledger.save()
+
+
+def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
+    """Shake hands with every site of the experiment."""
+    experiment = server.experiment
+    facts = server_facts(experiment, server.tuned, server.data)
+    greeting = Greeting(
+        server.text,
+        ledger.run_id,
+        write_facts(facts),
+        functools.partial(compare, facts),
+    )
+    sites = Sites(grid, greeting, names=ledger.names, watch=ledger.watch)
+    expected = experiment.data.partition.clients or 1
+    ledger.fix(sites.meet(expected, experiment.engine.wait or WAIT))
+    return sites
+
+
+def _of_sites(data: Federated, names: Sequence[str]) -> Federated:
+    """Return a server's data set: its test rows, and clients of whose rows it knows nothing."""
+    nobody = {name: np.empty(0, dtype=np.int64) for name in names}
+    return dataclasses.replace(data, clients=nobody, labels=None, test_clients={})
+
+
+def _tell(ledger: Ledger, done: RoundDone) -> None:
+    ledger.note(
+        "round",
+        {
+            "round": done.record["round"],
+            "metrics": done.record["metrics"],
+            "bytes_up": done.record["bytes_up"],
+            "bytes_down": done.record["bytes_down"],
+            "seconds": done.record["seconds"],
+        },
+    )
+    ledger.save()

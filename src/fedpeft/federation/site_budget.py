@@ -1,0 +1,91 @@
+"""What a site's own data has cost so far, over all runs and servers: a ledger on its disk.
+
+    privacy.jsonl    {"run": ..., "turn": 3, "request": "ab12…", "ratio": 0.8, "uses": 10}
+
+`ratio` is the noise over the largest move of one contribution. Epsilon counts all uses as if each
+had the least ratio among them, which bounds the true composition from above. A turn that is asked
+again by the same request is not counted again; one that failed after this point stays counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedpeft.core.errors import EngineError, PrivacyError
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.site import SiteConfig
+from fedpeft.wire.accounting import Mechanism, epsilon_of
+
+__all__ = ["charge", "spent"]
+
+_DISTANCE = {"local": 2.0, "example": 1.0}
+
+
+def charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, request: str) -> None:
+    """Write down what a turn costs, before it is trained.
+
+    Raises:
+      PrivacyError: if all turns together would cost more than `privacy.epsilon`; nothing is
+        written then.
+      EngineError: if the ledger is corrupt.
+    """
+    chosen = experiment.privacy
+    if chosen.mode not in _DISTANCE:
+        return
+    file = Path(site.state) / "privacy.jsonl"
+    rows = _rows(file)
+    if any(row["request"] == request and row["run"] == run for row in rows):
+        return
+    ratio = (chosen.noise_multiplier or 0.0) / _DISTANCE[chosen.mode]
+    uses = experiment.client.epochs if chosen.mode == "example" else 1
+    row = {"run": run, "turn": turn, "request": request, "ratio": ratio, "uses": uses}
+    limit, after = site.privacy.epsilon, _epsilon([*rows, row], site.privacy.delta)
+    if limit is not None and after > limit:
+        raise PrivacyError(
+            f"this site has spent what it gives: one more turn would bring it from epsilon "
+            f"{_epsilon(rows, site.privacy.delta):.3g} to {after:.3g}, its limit over all runs is "
+            f"{limit:g}"
+        )
+    _append(file, row)
+
+
+def spent(site: SiteConfig) -> float:
+    """Return epsilon over all turns so far, at the site's delta; 0 before the first.
+
+    Raises:
+      EngineError: if the ledger is corrupt.
+    """
+    return _epsilon(_rows(Path(site.state) / "privacy.jsonl"), site.privacy.delta)
+
+
+def _epsilon(rows: Sequence[Mapping[str, Any]], delta: float) -> float:
+    if not rows:
+        return 0.0
+    least, uses = min(row["ratio"] for row in rows), sum(int(row["uses"]) for row in rows)
+    return epsilon_of(Mechanism(least), uses, delta)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    try:
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise EngineError(
+            f"{file}: the ledger of privacy is corrupt: {error}. No private turn is taken until it "
+            "is repaired: cut an incomplete last line, and nothing else"
+        ) from error
+
+
+def _append(file: Path, row: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, json.dumps(row).encode() + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,283 @@
+"""From a site's file and a server's experiment to what the site trains.
+
+    server's experiment ──allow-list──> model name, method, training, wire, privacy ─┐
+    site.toml ────────────────────────> data, model folders, device, limits ─────────┴─> client half
+
+Nothing else of the server's experiment is read: it has no words for a path of this site, for code,
+or for anything that would leave but the delta and the metrics that the site allows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from fedpeft.build.prefix import with_prefix
+from fedpeft.build.requests import data_request, local_settings, model_request
+from fedpeft.build.run import build_tuned, check_device, up_stages
+from fedpeft.client.local import local_trainer
+from fedpeft.core.errors import ConfigError, DataError, PrivacyError
+from fedpeft.data.examples import ClientData, Federated
+from fedpeft.data.load import load_data
+from fedpeft.data.request import Columns, DataRequest
+from fedpeft.data.schemes import PartitionRequest
+from fedpeft.experiment import tables
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.privacy import is_private, refuse_model
+from fedpeft.experiment.read import validate
+from fedpeft.experiment.site import SiteConfig
+from fedpeft.federation.site import Limits, Prepared, Site
+from fedpeft.federation.site_budget import charge
+from fedpeft.federation.turn_store import TurnStore
+from fedpeft.models.locate import BUNDLED
+from fedpeft.models.source import sketch_model
+from fedpeft.rounds.client_half import ClientHalf
+from fedpeft.rounds.handshake import VERSIONS, label_fact, model_facts
+from fedpeft.runs.environment import num_cores, versions
+from fedpeft.runs.files import write_whole
+from fedpeft.runs.folder import experiment_digest
+from fedpeft.tuning.tuned import TunedModel
+
+__all__ = ["agree", "make_site", "prepare", "refusals", "server_facts"]
+
+
+def make_site(site: SiteConfig) -> Site:
+    """Build what answers requests from a site's file. Nothing is loaded before a request comes."""
+    torch.set_num_threads(site.worker.threads)
+    store = TurnStore(Path(site.state) / "turns", functools.partial(write_whole, mode=0o600))
+    allow = site.allow
+    limits = Limits(allow.max_message_bytes, frozenset(allow.metrics), allow.num_examples)
+    return Site(site.name, functools.partial(prepare, site), store, limits)
+
+
+def prepare(site: SiteConfig, text: str) -> Prepared:
+    """Load model and data for the text of a server's experiment.
+
+    Raises:
+      ConfigError: listing everything in it that this site does not allow.
+      PrivacyError: if it protects less than the site demands.
+      DataError: if the site's data does not fit the model.
+    """
+    server = _read(text)
+    experiment = agree(server, site)
+    check_device(experiment)
+    data = _load(experiment, site)
+    num_labels = experiment.model.num_labels
+    if data.num_labels is not None and num_labels is not None and data.num_labels > num_labels:
+        raise DataError(
+            f"data: this site has {data.num_labels} classes, the experiment {num_labels}; list "
+            "the classes in data.classes"
+        )
+    tuned = build_tuned(experiment, num_labels or data.num_labels)
+    refuse_model(experiment, tuned)
+    _check_size(tuned, site)
+    rows = np.arange(len(data.train), dtype=np.int64)
+    settings = local_settings(experiment)
+    whole = dataclasses.replace(data, clients={site.name: rows})
+    prefixed = with_prefix(_features_in_memory(experiment, site), tuned, whole, settings)
+    half = ClientHalf(
+        local_trainer(prefixed.tuned, settings),
+        up_stages(experiment),
+        tables.make_stages(experiment.wire.down, "wire.down"),
+        tuned.spec,
+        is_private(experiment),
+    )
+    own_noise = experiment.privacy.mode in ("local", "example")
+    return Prepared(
+        half,
+        ClientData(prefixed.data.train, rows),
+        _facts(server, tuned, data) | _site_facts(site, experiment, len(data.train)),
+        once=own_noise,
+        charge=functools.partial(charge, site, experiment),
+    )
+
+
+def agree(server: Experiment, site: SiteConfig) -> Experiment:
+    """Return the experiment that the site runs: what it takes of the server's, and its own.
+
+    Raises:
+      ConfigError: listing everything that this site does not allow.
+      PrivacyError: the same, if privacy is all that is wrong.
+    """
+    wrong, unsafe = list(refusals(server, site)), list(_weak_privacy(server, site))
+    if wrong or unsafe:
+        kind = ConfigError if wrong else PrivacyError
+        lines = "\n".join(f"  {line}" for line in [*wrong, *unsafe])
+        raise kind(f"this site does not take part:\n{lines}")
+    return validate(_taken(server, site), "the server's experiment")
+
+
+def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
+    """Yield what an experiment asks for and the site does not allow, a line each."""
+    model, allow, federation = server.model, site.allow, server.federation
+    if _model_name(server, site) is None:
+        known = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
+        yield f"model.name: found {model.name!r}; this site allows {', '.join(known)}"
+    if model.config is not None and not model.config.startswith("preset:"):
+        yield f"model.config: found {model.config!r}; this site allows preset:NAME"
+    if allow.methods is not None and server.tuning.method not in allow.methods:
+        yield (
+            f"tuning.method: found {server.tuning.method!r}; this site allows "
+            f"{', '.join(allow.methods)}"
+        )
+    if federation.rounds > allow.max_rounds:
+        yield f"federation.rounds: found {federation.rounds}; this site allows {allow.max_rounds}"
+    if server.client.epochs > allow.max_epochs:
+        yield f"client.epochs: found {server.client.epochs}; this site allows {allow.max_epochs}"
+    if server.data.transforms.normalize == "dataset":
+        yield (
+            "data.transforms.normalize: found 'dataset', which takes figures of all clients' data; "
+            "this site allows 'model', or a mean and a std"
+        )
+    if server.engine.precision == "bf16" and site.worker.device == "cpu":
+        yield "engine.precision: found 'bf16'; this site trains on a CPU and allows 'fp32'"
+
+
+def server_facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:
+    """Return what a server tells and expects in a handshake.
+
+    Args:
+      experiment: resolved; the very text that sites are sent.
+      tuned: the server's model.
+      data: the server's; its label names are those of the federation.
+    """
+    return _facts(experiment, tuned, data)
+
+
+def _read(text: str) -> Experiment:
+    """Read a server's experiment by the schema alone: no path in it is looked at."""
+    try:
+        return Experiment.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        said = str(error)
+    except ValidationError as error:
+        said = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg'].lower()}" for item in error.errors()
+        )
+    raise ConfigError(
+        f"the server's experiment cannot be read here: {said}. Use the same release of fedpeft on "
+        "both sides, and no keys of your own"
+    )
+
+
+def _model_name(server: Experiment, site: SiteConfig) -> str | None:
+    """Return where this site finds the server's model; None if it does not allow it."""
+    name, allowed = server.model.name, site.model.allow
+    if name in site.model.folders:
+        return site.model.folders[name]
+    if allowed is not None:
+        return name if name in allowed else None
+    return name if name in BUNDLED or name.startswith("preset:") else None
+
+
+def _weak_privacy(server: Experiment, site: SiteConfig) -> Iterator[str]:
+    chosen, demanded = server.privacy, site.privacy
+    if chosen.mode not in demanded.modes:
+        yield f"privacy.mode: found {chosen.mode!r}; this site allows {', '.join(demanded.modes)}"
+    if chosen.reproducible_noise and not demanded.reproducible_noise:
+        yield (
+            "privacy.reproducible_noise: found true: the server would know the noise; this site "
+            "allows false"
+        )
+    own_noise = chosen.mode in ("local", "example")
+    if own_noise and chosen.noise_multiplier is None:
+        yield "privacy.noise_multiplier: not set; the server must send the one it calibrated"
+    elif own_noise and "none" not in demanded.modes and not chosen.noise_multiplier:
+        yield "privacy.noise_multiplier: found 0; this site does not send without noise"
+
+
+def _taken(server: Experiment, site: SiteConfig) -> dict[str, Any]:
+    """Return the allow-list: every key that is taken of the server's experiment, and no other."""
+    given = server.model_dump(mode="python", exclude_none=True)
+    data = {"transforms": given["data"]["transforms"]}
+    if server.data.max_length is not None:
+        data["max_length"] = server.data.max_length
+    privacy = {key: value for key, value in given["privacy"].items() if key != "epsilon"}
+    if server.privacy.mode == "paper":
+        privacy = given["privacy"]
+    return {
+        "seed": server.seed,
+        "model": given["model"] | {"name": _model_name(server, site)},
+        "tuning": given["tuning"],
+        "client": given["client"],
+        "wire": given["wire"],
+        "privacy": privacy,
+        "federation": {
+            "algorithm": server.federation.algorithm,
+            "options": given["federation"]["options"],
+            "rounds": server.federation.rounds,
+            "clients_per_round": 1,
+        },
+        "data": data | {"source": site.data.source, "partition": {"scheme": "iid", "clients": 1}},
+        "engine": {"device": site.worker.device, "precision": server.engine.precision},
+    }
+
+
+def _load(experiment: Experiment, site: SiteConfig) -> Federated:
+    """Load all of the site's own examples, in the order of its files."""
+    shape = sketch_model(model_request(experiment, experiment.model.num_labels or 2))
+    wanted, own = data_request(experiment, shape.task.name), site.data
+    return load_data(
+        DataRequest(
+            source=own.source,
+            task=wanted.task,
+            columns=Columns(own.image, own.text, own.label, None, own.video),
+            train_split=own.train_split,
+            max_length=wanted.max_length,
+            seed=wanted.seed,
+            transforms=wanted.transforms,
+            partition=PartitionRequest(scheme="iid", clients=1, min_examples=1),
+            classes=tuple(own.classes),
+            whole=True,
+        ),
+        shape.inputs,
+    )
+
+
+def _features_in_memory(experiment: Experiment, site: SiteConfig) -> Experiment:
+    """Say what is kept of a frozen prefix: never on the disk, and no more than the site allows."""
+    client, worker = experiment.client, site.worker
+    most = min(client.prefix_memory, worker.prefix_memory)
+    kept = worker.resident and most > 0 and client.prefix_cache != "off"
+    changes = {"prefix_cache": "memory" if kept else "off", "prefix_memory": max(1, most)}
+    return experiment.model_copy(update={"client": client.model_copy(update=changes)})
+
+
+def _check_size(tuned: TunedModel, site: SiteConfig) -> None:
+    size = tuned.spec.num_bytes + tuned.buffer_spec.num_bytes
+    if size > site.allow.max_message_bytes:
+        raise ConfigError(
+            f"tuning: the delta has {size} bytes; this site allows {site.allow.max_message_bytes} "
+            "(allow.max_message_bytes)"
+        )
+
+
+def _facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:
+    found = versions(VERSIONS)
+    return {
+        **model_facts(tuned),
+        "experiment": experiment_digest(experiment),
+        "labels": label_fact(data.label_names),
+        **{f"version.{package}": found[package] or "" for package in (*VERSIONS, "python")},
+    }
+
+
+def _site_facts(site: SiteConfig, experiment: Experiment, num_examples: int) -> dict[str, str]:
+    """Return what only a site has; the number of examples where the owner and privacy allow it."""
+    told = site.allow.num_examples and not is_private(experiment)
+    return {
+        "site": site.name,
+        "examples": str(num_examples) if told else "not told",
+        "metrics": ", ".join(site.allow.metrics),
+        "device": site.worker.device,
+        "cores": str(num_cores()),
+        "threads": str(site.worker.threads),
+    }

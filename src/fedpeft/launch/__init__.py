@@ -1,0 +1,1 @@
+"""Starting runs: one, a sweep, a simulation from Python."""

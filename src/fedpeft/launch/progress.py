@@ -1,0 +1,81 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; accuracy, bytes, time left."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TextIO, TypeAlias
+
+from fedpeft.core.words import byte_words
+from fedpeft.runs.loop import RoundDone
+
+__all__ = ["Report", "progress_line", "show_progress", "time_words"]
+
+Report: TypeAlias = Callable[[str, RoundDone | str], None]
+"""Called with the name of a run and its latest round, or with a word on how it ended."""
+
+
+def progress_line(done: RoundDone) -> str:
+    """Say in a line how far a run is: its last metric, bytes of all rounds so far, time left."""
+    so_far = done.totals
+    sent = byte_words(so_far.bytes_up + so_far.bytes_down)
+    left = f"{time_words(done.seconds_left)} left" if so_far.rounds < done.rounds else "done"
+    parts = [f"round {so_far.rounds}/{done.rounds}", *_metrics(done), f"{sent} sent", left]
+    return ", ".join(parts)
+
+
+def time_words(seconds: float) -> str:
+    """Write a duration: `0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@contextlib.contextmanager
+def show_progress(stream: TextIO) -> Iterator[Report]:
+    """Show the progress of one or more runs on a stream inside the block."""
+    if stream.isatty():
+        with _bars(stream) as report:
+            yield report
+    else:
+        yield lambda name, event: _print_line(stream, name, event)
+
+
+def _metrics(done: RoundDone) -> list[str]:
+    last = done.totals.last
+    return [
+        f"{name} {last[name]:.4g}" for name in ("accuracy", "perplexity", "loss") if name in last
+    ]
+
+
+def _print_line(stream: TextIO, name: str, event: RoundDone | str) -> None:
+    text = progress_line(event) if isinstance(event, RoundDone) else event
+    print(f"{name}: {text}" if name else text, file=stream, flush=True)
+
+
+@contextlib.contextmanager
+def _bars(stream: TextIO) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[told]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(file=stream)) as bars:
+
+        def report(name: str, event: RoundDone | str) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=None, told="")
+            if isinstance(event, RoundDone):
+                told, done = progress_line(event), event.totals.rounds
+                bars.update(tasks[name], told=told, completed=done, total=event.rounds)
+            else:
+                bars.update(tasks[name], told=event)
+
+        yield report

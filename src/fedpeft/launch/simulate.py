@@ -1,0 +1,174 @@
+"""From Python: run an experiment file, or a federation of the user's own model and data.
+
+    fedpeft.run("experiment.toml", {"tuning.method": "lora"})
+    fedpeft.simulate(tuned, data, {"federation.rounds": 20, "client.lr": 0.05})
+
+Settings are those of the experiment file, by their dotted keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fedpeft.build.run import BuiltRun, assemble, check_device, resolve
+from fedpeft.core.errors import ConfigError
+from fedpeft.data.examples import Federated
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.read import apply_overrides, read_toml, validate
+from fedpeft.rounds.buffered import advance
+from fedpeft.runs import loop
+from fedpeft.runs.folder import RunFolder
+from fedpeft.runs.lock import locked
+from fedpeft.runs.records import Record, Totals, totals
+from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
+
+__all__ = ["Result", "run", "simulate"]
+
+OnRound = Callable[[Record], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a federation gave.
+
+    Attributes:
+      model: with the final delta, in eval mode.
+      tuned: the same model with its delta's names.
+      records: one a round, as in `rounds.jsonl`.
+      totals: bytes, seconds and the headline figures over all rounds.
+    """
+
+    model: nn.Module
+    tuned: TunedModel
+    records: tuple[Record, ...]
+    totals: Totals
+
+
+def run(
+    experiment: str | Path | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Run an experiment, as `fedpeft run` does.
+
+    Args:
+      experiment: a TOML file, a table, or None for the quickstart.
+      settings: overrides by dotted key, such as `{"federation.rounds": 5}`.
+      out: the run folder; `runs/<name>-<time>` by default.
+      resume: go on with the run in `out`.
+
+    Returns:
+      the summary; `run_dir` names the folder, which `fedpeft.load` takes.
+
+    Raises:
+      ConfigError: listing every problem of the experiment.
+      RunFolderError: if `out` cannot be used.
+      RoundError: if too few clients answered.
+    """
+    checked = _experiment(experiment, settings)
+    return loop.run(checked, Path(out) if out else None, resume=resume)
+
+
+def simulate(
+    tuned: TunedModel,
+    data: Federated,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    privacy: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    on_round: OnRound = lambda record: None,
+) -> Result:
+    """Train a tuned model of the user's own on data of the user's own.
+
+    Args:
+      tuned: from `tune`; the simulation owns it from here on.
+      data: from `from_torch` or `load_data`.
+      settings: keys of `[federation]`, `[stability]`, `[client]`, `[wire]`, `[engine]` and `seed`,
+        such as `{"federation.rounds": 20, "client.lr": 0.05}`; defaults are those of the file.
+      privacy: keys of `[privacy]`, such as `{"mode": "central", "epsilon": 5.0}`; what a file may
+        not ask for is refused too. The records then hold `epsilon`; rounds end at the budget.
+      out: a folder that keeps records, checkpoints and the final delta; a simulation that finds its
+        own unfinished folder goes on with it. None keeps nothing.
+      on_round: called with the record of each round.
+
+    Raises:
+      ConfigError: if a setting is wrong or is of the model or the data.
+      PrivacyError: if the privacy asked for would not protect.
+      RunFolderError: if `out` holds something else.
+      RoundError: if too few clients answered.
+    """
+    private = {f"privacy.{key}": value for key, value in (privacy or {}).items()}
+    experiment = _settings(tuned, data, settings or {}, private)
+    check_device(experiment)
+    built = assemble(experiment, tuned, data)
+    try:
+        records = _in_folder(built, Path(out), on_round) if out else _rounds(built, on_round)
+    finally:
+        built.engine.close()
+    tuned.model.eval()
+    return Result(tuned.model, tuned, tuple(records), totals(records))
+
+
+def _experiment(
+    source: str | Path | Mapping[str, Any] | None, settings: Mapping[str, Any] | None
+) -> Experiment:
+    table = source if isinstance(source, Mapping) else read_toml(Path(source) if source else None)
+    where = str(source) if isinstance(source, str | Path) else "experiment"
+    return validate(apply_overrides(table, (settings or {}).items()), where)
+
+
+def _settings(
+    tuned: TunedModel, data: Federated, settings: Mapping[str, Any], private: Mapping[str, Any]
+) -> Experiment:
+    """Check the settings of a simulation and describe its model and data by name."""
+    allowed = ("seed", "name", "federation", "stability", "client", "wire", "engine")
+    for key in settings:
+        if key.split(".")[0] not in allowed:
+            raise ConfigError(
+                f"{key}: model, tuning and data of a simulation are the objects that you pass; "
+                f"allowed are keys of {', '.join(allowed)}; privacy has its own argument, "
+                "privacy={...}"
+            )
+    described = {
+        "tuning": {"method": tuned.method},
+        "model": {"name": tuned.loaded.source},
+        "data": {"source": data.name, "partition": {"clients": len(data.clients)}},
+    }
+    table = apply_overrides(described, (dict(settings) | dict(private)).items())
+    experiment = validate(table, "settings")
+    if experiment.engine.name != "local":
+        raise ConfigError(
+            f"engine.name: found {experiment.engine.name!r}; objects of your own stay in this "
+            "process. Use 'local' here, or an experiment file with `fedpeft run`"
+        )
+    return resolve(experiment)
+
+
+def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
+    """Run all rounds in memory and leave the final delta in the model."""
+    state, records = built.start, []
+    while loop.goes_on(built, state):
+        state, record = advance(state, built.plan, built.engine)
+        records.append(loop.line_of(built, state, record))
+        on_round(records[-1])
+    write_delta(built.tuned, state.delta)
+    if built.tuned.buffers:
+        write_buffers(built.tuned, state.buffers)
+    return records
+
+
+def _in_folder(built: BuiltRun, out: Path, on_round: OnRound) -> list[Record]:
+    folder = RunFolder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        loop.run_experiment(built, folder, lambda done: on_round(done.record))
+    lines = folder.rounds.read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,272 @@
+"""A sweep: many runs, some side by side, each in a process and a folder of its own.
+
+    rows ──> process ──> DIR/<row>/        a run folder
+         └─> process ──> DIR/<row>/        finished ones are skipped, partial ones go on
+    sweep.json                             one object a row, as `fedpeft sweep --json` prints
+
+Runs are processes, so that one that fails, or is killed, takes no other with it. A process ends
+when the sweep is gone, also after SIGKILL. How many run side by side cannot change a result.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import TypeAlias
+
+from fedpeft.core.errors import FedpeftError, RunFolderError
+from fedpeft.experiment.privacy import resolve_privacy
+from fedpeft.experiment.sweep_rows import SweepRow
+from fedpeft.runs.environment import num_cores
+from fedpeft.runs.files import write_json
+from fedpeft.runs.folder import RunFolder
+from fedpeft.runs.lock import LOCK, locked
+from fedpeft.runs.loop import RoundDone, peek, run
+
+__all__ = ["Failed", "Finished", "RowResult", "Started", "results_json", "sweep"]
+
+_FILE = "sweep.json"
+_CRASHED = 4
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run goes on or begins."""
+
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run is done.
+
+    Attributes:
+      summary: as in its `summary.json`.
+      skipped: whether it was done before this sweep.
+    """
+
+    summary: dict[str, object]
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run stopped with an error.
+
+    Attributes:
+      message: what happened.
+      exit_code: as `fedpeft run` would end.
+    """
+
+    message: str
+    exit_code: int
+
+
+Event: TypeAlias = Started | RoundDone | Finished | Failed
+Watcher: TypeAlias = Callable[[SweepRow, Event], None]
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What became of one row."""
+
+    row: SweepRow
+    end: Finished | Failed
+
+
+def sweep(
+    rows: Sequence[SweepRow], out: Path, watch: Watcher = lambda row, event: None
+) -> list[RowResult]:
+    """Run all rows inside a folder; finished ones are skipped, partial ones go on.
+
+    Args:
+      rows: checked.
+      out: the sweep's folder.
+      watch: told what happens to each row, as it happens.
+
+    Returns:
+      one result a row, in their order.
+
+    Raises:
+      RunFolderError: if the folder holds something else, or another sweep is writing to it.
+    """
+    _check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        ends: dict[str, Finished | Failed] = {}
+        write_json(out / _FILE, results_json(rows, ends, out))
+        for row, end in _run_all(rows, out, watch):
+            ends[row.name] = end
+            write_json(out / _FILE, results_json(rows, ends, out))
+    return [RowResult(row, ends[row.name]) for row in rows]
+
+
+def results_json(
+    rows: Sequence[SweepRow], ends: dict[str, Finished | Failed], out: Path
+) -> list[dict[str, object]]:
+    """One object a row: its summary, or its error, with what the row set."""
+    return [_row_json(row, ends.get(row.name), out) for row in rows]
+
+
+def _row_json(row: SweepRow, end: Finished | Failed | None, out: Path) -> dict[str, object]:
+    experiment = row.experiment
+    told: dict[str, object] = {
+        "row": row.name,
+        "overrides": dict(row.overrides),
+        "status": "unfinished" if end is None else type(end).__name__.lower(),
+        "method": experiment.tuning.method,
+        "seed": experiment.seed,
+        "run_dir": str(out / row.name),
+    }
+    if isinstance(end, Failed):
+        return {**told, "error": end.message, "exit_code": end.exit_code}
+    return told if end is None else {**told, **end.summary, "run_dir": told["run_dir"]}
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"{out}: this is a file; --out must name a folder")
+    found = sorted(item.name for item in out.iterdir()) if out.exists() else []
+    foreign = [name for name in found if name != LOCK]
+    if foreign and _FILE not in foreign:
+        shown = ", ".join(foreign[:3])
+        raise RunFolderError(
+            f"{out}: the folder is not empty and holds no sweep (found {shown}); nothing was "
+            "changed. Choose another --out"
+        )
+
+
+def _run_all(
+    rows: Sequence[SweepRow], out: Path, watch: Watcher
+) -> Iterator[tuple[SweepRow, Finished | Failed]]:
+    """Start processes while there is room, and pass on what they tell."""
+    waiting: list[SweepRow] = []
+    for row in rows:
+        end = _without_process(row, out)
+        if end is None:
+            waiting.append(row)
+            continue
+        watch(row, end)
+        yield row, end
+    room, workers = _layout(waiting)
+    with _processes() as running:
+        while waiting or running:
+            while waiting and len(running) < room:
+                row = waiting.pop(0)
+                watch(row, Started(row.experiment.federation.rounds))
+                running.append(_start(row, out, workers))
+            pipes = [process.pipe for process in running]
+            for process in [p for p in running if p.pipe in wait(pipes)]:
+                event = _receive(process)
+                watch(process.row, event)
+                if isinstance(event, Finished | Failed):
+                    running.remove(process)
+                    process.process.join()
+                    yield process.row, event
+
+
+def _without_process(row: SweepRow, out: Path) -> Finished | Failed | None:
+    """Return the end of a run that is finished already, or that cannot be started."""
+    try:
+        summary = peek(row.experiment, RunFolder(out / row.name), resume=True)
+    except FedpeftError as error:
+        return Failed(str(error), error.exit_code)
+    return None if summary is None else Finished(summary, skipped=True)
+
+
+def _layout(rows: Sequence[SweepRow]) -> tuple[int, int]:
+    """Return how many runs fit side by side, and how many workers each gets.
+
+    Cores go to runs first: a run of one worker never waits for the slowest client of a round.
+    """
+    if not rows:
+        return 1, 1
+    if any(row.experiment.engine.device != "cpu" for row in rows):
+        return 1, 1
+    if any(row.experiment.engine.name != "local" for row in rows):
+        return 1, num_cores()
+    asked = [row.experiment.engine.workers for row in rows]
+    if all(asked):
+        workers = max(number or 1 for number in asked)
+        return max(1, num_cores() // workers), workers
+    room = min(len(rows), num_cores())
+    return room, max(1, num_cores() // room)
+
+
+@dataclass(frozen=True)
+class _Running:
+    row: SweepRow
+    process: ForkServerProcess
+    pipe: Connection[object, object]
+
+
+@contextmanager
+def _processes() -> Iterator[list[_Running]]:
+    """Hold a list of running processes; what is left at the end is stopped."""
+    running: list[_Running] = []
+    try:
+        yield running
+    finally:
+        for left in running:
+            left.pipe.close()  # a child ends when its pipe does
+        for left in running:
+            left.process.join(timeout=5)
+
+
+def _start(row: SweepRow, out: Path, workers: int) -> _Running:
+    """Start a run. Processes come from a server that has imported torch and never computed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedpeft.runs.loop", "fedpeft.launch.warm"])
+    engine = row.experiment.engine
+    if engine.device == "cpu":
+        engine = engine.model_copy(update={"workers": engine.workers or workers})
+    experiment = row.experiment.model_copy(update={"engine": engine})
+    ours, theirs = context.Pipe()
+    child = SweepRow(row.name, row.overrides, resolve_privacy(experiment))  # calibrated once here
+    process = context.Process(target=_run_one, args=(child, out, theirs), name=row.name)
+    process.start()
+    theirs.close()
+    return _Running(row, process, ours)
+
+
+def _receive(running: _Running) -> Event:
+    try:
+        return running.pipe.recv()  # type: ignore[return-value]  # only `_run_one` sends
+    except (EOFError, OSError):
+        running.process.join(timeout=5)
+        code = running.process.exitcode
+        return Failed(
+            f"the process of this run ended with exit code {code}; run the sweep again to go on "
+            "from its last checkpoint",
+            _CRASHED,
+        )
+
+
+def _run_one(row: SweepRow, out: Path, pipe: Connection[object, object]) -> None:
+    """The life of a run's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, args=(pipe,), daemon=True).start()
+    try:
+        summary = run(row.experiment, out / row.name, resume=True, on_round=pipe.send)
+        pipe.send(Finished(summary))
+    except FedpeftError as error:
+        pipe.send(Failed(str(error), error.exit_code))
+    except Exception:  # the sweep goes on, and says what happened
+        pipe.send(Failed(traceback.format_exc(), _CRASHED))
+
+
+def _follow(pipe: Connection[object, object]) -> None:
+    """End this process when the sweep is gone: it never sends, so only an end can be read."""
+    try:
+        pipe.recv()
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,0 +1,234 @@
+"""The plan of a run: parameters, bytes, memory, before any training.
+
+    total bytes = rounds * (replies * wire bytes up + asked * wire bytes down)
+
+A round has as many replies as its cohort; it asks more with over-selection, and nobody fails.
+
+Sizes come from the encoding itself, run on tensors that have shapes and no memory. Neither weights
+nor a network are needed; where the data is at hand, the partition is shown too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fedpeft.build.passes import num_together
+from fedpeft.build.prefix import planned_prefix
+from fedpeft.build.run import Sketch, load_run_data, sketch_run
+from fedpeft.build.stability import planned_turns
+from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Payload
+from fedpeft.core.errors import FedpeftError
+from fedpeft.data.bundled import BUNDLED_DATASETS
+from fedpeft.data.examples import ClientData, Federated
+from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.privacy import is_private, privacy_figures
+from fedpeft.experiment.sweep_rows import SweepRow
+from fedpeft.models.locate import is_local
+from fedpeft.rounds.client_half import PRIVATE_NOTES, reply_notes
+from fedpeft.tuning.tuned import TunedModel
+from fedpeft.wire.messages import encoded_size
+from fedpeft.wire.stages import Stage, encode_all, start_memory
+
+__all__ = ["Partition", "Plan", "check_shapes", "make_plan", "plan_rows", "wire_bytes"]
+
+logger = logging.getLogger(__name__)
+
+TYPICAL_NOTES: Mapping[str, str] = reply_notes(1.0, {"loss": 0.0})
+"""What goes up beside the tensors; as long in every reply."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Who has how many examples.
+
+    Attributes:
+      clients: names.
+      sizes: examples of each client.
+      counts: examples by label, [client][label]; () without labels.
+    """
+
+    clients: tuple[str, ...]
+    sizes: tuple[int, ...]
+    counts: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost. Bytes are bytes; sizes of tensors are numbers.
+
+    Attributes:
+      figures: by their names in JSON.
+      partition: None where the data is not at hand.
+    """
+
+    figures: Mapping[str, object]
+    partition: Partition | None
+
+    def as_json(self) -> dict[str, object]:
+        """Return one JSON object."""
+        found = self.partition
+        if found is None:
+            return {**self.figures, "partition": None}
+        ordered = sorted(found.sizes)
+        return {
+            **self.figures,
+            "partition": {
+                "clients": len(ordered),
+                "min": ordered[0],
+                "median": float(np.median(ordered)),
+                "max": ordered[-1],
+                "sizes": list(found.sizes),
+                "counts": [list(row) for row in found.counts],
+            },
+        }
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """Plan an experiment.
+
+    Raises:
+      ConfigError: if the model cannot be sketched (give `model.config`), or the method not applied.
+    """
+    sketch = sketch_run(experiment)
+    federation, tuned = sketch.experiment.federation, sketch.tuned
+    rounds = federation.rounds
+    replies, asked = planned_turns(sketch.experiment)
+    private = is_private(sketch.experiment)
+    up = wire_bytes(tuned, sketch.up, PRIVATE_NOTES if private else TYPICAL_NOTES)
+    down = wire_bytes(tuned, sketch.down)
+    data = _data(sketch.experiment)
+    figures: dict[str, object] = {
+        "name": sketch.experiment.name,
+        "model": sketch.experiment.model.name,
+        "method": sketch.experiment.tuning.method,
+        "trainable_parameters": tuned.spec.num_params,
+        "total_parameters": sketch.total_parameters,
+        "payload_bytes": tuned.spec.num_bytes + tuned.buffer_spec.num_bytes,
+        "trainable_payload_bytes": tuned.spec.num_bytes,
+        "wire_bytes_up": up,
+        "wire_bytes_down": down,
+        "cohort": replies,
+        "rounds": rounds,
+        "total_bytes": rounds * (replies * up + asked * down),
+        "memory_bytes": _memory(sketch),
+        "kept_deltas_bytes": _kept_deltas(sketch),
+        **planned_prefix(sketch.experiment, tuned, data).as_json(),
+        **privacy_figures(sketch.experiment),
+    }
+    shown = data is not None and len(data.clients) <= MOST_SHOWN
+    return Plan(figures, _partition(data) if data is not None and shown else None)
+
+
+def plan_rows(rows: Sequence[SweepRow]) -> dict[str, Plan]:
+    """Plan the rows of a sweep, by their names.
+
+    Raises:
+      ConfigError: as `make_plan`.
+    """
+    return {row.name: make_plan(row.experiment) for row in rows}
+
+
+def check_shapes(experiment: Experiment) -> list[str]:
+    """Apply the tuning method to the model's shapes, where they are at hand.
+
+    Returns:
+      notes on what could not be checked without a network.
+
+    Raises:
+      ConfigError: if the model is unknown, or the method cannot be applied to it.
+    """
+    model = experiment.model
+    if model.config is None and not is_local(model.name) and "/" in model.name:
+        return [
+            f"model.name: {model.name!r} is a hub id and was not looked up; set model.config to "
+            "check its shapes"
+        ]
+    sketch_run(experiment)
+    return []
+
+
+def wire_bytes(
+    tuned: TunedModel, stages: Sequence[Stage], notes: Mapping[str, str] | None = None
+) -> int:
+    """Count the bytes of one message, as encoded, after stages.
+
+    Args:
+      tuned: gives the payload's shapes; may be on the `meta` device.
+      stages: of one direction, in order.
+      notes: what the message says beside its tensors.
+    """
+    with FakeTensorMode():  # shapes and types are followed, no number is computed
+        payload: dict[str, Tensor] = {DELTA: torch.empty(tuned.spec.num_params)}
+        if tuned.buffer_spec.names:
+            payload[BUFFERS] = torch.empty(tuned.buffer_spec.num_params)
+        memory = start_memory(stages, tuned.spec)
+        encoded: Payload = encode_all(stages, payload, memory, _turn())[0]
+    return encoded_size(encoded, notes)
+
+
+def _turn() -> ClientTurn:
+    nobody = ClientData(_Nothing(), np.empty(0, dtype=np.int64))
+    return ClientTurn(1, "client", nobody, {}, seed=1, version=0)
+
+
+class _Nothing:
+    """A table without examples."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def batch(self, indices: Sequence[int], *, seed: int | None) -> Mapping[str, Tensor]:
+        raise IndexError("a plan has no examples")
+
+
+def _memory(sketch: Sketch) -> int:
+    """Estimate memory without activations: the model once, and each worker's copies of the delta.
+
+    A worker holds values, gradient, optimiser state, start and update, of each client of a pass;
+    the server a handful more.
+    """
+    tuned, engine = sketch.tuned, sketch.experiment.engine
+    delta = tuned.spec.num_bytes
+    frozen = 4 * sketch.total_parameters - delta
+    moments = 2 if sketch.experiment.client.optimizer == "adamw" else 1
+    clients = num_together(sketch.experiment)
+    copies = (engine.workers or 1) * clients * (4 + moments) + 5
+    return frozen + copies * delta
+
+
+def _kept_deltas(sketch: Sketch) -> int:
+    """Count what `run.keep_deltas` leaves on the disk: the start, and one delta a round."""
+    if not sketch.experiment.run.keep_deltas:
+        return 0
+    payload = sketch.tuned.spec.num_bytes + sketch.tuned.buffer_spec.num_bytes
+    return (sketch.experiment.federation.rounds + 1) * payload
+
+
+def _data(experiment: Experiment) -> Federated | None:
+    """Load and partition data that is on this machine; None where it is not, or cannot be read."""
+    if experiment.engine.name == "flower":
+        return None  # what is here is the server's; the sites have theirs
+    source = experiment.data.source
+    if source not in BUNDLED_DATASETS and not Path(source).expanduser().exists():
+        return None
+    try:
+        return load_run_data(experiment)
+    except FedpeftError as error:
+        logger.info("no partition is shown: %s", error)
+        return None
+
+
+def _partition(data: Federated) -> Partition:
+    counts = label_table(data).tolist() if data.labels is not None else []
+    return Partition(
+        tuple(data.clients), tuple(sizes(data).tolist()), tuple(tuple(row) for row in counts)
+    )

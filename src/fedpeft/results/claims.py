@@ -1,0 +1,308 @@
+"""The paper's eight qualitative claims, checked on a finished grid.
+
+    d_s = margin in seed s, paired        margin = mean d_s        error = std(d_s) / sqrt(seeds)
+
+    pass       every comparison has margin >  2 error
+    fail       some comparison has  margin < -2 error
+    undecided  otherwise, and with fewer than two seeds
+
+Scores are accuracies after the last round. A claim that needs runs which the grid lacks is
+"not in this grid". Claims 4 and 5 compare a near data set with a far one: Resisc45 with PCam, or,
+at small scale, digits with digits under a fixed permutation of the pixels, an analogue of ours.
+Claim 7 is checked in each privacy mode; `paper` guarantees nothing. Nothing is corrected for the
+number of comparisons: a claim of many passes only where each of them does.
+
+Reference: Sun et al., Exploring Parameter-Efficient Fine-Tuning to Enable Foundation Models in
+Federated Learning, IEEE BigData 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from fedpeft.results.claims_grid import (
+    FAR_SOURCES,
+    Cell,
+    Comparison,
+    Grid,
+    alike,
+    compare,
+    make_grid,
+    name_of,
+    paired,
+    score,
+)
+from fedpeft.results.runs import Run
+
+__all__ = ["ABSENT", "CLAIMS", "Comparison", "Verdict", "check_claims", "compare"]
+
+ABSENT = "not in this grid"
+CLOSE = 0.02
+"""How far below full fine-tuning still counts as comparable, in accuracy."""
+
+_TUNED = ("bias", "adapter", "prompt")
+_LOG_TEN = 1.0
+_PRIVATE = 7
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a grid says about one claim.
+
+    Attributes:
+      number: 1 to 8.
+      claim: in words.
+      unit: of margin and error.
+      verdict: `pass`, `fail`, `undecided` or `not in this grid`.
+      comparisons: least favourable first.
+    """
+
+    number: int
+    claim: str
+    unit: str
+    verdict: str
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def decisive(self) -> Comparison | None:
+        """The comparison that speaks least for the claim."""
+        return self.comparisons[0] if self.comparisons else None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The data sets that were compared."""
+        return tuple(sorted({source for each in self.comparisons for source in each.sources}))
+
+    @property
+    def blocks(self) -> Mapping[str, str]:
+        """Part of the table -> its verdict; {} where the table has one part."""
+        names = sorted({each.block for each in self.comparisons if each.block})
+        return {
+            name: _worst(each for each in self.comparisons if each.block == name) for name in names
+        }
+
+    def as_json(self) -> dict[str, object]:
+        """Return one JSON object."""
+        return {
+            "number": self.number,
+            "claim": self.claim,
+            "unit": self.unit,
+            "verdict": self.verdict,
+            "data": list(self.sources),
+            "blocks": dict(self.blocks),
+            "comparisons": [
+                {
+                    "what": each.what,
+                    "block": each.block,
+                    "margin": each.margin,
+                    "error": None if math.isnan(each.error) else each.error,
+                    "verdict": each.verdict,
+                }
+                for each in self.comparisons
+            ],
+        }
+
+
+def check_claims(runs: Iterable[Run]) -> list[Verdict]:
+    """Check every claim on the finished runs.
+
+    Args:
+      runs: of one scale; unfinished ones and those without accuracy are left out.
+    """
+    grid = make_grid(runs)
+    open_runs = {cell: seeds for cell, seeds in grid.items() if not cell.privacy}
+    return [_verdict(number, grid if number == _PRIVATE else open_runs) for number in CLAIMS]
+
+
+def _verdict(number: int, grid: Grid) -> Verdict:
+    claim, unit, check = CLAIMS[number]
+    found = sorted(check(grid), key=_favour)
+    return Verdict(number, claim, unit, _worst(found), tuple(found))
+
+
+def _worst(found: Iterable[Comparison]) -> str:
+    seen = {each.verdict for each in found}
+    return next((word for word in ("fail", "undecided", "pass") if word in seen), ABSENT)
+
+
+def _favour(found: Comparison) -> tuple[int, float]:
+    return ("fail", "undecided", "pass").index(found.verdict), found.margin
+
+
+def _main(grid: Grid) -> list[tuple[Cell, list[Cell]]]:
+    """Pair each tuned row of a communication table with the other rows of its table."""
+    tuned = [c for c in grid if c.role in _TUNED and c.budget is None and c.cohort == 8]
+    tables = [(c, [o for o in grid if alike(c, o) and o != c]) for c in tuned]
+    return [
+        (cell, others)
+        for cell, others in tables
+        if any(o.role == "full" and o.cohort == 1 for o in others)
+    ]
+
+
+def _beats_matched(grid: Grid) -> list[Comparison]:
+    found = []
+    for cell, others in _main(grid):
+        for other in others:
+            fewer = other.role == "full" and other.cohort < cell.cohort
+            if fewer or other.role in ("ShuffleNet", "head"):
+                found.append(paired(grid, cell, other))
+    return [each for each in found if each]
+
+
+def _full_needs_more(grid: Grid) -> list[Comparison]:
+    """log10 of bytes of full over bytes of the variant, to the variant's last accuracy, less 1."""
+    found = []
+    for cell, others in _main(grid):
+        fulls = [grid[other] for other in others if other.role == "full"]
+        margins = []
+        for seed, run in grid[cell].items():
+            rivals = [_bytes_to(full[seed], score(run)) for full in fulls if seed in full]
+            if rivals:
+                ratio = min(rivals) / _bytes_to(run, score(run))
+                margins.append(math.log10(ratio) - _LOG_TEN)
+        if margins:
+            what = f"bytes of full to reach {name_of(cell)}, over 10 times"
+            found.append(compare(what, margins, (cell.source,)))
+    return found
+
+
+def _bytes_to(run: Run, target: float) -> float:
+    """Return bytes so far when a run first reaches a score; all of them if it never does."""
+    curve = run.curve()
+    return next((sent for _, sent, score in curve if score >= target), curve[-1][1])
+
+
+def _bias_is_cheapest(grid: Grid) -> list[Comparison]:
+    """log10 of bytes to the lower of two last accuracies: the other's over those of bias."""
+    found = []
+    pairs = [
+        (cell, other)
+        for cell, others in _main(grid)
+        for other in others
+        if cell.role == "bias" and other.role in _TUNED and other.cohort == cell.cohort
+    ]
+    for a, b in pairs:
+        margins = []
+        for seed in sorted(set(grid[a]) & set(grid[b])):
+            one, two = grid[a][seed], grid[b][seed]
+            target = min(score(one), score(two))
+            margins.append(math.log10(_bytes_to(two, target) / _bytes_to(one, target)))
+        if margins:
+            what = f"bytes of {name_of(b)} over those of bias"
+            found.append(compare(what, margins, (b.source,)))
+    return found
+
+
+def _full_falls_behind(grid: Grid) -> list[Comparison]:
+    return [found for name in _TUNED for found in _over_gap(grid, name, "full")]
+
+
+def _prompt_is_robust(grid: Grid) -> list[Comparison]:
+    rivals = ("full", "bias", "adapter")
+    return [found for name in rivals for found in _over_gap(grid, "prompt", name)]
+
+
+def _over_gap(grid: Grid, a: str, b: str) -> Iterator[Comparison]:
+    """How much the lead of a over b grows from a near data set to a far one, at N = 64, M = 8."""
+    for cell in grid:
+        plain = (cell.clients, cell.cohort, cell.scheme) == (64, 8, "dirichlet")
+        if not plain or cell.role != a or cell.budget is not None:
+            continue
+        if cell.source not in FAR_SOURCES:
+            continue
+        near, far = cell.source, FAR_SOURCES[cell.source]
+        four = [replace(cell, role=role, source=s) for s in (far, near) for role in (a, b)]
+        seeds = set.intersection(*(set(grid.get(each, {})) for each in four))
+        margins = [_difference(grid, four, seed) for seed in sorted(seeds)]
+        if margins:
+            rounds, epochs = cell.length
+            what = f"lead of {a} over {b}: {far} less {near}, {rounds} rounds of {epochs} epochs"
+            yield compare(what, margins, (near, far))
+
+
+def _difference(grid: Grid, four: Sequence[Cell], seed: int) -> float:
+    """(first - second) - (third - fourth), in accuracy."""
+    a, b, c, d = (score(grid[cell][seed]) for cell in four)
+    return (a - b) - (c - d)
+
+
+def _comparable(grid: Grid) -> list[Comparison]:
+    """Each variant against full in each cell of the table of clients and participants."""
+    pairs = [
+        (a, b)
+        for a, b in product(grid, grid)
+        if a.role in _TUNED and b.role == "full" and a.budget is None and alike(a, b)
+    ]
+    cells = {(a.clients, a.cohort, a.scheme) for a, b in pairs if a.cohort == b.cohort}
+    if len(cells) < 2:
+        return []
+    found = [paired(grid, a, b, CLOSE) for a, b in pairs if a.cohort == b.cohort]
+    return [each for each in found if each]
+
+
+def _few_samples(grid: Grid) -> list[Comparison]:
+    found = [
+        paired(grid, a, b)
+        for a, b in product(grid, grid)
+        if a.role in _TUNED and b.role in ("full", "head") and a.budget is not None
+        if alike(a, b) and a.cohort == b.cohort
+    ]
+    return [each for each in found if each]
+
+
+def _full_loses_most(grid: Grid) -> list[Comparison]:
+    """In each privacy mode: each variant ends above full fine-tuning, and full drops more.
+
+    A drop is from the same run without privacy. Where a grid lacks those, only ends are compared.
+    """
+    found = []
+    for cell in (c for c in grid if c.privacy and c.role in _TUNED):
+        full = replace(cell, role="full")
+        if full not in grid:
+            continue
+        found.append((cell, paired(grid, cell, full)))
+        four = [cell, full, replace(cell, privacy=""), replace(full, privacy="")]
+        seeds = set.intersection(*(set(grid.get(each, {})) for each in four))
+        margins = [_difference(grid, four, seed) for seed in sorted(seeds)]
+        if margins:
+            what = f"drop of {name_of(full)} less that of {cell.role}"
+            found.append((cell, compare(what, margins, (cell.source,))))
+    return [
+        replace(each, what=f"{each.what}, {cell.privacy}", block=cell.privacy)
+        for cell, each in found
+        if each
+    ]
+
+
+CLAIMS: Mapping[int, tuple[str, str, Callable[[Grid], list[Comparison]]]] = {
+    1: (
+        "Bias, adapter and prompt beat full fine-tuning with fewer clients, the small fully "
+        "trained model and head-tuning",
+        "accuracy",
+        _beats_matched,
+    ),
+    2: (
+        "Full fine-tuning needs more than 10 times the bytes to match them",
+        "powers of ten",
+        _full_needs_more,
+    ),
+    3: ("Bias needs the fewest bytes of the three", "powers of ten", _bias_is_cheapest),
+    4: ("Full fine-tuning falls behind as the domain gap grows", "accuracy", _full_falls_behind),
+    5: ("Prompt is the most robust to the domain gap", "accuracy", _prompt_is_robust),
+    6: (
+        "Over clients, participants and skew they stay within 0.02 of full fine-tuning, or above",
+        "accuracy, 0.02 added",
+        _comparable,
+    ),
+    7: (
+        "With differential privacy full fine-tuning loses most, and ends below them",
+        "accuracy",
+        _full_loses_most,
+    ),
+    8: ("With few examples they beat full fine-tuning and head-tuning", "accuracy", _few_samples),
+}
+"""Number -> claim, unit of its margin, check; all but 7 are checked on runs without privacy."""

@@ -1,0 +1,347 @@
+"""What a report is made of: run folders, read and grouped.
+
+    run folders ──read──> Run ──same settings but the seed──> Group ──same data and metric──> Panel
+                                (a row, a curve)                    (a table, two figures)
+
+Nothing here draws or formats. A folder that is corrupt is an error; a run that has not finished, or
+has not begun, is not.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedpeft.core.errors import RunFolderError
+from fedpeft.results.names import say, telling
+
+__all__ = [
+    "Absent",
+    "Group",
+    "Panel",
+    "Partition",
+    "Run",
+    "find_runs",
+    "flat_settings",
+    "panels_of",
+    "read_run",
+]
+
+_FILES = ("experiment.toml", "environment.json", "rounds.jsonl", "summary.json", "checkpoints")
+_OF_ONE_MODE = "federation.buffered."
+_MODEL = "model.name"
+_NOTHING = "guarantees nothing"
+_NOT_COMPARED = ("seed", "name", "sweep", "engine.workers", "engine.clients_per_pass")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which client holds how many examples of which label.
+
+    Attributes:
+      clients: names.
+      labels: names of the classes.
+      counts: examples, [client][label].
+    """
+
+    clients: tuple[str, ...]
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+      folder: where it is.
+      settings: dotted key -> value, from `experiment.toml`.
+      rounds: one record a round, as written.
+      summary: the headline figures; None where the run has not finished.
+      environment: versions and hardware.
+      partition: None where the run wrote none (no labels at hand).
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+    summary: Mapping[str, Any] | None
+    environment: Mapping[str, Any]
+    partition: Partition | None = None
+
+    @property
+    def method(self) -> str:
+        """Name of the tuning method."""
+        return str(self.settings.get("tuning.method", "?"))
+
+    @property
+    def metric(self) -> str:
+        """`accuracy` or `perplexity`."""
+        seen = [record.get("metrics", {}) for record in self.rounds] + [self.summary or {}]
+        return "perplexity" if any("perplexity" in figures for figures in seen) else "accuracy"
+
+    @property
+    def planned_rounds(self) -> int:
+        """Rounds that the experiment asks for."""
+        return int(self.settings.get("federation.rounds", len(self.rounds)))
+
+    def curve(self) -> list[tuple[int, int, float]]:
+        """Evaluated rounds: (round, bytes so far both ways and over all clients, metric)."""
+        points, total = [], 0
+        for record in self.rounds:
+            total += int(record.get("bytes_up", 0)) + int(record.get("bytes_down", 0))
+            value = record.get("metrics", {}).get(self.metric)
+            if value is not None:
+                points.append((int(record["round"]), total, float(value)))
+        return points
+
+    def simulated(self) -> dict[int, float]:
+        """Simulated seconds since the run began, by round; {} where no clock ran."""
+        return {
+            int(record["round"]): float(record["simulated_time"])
+            for record in self.rounds
+            if "simulated_time" in record
+        }
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A seed without a finished run, and why."""
+
+    seed: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed: one row of the table, one curve.
+
+    Attributes:
+      label: what sets it apart from the other groups of its panel.
+      runs: one a seed, in the order of the seeds.
+      absent: seeds that failed or were never run.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+    absent: tuple[Absent, ...] = ()
+
+    @property
+    def counted(self) -> tuple[Run, ...]:
+        """The runs that count in means: the finished ones; all of them while none has finished."""
+        return tuple(run for run in self.runs if run.summary is not None) or self.runs
+
+    @property
+    def method(self) -> str:
+        """Name of the tuning method."""
+        return self.runs[0].method
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its figures are those of finished runs."""
+        return any(run.summary is not None for run in self.runs)
+
+    @property
+    def privacy_note(self) -> str:
+        """What the runs say of their privacy, such as `simulation: not private`; "" without any."""
+        said = [(run.summary or {}).get("privacy") for run in self.runs]
+        notes = [str(each["note"]) for each in said if isinstance(each, Mapping)]
+        if not notes or self.runs[0].settings.get("privacy.mode") != "paper":
+            return notes[0] if notes else ""
+        return notes[0] if _NOTHING in notes[0] else f"{notes[0]}; {_NOTHING}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Groups whose figures can stand in one picture: one data set, one test split, one metric.
+
+    Attributes:
+      source: of the data.
+      evaluated_on: `test` or `validation`.
+      metric: `accuracy` or `perplexity`.
+      groups: in the order in which the runs were given.
+      differing: settings that differ between the groups.
+    """
+
+    source: str
+    evaluated_on: str
+    metric: str
+    groups: tuple[Group, ...]
+    differing: tuple[str, ...] = field(default_factory=tuple)
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """List run folders: those given, and those up to two levels below a given folder.
+
+    Raises:
+      RunFolderError: if a folder is missing or holds no run.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunFolderError(
+                f"{folder}: there is no such folder; name a run folder, or a folder of runs"
+            )
+        inside = [folder] if _is_run(folder) else list(_runs_below(folder, depth=2))
+        if not inside:
+            raise RunFolderError(
+                f"{folder}: holds no run (no folder with experiment.toml, up to two levels down); "
+                "name the folder that `fedpeft run` or `fedpeft sweep` printed"
+            )
+        found += [run for run in inside if run not in found]
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _FILES[1:]) or (folder / _FILES[0]).is_file()
+
+
+def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
+    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if _is_run(child):
+            yield child
+        elif depth > 1:
+            yield from _runs_below(child, depth - 1)
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+      RunFolderError: naming the file that is missing or cannot be read.
+    """
+    settings = flat_settings(_read_toml(folder))
+    summary = _read_json(folder, "summary.json")
+    return Run(
+        folder=folder,
+        settings=settings,
+        rounds=tuple(_read_rounds(folder, finished=summary is not None)),
+        summary=summary,
+        environment=_read_json(folder, "environment.json") or {},
+        partition=_read_partition(folder),
+    )
+
+
+def _read_toml(folder: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads((folder / "experiment.toml").read_text("utf-8"))
+    except FileNotFoundError:
+        raise _broken(folder, "experiment.toml is missing") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _broken(folder, f"experiment.toml is not valid TOML: {error}") from error
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / name).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise _broken(folder, f"{name} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise _broken(folder, f"{name} holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def _read_rounds(folder: Path, *, finished: bool) -> Iterator[dict[str, Any]]:
+    """Yield the records; a torn last line of a run that was cut off counts as not written."""
+    file = folder / "rounds.jsonl"
+    if not file.is_file():
+        if finished:
+            raise _broken(folder, "rounds.jsonl is missing, though summary.json says it finished")
+        return
+    lines = file.read_text("utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["round"]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) and not finished:
+                return
+            raise _broken(folder, f"rounds.jsonl line {number} is no record: {error}") from error
+        yield record
+
+
+def _read_partition(folder: Path) -> Partition | None:
+    found = _read_json(folder, "partition.json")
+    if found is None or not found.get("labels"):
+        return None
+    try:
+        return Partition(
+            tuple(map(str, found["clients"])),
+            tuple(map(str, found["labels"])),
+            tuple(tuple(map(int, row)) for row in found["counts"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(folder, f"partition.json: {type(error).__name__}: {error}") from error
+
+
+def _broken(folder: Path, what: str) -> RunFolderError:
+    return RunFolderError(
+        f"{folder}: {what}. Restore the file, run the experiment again into another folder, or "
+        "leave this folder out"
+    )
+
+
+def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables into dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat.update(flat_settings(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def panels_of(runs: Iterable[Run]) -> list[Panel]:
+    """Group runs by seed, and groups by what can be compared, in the order given."""
+    panels: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        source = str(run.settings.get("data.source", "?"))
+        split = str(run.settings.get("data.evaluate_on", "test"))
+        panels.setdefault((source, split, run.metric), []).append(run)
+    return [_panel(key, members) for key, members in panels.items()]
+
+
+def _panel(key: tuple[str, str, str], runs: Sequence[Run]) -> Panel:
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        members.setdefault(json.dumps(_compared(run), sort_keys=True, default=str), []).append(run)
+    groups = [tuple(sorted(same, key=_seed)) for same in members.values()]
+    firsts = [group[0] for group in groups]
+    labelled = tuple(Group(_label(group[0], firsts), group) for group in groups)
+    return Panel(*key, groups=labelled, differing=tuple(_differing(firsts)))
+
+
+def _compared(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.settings.items() if key not in _NOT_COMPARED}
+
+
+def _seed(run: Run) -> int:
+    return int(run.settings.get("seed", 0))
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    keys = dict.fromkeys(key for run in runs for key in _compared(run))
+    return [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1]
+
+
+def _label(run: Run, others: Sequence[Run]) -> str:
+    """The method, and what sets the run apart from others of the same method."""
+    same = [other for other in others if other.method == run.method]
+    keys = telling(_differing(same), [_compared(other) for other in same])
+    told = [key for key in keys if key in run.settings or not key.startswith(_OF_ONE_MODE)]
+    if _is_usual(run, others):
+        told = [key for key in told if key != _MODEL]
+    return ", ".join(filter(None, [run.method, say(told, run.settings)]))
+
+
+def _is_usual(run: Run, others: Sequence[Run]) -> bool:
+    """Whether most runs have this run's model, so that its name says nothing."""
+    models = [str(other.settings.get(_MODEL)) for other in others]
+    return 2 * models.count(str(run.settings.get(_MODEL))) > len(models)

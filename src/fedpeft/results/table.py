@@ -1,0 +1,292 @@
+"""The comparison table: one row a group of runs, as numbers and as text.
+
+mean ± sample deviation over seeds          bytes: B, MB = 10^6 B, MiB = 2^20 B
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fedpeft.results.runs import Group, Panel, Run
+
+__all__ = [
+    "Row",
+    "Spread",
+    "as_csv",
+    "bytes_text",
+    "count_text",
+    "epsilon_text",
+    "interval_text",
+    "metric_text",
+    "most_of",
+    "row_of",
+    "seconds_text",
+    "short_bytes",
+]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds.
+
+    Attributes:
+      mean: of all seeds.
+      std: sample standard deviation (n - 1); None for one seed.
+      low: the smallest.
+      high: the largest.
+      count: how many seeds.
+    """
+
+    mean: float
+    std: float | None
+    low: float = field(default=math.nan, compare=False)
+    high: float = field(default=math.nan, compare=False)
+    count: int = field(default=1, compare=False)
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread | None:
+        """Summarise; None where there is nothing to summarise."""
+        if not values:
+            return None
+        std = statistics.stdev(values) if len(values) > 1 else None
+        return Spread(statistics.fmean(values), std, min(values), max(values), len(values))
+
+    def interval(self, *, most: float = math.inf) -> tuple[float, float] | None:
+        """The 95 % interval of the mean over seeds, by Student's t; None for one seed.
+
+        It is cut to what the figure can be: 0 to `most`.
+        """
+        if self.std is None:
+            return None
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(self.count - 1, 0.975)) * self.std / math.sqrt(self.count)
+        return max(0.0, self.mean - half), min(most, self.mean + half)
+
+
+def most_of(metric: str) -> float:
+    """Return the largest value that a metric can have."""
+    return math.inf if metric == "perplexity" else 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the comparison table; None where a figure is not known.
+
+    Attributes:
+      label: of the group.
+      status: "" or what is unfinished or failed.
+      last: the metric after the last round (the headline).
+      best: the metric after the best round.
+      best_round: that round; of the first seed.
+      trained: trained parameters.
+      share: of all parameters, 0 to 1.
+      payload: theoretical bytes of one message, one client, one way.
+      encoded_up: mean encoded bytes of one reply.
+      encoded_down: mean encoded bytes of one broadcast to one client.
+      total_bytes: encoded, both ways, all clients and rounds.
+      bytes_up: encoded, of all replies.
+      bytes_down: encoded, of all broadcasts.
+      seconds: wall time.
+      epsilon: privacy spent; None without differential privacy.
+      seeds: of the runs that count.
+      privacy_note: what the runs say of their privacy; "" without any.
+    """
+
+    label: str
+    status: str
+    last: Spread | None
+    best: Spread | None
+    best_round: int | None
+    trained: int | None
+    share: float | None
+    payload: int | None
+    encoded_up: float | None
+    encoded_down: float | None
+    total_bytes: Spread | None
+    seconds: Spread | None
+    epsilon: float | None
+    seeds: tuple[int, ...]
+    bytes_up: Spread | None = None
+    bytes_down: Spread | None = None
+    privacy_note: str = ""
+
+
+def row_of(group: Group) -> Row:
+    """Work out the figures of a group, over the runs that count."""
+    runs = group.counted
+    curves = [run.curve() for run in runs]
+    pick = min if group.runs[0].metric == "perplexity" else max
+    bests = [pick(curve, key=lambda point: point[2]) for curve in curves if curve]
+    trained, total = (_count_of(group, f"{kind}_parameters") for kind in ("trainable", "total"))
+    return Row(
+        label=group.label,
+        status=_status(group),
+        last=Spread.of([curve[-1][2] for curve in curves if curve]),
+        best=Spread.of([point[2] for point in bests]),
+        best_round=bests[0][0] if bests else None,
+        trained=trained,
+        share=trained / total if trained and total else None,
+        payload=_count_of(group, "payload_bytes"),
+        encoded_up=_per_message(runs, "bytes_up"),
+        encoded_down=_per_message(runs, "bytes_down"),
+        total_bytes=Spread.of([_total(run) for run in runs if run.rounds]),
+        seconds=Spread.of([_seconds(run) for run in runs if run.rounds]),
+        epsilon=_summary_of(group, "epsilon"),
+        seeds=tuple(int(run.settings.get("seed", 0)) for run in runs),
+        bytes_up=Spread.of([_sent(run, "bytes_up") for run in runs if run.rounds]),
+        bytes_down=Spread.of([_sent(run, "bytes_down") for run in runs if run.rounds]),
+        privacy_note=group.privacy_note,
+    )
+
+
+def _count_of(group: Group, key: str) -> int | None:
+    value = _summary_of(group, key)
+    return None if value is None else int(value)
+
+
+def _summary_of(group: Group, key: str) -> float | None:
+    found = (run.summary.get(key) for run in group.runs if run.summary)
+    return next((value for value in found if value is not None), None)
+
+
+def _status(group: Group) -> str:
+    waiting = [run for run in group.counted if run.summary is None]
+    stopped = [str((run.summary or {})["stopped"]) for run in group.runs if _was_stopped(run)]
+    if waiting:
+        done = min(len(run.rounds) for run in waiting)
+        return f"unfinished: {done} of {waiting[0].planned_rounds} rounds"
+    return f"stopped: {stopped[0]}" if stopped else ""
+
+
+def _was_stopped(run: Run) -> bool:
+    """Whether a run ended for another reason than that its rounds were done."""
+    return bool(run.summary) and (run.summary or {}).get("stopped") not in (None, False, "rounds")
+
+
+def _per_message(runs: Sequence[Run], key: str) -> float | None:
+    """Mean bytes of one message; failed clients got a broadcast and gave no reply."""
+    messages, total = 0, 0
+    for run in runs:
+        for record in run.rounds:
+            failed = len(record.get("failures", ())) if key == "bytes_up" else 0
+            cohort = record.get("cohort", ())  # under secret sampling: the expected size
+            messages += (len(cohort) if isinstance(cohort, list) else cohort) - failed
+            total += int(record.get(key, 0))
+    return total / messages if messages > 0 else None
+
+
+def _total(run: Run) -> float:
+    return _sent(run, "bytes_up") + _sent(run, "bytes_down")
+
+
+def _sent(run: Run, key: str) -> float:
+    return float(sum(int(record.get(key, 0)) for record in run.rounds))
+
+
+def _seconds(run: Run) -> float:
+    own = (run.summary or {}).get("seconds")
+    return float(own if own is not None else sum(float(r.get("seconds", 0)) for r in run.rounds))
+
+
+_COLUMNS = (
+    *("data", "evaluated_on", "metric", "configuration", "seeds"),
+    *("last_mean", "last_std", "last_low", "last_high", "last_min", "last_max"),
+    *("best_mean", "best_std"),
+    *("trainable_parameters", "trainable_share", "payload_bytes"),
+    *("encoded_bytes_up", "encoded_bytes_down", "total_bytes_both_ways"),
+    *("bytes_up", "bytes_down", "seconds", "epsilon", "privacy", "status"),
+)
+
+
+def as_csv(panels: Sequence[Panel]) -> str:
+    """Write all rows of all panels as comma-separated values, with plain numbers."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for panel in panels:
+        for group in panel.groups:
+            writer.writerow(_line(panel, row_of(group)))
+    return out.getvalue()
+
+
+def _line(panel: Panel, row: Row) -> list[object]:
+    interval = (row.last.interval(most=most_of(panel.metric)) if row.last else None) or (None, None)
+    ends = (row.last.low, row.last.high) if row.last else (None, None)
+    told = (row.total_bytes, row.bytes_up, row.bytes_down, row.seconds)
+    seeds = " ".join(map(str, row.seeds))
+    return [
+        *(panel.source, panel.evaluated_on, panel.metric, row.label, seeds),
+        *(*_both(row.last), *interval, *ends, *_both(row.best)),
+        *(row.trained, row.share, row.payload, row.encoded_up, row.encoded_down),
+        *(each.mean if each else None for each in told),
+        *(row.epsilon, row.privacy_note, row.status),
+    ]
+
+
+def _both(spread: Spread | None) -> tuple[float | None, float | None]:
+    return (spread.mean, spread.std) if spread else (None, None)
+
+
+def metric_text(spread: Spread | None, metric: str) -> str:
+    """Write a metric for people: accuracy in percent, perplexity as it is."""
+    if spread is None:
+        return "–"
+    factor, digits, unit = (1, 2, "") if metric == "perplexity" else (100, 1, " %")
+    deviation = "" if spread.std is None else f" ± {spread.std * factor:.{digits}f}"
+    return f"{spread.mean * factor:.{digits}f}{deviation}{unit}"
+
+
+def interval_text(ends: tuple[float, float] | None, metric: str) -> str:
+    """Write an interval of a metric for people."""
+    if ends is None or any(map(math.isnan, ends)):
+        return "–"
+    factor, digits, unit = (1, 2, "") if metric == "perplexity" else (100, 1, " %")
+    return f"{ends[0] * factor:.{digits}f} to {ends[1] * factor:.{digits}f}{unit}"
+
+
+def epsilon_text(row: Row) -> str:
+    """Write epsilon, and in the same breath what it is worth."""
+    spent = "none" if row.epsilon is None else f"{row.epsilon:.4g}"
+    return f"{spent} ({row.privacy_note})" if row.privacy_note else spent
+
+
+def count_text(count: float | None) -> str:
+    """Write a whole number with separators."""
+    return "–" if count is None else f"{round(count):,}"
+
+
+def bytes_text(count: float | None) -> str:
+    """Write bytes in MB and MiB."""
+    if count is None:
+        return "–"
+    return f"{_digits(count / 1e6)} MB · {_digits(count / 2**20)} MiB"
+
+
+def short_bytes(count: float) -> str:
+    """Write bytes in the decimal unit that fits: `20 kB`, `1.5 MB`."""
+    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
+        if count >= 10**power:
+            return f"{count / 10**power:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """Write a time in the unit that fits."""
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _digits(value: float) -> str:
+    """At least three digits that count, never an exponent."""
+    if value >= 100 or value == 0:
+        return f"{value:,.1f}"
+    return f"{value:.{max(2, 2 - math.floor(math.log10(value)))}f}"

@@ -1,0 +1,278 @@
+"""The run folder: enough to repeat, resume, report, load and export a run.
+
+    experiment.toml    resolved, complete            rounds.jsonl        one record a round
+    environment.json   versions, hardware, seed      summary.json        the headline figures
+    checkpoints/       safetensors + state           delta.safetensors   the final delta
+    partition.json     examples a client and label
+
+What may be done with a folder is decided here, before anything is written:
+
+    --out is          missing or empty   without a checkpoint   with one   finished
+    run               start              exit 2                 exit 2     exit 2
+    run --resume      start              start                  go on      its summary
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from fedpeft.build.passes import UNDECIDED
+from fedpeft.core.errors import ConfigError, RunFolderError
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.runs.files import TEMPORARY, write_whole
+from fedpeft.runs.lock import LOCK
+
+__all__ = [
+    "RunFolder",
+    "check_same_experiment",
+    "default_out",
+    "experiment_digest",
+    "finished_summary",
+    "may_start",
+    "read_summary",
+    "stored_experiment",
+    "with_recorded_passes",
+    "write_delta",
+]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run folder.
+
+    Attributes:
+      path: the folder; it may not exist yet.
+    """
+
+    path: Path
+
+    @property
+    def experiment(self) -> Path:
+        """The resolved experiment, complete."""
+        return self.path / "experiment.toml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware and seed."""
+        return self.path / "environment.json"
+
+    @property
+    def partition(self) -> Path:
+        """Examples of each client by label, where there are labels."""
+        return self.path / "partition.json"
+
+    @property
+    def rounds(self) -> Path:
+        """One record a round."""
+        return self.path / "rounds.jsonl"
+
+    @property
+    def diagnostics(self) -> Path:
+        """True figures of a private simulation; its first line says "not private"."""
+        return self.path / "diagnostics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The headline figures; it exists when the run is finished."""
+        return self.path / "summary.json"
+
+    @property
+    def delta(self) -> Path:
+        """The final delta."""
+        return self.path / "delta.safetensors"
+
+    @property
+    def deltas(self) -> Path:
+        """The delta before round 1 and after each round, where `run.keep_deltas` is set."""
+        return self.path / "deltas"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The newest checkpoints."""
+        return self.path / "checkpoints"
+
+
+def default_out(name: str) -> Path:
+    """Return a folder that does not exist: `runs/<name>-<time>`."""
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in range(1, 1000):
+        out = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not out.exists():
+            return out
+    raise RunFolderError(f"{base}: this folder and 998 like it exist; choose one with --out")
+
+
+def may_start(folder: RunFolder, *, resume: bool) -> None:
+    """Check that a run may be started or continued in a folder. Changes nothing.
+
+    Raises:
+      RunFolderError: if the folder is a file, or holds something and `resume` is off, or holds
+        something that is not a run and `resume` is on.
+    """
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path}: this is a file; --out must name a folder")
+    found = _content(path)
+    if not found or (resume and folder.experiment.exists()):
+        return
+    shown = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
+    if resume:
+        raise RunFolderError(
+            f"{path}: holds no experiment.toml, so it is no run folder (found {shown}). Nothing "
+            "was changed; name the folder of a run, or a new one"
+        )
+    raise RunFolderError(
+        f"{path}: the folder is not empty (found {shown}) and nothing is overwritten. Choose "
+        "another --out, or go on with the run in it by --resume"
+    )
+
+
+def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
+    """Compare a resolved experiment with the one that the folder holds, if it holds one.
+
+    Only a larger `federation.rounds` may differ, and `engine.workers`: it cannot change a result.
+    Where `engine.clients_per_pass` is left open, the number in the folder stands.
+
+    Raises:
+      RunFolderError: naming the keys that differ.
+    """
+    if not folder.experiment.exists():
+        return
+    stored = stored_experiment(folder)
+    ours, theirs = _flat(_comparable(experiment)), _flat(_comparable(stored))
+    if experiment.model.num_labels is None:  # the stored one has it from the data
+        theirs.pop("model.num_labels", None)
+    if experiment.engine.clients_per_pass in UNDECIDED:  # the stored one holds the choice
+        theirs.pop("engine.clients_per_pass", None)
+    problems = [
+        f"{key} is {_shown(ours.get(key))} here and {_shown(theirs.get(key))} in the folder"
+        for key in sorted(set(ours) | set(theirs))
+        if ours.get(key) != theirs.get(key)
+    ]
+    wanted, there = experiment.federation.rounds, stored.federation.rounds
+    if wanted < there:
+        problems.append(f"federation.rounds is {wanted} here and {there} in the folder")
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise RunFolderError(
+            f"{folder.path}: the folder holds another experiment: {'; '.join(problems[:5])}{more}. "
+            "Only a larger federation.rounds may differ; choose another --out"
+        )
+
+
+def experiment_digest(experiment: Experiment) -> str:
+    """SHA-256 (hex) of all of an experiment that can change a round's result."""
+    text = json.dumps(_comparable(experiment), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stored_experiment(folder: RunFolder) -> Experiment:
+    """Read `experiment.toml` of a run folder.
+
+    Raises:
+      RunFolderError: if it is missing or cannot be read.
+    """
+    from fedpeft.experiment.read import read_toml
+
+    if not folder.experiment.exists():
+        raise RunFolderError(
+            f"{folder.path}: holds no experiment.toml, so it is no run folder; name one that "
+            "`fedpeft run` wrote"
+        )
+    try:
+        return Experiment.model_validate(read_toml(folder.experiment))
+    except (ConfigError, ValueError) as error:
+        raise RunFolderError(
+            f"{folder.experiment}: cannot be read: {error}. Nothing was changed; put the file back "
+            "as it was, or choose another --out"
+        ) from error
+
+
+def with_recorded_passes(experiment: Experiment, folder: RunFolder) -> Experiment:
+    """Take `engine.clients_per_pass` from a run folder where the experiment leaves it open."""
+    if experiment.engine.clients_per_pass not in UNDECIDED or not folder.experiment.exists():
+        return experiment
+    recorded = stored_experiment(folder).engine.clients_per_pass or 1
+    engine = experiment.engine.model_copy(update={"clients_per_pass": recorded})
+    return experiment.model_copy(update={"engine": engine})
+
+
+def finished_summary(folder: RunFolder, rounds: int) -> dict[str, object] | None:
+    """Return the summary of a run that has done `rounds` rounds, or None if there is more to do."""
+    if not folder.summary.exists():
+        return None
+    summary = read_summary(folder)
+    done = int(str(summary.get("rounds", 0))) >= rounds
+    return summary if done or summary.get("stopped") == "privacy budget" else None
+
+
+def read_summary(folder: RunFolder) -> dict[str, object]:
+    """Read `summary.json`.
+
+    Raises:
+      RunFolderError: if it is missing or not JSON.
+    """
+    try:
+        summary = json.loads(folder.summary.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{folder.path}: holds no summary.json: the run is not finished. Go on with "
+            f"`fedpeft run --resume --out {folder.path}`"
+        ) from None
+    except ValueError as error:
+        raise RunFolderError(
+            f"{folder.summary}: not JSON: {error}. Delete the file and --resume writes it again"
+        ) from error
+    if not isinstance(summary, dict):
+        raise RunFolderError(f"{folder.summary}: found no JSON object; delete it and --resume")
+    return summary
+
+
+def write_delta(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write named tensors as safetensors, whole or not at all."""
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_whole(file, lambda partial: safetensors.torch.save_file(copies, partial, dict(metadata)))
+
+
+def _content(path: Path) -> list[str]:
+    """List what a folder holds, but for a lock and the rests of a crash."""
+    names = sorted(item.name for item in path.iterdir()) if path.exists() else []
+    return [name for name in names if name != LOCK and not name.endswith(TEMPORARY)]
+
+
+_PLACE = (
+    "workers", "deadline", "client_cpus", "client_gpus", "ray", "superlink", "root_certificates",
+    "insecure", "wait", "retries", "signatures", "store_port",
+)  # fmt: skip
+"""Keys of `[engine]` that say where and how patiently, and cannot change a reply's numbers."""
+
+
+def _comparable(experiment: Experiment) -> dict[str, object]:
+    """An experiment without what may differ when a run is resumed."""
+    table = experiment.model_dump(mode="json", exclude={"sweep"}, exclude_none=True)
+    table["federation"].pop("rounds")
+    for key in _PLACE:
+        table["engine"].pop(key, None)
+    if table["engine"].get("clients_per_pass") in (1, *UNDECIDED):
+        table["engine"].pop("clients_per_pass", None)
+    return table
+
+
+def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
+        flat |= inner if inner is not None else {prefix + key: value}
+    return flat
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else json.dumps(value)

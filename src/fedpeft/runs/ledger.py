@@ -1,0 +1,125 @@
+"""What a deployment leaves beside the rounds: who its sites are, and what happened when.
+
+    sites.json     run id, and for each site: facts, first and last contact, turns, bytes, failures
+    events.jsonl   one line an event: time, event, round, client, bytes, reason ...
+
+`fedpeft status` reads both. Where the privacy of a run rests on a secret cohort, neither says who
+took part in which round.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedpeft.core.errors import RunFolderError
+from fedpeft.runs.files import write_json
+
+__all__ = ["Ledger", "read_ledger"]
+
+_COUNTED = {"answered": "turns", "failed": "failures"}
+
+
+class Ledger:
+    """The two files of a run folder, kept up to date.
+
+    Args:
+      folder: of the run; exists.
+      secret: leave out who took part in a round.
+    """
+
+    def __init__(self, folder: Path, *, secret: bool = False) -> None:
+        self._sites = folder / "sites.json"
+        self._events = folder / "events.jsonl"
+        self._secret = secret
+        self._table = read_ledger(folder) or {
+            "run_id": secrets.token_hex(8), "expected": 0, "names": [], "sites": {}, "refused": {},
+        }  # fmt: skip
+        write_json(self._sites, self._table)
+
+    @property
+    def run_id(self) -> str:
+        """Ours: drawn once for a folder, kept over every resume."""
+        return str(self._table["run_id"])
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All sites of the run, once they have been met; else empty."""
+        return tuple(self._table["names"])
+
+    def fix(self, names: Sequence[str]) -> None:
+        """Write down who takes part in this run."""
+        self._table |= {"names": list(names), "expected": len(names)}
+        write_json(self._sites, self._table)
+
+    def watch(self, event: str, facts: Mapping[str, object]) -> None:
+        """Take note of an event, as an engine tells it."""
+        client = str(facts.get("client", ""))
+        private = self._secret and event in ("asked", "answered", "failed", "dropped")
+        if not private:
+            self.note(event, facts)
+        if event == "refused":
+            self._table["refused"][str(facts["node"])] = facts["reason"]
+            write_json(self._sites, self._table)
+        elif event == "met" or (client in self._table["sites"] and not private):
+            self._count(event, client, facts)
+
+    def note(self, event: str, facts: Mapping[str, object]) -> None:
+        """Add a line to the log."""
+        line = {"time": _now(), "event": event, **facts}
+        with self._events.open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def save(self) -> None:
+        """Write the table of sites; called once a round."""
+        write_json(self._sites, self._table)
+
+    def _count(self, event: str, client: str, facts: Mapping[str, object]) -> None:
+        now = _now()
+        row = self._table["sites"].setdefault(
+            client,
+            {"first": now, "last": now, "turns": 0, "failures": 0, "bytes_up": 0, "bytes_down": 0},
+        )
+        if event == "met":
+            row["facts"] = facts["facts"]
+        if event in ("met", "answered"):
+            row["last"] = now
+        if event in _COUNTED:
+            row[_COUNTED[event]] += 1
+        if event == "failed":
+            row["last_failure"] = facts["reason"]
+        sent = facts.get("bytes")
+        if isinstance(sent, int):
+            row["bytes_down" if event == "asked" else "bytes_up"] += sent
+        if event == "met":
+            self.save()
+
+
+def read_ledger(folder: Path) -> dict[str, Any] | None:
+    """Read `sites.json` of a run folder; None where there is none.
+
+    Raises:
+      RunFolderError: if it cannot be read.
+    """
+    file = folder / "sites.json"
+    if not file.exists():
+        return None
+    try:
+        table = json.loads(file.read_text("utf-8"))
+        known = isinstance(table, dict) and {"run_id", "names", "sites", "refused"} <= set(table)
+    except ValueError:
+        known = False
+    if not known:
+        raise RunFolderError(
+            f"{file}: cannot be read. It names the run and its sites; put the file back as it was, "
+            "or start again in another folder"
+        )
+    return dict(table)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

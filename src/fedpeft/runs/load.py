@@ -1,0 +1,226 @@
+"""Loading a result: a run folder or an export of any method becomes a model in eval mode.
+
+    run folder    experiment.toml + delta.safetensors              pretrained model + delta
+    export        fedpeft.json + (model | base/ + delta.safetensors)
+
+The delta's digest, and an export's backbone fingerprint, are compared with what was written down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fedpeft.build.run import build_tuned
+from fedpeft.core.deltas import digest_of
+from fedpeft.core.errors import DeltaMismatchError, RunFolderError
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.models.families import canonical_names
+from fedpeft.models.fingerprint import fingerprint
+from fedpeft.models.loaded import LoadedModel
+from fedpeft.models.source import ModelRequest, load_model
+from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
+from fedpeft.tuning.methods import TuningRequest, tune
+from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
+
+__all__ = ["EXPORT_FILE", "ExportInfo", "FinishedRun", "load", "load_run"]
+
+EXPORT_FILE = "fedpeft.json"
+"""What an export is; its presence makes a folder an export."""
+
+_FORMAT = "fedpeft-export-1"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has finished, with its final delta in the model.
+
+    Attributes:
+      folder: of the run.
+      experiment: resolved.
+      summary: the headline figures.
+      tuned: holds the final delta, and the final buffers where they travel.
+    """
+
+    folder: Path
+    experiment: Experiment
+    summary: Mapping[str, object]
+    tuned: TunedModel
+
+
+@dataclass(frozen=True)
+class ExportInfo:
+    """What `fedpeft.json` of an export says.
+
+    Attributes:
+      kind: `merged` (an ordinary model), `peft` (stock peft loads it) or `fedpeft` (only we do).
+      experiment: of the run.
+      base: the folder of the backbone inside the export, or None where it is on the hub or merged.
+      fresh: our names of the parameters of the head that the original files did not hold.
+      delta_digest: of the final delta.
+      backbone: fingerprint of what is frozen; "" for a merged model.
+    """
+
+    kind: str
+    experiment: Experiment
+    base: str | None
+    fresh: tuple[str, ...]
+    delta_digest: str
+    backbone: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return the content of the file."""
+        return {
+            "format": _FORMAT,
+            "kind": self.kind,
+            "base": self.base,
+            "fresh": list(self.fresh),
+            "delta_digest": self.delta_digest,
+            "backbone_fingerprint": self.backbone,
+            "experiment": self.experiment.model_dump(mode="json", exclude_none=True),
+        }
+
+
+def load(folder: str | Path) -> nn.Module:
+    """Load a finished run, or what `fedpeft export` wrote, whatever its method.
+
+    The model is called as the Hugging Face model is: `model(pixel_values=x).logits`.
+
+    Args:
+      folder: a run folder, or an export.
+
+    Returns:
+      The model in eval mode, float32, on the CPU.
+
+    Raises:
+      RunFolderError: if the folder is neither, is not finished, or is corrupt.
+      DeltaMismatchError: if the delta does not fit the model.
+      ModelError: if the pretrained model cannot be found.
+    """
+    path = Path(folder)
+    if (path / EXPORT_FILE).is_file():
+        return _load_export(path)
+    if RunFolder(path).experiment.is_file():
+        return load_run(path).tuned.model.eval()
+    raise RunFolderError(
+        f"{path}: neither a run folder (experiment.toml) nor an export ({EXPORT_FILE}); name a "
+        "folder that `fedpeft run` or `fedpeft export` wrote"
+    )
+
+
+def load_run(folder: Path) -> FinishedRun:
+    """Rebuild the tuned model of a finished run, without its data.
+
+    Raises:
+      RunFolderError: if the run has not finished, or a file is missing or corrupt.
+      DeltaMismatchError: if the delta does not fit the model.
+      ModelError: if the pretrained model cannot be found.
+    """
+    paths = RunFolder(folder)
+    experiment = stored_experiment(paths)
+    summary = read_summary(paths)
+    tuned = build_tuned(experiment, experiment.model.num_labels)
+    _apply(tuned, paths.delta, str(summary.get("delta_digest", "")))
+    return FinishedRun(folder, experiment, summary, tuned)
+
+
+def _apply(tuned: TunedModel, file: Path, digest: str) -> None:
+    """Put a saved delta into the live model, after comparing it with its digest."""
+    tensors = _read_tensors(file)
+    buffers = {name: tensors.pop(name) for name in tuned.buffer_spec.names if name in tensors}
+    try:
+        flat = tuned.spec.flatten(tensors)
+        flat_buffers = tuned.buffer_spec.flatten(buffers)
+    except DeltaMismatchError as error:
+        raise DeltaMismatchError(f"{file}: {error}") from error
+    if digest_of(flat) != digest:
+        raise RunFolderError(
+            f"{file}: its SHA-256 is {digest_of(flat)[:12]}…, expected {digest[:12] or 'one'}…: "
+            "the file was changed or is of another run; restore it, or run the experiment again"
+        )
+    write_delta(tuned, flat)
+    if buffers:
+        write_buffers(tuned, flat_buffers)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(file))
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{file.parent}: delta.safetensors is missing; finish the run with "
+            f"`fedpeft run --resume --out {file.parent}`, or restore the file"
+        ) from None
+    except SafetensorError as error:
+        raise RunFolderError(
+            f"{file}: no whole safetensors file: {error}; restore it, or run the experiment again"
+        ) from error
+
+
+def _load_export(folder: Path) -> nn.Module:
+    info = _read_info(folder / EXPORT_FILE)
+    if info.kind == "merged":
+        request = ModelRequest(name=str(folder.resolve()), task=info.experiment.model.task)
+        return load_model(request).module.eval()
+    loaded = _load_base(folder, info)
+    found = fingerprint(loaded.module, loaded.family, exclude=_delta_names(folder))
+    if found != info.backbone:
+        raise RunFolderError(
+            f"{folder}: the backbone's fingerprint is {found[:12]}…, expected "
+            f"{info.backbone[:12]}…: the delta was trained on other weights; export the run again"
+        )
+    tuning = info.experiment.tuning
+    blocks = (tuning.blocks[0], tuning.blocks[1]) if tuning.blocks else None
+    request_ = TuningRequest(tuning.method, tuning.options, blocks, info.experiment.seed)
+    tuned = tune(loaded, request_)
+    _apply(tuned, folder / "delta.safetensors", info.delta_digest)
+    return tuned.model.eval()
+
+
+def _delta_names(folder: Path) -> frozenset[str]:
+    return frozenset(_read_tensors(folder / "delta.safetensors"))
+
+
+def _load_base(folder: Path, info: ExportInfo) -> LoadedModel:
+    """Load the backbone of an export; which parameters are new is as it was in the run."""
+    model = info.experiment.model
+    loaded = load_model(
+        ModelRequest(
+            name=str((folder / info.base).resolve()) if info.base else model.name,
+            task=model.task,
+            num_labels=model.num_labels,
+            revision=None if info.base else model.revision,
+            head_init=info.experiment.tuning.head_init,
+            seed=info.experiment.seed,
+        )
+    )
+    paths = canonical_names(loaded.module, loaded.family)
+    fresh = frozenset(paths[name] for name in info.fresh if name in paths)
+    return dataclasses.replace(loaded, fresh=fresh)
+
+
+def _read_info(file: Path) -> ExportInfo:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        if found["format"] != _FORMAT:
+            raise ValueError(f"format {found['format']!r}, expected {_FORMAT!r}")
+        return ExportInfo(
+            kind=str(found["kind"]),
+            experiment=Experiment.model_validate(found["experiment"]),
+            base=found["base"],
+            fresh=tuple(found["fresh"]),
+            delta_digest=str(found["delta_digest"]),
+            backbone=str(found["backbone_fingerprint"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{file}: cannot be read: {type(error).__name__}: {error}. Export the run again"
+        ) from error

@@ -1,0 +1,180 @@
+"""`rounds.jsonl`: one line a round, always.
+
+    {"round": 1, "cohort": [...], "failures": {}, "metrics": {...}, "update_norm": ..., ...}
+
+A line is on the disk before its checkpoint is. A crash between the two leaves a line too many, or
+half a line: resuming cuts the file back to the checkpoint's round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from fedpeft.core.errors import RunFolderError
+from fedpeft.rounds.round import RoundRecord
+from fedpeft.runs.files import write_text
+
+__all__ = [
+    "Record",
+    "Totals",
+    "append_record",
+    "brief",
+    "cut_records",
+    "read_records",
+    "record_of",
+    "totals",
+]
+
+Record: TypeAlias = dict[str, object]
+"""One line of `rounds.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums and extremes over the rounds so far.
+
+    Attributes:
+      rounds: how many.
+      bytes_up: as encoded, all clients.
+      bytes_down: as encoded, all clients.
+      seconds: wall time of rounds and evaluations.
+      last: the metrics of the last evaluation; {} before the first.
+      best_accuracy: highest so far; None without accuracy.
+      best_perplexity: lowest so far; None without perplexity.
+    """
+
+    rounds: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    last: Mapping[str, float]
+    best_accuracy: float | None
+    best_perplexity: float | None
+
+
+def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float = 0.0) -> Record:
+    """Make a line from a round and its evaluation.
+
+    Args:
+      record: of the round.
+      metrics: of the evaluation; {} where there was none.
+      seconds: wall time of the evaluation; added to the round's.
+    """
+    return {
+        "round": record.round,
+        "cohort": list(record.cohort),
+        "failures": dict(record.failures),
+        "metrics": {**record.metrics, **metrics},
+        "update_norm": record.update_norm,
+        "bytes_down": record.bytes_down,
+        "bytes_up": record.bytes_up,
+        "seconds": round(record.seconds + seconds, 6),
+        **record.simulation,
+    }
+
+
+def append_record(file: Path, record: Record) -> None:
+    """Add a line and see it to the disk."""
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write(json.dumps(record, ensure_ascii=False) + "\n")
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def read_records(file: Path) -> list[Record]:
+    """Read all whole lines; a torn last line is left out, a missing file has none.
+
+    Raises:
+      RunFolderError: if a line in the middle cannot be read or is not the next round.
+    """
+    if not file.exists():
+        return []
+    lines = file.read_bytes().split(b"\n")
+    records: list[Record] = []
+    for number, line in enumerate(lines, 1):
+        record = _parse(line)
+        if record is None:
+            if number >= len(lines) - 1 and not any(lines[number:]):
+                return records
+            raise _wrong(file, number, "it is not one whole JSON object")
+        if record["round"] != len(records) + 1:
+            raise _wrong(file, number, f"found round {record['round']}, expected {number}")
+        records.append(record)
+    return records
+
+
+def cut_records(file: Path, rounds: int) -> list[Record]:
+    """Keep the lines of the first `rounds` rounds, and return them.
+
+    Raises:
+      RunFolderError: if there are fewer.
+    """
+    records = read_records(file)
+    if len(records) < rounds:
+        raise RunFolderError(
+            f"{file}: found {len(records)} rounds, the newest checkpoint is of round {rounds}. "
+            "Lines are missing: put the file back as it was, or start again in another folder"
+        )
+    kept = records[:rounds]
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+    if file.exists() and file.read_bytes() != text.encode():
+        write_text(file, text)
+    return kept
+
+
+def brief(record: Record) -> Record:
+    """Keep of a line what `totals` needs: nothing that is as long as a cohort."""
+    return {
+        name: record[name] for name in ("round", "metrics", "bytes_up", "bytes_down", "seconds")
+    }
+
+
+def totals(records: list[Record]) -> Totals:
+    """Sum up the rounds so far.
+
+    Args:
+      records: whole lines, or what `brief` keeps of them.
+    """
+    metrics = [_metrics(record) for record in records]
+    evaluated = [each for each in metrics if "loss" in each]
+    accuracies = [each["accuracy"] for each in evaluated if "accuracy" in each]
+    perplexities = [each["perplexity"] for each in evaluated if "perplexity" in each]
+    return Totals(
+        rounds=len(records),
+        bytes_up=sum(int(str(record["bytes_up"])) for record in records),
+        bytes_down=sum(int(str(record["bytes_down"])) for record in records),
+        seconds=sum(float(str(record["seconds"])) for record in records),
+        last=evaluated[-1] if evaluated else {},
+        best_accuracy=max(accuracies, default=None),
+        best_perplexity=min(perplexities, default=None),
+    )
+
+
+def _metrics(record: Record) -> dict[str, float]:
+    found = record["metrics"]
+    assert isinstance(found, dict)
+    return {str(name): float(value) for name, value in found.items() if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "round" in record else None
+
+
+def _wrong(file: Path, number: int, problem: str) -> RunFolderError:
+    return RunFolderError(
+        f"{file}, line {number}: {problem}. Nothing was changed; put the file back as it was, or "
+        "start again in another folder"
+    )

@@ -1,0 +1,1 @@
+"""Studies over runs: the privacy audit, the domain gap, Theorem 1."""

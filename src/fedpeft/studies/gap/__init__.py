@@ -1,0 +1,1 @@
+"""The domain gap, between data sets and between runs."""

@@ -1,0 +1,260 @@
+"""Theorem 1 on a finished run: the bound on its loss, its two parts and the slack, round by round.
+
+    L(w_t) <= L(w_0) + <g, w_t - w_0> + P
+    P = P_theta + P_delta = beta/2 (|dtheta|^2 + |ddelta|^2)
+
+w_0 and w_t are the global models before round 1 and after round t; L is the mean loss on a fixed
+sample of the training data, in eval mode, without augmentation. Where a method leaves the backbone
+frozen, P_theta = 0 and all that is trained is delta; where it trains the backbone, theta is all but
+the head. Beta is measured for the *joint* Hessian, the frozen parameters included, on the segment
+from w_0 to w_t; see `studies.theorem.smoothness`. So this is a check, not a proof. Arithmetic is in
+float64 (some models take a softmax in float32), attention is eager: fused kernels have no second
+derivatives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.build.requests import model_request, tuning_request
+from fedpeft.build.run import load_run_data
+from fedpeft.core import seeds
+from fedpeft.core.errors import ConfigError, RunFolderError
+from fedpeft.data.examples import ExampleSet
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.models.source import load_model
+from fedpeft.models.tasks import Batch, Task
+from fedpeft.runs.deltas import read_kept
+from fedpeft.runs.files import write_json
+from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
+from fedpeft.studies.theorem.smoothness import (
+    Bound,
+    Search,
+    Surface,
+    beta_on_segment,
+    bound_between,
+    peak_at,
+    surface_of,
+)
+from fedpeft.tuning.methods import tune
+from fedpeft.tuning.tuned import TunedModel
+
+__all__ = ["TheoremRequest", "check_theorem", "control"]
+
+_WHOLE = ("full", "scratch")
+_CHUNK = 128
+_CONTROL_BETA = 4.0
+
+
+@dataclass(frozen=True)
+class TheoremRequest:
+    """What to check.
+
+    Attributes:
+      sample: training examples that the loss is a mean of, drawn from the run's seed.
+      every: check every so many rounds, and the last.
+      search: of beta.
+    """
+
+    sample: int = 512
+    every: int = 1
+    search: Search = dataclasses.field(default_factory=Search)
+
+
+@dataclass(frozen=True)
+class _Space:
+    """All parameters of a model as one flat point: theta, then delta."""
+
+    tuned: TunedModel
+    names: tuple[str, ...]
+    num_theta: int
+
+    def point(self, flat: Tensor) -> Tensor:
+        """Return the point of a delta, float64."""
+        delta = self.tuned.spec.unflatten(flat)
+        live = dict(self.tuned.model.named_parameters())
+        ours = {id(p): name for name, p in self.tuned.parameters.items()}
+        parts = [delta.get(ours.get(id(live[name]), ""), live[name]) for name in self.names]
+        return torch.cat([part.detach().double().reshape(-1) for part in parts])
+
+
+class _Loss(nn.Module):
+    """A model and its task as one module, from a batch to its summed loss and count."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the batch's summed loss and how many predictions it makes."""
+        scores = self.task.score(self.model, batch)
+        return scores.loss_B.sum(), scores.count_B.sum()
+
+
+def check_theorem(
+    run: Path, request: TheoremRequest, on_round: Callable[[int], None] = lambda number: None
+) -> dict[str, Any]:
+    """Evaluate the bound on a run's rounds; write `theorem.json`, `.svg` and `.png` beside it.
+
+    Args:
+      run: the folder of a finished run made with `run.keep_deltas = true`.
+      request: what to check.
+      on_round: called with each round's number before it is worked on.
+
+    Returns:
+      what `theorem.json` holds.
+
+    Raises:
+      RunFolderError: if the run is not finished, or has not kept its deltas.
+      ConfigError: if the model has BatchNorm statistics, which the theorem does not know.
+    """
+    folder = RunFolder(run)
+    experiment = stored_experiment(folder)
+    if not experiment.run.keep_deltas:
+        raise RunFolderError(
+            f"{run}: the run has not kept its deltas (run.keep_deltas is false); "
+            "make it again with `--set run.keep_deltas=true`"
+        )
+    rounds = int(str(read_summary(folder)["rounds"]))
+    tuned = _load(experiment)
+    space, surface = _surface(tuned, experiment, request.sample)
+    start = space.point(read_kept(folder, tuned, 0))
+    peak = peak_at(surface, start, request.search)
+    found = []
+    for number in _chosen(rounds, request.every):
+        on_round(number)
+        end = space.point(read_kept(folder, tuned, number))
+        beta = beta_on_segment(surface, start, end, request.search, peak)
+        bound = bound_between(surface, (start, end), space.num_theta, beta=beta)
+        found.append({"round": number, **_figures(bound)})
+    result = _result(experiment, request, space, found)
+    _write(run, result)
+    return result
+
+
+def control() -> dict[str, bool]:
+    """The negative control: on a quadratic the bound holds with beta, and not with a hundredth.
+
+    Returns:
+      `holds`, `equality` (the Hessian is beta times one) and `hundredth_holds`, wrong if true.
+    """
+    surface = surface_of([lambda w: 0.5 * _CONTROL_BETA * w @ w])
+    ends = (torch.ones(6, dtype=torch.float64), torch.arange(6, dtype=torch.float64))
+    bound = bound_between(surface, ends, 2, beta=_CONTROL_BETA)
+    small = dataclasses.replace(bound, beta=_CONTROL_BETA / 100)
+    return {
+        "holds": bound.holds,
+        "equality": abs(bound.slack) <= 1e-12 * abs(bound.loss_end),
+        "hundredth_holds": small.holds,
+    }
+
+
+def _load(experiment: Experiment) -> TunedModel:
+    request = model_request(experiment, experiment.model.num_labels)
+    loaded = load_model(dataclasses.replace(request, attention="eager"))
+    tuned = tune(loaded, tuning_request(experiment))
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in tuned.model.modules()):
+        raise ConfigError(
+            f"theorem: {experiment.model.name} has BatchNorm statistics, which are no part of "
+            "theta or delta; use a run of a model without them"
+        )
+    return tuned
+
+
+def _surface(tuned: TunedModel, experiment: Experiment, sample: int) -> tuple[_Space, Surface]:
+    """Make the loss on a fixed sample a function of all parameters."""
+    head = tuple(f"{path}." for path in tuned.loaded.head)
+    live = dict(tuned.model.named_parameters())
+    trained = {id(parameter) for parameter in tuned.parameters.values()}
+    whole = tuned.method in _WHOLE
+
+    def is_delta(name: str) -> bool:
+        return id(live[name]) in trained and (not whole or name.startswith(head))
+
+    names = tuple(sorted(live, key=is_delta))
+    num_theta = sum(live[name].numel() for name in names if not is_delta(name))
+    shapes = [live[name].shape for name in names]
+    sizes = [live[name].numel() for name in names]
+    for tensor in [*tuned.model.parameters(), *tuned.model.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.double()
+    module = _Loss(tuned.model.eval(), tuned.loaded.task)
+    batches = _batches(load_run_data(experiment).train, experiment.seed, sample)
+    with torch.no_grad():
+        total = sum(float(module(batch)[1]) for batch in batches)
+
+    def part(batch: Batch) -> Callable[[Tensor], Tensor]:
+        def loss(point: Tensor) -> Tensor:
+            views = zip(names, torch.split(point, sizes), shapes, strict=True)
+            tensors = {f"model.{name}": view.view(shape) for name, view, shape in views}
+            summed: Tensor = torch.func.functional_call(module, tensors, (batch,))[0]
+            return summed / total
+
+        return loss
+
+    return _Space(tuned, names, num_theta), surface_of([part(batch) for batch in batches])
+
+
+def _batches(examples: ExampleSet, seed: int, sample: int) -> list[Batch]:
+    order = torch.randperm(len(examples), generator=seeds.generator(seed, "theorem", "sample"))
+    rows = order[:sample].sort().values.tolist()
+    batches = [examples.batch(rows[i : i + _CHUNK], seed=None) for i in range(0, len(rows), _CHUNK)]
+    return [
+        {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
+        for batch in batches
+    ]
+
+
+def _chosen(rounds: int, every: int) -> list[int]:
+    return sorted({*range(every, rounds + 1, every), rounds})
+
+
+def _figures(bound: Bound) -> dict[str, Any]:
+    hundredth = dataclasses.replace(bound, beta=bound.beta / 100)
+    return {
+        **dataclasses.asdict(bound),
+        "p_theta": bound.p_theta,
+        "p_delta": bound.p_delta,
+        "p": bound.p_theta + bound.p_delta,
+        "bound": bound.value,
+        "remainder": bound.remainder,
+        "slack": bound.slack,
+        "holds": bound.holds,
+        "hundredth_holds": hundredth.holds,
+    }
+
+
+def _result(
+    experiment: Experiment, request: TheoremRequest, space: _Space, found: list[dict[str, Any]]
+) -> dict[str, Any]:
+    num_theta = space.num_theta
+    return {
+        "name": experiment.name,
+        "method": experiment.tuning.method,
+        "sample": request.sample,
+        "beta_search": dataclasses.asdict(request.search),
+        "theta_parameters": num_theta,
+        "delta_parameters": sum(p.numel() for p in space.tuned.model.parameters()) - num_theta,
+        "theta_is_frozen": space.tuned.method not in _WHOLE,
+        "control": control(),
+        "holds": all(row["holds"] for row in found),
+        "rounds": found,
+        "note": "beta is estimated on a segment: this checks the bound and does not prove it",
+    }
+
+
+def _write(run: Path, result: Mapping[str, Any]) -> None:
+    from fedpeft.studies.theorem.picture import draw_theorem
+
+    picture = draw_theorem(result)
+    (run / "theorem.svg").write_text(picture.svg, "utf-8")
+    (run / "theorem.png").write_bytes(picture.png)
+    write_json(run / "theorem.json", dict(result))

@@ -1,0 +1,105 @@
+"""`[stability]` and `[federation.buffered]`: from the file to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import fedpeft
+from fedpeft.build.run import resolve
+from fedpeft.core.errors import ConfigError, RoundError, RunFolderError
+from fedpeft.experiment.read import read_experiment, validate
+from fedpeft.plan.plan import make_plan
+from fedpeft.report.write import write_report
+
+TINY = {
+    "model.name": "preset:tiny-vit", "data.partition.clients": 6, "data.partition.alpha": 1.0,
+    "federation.rounds": 2, "federation.clients_per_round": 4, "client.epochs": 1,
+    "engine.workers": 1,
+}  # fmt: skip
+BUFFERED = {"federation.mode": "buffered", "federation.buffered.size": 2}
+
+
+def records(out: Path) -> list[dict]:
+    import json
+
+    return [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_a_report_compares_the_two_by_simulated_time(tmp_path: Path) -> None:
+    plain = fedpeft.run(None, TINY, out=tmp_path / "plain")
+    calm = fedpeft.run(None, TINY | {"stability.speed_spread": 1.0}, out=tmp_path / "sync")
+    fedpeft.run(None, TINY | BUFFERED | {"stability.speed_spread": 1.0}, out=tmp_path / "buffered")
+    assert plain["delta_digest"] == calm["delta_digest"], "a clock alone changes no number"
+    assert all("simulated_time" not in record for record in records(tmp_path / "plain"))
+    assert all(record["simulated_seconds"] > 0 for record in records(tmp_path / "sync"))
+    assert all("staleness" in record for record in records(tmp_path / "buffered"))
+    page = write_report([tmp_path], None).read_text()
+    assert "Accuracy against simulated time" in page
+    assert "bias, synchronous" in page and "bias, buffered" in page
+    assert "size -" not in page
+
+
+def test_a_report_without_a_clock_has_no_such_figure(tmp_path: Path) -> None:
+    fedpeft.run(None, TINY, out=tmp_path / "plain")
+    assert "simulated time" not in write_report([tmp_path], None).read_text()
+
+
+def test_failures_are_data_and_too_few_replies_end_the_run(tmp_path: Path) -> None:
+    fedpeft.run(None, TINY | {"stability.dropout": 0.5}, out=tmp_path / "dropout")
+    reasons = [r for record in records(tmp_path / "dropout") for r in record["failures"].values()]
+    assert reasons and set(reasons) == {"dropped out"}
+    with pytest.raises(RoundError, match="would answer in simulated time, at least 4") as caught:
+        short = {"federation.min_replies": 4, "stability.deadline": 1e-6}
+        fedpeft.run(None, TINY | short, out=tmp_path / "short")
+    assert caught.value.exit_code == 3
+
+
+def test_a_changed_trace_is_noticed(tmp_path: Path) -> None:
+    file, out = tmp_path / "trace.csv", tmp_path / "run"
+    rows = "".join(f"client-0{i},0,1e6\n" for i in range(6))
+    file.write_text("client,from,to\n" + rows)
+    settings = TINY | {"stability.trace": str(file)}
+    fedpeft.run(None, settings, out=out)
+    assert "trace_sha256" in (out / "experiment.toml").read_text()
+    again = read_experiment(out / "experiment.toml")
+    file.write_text("client,from,to\n" + rows + "client-00,2e6,3e6\n")
+    with pytest.raises(ConfigError, match=r"stability.trace: .*trace.csv has changed"):
+        resolve(again)
+    with pytest.raises(RunFolderError, match=r"stability.trace_sha256"):
+        fedpeft.run(None, settings | {"federation.rounds": 3}, out=out, resume=True)
+
+
+def test_a_plan_counts_whom_over_selection_asks() -> None:
+    def figures(**stability: float) -> dict[str, object]:
+        table = {"model": {"name": "preset:tiny-vit"}, "stability": stability}
+        return dict(make_plan(validate(table, "test")).figures)
+
+    calm, over = figures(), figures(over_selection=1.5)
+    extra = over["total_bytes"] - calm["total_bytes"]
+    assert extra == 50 * 4 * calm["wire_bytes_down"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"stability.dropout": 1.0}, "stability.dropout: found 1.0; allowed is less than 1"),
+        ({"stability.deadlin": 1.0}, "stability.deadlin: unknown key; did you mean 'deadline'"),
+        ({"stability.straggler_shape": 2.0}, "straggler_shape: found without stability.stragglers"),
+        ({"stability.trace": "a.txt"}, "stability.trace: found 'a.txt'; allowed are a file"),
+        ({"stability.trace_period": 5.0}, "stability.trace_period: found with stability.trace"),
+        ({"stability.choose_from": "available"}, "found 'available' without stability.trace"),
+        ({"federation.buffered.size": 3}, r"federation.buffered.size: found with federation.mode"),
+        (BUFFERED | {"federation.min_replies": 3}, r"at most 2 \(federation.buffered.size\)"),
+        (BUFFERED | {"stability.over_selection": 2.0}, "raise federation.buffered.concurrency"),
+        (
+            BUFFERED | {"stability.trace": "phones", "stability.choose_from": "available"},
+            "always asks clients that are available",
+        ),
+    ],
+)
+def test_contradictions_are_listed(settings: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        fedpeft.run(None, TINY | settings, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,188 @@
+"""A whole deployment in one process: our apps and Flower's messages, without its processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedpeft.core.errors import ConfigError, RoundError
+from fedpeft.engines.flower import sites as flower_sites
+from fedpeft.engines.flower.app import AppFailure, client_app, server_app
+from fedpeft.engines.flower.requests import Answer
+from fedpeft.experiment.read import dump_experiment, read_experiment
+from fedpeft.experiment.site import read_site
+from fedpeft.federation.serving import serve
+from fedpeft.federation.site_side import make_site
+from fedpeft.federation.split import Door, split
+from fedpeft.runs.folder import RunFolder, read_summary
+from fedpeft.runs.loop import run
+from fedpeft.runs.status import read_status
+
+SETS = [
+    "model.name=preset:tiny-vit",
+    "client.lr=0.05",
+    "client.epochs=1",
+    "engine.workers=1",
+    "data.partition.clients=2",
+    "federation.clients_per_round=2",
+    "federation.rounds=3",
+    'wire.up=[{name = "top_k", fraction = 0.3}]',
+]
+
+
+class SiteGrid:
+    """A grid whose nodes run our client app, each with a site of its own."""
+
+    def __init__(self, folders):
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 2, 1
+        self.sites = {
+            node: make_site(read_site(folder / "site.toml"))
+            for node, folder in enumerate(folders, 1)
+        }
+        self.names = {node: folder.name for node, folder in enumerate(folders, 1)}
+        self.app = client_app(self.answer)
+        self.inbox = {}
+        self.stops_after = None
+
+    def answer(self, request, node):
+        return self.sites[int(node["number"])].take(request)
+
+    def get_node_ids(self):
+        return list(self.sites)
+
+    def push_messages(self, pushed):
+        (message,) = pushed
+        number = str(len(self.inbox) + 1)
+        message.metadata.__dict__["_message_id"] = number
+        if len(self.inbox) == self.stops_after:
+            raise KeyboardInterrupt
+        node = message.metadata.dst_node_id
+        config = {"site": self.names[node], "number": node}
+        context = Context(2, node, config, RecordDict(), {})
+        self.inbox[number] = [self.app(message, context)]
+        return [number]
+
+    def pull_messages(self, numbers):
+        (number,) = numbers
+        found, self.inbox[number] = self.inbox[number], []
+        return found
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """An experiment, its parts, and what the local engine makes of it."""
+    folder = tmp_path_factory.mktemp("federation")
+    experiment = read_experiment(None, SETS)
+    *sites, server = split(experiment, folder / "parts", Door())
+    local = run(experiment, folder / "local")
+    return sites, server / "experiment.toml", folder / "local", local
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(flower_sites, "_POLL", 0.001)
+    monkeypatch.setattr(flower_sites, "_ROUND_PATIENCE", 0.05)
+
+
+def configuration(file: Path, out: Path, task: str = "run", *, resume: bool = False, sets=()):
+    text = dump_experiment(read_experiment(file, sets))
+    return {"task": task, "experiment": text, "out": str(out), "resume": resume}
+
+
+def lines(folder: Path):
+    whole = [json.loads(line) for line in RunFolder(folder).rounds.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in whole]
+
+
+def test_a_deployment_equals_the_local_engine_also_when_it_is_killed(parts, tmp_path):
+    sites, file, local, expected = parts
+    for site in sites:
+        assert not (site / "state").exists()
+    grid, out = SiteGrid(sites), tmp_path / "out"
+    grid.stops_after = 2 + 2 + 1  # handshakes, round 1, and one of the two messages of round 2
+    with pytest.raises(KeyboardInterrupt):
+        serve(grid, configuration(file, out))
+    assert len(lines(out)) == 1
+    again = SiteGrid(sites)
+    serve(again, configuration(file, out, resume=True))
+    assert read_summary(RunFolder(out))["delta_digest"] == expected["delta_digest"]
+    assert lines(out) == lines(local)
+    status = read_status(out)
+    assert status["state"] == "finished" and [s["turns"] for s in status["sites"]] == [3, 3]
+    assert sum(s["bytes_up"] for s in status["sites"]) == status["bytes_up"]
+    serve(again, configuration(file, out, resume=True))
+    assert lines(out) == lines(local), "a finished run is left as it is"
+
+
+def test_sites_get_the_same_words_wherever_the_server_is(parts, tmp_path):
+    sites, file, *_ = parts
+    texts = []
+    for sets in (["engine.superlink=127.0.0.1:1"], ["engine.superlink=127.0.0.1:2"]):
+        grid = SiteGrid(sites)
+        honest = grid.answer
+
+        def heard(request, node, honest=honest):
+            texts.append(request.experiment)
+            return honest(request, node)
+
+        grid.app = client_app(heard)
+        serve(grid, configuration(file, tmp_path / "out", "handshake", sets=sets))
+    assert len(set(texts)) == 1 and "superlink" not in texts[0]
+
+
+def test_a_handshake_trains_nothing(parts, tmp_path):
+    sites, file, *_ = parts
+    serve(SiteGrid(sites), configuration(file, tmp_path / "out", "handshake"))
+    table = json.loads((tmp_path / "out" / "sites.json").read_text())
+    assert table["names"] == [site.name for site in sites]
+    assert not RunFolder(tmp_path / "out").rounds.exists()
+
+
+def test_a_site_with_another_backbone_is_refused(parts, tmp_path):
+    sites, file, *_ = parts
+    config = configuration(file, tmp_path / "out", sets=["engine.wait=5"])
+    grid = SiteGrid(sites)
+    honest = grid.answer
+
+    def lie(request, node):
+        said = honest(request, node)
+        facts = dict(said.facts) | ({"backbone": "0" * 64} if node["number"] == 2 else {})
+        return Answer(said.client, said.round, facts=facts)
+
+    grid.app = client_app(lie)
+    with pytest.raises(RoundError, match=r"1 of 2 sites.*backbone: the server has"):
+        serve(grid, config)
+
+
+def test_a_head_alone_is_tuned_at_sites_too(parts, tmp_path):
+    """Nothing below the head trains, and the server has no training examples to cut at."""
+    sites, file, *_ = parts
+    sets = ["tuning.method=head", "federation.rounds=1", "wire.up=[]"]
+    serve(SiteGrid(sites), configuration(file, tmp_path / "out", sets=sets))
+    assert len(lines(tmp_path / "out")) == 1
+
+
+def test_a_server_app_says_its_verdict(parts, tmp_path):
+    _, file, *_ = parts
+    app = server_app(serve)
+    context = Context(2, 1, {}, RecordDict(), configuration(file, Path("relative")))
+    with pytest.raises(AppFailure, match=r"^\[fedpeft exit 2\] --out: found relative"):
+        app._main(SiteGrid([]), context)
+
+
+def test_a_client_app_answers_what_it_cannot_read():
+    app = client_app(lambda request, node: Answer("", 0))
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 2, 1
+    message = Message(RecordDict(), 1, "train")
+    message.metadata.__dict__["_message_id"] = "1"
+    reply = app(message, Context(2, 1, {}, RecordDict(), {}))
+    assert "cannot be read" in reply.content["fedpeft"]["refused"]
+
+
+def test_what_a_server_is_sent_is_checked(tmp_path):
+    with pytest.raises(ConfigError, match="colour: unknown key"):
+        serve(SiteGrid([]), {"task": "run", "experiment": "colour = 1", "out": str(tmp_path)})

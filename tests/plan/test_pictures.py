@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.experiment.read import read_experiment
+from fedpeft.plan.pictures import draw_layer, write_figures
+
+
+def test_figures_tell_what_plan_and_modules_hold(tmp_path: Path) -> None:
+    sets = ["model.name=preset:vit-base-patch16-224", "model.num_labels=100"]
+    files = write_figures(read_experiment(None, sets), tmp_path)
+    assert [file.name for file in files] == [
+        "fig1-cost.svg", "fig1-cost.png", "fig2-layer.svg", "fig2-layer.png"
+    ]  # fmt: skip
+    assert "0.676 MB = 0.645 MiB" in files[0].read_text()
+    layer = files[2].read_text()
+    assert "102,912" in layer and "adapter, 96 wide" in layer and "10 prompts" in layer
+
+
+def test_small_messages_are_told_in_kilobytes(tmp_path: Path) -> None:
+    files = write_figures(read_experiment(None, []), tmp_path)
+    assert "5.16 kB = 5.04 KiB,  618 times less" in files[0].read_text()
+    assert "3.19 MB = 3.04 MiB" in files[0].read_text()
+
+
+@pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama", "tiny-shufflenet"])
+def test_other_families_are_refused(model: str, tmp_path: Path) -> None:
+    sets = [f"model.name=preset:{model}", "model.num_labels=2"]
+    with pytest.raises(ConfigError, match="figures are drawn of vision transformers"):
+        write_figures(read_experiment(None, sets), tmp_path)
+    with pytest.raises(ConfigError, match="figures are drawn of vision transformers"):
+        draw_layer(read_experiment(None, sets))

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.experiment.read import apply_overrides, parse_override, validate
+from fedpeft.plan.plan import check_shapes, make_plan
+from fedpeft.runs.loop import run
+
+TINY = {
+    "model": {"name": "preset:tiny-vit"},
+    "data": {"partition": {"clients": 6, "alpha": 1.0}},
+    "federation": {"rounds": 2, "clients_per_round": 3},
+    "client": {"epochs": 1},
+    "engine": {"workers": 1},
+}
+WIRES = {
+    "plain": [],
+    "float16": ['wire.up=[{name="float16"}]', 'wire.down=[{name="float16"}]'],
+    "int8": ['wire.up=[{name="int8", chunk=64}]'],
+    "top_k": ['wire.up=[{name="top_k", fraction=0.1}]'],
+    "full with buffers": ['model.name="preset:tiny-shufflenet"', 'tuning.method="full"'],
+}
+
+
+def experiment(*sets: str):
+    table = apply_overrides(TINY, [parse_override(text) for text in sets])
+    return validate(table, "test")
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_plan_counts_the_bytes_that_a_run_sends(wire: str, tmp_path: Path) -> None:
+    """To the byte, both ways."""
+    plan = make_plan(experiment(*WIRES[wire])).as_json()
+    summary = run(experiment(*WIRES[wire]), tmp_path / "run")
+    turns = plan["rounds"] * plan["cohort"]
+    assert summary["bytes_down"] == turns * plan["wire_bytes_down"]
+    assert summary["bytes_up"] == turns * plan["wire_bytes_up"]
+    assert plan["payload_bytes"] == summary["payload_bytes"]
+    assert plan["trainable_parameters"] == summary["trainable_parameters"]
+
+
+def test_total_is_all_messages() -> None:
+    plan = make_plan(experiment()).as_json()
+    each = plan["wire_bytes_up"] + plan["wire_bytes_down"]
+    assert plan["total_bytes"] == 2 * 3 * each
+    assert plan["epsilon"] is None
+
+
+def test_compression_is_seen() -> None:
+    plain, half = (make_plan(experiment(*WIRES[w])).as_json() for w in ("plain", "float16"))
+    saved = plain["wire_bytes_up"] - half["wire_bytes_up"]
+    assert abs(saved - plain["trainable_payload_bytes"] // 2) <= 8
+
+
+def test_buffers_are_payload_but_not_trained() -> None:
+    plan = make_plan(experiment(*WIRES["full with buffers"])).as_json()
+    assert (
+        plan["payload_bytes"] > plan["trainable_payload_bytes"] == 4 * plan["trainable_parameters"]
+    )
+
+
+def test_plan_of_a_huge_model_takes_no_memory() -> None:
+    sets = [
+        'model.name="preset:llama-7b"',
+        'data.source="nobody/nothing"',
+        'wire.up=[{name="int8"}]',
+    ]
+    plan = make_plan(experiment(*sets, 'tuning.method="full"', "client.lr=0.1")).as_json()
+    assert plan["total_parameters"] > 6e9 and plan["partition"] is None
+    assert plan["wire_bytes_up"] < 0.27 * plan["payload_bytes"]
+
+
+def test_hub_model_is_planned_from_its_architecture() -> None:
+    sets = [
+        'model.name="google/vit-base-patch16-224-in21k"', "model.num_labels=100",
+        'model.config="preset:vit-base-patch16-224"', 'data.source="uoft-cs/cifar100"',
+    ]  # fmt: skip
+    plan = make_plan(experiment(*sets)).as_json()
+    assert plan["trainable_parameters"] == 179_812
+    assert plan["partition"] is None
+
+
+def test_partition_is_counted_where_data_is_at_hand() -> None:
+    found = make_plan(experiment()).as_json()["partition"]
+    assert found["clients"] == 6 and sum(found["sizes"]) == 1258
+    assert [sum(row) for row in found["counts"]] == found["sizes"]
+    assert json.dumps(found)
+
+
+def test_shapes_of_a_hub_model_are_left_to_a_note() -> None:
+    (note,) = check_shapes(experiment('model.name="nobody/nothing"'))
+    assert "was not looked up" in note
+
+
+def test_method_that_does_not_fit_is_found_by_check() -> None:
+    with pytest.raises(ConfigError, match="prompt"):
+        check_shapes(
+            experiment(
+                'model.name="preset:tiny-bert"', 'tuning.method="prompt"', "model.num_labels=2"
+            )
+        )

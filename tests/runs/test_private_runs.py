@@ -1,0 +1,200 @@
+"""Private runs from the file to the folder: refusals, budget, resume, what the records hold."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+import torch
+
+from fedpeft.build.run import resolve
+from fedpeft.core.errors import PrivacyError
+from fedpeft.experiment.privacy import SIMULATION, epsilon_after
+from fedpeft.experiment.read import read_experiment
+from fedpeft.plan.plan import make_plan
+from fedpeft.runs.checkpoint import checkpoints, read_checkpoint
+from fedpeft.runs.folder import RunFolder
+from fedpeft.runs.loop import run
+from fedpeft.wire.privacy import SERVER_ROOT
+
+TINY = (
+    "model.name=preset:tiny-vit", "client.epochs=1", "engine.workers=1", "federation.rounds=3",
+    "data.partition.clients=8", "federation.clients_per_round=4",
+)  # fmt: skip
+CENTRAL = (*TINY, "privacy.mode=central", "privacy.noise_multiplier=1.0")
+SECRET = (*CENTRAL, "federation.sampling=poisson")
+SEEDED = "privacy.reproducible_noise=true"
+
+
+def read(*sets):
+    return read_experiment(None, sets)
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (("privacy.mode=central",), r"privacy\.epsilon: not set.*target epsilon"),
+        (("privacy.noise_multiplier=1.0", "privacy.mode=local", "federation.sampling=poisson"),
+         r"federation\.sampling: found 'poisson'.*'central' only"),
+        (("federation.sampling=poisson",), r"found 'poisson' with privacy\.mode = 'none'"),
+        ((*CENTRAL, "federation.min_replies=2"), r"federation\.min_replies: found 2.*allowed is 1"),
+        ((*CENTRAL, "federation.evaluate_clients=true"), r"evaluate_clients: found true.*labels"),
+        ((*CENTRAL, "data.transforms.normalize=dataset"), r"normalize: found 'dataset'"),
+        ((*CENTRAL, "federation.mode=buffered"), r"federation\.mode: found 'buffered'"),
+        ((*CENTRAL, "stability.dropout=0.1"), r"stability: found with.*schedule"),
+        ((*CENTRAL, "privacy.clip_norm=inf"), r"privacy\.clip_norm: found inf.*finite"),
+        ((*CENTRAL, "privacy.delta=0.2"), r"privacy\.delta: found 0\.2 with 8 clients"),
+        ((*CENTRAL, "privacy.noise_multiplier=0.0", "privacy.epsilon=1"), r"epsilon is\s+infinite"),
+    ],
+)  # fmt: skip
+def test_unsound_settings_are_refused_with_the_reason(sets, words):
+    with pytest.raises(PrivacyError, match=words):
+        read(*sets)
+
+
+def test_batchnorm_is_refused():
+    model = ("model.name=preset:tiny-shufflenet", "model.num_labels=10", "tuning.method=full")
+    with pytest.raises(PrivacyError, match=r"BatchNorm.*layer normalisation"):
+        make_plan(read(*CENTRAL, *model))
+    make_plan(read(*TINY, *model))
+
+
+def test_a_target_is_met_and_written_down():
+    target = resolve(read(*TINY, "privacy.mode=central", "privacy.epsilon=4.0"))
+    assert 3.98 < epsilon_after(target, 3) <= 4.0
+    assert resolve(target) == target
+
+
+def test_the_record_of_a_secret_cohort_tells_nothing_of_it(tmp_path):
+    summary = run(read(*SECRET), tmp_path / "r")
+    folder = RunFolder(tmp_path / "r")
+    records = lines_of(folder.rounds)
+    for record in records:
+        assert (record["cohort"], record["failures"]) == (4.0, {})
+        assert record["noise_deviation"] == 0.25
+        assert set(record["metrics"]) == {"loss", "accuracy"}
+        assert record["bytes_up"] == records[0]["bytes_up"]
+    assert (
+        summary["bytes_up"] + summary["bytes_down"]
+        == make_plan(read(*SECRET)).figures["total_bytes"]
+    )
+    assert records[-1]["epsilon"] == summary["epsilon"] < summary["epsilon_rdp"]
+    first, *true = lines_of(folder.diagnostics)
+    assert "not private" in first["note"] and len(true) == 3
+    assert all(isinstance(line["cohort"], list) for line in true)
+    assert len({len(line["cohort"]) for line in true} | {4}) > 1  # cohorts do vary
+    assert not folder.partition.exists()
+
+
+def test_the_root_is_in_the_checkpoint_only(tmp_path):
+    run(read(*SECRET), tmp_path / "r")
+    (*_, newest) = checkpoints(tmp_path / "r" / "checkpoints")
+    assert stat.S_IMODE(newest.stat().st_mode) == 0o600
+    root = bytes(read_checkpoint(newest).state.memory[SERVER_ROOT].tolist())
+    for file in (tmp_path / "r").iterdir():
+        if file.is_file():
+            assert root not in file.read_bytes() and root.hex().encode() not in file.read_bytes()
+    assert root in newest.read_bytes()
+
+
+@pytest.mark.parametrize("more", [(), ("engine.workers=2",)], ids=["one", "two"])
+def test_resumed_equals_uninterrupted_and_workers_change_nothing(tmp_path, more):
+    sets = (*SECRET, SEEDED)
+    straight = run(read(*sets), tmp_path / "a")
+
+    class Stop(Exception):
+        pass
+
+    def stop(done):
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(read(*sets, *more), tmp_path / "b", on_round=stop)
+    resumed = run(read(*sets, *more), tmp_path / "b", resume=True)
+    for key in ("delta_digest", "epsilon", "bytes_up", "accuracy"):
+        assert resumed[key] == straight[key]
+    assert len(lines_of(tmp_path / "b" / "diagnostics.jsonl")) == 4
+    other = run(read(*SECRET), tmp_path / "c")
+    assert other["delta_digest"] != straight["delta_digest"]
+
+
+def test_the_budget_stops_the_run_and_survives_a_resume(tmp_path):
+    free = resolve(read(*CENTRAL))
+    budget = (epsilon_after(free, 1) + epsilon_after(free, 3)) / 2
+    summary = run(read(*CENTRAL, f"privacy.epsilon={budget}"), tmp_path / "r")
+    assert summary["stopped"] == "privacy budget"
+    assert 1 <= summary["rounds"] < 3 and summary["epsilon"] <= budget
+    again = run(read(*CENTRAL, f"privacy.epsilon={budget}"), tmp_path / "r", resume=True)
+    assert again == summary
+    assert (
+        make_plan(read(*CENTRAL, f"privacy.epsilon={budget}")).figures["epsilon"]
+        == (summary["epsilon"])
+    )
+
+
+def test_reproducible_noise_says_so_everywhere(tmp_path):
+    summary = run(read(*CENTRAL, SEEDED), tmp_path / "r")
+    records = lines_of(tmp_path / "r" / "rounds.jsonl")
+    plan = make_plan(read(*CENTRAL, SEEDED)).figures["privacy"]
+    said = [summary["privacy"]["note"], plan["note"], *(r["privacy"] for r in records)]
+    assert set(said) == {SIMULATION}
+
+
+def test_local_noise_is_kept_by_the_clients(tmp_path):
+    sets = (*TINY, "privacy.mode=local", "privacy.noise_multiplier=1.0")
+    summary = run(read(*sets), tmp_path / "r")
+    (*_, newest) = checkpoints(tmp_path / "r" / "checkpoints")
+    found = read_checkpoint(newest)
+    assert SERVER_ROOT not in found.state.memory
+    roots = [t for name, t in found.memories.items() if name.endswith("root")]
+    assert roots and all(root.shape == (32,) for root in roots)
+    assert len({bytes(root.tolist()) for root in roots}) == len(roots)
+    assert torch.isfinite(torch.tensor(summary["epsilon"]))
+    assert epsilon_after(resolve(read(*sets)), 1) > epsilon_after(resolve(read(*CENTRAL)), 1)
+
+
+def test_example_level_is_accounted_by_epochs_and_sends_nothing_else(tmp_path):
+    sets = (*TINY, "privacy.mode=example", "privacy.noise_multiplier=2.0", SEEDED)
+    summary = run(read(*sets), tmp_path / "r")
+    records = lines_of(tmp_path / "r" / "rounds.jsonl")
+    assert not any("train_loss" in record["metrics"] for record in records)
+    assert records[0]["noise_deviation"] == 2.0 / 64
+    assert summary["epsilon"] == records[-1]["epsilon"] > records[0]["epsilon"] > 0
+    more = resolve(read(*sets, "client.epochs=4"))
+    assert epsilon_after(more, 1) > 1.8 * epsilon_after(resolve(read(*sets)), 1)
+    two = run(read(*sets, "engine.workers=2"), tmp_path / "two")
+    assert two["delta_digest"] == summary["delta_digest"]
+
+
+@pytest.mark.parametrize(("variant", "deviation"), [("author", 3.378), ("corrected", 1.511 / 64)])
+def test_the_papers_mode_says_that_it_guarantees_nothing(variant, deviation):
+    sets = (*TINY, "privacy.mode=paper", f"privacy.variant={variant}")
+    figures = make_plan(read(*sets)).figures
+    assert figures["epsilon"] is None
+    assert "guarantees nothing" in figures["privacy"]["note"]
+    assert figures["privacy"]["noise_deviation"] == pytest.approx(deviation, rel=1e-3)
+    with pytest.raises(PrivacyError, match=r"noise_multiplier: found one with .*'paper'"):
+        read(*sets, "privacy.noise_multiplier=1.0")
+
+
+@pytest.mark.parametrize("mode", ["local", "example"])
+def test_each_client_spends_by_the_rounds_in_which_it_was_asked(tmp_path, mode):
+    sets = (*TINY, f"privacy.mode={mode}", "privacy.noise_multiplier=2.0")
+    summary = run(read(*sets), tmp_path / "r")
+    asked = [
+        client for line in lines_of(tmp_path / "r" / "rounds.jsonl") for client in line["cohort"]
+    ]
+    spent = summary["epsilon_clients"]
+    assert set(spent) == set(asked) and max(spent.values()) == summary["epsilon"]
+    busiest, idlest = (choose(spent, key=asked.count) for choose in (max, min))
+    assert asked.count(busiest) > asked.count(idlest)
+    assert spent[busiest] > spent[idlest] > 0
+
+
+def test_where_the_server_adds_the_noise_no_client_has_figures_of_its_own(tmp_path):
+    assert "epsilon_clients" not in run(read(*SECRET), tmp_path / "r")

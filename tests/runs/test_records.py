@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedpeft.core.errors import RunFolderError
+from fedpeft.runs.records import Record, append_record, cut_records, read_records, totals
+
+
+def record(number: int, **metrics: float) -> Record:
+    return {
+        "round": number,
+        "cohort": ["a", "b"],
+        "failures": {},
+        "metrics": metrics,
+        "update_norm": 1.0,
+        "bytes_down": 100,
+        "bytes_up": 10 * number,
+        "seconds": 0.5,
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    for number in (1, 2, 3):
+        append_record(tmp_path / "rounds.jsonl", record(number))
+    return tmp_path / "rounds.jsonl"
+
+
+def test_read_gives_what_was_appended(file: Path) -> None:
+    assert read_records(file) == [record(1), record(2), record(3)]
+
+
+def test_a_missing_file_has_no_rounds(tmp_path: Path) -> None:
+    assert read_records(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30])
+def test_a_torn_last_line_is_left_out(file: Path, cut: int) -> None:
+    file.write_bytes(file.read_bytes()[:-cut])
+    assert len(read_records(file)) == (3 if cut == 1 else 2)
+    cut_records(file, 2)
+    append_record(file, record(3))
+    assert len(read_records(file)) == 3
+
+
+def test_a_torn_line_in_the_middle_is_an_error(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1][:20], lines[2]]) + "\n")
+    with pytest.raises(RunFolderError, match="line 2: it is not one whole JSON object"):
+        read_records(file)
+
+
+def test_a_missing_round_is_an_error(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[2]]) + "\n")
+    with pytest.raises(RunFolderError, match="found round 3, expected 2"):
+        read_records(file)
+
+
+def test_cutting_to_more_than_there_is_changes_nothing(file: Path) -> None:
+    before = file.read_bytes()
+    with pytest.raises(RunFolderError, match="found 3 rounds, the newest checkpoint is of round 4"):
+        cut_records(file, 4)
+    assert file.read_bytes() == before
+
+
+def test_totals_are_sums_and_extremes() -> None:
+    lines = [
+        record(1, loss=2.0, accuracy=0.5),
+        record(2, loss=1.0, accuracy=0.75),
+        record(3, train_loss=0.1),
+        record(4, loss=1.5, accuracy=0.625),
+    ]
+    found = totals(lines)
+    assert (found.rounds, found.bytes_up, found.bytes_down, found.seconds) == (4, 100, 400, 2.0)
+    assert (found.last["accuracy"], found.best_accuracy) == (0.625, 0.75)
+    assert found.best_perplexity is None
+
+
+def test_best_perplexity_is_the_lowest() -> None:
+    lines = [record(1, loss=2.0, perplexity=9.0), record(2, loss=3.0, perplexity=20.0)]
+    assert totals(lines).best_perplexity == 9.0
