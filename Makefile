@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow test-deployment test-deployment-short docs clean
+.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow test-deployment test-deployment-short docs house clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,9 @@ docs: setup  ## the page of all keys, from the schema
 
 bench: setup  ## docs/benchmarks.md: rows whose code changed; ROW=3: one row; FORCE=1: again
 	$(BIN)/python -m bench $(ROW)
+
+house:  ## rooms, lines of code and arrows between rooms
+	@$(PYTHON) scripts/house.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

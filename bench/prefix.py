@@ -28,10 +28,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from fedpeft.build.run import BuiltRun, assemble, resolve
+from fedpeft.build.run import BuiltRun, assemble
 from fedpeft.data.examples import Federated
 from fedpeft.data.tensors import TextExamples, flat_tokens
 from fedpeft.experiment.read import apply_overrides, validate
+from fedpeft.experiment.resolve import resolve
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.rounds.buffered import advance
 from fedpeft.server.state import ServerState

@@ -88,7 +88,7 @@ def _measure(clients: int, cohort: int, *, rounds: int) -> dict[str, Any]:
 def _point(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Run an experiment in this process; time its rounds, checkpoints and records included."""
     from bench.assignment import experiment_of
-    from fedpeft.runs.loop import run as run_experiment
+    from fedpeft.launch.start import run as run_experiment
 
     marks: list[tuple[float, float]] = []
     began = time.perf_counter()

@@ -97,11 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--to", type=Path, help="write the digests to this file")
     parser.add_argument("--against", type=Path, help="compare with the digests of this file")
+    parser.add_argument("--only", default="", help="cases whose name holds this, e.g. vit/lora/")
     chosen = parser.parse_args()
     digests = {}
     with tempfile.TemporaryDirectory() as folder:
         models = {"vit": {}, "bert": tiny_text(Path(folder))}
         for case in itertools.product(models, METHODS, PRIVACY, WAYS):
+            if chosen.only not in "/".join(case):
+                continue
             model, method, privacy, way = case
             keys = {**SHORT, "tuning.method": method, **models[model], **WAYS[way]}
             keys |= {**PRIVACY[privacy], **(NOISE if privacy != "none" else {})}
@@ -112,8 +115,8 @@ def main() -> None:
         chosen.to.write_text(json.dumps(digests, indent=1) + "\n")
     if chosen.against:
         before = json.loads(chosen.against.read_text())
-        changed = sorted(name for name in before if digests.get(name) != before[name])
-        print(f"{len(before) - len(changed)} of {len(before)} equal", *changed, sep="\n  ")
+        changed = [name for name, digest in digests.items() if digest != before[name]]
+        print(f"{len(digests) - len(changed)} of {len(digests)} equal", *changed, sep="\n  ")
         sys.exit(bool(changed))
 
 

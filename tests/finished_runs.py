@@ -15,10 +15,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from fedpeft.build.run import build_tuned, resolve
+from fedpeft.build.model import build_tuned
 from fedpeft.core.deltas import digest_of
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment
+from fedpeft.experiment.resolve import resolve
 from fedpeft.runs.folder import write_delta
 from fedpeft.tuning.tuned import read_buffers, read_delta
 

@@ -8,10 +8,11 @@ import torch
 from fedpeft.build import passes
 from fedpeft.build.passes import default_passes, measure_passes
 from fedpeft.build.requests import local_settings
-from fedpeft.build.run import build_run, resolve
+from fedpeft.build.run import build_run
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.read import read_experiment
-from fedpeft.runs import loop
+from fedpeft.experiment.resolve import resolve
+from fedpeft.launch import start
 from fedpeft.runs.folder import RunFolder, experiment_digest, stored_experiment
 from fedpeft.tuning.tuned import read_delta
 
@@ -72,34 +73,34 @@ def test_a_measurement_chooses_and_leaves_the_delta_alone():
 def test_what_was_measured_is_recorded_and_resumed(tmp_path, monkeypatch):
     asked = ["engine.clients_per_pass=measure", "client.batch_size=4"]
     monkeypatch.setattr(passes, "measure_passes", lambda *args, **options: 3)
-    straight = loop.run(experiment(*asked, "federation.rounds=3"), tmp_path / "straight")
-    loop.run(experiment(*asked, "federation.rounds=2"), tmp_path / "cut")
+    straight = start.run(experiment(*asked, "federation.rounds=3"), tmp_path / "straight")
+    start.run(experiment(*asked, "federation.rounds=2"), tmp_path / "cut")
     assert stored_experiment(RunFolder(tmp_path / "cut")).engine.clients_per_pass == 3
     monkeypatch.setattr(passes, "measure_passes", lambda *args, **options: 2)
-    resumed = loop.run(experiment(*asked, "federation.rounds=3"), tmp_path / "cut", resume=True)
+    resumed = start.run(experiment(*asked, "federation.rounds=3"), tmp_path / "cut", resume=True)
     assert resumed["delta_digest"] == straight["delta_digest"]
-    again = loop.run(experiment(*asked, "federation.rounds=3"), tmp_path / "other")
+    again = start.run(experiment(*asked, "federation.rounds=3"), tmp_path / "other")
     assert again["delta_digest"] != straight["delta_digest"]
 
 
 def test_another_number_is_another_experiment(tmp_path):
     some = ["client.batch_size=4", "federation.rounds=1"]
-    loop.run(experiment(*some, "engine.clients_per_pass=3"), tmp_path / "run")
+    start.run(experiment(*some, "engine.clients_per_pass=3"), tmp_path / "run")
     with pytest.raises(RunFolderError, match="clients_per_pass is 2 here and 3 in the folder"):
-        loop.run(experiment(*some, "engine.clients_per_pass=2"), tmp_path / "run", resume=True)
-    left_open = loop.run(experiment(*some), tmp_path / "run", resume=True)
+        start.run(experiment(*some, "engine.clients_per_pass=2"), tmp_path / "run", resume=True)
+    left_open = start.run(experiment(*some), tmp_path / "run", resume=True)
     assert left_open["rounds"] == 1
 
 
 def test_a_folder_from_before_the_key_goes_on_one_by_one(tmp_path):
     some = ["client.batch_size=1", "federation.clients_per_round=8"]
     one = [*some, "engine.clients_per_pass=1"]
-    straight = loop.run(experiment(*one, "federation.rounds=2"), tmp_path / "straight")
-    loop.run(experiment(*one, "federation.rounds=1"), tmp_path / "old")
+    straight = start.run(experiment(*one, "federation.rounds=2"), tmp_path / "straight")
+    start.run(experiment(*one, "federation.rounds=1"), tmp_path / "old")
     file = RunFolder(tmp_path / "old").experiment
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if "clients_per_pass" not in line))
-    resumed = loop.run(experiment(*some, "federation.rounds=2"), tmp_path / "old", resume=True)
+    resumed = start.run(experiment(*some, "federation.rounds=2"), tmp_path / "old", resume=True)
     assert resumed["delta_digest"] == straight["delta_digest"]
 
 

@@ -23,9 +23,9 @@ from fedpeft.data.pictures import Canvas, LazyPixels, StoredPixels
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.transforms import View
 from fedpeft.experiment.read import apply_overrides, validate
+from fedpeft.launch import start
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.plan.plan import make_plan
-from fedpeft.runs import loop
 from fedpeft.tuning.methods import TuningRequest, tune
 from fedpeft.tuning.prefix import Split, find_split
 from fedpeft.tuning.tuned import read_delta
@@ -59,7 +59,7 @@ def experiment(**settings):
 
 
 def run(tmp_path, name, **settings):
-    return loop.run(experiment(**settings), tmp_path / name)
+    return start.run(experiment(**settings), tmp_path / name)
 
 
 def text_data(*, classes: bool = True) -> Federated:
@@ -188,7 +188,7 @@ def test_workers_compute_each_chunk_once_between_them(monkeypatch):
 def test_resume_gives_the_same_bits(tmp_path):
     whole = run(tmp_path, "whole", **{"federation.rounds": 3})
     run(tmp_path, "part", **{"federation.rounds": 1})
-    rest = loop.run(experiment(**{"federation.rounds": 3}), tmp_path / "part", resume=True)
+    rest = start.run(experiment(**{"federation.rounds": 3}), tmp_path / "part", resume=True)
     assert rest["delta_digest"] == whole["delta_digest"]
 
 

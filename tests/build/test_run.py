@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedpeft.build.run import build_run, sketch_run
+from fedpeft.build.model import sketch_run
+from fedpeft.build.run import build_run
 from fedpeft.build.score import scored_once
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.read import read_experiment

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import fedpeft
-from fedpeft.build.run import resolve
 from fedpeft.core.errors import ConfigError, RoundError, RunFolderError
 from fedpeft.experiment.read import read_experiment, validate
+from fedpeft.experiment.resolve import resolve
 from fedpeft.plan.plan import make_plan
 from fedpeft.report.write import write_report
 

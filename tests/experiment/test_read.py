@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.build.requests import learning_rate
-from fedpeft.build.run import resolve
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.rates import learning_rate
 from fedpeft.experiment.read import (
     apply_overrides,
     dump_experiment,
@@ -19,6 +18,7 @@ from fedpeft.experiment.read import (
     read_experiment,
     validate,
 )
+from fedpeft.experiment.resolve import resolve
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 

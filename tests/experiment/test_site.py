@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.experiment.site import is_loopback, read_site, site_problems
+from fedpeft.core.words import is_loopback
+from fedpeft.experiment.site import read_site, site_problems
 
 SMALL = 'name = "a"\n[data]\nsource = "digits"\n'
 

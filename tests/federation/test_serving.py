@@ -18,8 +18,8 @@ from fedpeft.experiment.site import read_site
 from fedpeft.federation.serving import serve
 from fedpeft.federation.site_side import make_site
 from fedpeft.federation.split import Door, split
+from fedpeft.launch.start import run
 from fedpeft.runs.folder import RunFolder, read_summary
-from fedpeft.runs.loop import run
 from fedpeft.runs.status import read_status
 
 SETS = [

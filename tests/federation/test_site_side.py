@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tomli_w
 
-from fedpeft.build.run import load_run_data, resolve
+from fedpeft.build.model import load_run_data
 from fedpeft.client.frozen.prefix import PrefixExamples
 from fedpeft.core.errors import ConfigError, DataError, PrivacyError
 from fedpeft.engines.flower.requests import Request
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, dump_experiment
+from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.site import SiteConfig
 from fedpeft.federation import site_side as sites
 from fedpeft.federation.site_budget import charge, spent
@@ -204,7 +205,7 @@ def test_classes_of_the_site_are_in_the_servers_order(tmp_path):
 
 
 def test_the_servers_facts_fit_its_site(tmp_path):
-    from fedpeft.build.run import build_tuned
+    from fedpeft.build.model import build_tuned
     from fedpeft.rounds.handshake import compare
 
     asked = server()

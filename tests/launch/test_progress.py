@@ -5,8 +5,8 @@ import io
 import pytest
 
 from fedpeft.launch.progress import progress_line, show_progress, time_words
-from fedpeft.runs.loop import RoundDone
 from fedpeft.runs.records import Totals
+from fedpeft.runs.watch import RoundDone
 
 
 def done(rounds: int) -> RoundDone:

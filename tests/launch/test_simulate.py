@@ -12,7 +12,7 @@ from fedpeft.build.run import build_run
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.experiment import read
-from fedpeft.runs import loop
+from fedpeft.launch import start
 from fedpeft.runs.records import read_records
 
 
@@ -135,7 +135,7 @@ def from_file(tmp_path, **privacy):
     }
     result = fedpeft.simulate(built.tuned, built.data, settings, privacy=privacy)
     return (
-        loop.run(experiment, tmp_path / "file"),
+        start.run(experiment, tmp_path / "file"),
         result,
         read_records(tmp_path / "file/rounds.jsonl"),
     )

@@ -13,16 +13,16 @@ from peft import PeftModel
 from transformers import AutoModelForVideoClassification
 
 import fedpeft
-from fedpeft.build.run import resolve
 from fedpeft.client.private import one_by_one, row_gradients
 from fedpeft.data.motion import MotionSpec, make_motion
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import read_experiment, validate
+from fedpeft.experiment.resolve import resolve
 from fedpeft.export.export import export_run
+from fedpeft.launch.start import run
 from fedpeft.models.quiet import quiet
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.plan.plan import make_plan
-from fedpeft.runs.loop import run
 from fedpeft.tuning.methods import METHODS, TuningRequest, tune
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import pytest
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.read import apply_overrides, parse_override, validate
+from fedpeft.launch.start import run
 from fedpeft.plan.plan import check_shapes, make_plan
-from fedpeft.runs.loop import run
 
 TINY = {
     "model": {"name": "preset:tiny-vit"},

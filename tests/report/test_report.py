@@ -12,8 +12,7 @@ from fedpeft.pictures.labels import Box, spread
 from fedpeft.pictures.style import strokes
 from fedpeft.report.figures import curve_of
 from fedpeft.report.write import write_report
-from fedpeft.results.partition import describe_partition
-from fedpeft.results.runs import Group, find_runs, panels_of, read_run
+from fedpeft.results.runs import Group, describe_partition, find_runs, panels_of, read_run
 from fedpeft.results.table import Spread, bytes_text, metric_text, row_of
 
 VOID = {"meta", "br", "img", "path", "use", "rect"}

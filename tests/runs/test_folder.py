@@ -13,9 +13,9 @@ from fedpeft.core.deltas import DeltaSpec, digest_of
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import read_experiment, validate
+from fedpeft.launch.start import run
 from fedpeft.runs.checkpoint import checkpoints
 from fedpeft.runs.folder import RunFolder, experiment_digest, stored_experiment
-from fedpeft.runs.loop import run
 
 TINY = {
     "name": "tiny",

@@ -8,14 +8,15 @@ import stat
 import pytest
 import torch
 
-from fedpeft.build.run import resolve
 from fedpeft.core.errors import PrivacyError
-from fedpeft.experiment.privacy import SIMULATION, epsilon_after
+from fedpeft.experiment.privacy import epsilon_after
 from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.resolve import resolve
+from fedpeft.launch.start import run
 from fedpeft.plan.plan import make_plan
 from fedpeft.runs.checkpoint import checkpoints, read_checkpoint
 from fedpeft.runs.folder import RunFolder
-from fedpeft.runs.loop import run
+from fedpeft.runs.privacy import SIMULATION
 from fedpeft.wire.privacy import SERVER_ROOT
 
 TINY = (

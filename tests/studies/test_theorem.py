@@ -11,9 +11,9 @@ import torch
 from fedpeft.cli import main
 from fedpeft.core.errors import RunFolderError
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.launch.start import run
 from fedpeft.plan.plan import make_plan
 from fedpeft.runs.folder import RunFolder
-from fedpeft.runs.loop import run
 from fedpeft.studies.theorem.bound import TheoremRequest, check_theorem, control
 from fedpeft.studies.theorem.smoothness import Search
 

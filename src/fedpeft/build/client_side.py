@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
+from fedpeft.build.model import build_tuned, load_run_data, make_half
 from fedpeft.build.prefix import with_prefix
 from fedpeft.build.requests import local_settings
-from fedpeft.build.run import build_tuned, load_run_data, make_half
 from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.examples import ClientData, Federated

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from fedpeft.build.client_side import take
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
 from fedpeft.engines.flower.messages import require_flower
 from fedpeft.engines.flower.simulation import Doors, Resources, Simulation
-from fedpeft.engines.kinds import RunEngine
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment
+from fedpeft.rounds.job import RunEngine
 from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["foreign_engine", "payload_bytes"]
@@ -46,7 +47,6 @@ def payload_bytes(tuned: TunedModel) -> int:
 
 
 def _simulated(experiment: Experiment, tuned: TunedModel, data: Federated) -> FlowerEngine:
-    from fedpeft.build.client_side import take  # late: it builds with the module that asks
 
     engine = experiment.engine
     window = max(1, min(_WINDOW, len(data.clients)))

@@ -27,14 +27,7 @@ from fedpeft.data.examples import ClientData, Federated
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
 
-__all__ = [
-    "TABLE",
-    "UNDECIDED",
-    "default_passes",
-    "measure_passes",
-    "num_together",
-    "resolve_passes",
-]
+__all__ = ["TABLE", "UNDECIDED", "default_passes", "measure_passes", "resolve_passes"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +62,6 @@ TABLE: Sequence[Row] = (
     Row("bert", "cpu", 25_000_000, {1: 8}),
 )
 """What gained at least 1.2x over training one by one, for all methods that can share a pass."""
-
-
-def num_together(experiment: Experiment) -> int:
-    """Return how many clients share a pass in an experiment for which that is decided."""
-    found = experiment.engine.clients_per_pass
-    return found if isinstance(found, int) else 1
 
 
 def resolve_passes(

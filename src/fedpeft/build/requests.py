@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
+from fedpeft.build.privacy import gradient_privacy
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
-from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment, Normalization
-from fedpeft.experiment.privacy import gradient_privacy
-from fedpeft.experiment.read import read_toml
+from fedpeft.experiment.rates import learning_rate
 from fedpeft.models.source import ModelRequest
 from fedpeft.tuning.methods import TuningRequest
 
-__all__ = [
-    "BUNDLED_MODEL",
-    "data_request",
-    "learning_rate",
-    "local_settings",
-    "model_request",
-    "tuning_request",
-]
-
-BUNDLED_MODEL = "vit-glyphs-8"
-
-
-def learning_rate(experiment: Experiment) -> float:
-    """Return the local learning rate: as given, else the searched table, else the paper's."""
-    lr, method = experiment.client.lr, experiment.tuning.method
-    if isinstance(lr, float | int):
-        return float(lr)
-    defaults = tables.PAPER_LR
-    if experiment.model.name == BUNDLED_MODEL:
-        defaults = {**defaults, **read_toml(None)["client"]["lr"]}
-    table = {**defaults, **(lr or {})}
-    return float(table.get(method, table["bias"]))
+__all__ = ["data_request", "local_settings", "model_request", "tuning_request"]
 
 
 def model_request(experiment: Experiment, num_labels: int | None) -> ModelRequest:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Mapping
 from pathlib import Path
 
-from fedpeft.core.errors import ConfigError
 from fedpeft.data.drawn import Sizes
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.experiment import Experiment, StabilityConfig
@@ -18,78 +14,7 @@ from fedpeft.server.sampling import fixed_cohort
 from fedpeft.server.traces import PHONES, Trace, phones, read_trace
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = [
-    "asked_clients",
-    "make_buffering",
-    "make_conditions",
-    "planned_turns",
-    "resolve_stability",
-]
-
-
-def resolve_stability(experiment: Experiment, options: Mapping[str, float]) -> dict[str, object]:
-    """Make the defaults of `[federation]` and `[stability]` explicit.
-
-    Args:
-      experiment: checked.
-      options: of the algorithm, complete.
-
-    Returns:
-      both tables by name; buffered training always has a `[stability]` table.
-
-    Raises:
-      ConfigError: if the trace's file is not the one that the experiment began with.
-    """
-    federation, stability = experiment.federation, experiment.stability
-    changes: dict[str, object] = {"options": dict(options)}
-    if federation.mode == "buffered":
-        buffered, cohort = federation.buffered, federation.clients_per_round
-        sizes = {
-            "size": buffered.size or cohort,
-            "concurrency": buffered.concurrency or cohort,
-        }
-        changes["buffered"] = buffered.model_copy(update=sizes)
-        stability = stability or StabilityConfig()
-    resolved: dict[str, object] = {"federation": federation.model_copy(update=changes)}
-    if stability is not None:
-        resolved["stability"] = stability.model_copy(update=_trace_file(stability))
-    return resolved
-
-
-def _trace_file(stability: StabilityConfig) -> dict[str, object]:
-    """Name a trace's file wherever a command is called from, and its content."""
-    if stability.trace in (None, PHONES):
-        return {}
-    file = Path(str(stability.trace)).expanduser().resolve()
-    if not file.is_file():
-        return {}  # a plan needs no trace; a run says that it is missing
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if stability.trace_sha256 not in (None, digest):
-        raise ConfigError(
-            f"stability.trace: {file} has changed: its SHA-256 is {digest}, the experiment began "
-            f"with {stability.trace_sha256}. Put the file back, or leave stability.trace_sha256 out"
-        )
-    return {"trace": str(file), "trace_sha256": digest}
-
-
-def asked_clients(experiment: Experiment, num_clients: int) -> int:
-    """Return how many clients a synchronous round asks; more than it uses with over-selection."""
-    cohort, stability = experiment.federation.clients_per_round, experiment.stability
-    factor = stability.over_selection if stability else 1.0
-    return min(num_clients, math.ceil(cohort * factor - 1e-9))
-
-
-def planned_turns(experiment: Experiment) -> tuple[int, int]:
-    """Return how many replies a round of a resolved experiment uses, and how many clients it asks.
-
-    Nobody fails in a plan.
-    """
-    federation = experiment.federation
-    if federation.mode == "buffered":
-        size = federation.buffered.size or federation.clients_per_round
-        return size, size
-    clients = experiment.data.partition.clients or federation.clients_per_round
-    return federation.clients_per_round, asked_clients(experiment, clients)
+__all__ = ["make_buffering", "make_conditions"]
 
 
 def make_conditions(
@@ -101,7 +26,7 @@ def make_conditions(
       ConfigError: if the trace cannot be read.
     """
     from fedpeft.experiment import tables
-    from fedpeft.plan.plan import TYPICAL_NOTES, wire_bytes
+    from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
 
     stability = experiment.stability
     if stability is None:

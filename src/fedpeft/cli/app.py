@@ -47,9 +47,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from fedpeft import __version__
+        from fedpeft.core.version import VERSION
 
-        typer.echo(f"fedpeft {__version__}")
+        typer.echo(f"fedpeft {VERSION}")
         raise typer.Exit
 
 

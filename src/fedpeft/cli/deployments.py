@@ -61,8 +61,8 @@ def status(
 def _handshake(run: Path, sets: Sequence[str], *, as_json: bool) -> None:
     import tempfile
 
-    from fedpeft.build.run import resolve
     from fedpeft.experiment.read import read_experiment
+    from fedpeft.experiment.resolve import resolve
     from fedpeft.federation.deploying import greet_sites
     from fedpeft.runs.folder import RunFolder
 

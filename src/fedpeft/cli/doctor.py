@@ -45,7 +45,7 @@ def doctor_command(*, as_json: bool) -> None:
 
 
 def _bundled_model() -> str:
-    from fedpeft.build.requests import BUNDLED_MODEL
+    from fedpeft.experiment.rates import BUNDLED_MODEL
     from fedpeft.models.locate import locate
 
     try:
@@ -58,7 +58,7 @@ def _bundled_model() -> str:
 def _self_check() -> str:
     """Train one client for one round on the bundled digits, in a folder that goes away."""
     from fedpeft.experiment.read import validate
-    from fedpeft.runs.loop import run
+    from fedpeft.launch.start import run
 
     table = {
         "model": {"name": "preset:tiny-vit"},

@@ -18,11 +18,12 @@ from fedpeft.core.words import byte_words
 from fedpeft.experiment.read import read_experiment, read_toml
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.launch.progress import Report, show_progress, time_words
+from fedpeft.launch.start import run
 from fedpeft.launch.sweep import Event, Failed, Finished, RowResult, results_json, sweep
 from fedpeft.launch.sweep_table import TableLine, table_lines
 from fedpeft.runs.folder import RunFolder, default_out
-from fedpeft.runs.loop import RoundDone, run
-from fedpeft.runs.privacy_words import privacy_words
+from fedpeft.runs.privacy import privacy_words
+from fedpeft.runs.watch import RoundDone
 
 __all__ = ["run_command", "sweep_command"]
 

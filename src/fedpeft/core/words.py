@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from collections.abc import Iterable
 
-__all__ = ["byte_words", "nearest"]
+__all__ = ["byte_words", "is_loopback", "nearest"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -24,3 +25,12 @@ def byte_words(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def is_loopback(address: str) -> bool:
+    """Whether host:port is this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -53,7 +53,7 @@ def read_digits() -> Splits:
     """Read the digits: `image` uint8 [8, 8] of 0 to 16, and `label`."""
     rows = _digit_rows()
     images, labels = rows[:, :64].reshape(-1, 8, 8).astype(np.uint8), rows[:, 64]
-    text = resources.files("fedpeft.data").joinpath("digits_split.json").read_text("utf-8")
+    text = resources.files(__package__ or "").joinpath("digits_split.json").read_text("utf-8")
     names = {"label": tuple(str(digit) for digit in range(10))}
     tables = {
         split: Table({"image": images[rows], "label": labels[rows].astype(np.int64)}, names)

@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedpeft.core.errors import FedpeftError
-from fedpeft.core.words import nearest
+from fedpeft.core.words import is_loopback, nearest
 from fedpeft.experiment import tables
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.check_stability import stability_problems
-from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.site import is_loopback
+from fedpeft.experiment.experiment import Experiment, num_clients
+from fedpeft.tuning.methods import METHODS, resolve_options
 
-__all__ = ["num_clients", "problems_of"]
-
-_CLIENTS = 64
+__all__ = ["problems_of"]
 
 
 def problems_of(experiment: Experiment) -> list[str]:
@@ -33,12 +31,6 @@ def problems_of(experiment: Experiment) -> list[str]:
     return [line for check in checks for line in check(experiment)]
 
 
-def num_clients(experiment: Experiment) -> int | None:
-    """Return how many clients there will be; None where only the data can tell."""
-    partition = experiment.data.partition
-    return None if partition.scheme == "natural" else partition.clients or _CLIENTS
-
-
 def _lines(call: Callable[[], Any]) -> Iterator[str]:
     """Run a builder; its error's lines are problems."""
     try:
@@ -48,8 +40,6 @@ def _lines(call: Callable[[], Any]) -> Iterator[str]:
 
 
 def _tuning(experiment: Experiment) -> Iterator[str]:
-    from fedpeft.tuning.methods import resolve_options
-
     tuning = experiment.tuning
     yield from _lines(lambda: resolve_options(tuning.method, tuning.options))
     if tuning.blocks and not 0 <= tuning.blocks[0] <= tuning.blocks[1]:
@@ -77,8 +67,6 @@ def _federation(experiment: Experiment) -> Iterator[str]:
 
 
 def _client(experiment: Experiment) -> Iterator[str]:
-    from fedpeft.tuning.methods import METHODS
-
     client = experiment.client
     if isinstance(client.lr, dict):
         for method in client.lr:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "DEADLINE",
+    "WAIT",
     "BufferedConfig",
     "ClientConfig",
     "DataConfig",
@@ -28,6 +30,8 @@ __all__ = [
     "TransformsConfig",
     "TuningConfig",
     "WireConfig",
+    "num_clients",
+    "num_together",
 ]
 
 Positive = Annotated[int, Field(ge=1)]
@@ -349,3 +353,26 @@ class Experiment(BaseModel):
     sweep: list[Mapping[str, Any]] = Field(
         default_factory=list, description="`[[sweep]]`: rows of overrides, for `fedpeft sweep`"
     )
+
+
+_CLIENTS = 64
+
+
+def num_clients(experiment: Experiment) -> int | None:
+    """Return how many clients there will be; None where only the data can tell."""
+    partition = experiment.data.partition
+    return None if partition.scheme == "natural" else partition.clients or _CLIENTS
+
+
+def num_together(experiment: Experiment) -> int:
+    """Return how many clients share a pass in an experiment for which that is decided."""
+    found = experiment.engine.clients_per_pass
+    return found if isinstance(found, int) else 1
+
+
+WAIT = 300.0
+"""Seconds to wait for all sites, where `engine.wait` says nothing."""
+
+
+DEADLINE = 3600.0
+"""Seconds that a site may take for a turn, where `engine.deadline` says nothing."""

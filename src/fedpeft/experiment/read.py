@@ -18,9 +18,9 @@ from pydantic_core import ErrorDetails
 
 from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.core.words import nearest
-from fedpeft.experiment.check import num_clients, problems_of
+from fedpeft.experiment.check import problems_of
 from fedpeft.experiment.check_privacy import privacy_problems
-from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.experiment import Experiment, num_clients
 
 __all__ = [
     "apply_overrides",

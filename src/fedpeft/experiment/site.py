@@ -5,7 +5,6 @@ The site's owner writes it; no server can change or read it. Paths are relative 
 
 from __future__ import annotations
 
-import ipaddress
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.words import nearest
+from fedpeft.core.words import is_loopback, nearest
 
 __all__ = [
     "AllowConfig",
@@ -24,7 +23,6 @@ __all__ = [
     "SitePrivacyConfig",
     "SuperLinkConfig",
     "WorkerConfig",
-    "is_loopback",
     "read_site",
     "site_problems",
 ]
@@ -166,15 +164,6 @@ def site_problems(site: SiteConfig, *, part: str = "all", unprotected: bool = Fa
     own = list(_missing(_own_files(site))) if part != "supernode" else []
     link = [*_missing(_link_files(site)), *_open_network(site, unprotected)]
     return [*own, *(link if part != "worker" else []), *_contradictions(site)]
-
-
-def is_loopback(address: str) -> bool:
-    """Whether host:port is this machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _missing(named: Mapping[str, str | None]) -> Iterator[str]:

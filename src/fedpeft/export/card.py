@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.results.partition import describe_partition
-from fedpeft.results.runs import Group, Run
+from fedpeft.results.runs import Group, Run, describe_partition
 from fedpeft.results.table import (
     Row,
     bytes_text,

@@ -24,7 +24,7 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
-from fedpeft.build.run import build_tuned
+from fedpeft.build.model import build_tuned
 from fedpeft.core.errors import RunFolderError
 from fedpeft.experiment.experiment import Experiment, Normalization, TuningConfig
 from fedpeft.export.card import CardFacts, model_card

@@ -13,10 +13,12 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.core.errors import ConfigError, EngineError
+from fedpeft.core.version import VERSION
 from fedpeft.engines.flower.messages import require_flower
 from fedpeft.engines.flower.simulation import quiet_environment
 from fedpeft.federation.bundle import STORE_PORT, Signature, Store
@@ -206,53 +208,13 @@ def make_bundle() -> bytes:
     """Return the app bundle: a zip file whose bytes depend on this package's version alone."""
     from flwr.cli.build import build_fab_from_files
 
-    from fedpeft import __version__
-
-    project = _PROJECT.format(version=__version__)
-    files = {
-        "pyproject.toml": project.encode(),
-        "fedpeft_app/__init__.py": b'"""Runs fedpeft, which is installed where this runs."""\n',
-        "fedpeft_app/server.py": _SERVER.encode(),
-        "fedpeft_app/client.py": _CLIENT.encode(),
-    }
+    app = resources.files(__package__ or "") / "app"
+    project = (app / "pyproject.toml").read_text("utf-8").replace("0.0.0", VERSION)
+    modules = ("__init__.py", "server.py", "client.py")
+    files = {f"fedpeft_app/{name}": (app / name).read_bytes() for name in modules}
+    files["pyproject.toml"] = project.encode()
     content, _ = build_fab_from_files(files)
     return bytes(content)
 
 
 _SPEC = "@fedpeft/fedpeft-app==1.0.0"  # a store of one app has one version of it
-
-_PROJECT = """\
-[project]
-name = "fedpeft-app"
-version = "{version}"
-description = "Runs fedpeft, which is installed where this runs."
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedpeft"
-
-[tool.flwr.app.components]
-serverapp = "fedpeft_app.server:app"
-clientapp = "fedpeft_app.client:app"
-
-[tool.flwr.app.config]
-task = "run"
-experiment = ""
-out = ""
-resume = false
-"""
-
-_SERVER = """\
-from fedpeft.engines.flower.app import server_app
-from fedpeft.federation.serving import serve
-
-app = server_app(serve)
-"""
-
-_CLIENT = """\
-from fedpeft.engines.flower.app import client_app
-from fedpeft.federation.site_door import answer
-
-app = client_app(answer)
-"""

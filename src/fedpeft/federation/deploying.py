@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedpeft.core.errors import ConfigError, EngineError, FedpeftError, RoundError, RunFolderError
-from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.experiment import WAIT, Experiment
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.federation.bundle import STORE_PORT, read_signature
 from fedpeft.federation.control import Control, Link, RunState, Unreachable
-from fedpeft.federation.serving import WAIT
 from fedpeft.runs.folder import RunFolder, read_summary
 from fedpeft.runs.ledger import read_ledger
-from fedpeft.runs.loop import RoundDone, done_of
 from fedpeft.runs.records import Record, read_records
+from fedpeft.runs.watch import RoundDone, done_of
 
 __all__ = ["deploy", "greet_sites", "link_of"]
 

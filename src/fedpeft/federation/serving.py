@@ -20,38 +20,29 @@ import numpy as np
 import torch
 
 from fedpeft.build.engine import payload_bytes
-from fedpeft.build.run import (
-    assemble,
-    build_tuned,
-    check_device,
-    fit_labels,
-    load_run_data,
-)
+from fedpeft.build.model import build_tuned, check_device, fit_labels, load_run_data
+from fedpeft.build.run import assemble
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
 from fedpeft.engines.flower.grid import Grid
 from fedpeft.engines.flower.sites import Greeting, Sites
-from fedpeft.experiment.experiment import EngineConfig, Experiment
+from fedpeft.experiment.experiment import DEADLINE, WAIT, EngineConfig, Experiment
 from fedpeft.experiment.read import dump_experiment, validate
 from fedpeft.federation.site_side import server_facts
 from fedpeft.rounds.handshake import compare, write_facts
 from fedpeft.runs.files import write_text
-from fedpeft.runs.folder import RunFolder
+from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.ledger import Ledger
 from fedpeft.runs.lock import locked
-from fedpeft.runs.loop import RoundDone, peek, run_experiment
+from fedpeft.runs.loop import run_experiment
+from fedpeft.runs.watch import RoundDone
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["DEADLINE", "WAIT", "serve"]
+__all__ = ["serve"]
 
 logger = logging.getLogger(__name__)
 
-WAIT = 300.0
-"""Seconds to wait for all sites, where `engine.wait` says nothing."""
-
-DEADLINE = 3600.0
-"""Seconds that a site may take for a turn, where `engine.deadline` says nothing."""
 
 _LOCK_PATIENCE = 30.0
 

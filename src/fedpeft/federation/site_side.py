@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from fedpeft.build.model import build_tuned, check_device, up_stages
 from fedpeft.build.prefix import with_prefix
+from fedpeft.build.privacy import refuse_model
 from fedpeft.build.requests import data_request, local_settings, model_request
-from fedpeft.build.run import build_tuned, check_device, up_stages
 from fedpeft.client.local import local_trainer
 from fedpeft.core.errors import ConfigError, DataError, PrivacyError
 from fedpeft.data.examples import ClientData, Federated
@@ -31,7 +32,7 @@ from fedpeft.data.request import Columns, DataRequest
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.privacy import is_private, refuse_model
+from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.read import validate
 from fedpeft.experiment.site import SiteConfig
 from fedpeft.federation.site import Limits, Prepared, Site

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import tomli_w
 import torch
 
+from fedpeft.build.model import load_run_data
 from fedpeft.build.requests import data_request, model_request
-from fedpeft.build.run import load_run_data, resolve
 from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.data.clips import ClipExamples, StoredClips
 from fedpeft.data.examples import Federated
@@ -31,6 +31,7 @@ from fedpeft.data.tables import Table, find_column, values_of
 from fedpeft.data.tensors import ImageExamples
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment
+from fedpeft.experiment.resolve import resolve
 from fedpeft.models.source import sketch_model
 from fedpeft.runs.files import write_text
 

@@ -16,11 +16,14 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.build.run import BuiltRun, assemble, check_device, resolve
+from fedpeft.build.model import check_device
+from fedpeft.build.run import BuiltRun, assemble
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
+from fedpeft.experiment.resolve import resolve
+from fedpeft.launch import start
 from fedpeft.rounds.buffered import advance
 from fedpeft.runs import loop
 from fedpeft.runs.folder import RunFolder
@@ -74,7 +77,7 @@ def run(
       RoundError: if too few clients answered.
     """
     checked = _experiment(experiment, settings)
-    return loop.run(checked, Path(out) if out else None, resume=resume)
+    return start.run(checked, Path(out) if out else None, resume=resume)
 
 
 def simulate(

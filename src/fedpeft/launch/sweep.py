@@ -26,16 +26,24 @@ from typing import TypeAlias
 from fedpeft.core.errors import FedpeftError, RunFolderError
 from fedpeft.experiment.privacy import resolve_privacy
 from fedpeft.experiment.sweep_rows import SweepRow
+from fedpeft.launch.start import run
 from fedpeft.runs.environment import num_cores
 from fedpeft.runs.files import write_json
-from fedpeft.runs.folder import RunFolder
+from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.lock import LOCK, locked
-from fedpeft.runs.loop import RoundDone, peek, run
+from fedpeft.runs.watch import RoundDone
 
 __all__ = ["Failed", "Finished", "RowResult", "Started", "results_json", "sweep"]
 
 _FILE = "sweep.json"
 _CRASHED = 4
+_PRELOADED = (
+    "transformers.modeling_utils",
+    "transformers.models.vit.modeling_vit",
+    "peft",
+    "sklearn.datasets",
+)
+"""Imported once by the process that a sweep's runs are forked from, so that none imports alone."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +233,7 @@ def _processes() -> Iterator[list[_Running]]:
 def _start(row: SweepRow, out: Path, workers: int) -> _Running:
     """Start a run. Processes come from a server that has imported torch and never computed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedpeft.runs.loop", "fedpeft.launch.warm"])
+    context.set_forkserver_preload([*_PRELOADED, run.__module__])
     engine = row.experiment.engine
     if engine.device == "cpu":
         engine = engine.model_copy(update={"workers": engine.workers or workers})

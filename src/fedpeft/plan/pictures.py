@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.build.run import sketch_run
+from fedpeft.build.model import sketch_run
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.pictures.style import LIGHT, Picture, picture_of, strokes, styled

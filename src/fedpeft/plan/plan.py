@@ -16,34 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fedpeft.build.passes import num_together
+from fedpeft.build.model import Sketch, load_run_data, sketch_run
 from fedpeft.build.prefix import planned_prefix
-from fedpeft.build.run import Sketch, load_run_data, sketch_run
-from fedpeft.build.stability import planned_turns
-from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Payload
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
-from fedpeft.data.examples import ClientData, Federated
+from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
-from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.privacy import is_private, privacy_figures
+from fedpeft.experiment.experiment import Experiment, num_together
+from fedpeft.experiment.privacy import is_private
+from fedpeft.experiment.resolve import planned_turns
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.locate import is_local
-from fedpeft.rounds.client_half import PRIVATE_NOTES, reply_notes
-from fedpeft.tuning.tuned import TunedModel
-from fedpeft.wire.messages import encoded_size
-from fedpeft.wire.stages import Stage, encode_all, start_memory
+from fedpeft.rounds.client_half import PRIVATE_NOTES
+from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
+from fedpeft.runs.privacy import privacy_figures
 
-__all__ = ["Partition", "Plan", "check_shapes", "make_plan", "plan_rows", "wire_bytes"]
+__all__ = ["Partition", "Plan", "check_shapes", "make_plan", "plan_rows"]
 
 logger = logging.getLogger(__name__)
-
-TYPICAL_NOTES: Mapping[str, str] = reply_notes(1.0, {"loss": 0.0})
-"""What goes up beside the tensors; as long in every reply."""
 
 
 @dataclass(frozen=True)
@@ -154,40 +145,6 @@ def check_shapes(experiment: Experiment) -> list[str]:
         ]
     sketch_run(experiment)
     return []
-
-
-def wire_bytes(
-    tuned: TunedModel, stages: Sequence[Stage], notes: Mapping[str, str] | None = None
-) -> int:
-    """Count the bytes of one message, as encoded, after stages.
-
-    Args:
-      tuned: gives the payload's shapes; may be on the `meta` device.
-      stages: of one direction, in order.
-      notes: what the message says beside its tensors.
-    """
-    with FakeTensorMode():  # shapes and types are followed, no number is computed
-        payload: dict[str, Tensor] = {DELTA: torch.empty(tuned.spec.num_params)}
-        if tuned.buffer_spec.names:
-            payload[BUFFERS] = torch.empty(tuned.buffer_spec.num_params)
-        memory = start_memory(stages, tuned.spec)
-        encoded: Payload = encode_all(stages, payload, memory, _turn())[0]
-    return encoded_size(encoded, notes)
-
-
-def _turn() -> ClientTurn:
-    nobody = ClientData(_Nothing(), np.empty(0, dtype=np.int64))
-    return ClientTurn(1, "client", nobody, {}, seed=1, version=0)
-
-
-class _Nothing:
-    """A table without examples."""
-
-    def __len__(self) -> int:
-        return 0
-
-    def batch(self, indices: Sequence[int], *, seed: int | None) -> Mapping[str, Tensor]:
-        raise IndexError("a plan has no examples")
 
 
 def _memory(sketch: Sketch) -> int:

@@ -25,10 +25,10 @@ from fedpeft.pictures.style import Picture
 from fedpeft.report.draw import Asked, draw_panel
 from fedpeft.report.figures import draw_comparison
 from fedpeft.report.page import DrawnGrid, DrawnPartition, Page, page
+from fedpeft.report.partition import draw_partition
 from fedpeft.results.claims import Verdict, check_claims
 from fedpeft.results.grid import Grid, read_grids
-from fedpeft.results.partition import describe_partition, draw_partition
-from fedpeft.results.runs import Panel, Partition, Run
+from fedpeft.results.runs import Panel, Partition, Run, describe_partition
 from fedpeft.results.table import as_csv
 
 __all__ = ["Wanted", "write_report"]

@@ -25,6 +25,7 @@ __all__ = [
     "Panel",
     "Partition",
     "Run",
+    "describe_partition",
     "find_runs",
     "flat_settings",
     "panels_of",
@@ -345,3 +346,15 @@ def _is_usual(run: Run, others: Sequence[Run]) -> bool:
     """Whether most runs have this run's model, so that its name says nothing."""
     models = [str(other.settings.get(_MODEL)) for other in others]
     return 2 * models.count(str(run.settings.get(_MODEL))) > len(models)
+
+
+def describe_partition(partition: Partition) -> str:
+    """Say in one sentence how examples and classes are spread."""
+    sizes = sorted(sum(row) for row in partition.counts)
+    held = [sum(count > 0 for count in row) for row in partition.counts]
+    mean = sum(held) / len(held)
+    return (
+        f"{len(sizes)} clients hold {sizes[0]:,} to {sizes[-1]:,} examples "
+        f"(median {sizes[len(sizes) // 2]:,}) and {mean:.1f} of {len(partition.labels)} classes on "
+        "average"
+    )

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["Engine", "Failure", "Job", "Reply"]
+from torch import Tensor
+
+__all__ = ["Engine", "Failure", "Job", "Reply", "RunEngine"]
 
 
 @dataclass(frozen=True)
@@ -66,4 +68,28 @@ class Engine(Protocol):
 
     def run(self, job: Job) -> Iterator[Reply | Failure]:
         """Ask the cohort; one answer a client, in any order."""
+        ...
+
+
+class RunEngine(Protocol):
+    """An engine whose run can be resumed."""
+
+    def clients(self) -> Sequence[str]:
+        """Return the names of all clients, in a fixed order."""
+        ...
+
+    def run(self, job: Job) -> Iterator[Reply | Failure]:
+        """Ask the cohort; one answer a client, in any order."""
+        ...
+
+    def memories(self, committed: Mapping[str, int]) -> dict[str, Tensor]:
+        """Return the committed memories of clients that this engine keeps, for a checkpoint."""
+        ...
+
+    def restore(self, memories: Mapping[str, Tensor], committed: Mapping[str, int]) -> None:
+        """Take back what `memories` gave."""
+        ...
+
+    def close(self) -> None:
+        """End what the engine started."""
         ...

@@ -27,6 +27,7 @@ from torch import Tensor
 from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.resolve import resolve
 from fedpeft.runs.files import TEMPORARY, write_whole
 from fedpeft.runs.lock import LOCK
 
@@ -37,6 +38,7 @@ __all__ = [
     "experiment_digest",
     "finished_summary",
     "may_start",
+    "peek",
     "read_summary",
     "stored_experiment",
     "with_recorded_passes",
@@ -276,3 +278,20 @@ def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 def _shown(value: object) -> str:
     return "not set" if value is None else json.dumps(value)
+
+
+def peek(experiment: Experiment, folder: RunFolder, *, resume: bool) -> dict[str, object] | None:
+    """Check that a folder may be used; changes nothing.
+
+    Returns:
+      the summary if nothing is left to do, else None.
+
+    Raises:
+      RunFolderError: if the folder holds something, or, with `resume`, something else.
+    """
+    may_start(folder, resume=resume)
+    if not resume:
+        return None
+    experiment = resolve(experiment)
+    check_same_experiment(folder, experiment)
+    return finished_summary(folder, experiment.federation.rounds)

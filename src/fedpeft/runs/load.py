@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedpeft.build.run import build_tuned
+from fedpeft.build.model import build_tuned
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import DeltaMismatchError, RunFolderError
 from fedpeft.experiment.experiment import Experiment

@@ -11,30 +11,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeft.build.run import BuiltRun, build_run, resolve
-from fedpeft.build.stability import planned_turns
+from fedpeft.build.run import BuiltRun
 from fedpeft.core.deltas import digest_of
-from fedpeft.core.errors import ConfigError, RunFolderError
+from fedpeft.core.errors import RunFolderError
 from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table
-from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.privacy import (
-    client_epsilons,
-    cut_diagnostics,
-    diagnostics_of,
-    is_private,
-    may_go_on,
-    private_record,
-    private_summary,
-)
+from fedpeft.experiment.privacy import is_private, may_go_on
 from fedpeft.experiment.read import dump_experiment
-from fedpeft.plan.plan import wire_bytes
+from fedpeft.experiment.resolve import planned_turns
 from fedpeft.rounds.buffered import advance
 from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.round import RoundRecord
+from fedpeft.rounds.sizes import wire_bytes
 from fedpeft.runs.checkpoint import (
     Checkpoint,
     prune,
@@ -46,15 +36,16 @@ from fedpeft.runs.environment import describe_environment
 from fedpeft.runs.files import remove_temporary, write_json, write_text
 from fedpeft.runs.folder import (
     RunFolder,
-    check_same_experiment,
-    default_out,
     experiment_digest,
-    finished_summary,
-    may_start,
-    with_recorded_passes,
     write_delta,
 )
-from fedpeft.runs.lock import locked
+from fedpeft.runs.privacy import (
+    client_epsilons,
+    cut_diagnostics,
+    diagnostics_of,
+    private_record,
+    private_summary,
+)
 from fedpeft.runs.records import (
     Record,
     Totals,
@@ -65,103 +56,12 @@ from fedpeft.runs.records import (
     record_of,
     totals,
 )
+from fedpeft.runs.watch import RoundDone, done_of
 from fedpeft.server.state import ServerState
 
-__all__ = [
-    "RoundDone",
-    "done_of",
-    "evaluated",
-    "goes_on",
-    "line_of",
-    "peek",
-    "run",
-    "run_experiment",
-]
+__all__ = ["evaluated", "goes_on", "line_of", "run_experiment"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RoundDone:
-    """What a watcher is told after each round.
-
-    Attributes:
-      record: the line of `rounds.jsonl`.
-      totals: over all rounds so far, those before a resume included.
-      rounds: how many rounds the run will have.
-      seconds_left: an estimate from the rounds so far.
-    """
-
-    record: Record
-    totals: Totals
-    rounds: int
-    seconds_left: float
-
-
-def run(
-    experiment: Experiment,
-    out: Path | None = None,
-    *,
-    resume: bool = False,
-    on_round: Callable[[RoundDone], None] = lambda done: None,
-) -> dict[str, object]:
-    """Run an experiment in a folder, from its beginning or from where it stopped.
-
-    Nothing is written before model and data are loaded and found to fit.
-
-    Args:
-      experiment: checked; need not be resolved.
-      out: the run folder; None is `runs/<name>-<time>`.
-      resume: go on with what is in `out`; a finished run gives its summary.
-      on_round: called after each round, when its checkpoint is on the disk.
-
-    Returns:
-      the summary, as in `summary.json`.
-
-    Raises:
-      ConfigError: if the experiment is not possible.
-      RunFolderError: if the folder is in use, corrupt, not empty or of another experiment.
-      RoundError: if too few clients answered.
-      EngineError: if the engine failed.
-    """
-    if resume and out is None:
-        raise ConfigError(
-            "--resume: there is no --out; name the run folder to go on with: --out DIR"
-        )
-    wanted = resolve(experiment)
-    folder = RunFolder(out or default_out(wanted.name))
-    finished = peek(wanted, folder, resume=resume)
-    if finished is not None:
-        return finished
-    if wanted.engine.name == "flower":
-        from fedpeft.federation.deploying import deploy  # late: it follows this module's runs
-
-        return deploy(wanted, folder, on_round, resume=resume)
-    built = build_run(with_recorded_passes(experiment, folder) if resume else experiment)
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with locked(folder.path):
-            finished = peek(built.experiment, folder, resume=resume)
-            return finished or run_experiment(built, folder, on_round)
-    finally:
-        built.engine.close()
-
-
-def peek(experiment: Experiment, folder: RunFolder, *, resume: bool) -> dict[str, object] | None:
-    """Check that a folder may be used; changes nothing.
-
-    Returns:
-      the summary if nothing is left to do, else None.
-
-    Raises:
-      RunFolderError: if the folder holds something, or, with `resume`, something else.
-    """
-    may_start(folder, resume=resume)
-    if not resume:
-        return None
-    experiment = resolve(experiment)
-    check_same_experiment(folder, experiment)
-    return finished_summary(folder, experiment.federation.rounds)
 
 
 def run_experiment(
@@ -280,13 +180,6 @@ def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
     sizing = [stage for stage in built.plan.up if stage.name != built.experiment.privacy.mode]
     up = wire_bytes(built.tuned, sizing, PRIVATE_NOTES)
     return wire_bytes(built.tuned, built.plan.down), up
-
-
-def done_of(record: Record, records: list[Record], rounds: int) -> RoundDone:
-    """Say how far a run of `rounds` rounds is: its newest line, and all lines so far."""
-    so_far = totals(records)
-    left = so_far.seconds / so_far.rounds * (rounds - so_far.rounds)
-    return RoundDone(record, so_far, rounds, left)
 
 
 def _finish(

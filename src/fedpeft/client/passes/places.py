@@ -29,6 +29,7 @@ from fedpeft.client.passes.forms import (
     vit_embeddings,
 )
 from fedpeft.client.passes.forms_peft import ia3, is_plain_lora, lora
+from fedpeft.tuning.prompt import Prompt
 from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["FORMS", "Form", "Place", "find_places", "in_place"]
@@ -139,7 +140,7 @@ FORMS: Mapping[str, Form] = {
     "transformers.models.vit.modeling_vit.ViTEmbeddings": Form(
         vit_embeddings, ("cls_token", "position_embeddings")
     ),
-    "fedpeft.tuning.prompt.Prompt": Form(prompt, ("tokens",), method="append"),
+    f"{Prompt.__module__}.Prompt": Form(prompt, ("tokens",), method="append"),
     "peft.tuners.lora.layer.Linear": Form(lora, whole=True, fits=is_plain_lora),
     "peft.tuners.ia3.layer.Linear": Form(ia3, whole=True),
 }

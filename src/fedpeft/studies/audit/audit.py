@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.build.run import BuiltRun, build_run, resolve, up_stages
+from fedpeft.build.model import up_stages
+from fedpeft.build.run import BuiltRun, build_run
 from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
 from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import epsilon_after, may_go_on
+from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.runs.files import write_json
 from fedpeft.studies.audit.canaries import (

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.build.run import load_run_data
+from fedpeft.build.model import load_run_data
 from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.experiment import Experiment

@@ -9,17 +9,21 @@ class 1    ▒█  ░
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedpeft.pictures.style import LIGHT, Picture, picture_of, styled
-from fedpeft.results.runs import Partition
+from fedpeft.results.runs import Partition, describe_partition
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+__all__ = ["draw_partition"]
 
-__all__ = ["describe_partition", "draw_partition"]
 
 _COLOUR = LIGHT["s0"]
+
+
 _MOST_NAMES = 40
 
 
@@ -31,7 +35,6 @@ def draw_partition(partition: Partition, *, name: str, width: float = 11.6) -> P
       name: unique on the page.
       width: in inches.
     """
-    from matplotlib.figure import Figure
 
     rows = len(partition.labels)
     body = min(6.5, max(1.6, rows * (0.2 if rows <= _MOST_NAMES else 0.07)))
@@ -50,18 +53,6 @@ def draw_partition(partition: Partition, *, name: str, width: float = 11.6) -> P
         return picture_of(figure, name=name, title=describe_partition(partition))
 
 
-def describe_partition(partition: Partition) -> str:
-    """Say in one sentence how examples and classes are spread."""
-    sizes = sorted(sum(row) for row in partition.counts)
-    held = [sum(count > 0 for count in row) for row in partition.counts]
-    mean = sum(held) / len(held)
-    return (
-        f"{len(sizes)} clients hold {sizes[0]:,} to {sizes[-1]:,} examples "
-        f"(median {sizes[len(sizes) // 2]:,}) and {mean:.1f} of {len(partition.labels)} classes on "
-        "average"
-    )
-
-
 def _bars(axes: Axes, partition: Partition) -> None:
     sizes = [sum(row) for row in partition.counts]
     axes.bar(range(len(sizes)), sizes, width=0.82, color=LIGHT["s6"])
@@ -72,8 +63,6 @@ def _bars(axes: Axes, partition: Partition) -> None:
 
 
 def _cells(axes: Axes, partition: Partition) -> None:
-    from matplotlib.collections import PolyCollection
-    from matplotlib.ticker import MaxNLocator
 
     largest = max(max(row) for row in partition.counts)
     filled = [
@@ -121,7 +110,6 @@ def _short(label: str) -> str:
 
 def _key(axes: Axes, partition: Partition, inches: float) -> None:
     """A row of squares with the counts that they stand for."""
-    from matplotlib.collections import PolyCollection
 
     largest = max(max(row) for row in partition.counts)
     steps = sorted({max(1, round(largest * share)) for share in (0, 0.05, 0.25, 0.5, 1)})

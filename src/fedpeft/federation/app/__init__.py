@@ -1,0 +1,1 @@
+"""Runs fedpeft, which is installed where this runs."""

@@ -1,0 +1,66 @@
+"""Start a run in a folder, on whichever engine its experiment names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fedpeft.build.run import build_run
+from fedpeft.core.errors import ConfigError
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.resolve import resolve
+from fedpeft.runs.folder import RunFolder, default_out, peek, with_recorded_passes
+from fedpeft.runs.lock import locked
+from fedpeft.runs.loop import run_experiment
+from fedpeft.runs.watch import RoundDone
+
+__all__ = ["run"]
+
+
+def run(
+    experiment: Experiment,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    on_round: Callable[[RoundDone], None] = lambda done: None,
+) -> dict[str, object]:
+    """Run an experiment in a folder, from its beginning or from where it stopped.
+
+    Nothing is written before model and data are loaded and found to fit.
+
+    Args:
+      experiment: checked; need not be resolved.
+      out: the run folder; None is `runs/<name>-<time>`.
+      resume: go on with what is in `out`; a finished run gives its summary.
+      on_round: called after each round, when its checkpoint is on the disk.
+
+    Returns:
+      the summary, as in `summary.json`.
+
+    Raises:
+      ConfigError: if the experiment is not possible.
+      RunFolderError: if the folder is in use, corrupt, not empty or of another experiment.
+      RoundError: if too few clients answered.
+      EngineError: if the engine failed.
+    """
+    if resume and out is None:
+        raise ConfigError(
+            "--resume: there is no --out; name the run folder to go on with: --out DIR"
+        )
+    wanted = resolve(experiment)
+    folder = RunFolder(out or default_out(wanted.name))
+    finished = peek(wanted, folder, resume=resume)
+    if finished is not None:
+        return finished
+    if wanted.engine.name == "flower":
+        from fedpeft.federation.deploying import deploy  # late: it follows this module's runs
+
+        return deploy(wanted, folder, on_round, resume=resume)
+    built = build_run(with_recorded_passes(experiment, folder) if resume else experiment)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with locked(folder.path):
+            finished = peek(built.experiment, folder, resume=resume)
+            return finished or run_experiment(built, folder, on_round)
+    finally:
+        built.engine.close()

@@ -1,0 +1,57 @@
+"""The bytes of a message, counted on shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Payload
+from fedpeft.data.examples import ClientData
+from fedpeft.rounds.client_half import reply_notes
+from fedpeft.tuning.tuned import TunedModel
+from fedpeft.wire.messages import encoded_size
+from fedpeft.wire.stages import Stage, encode_all, start_memory
+
+__all__ = ["TYPICAL_NOTES", "wire_bytes"]
+
+
+TYPICAL_NOTES: Mapping[str, str] = reply_notes(1.0, {"loss": 0.0})
+"""What goes up beside the tensors; as long in every reply."""
+
+
+def wire_bytes(
+    tuned: TunedModel, stages: Sequence[Stage], notes: Mapping[str, str] | None = None
+) -> int:
+    """Count the bytes of one message, as encoded, after stages.
+
+    Args:
+      tuned: gives the payload's shapes; may be on the `meta` device.
+      stages: of one direction, in order.
+      notes: what the message says beside its tensors.
+    """
+    with FakeTensorMode():  # shapes and types are followed, no number is computed
+        payload: dict[str, Tensor] = {DELTA: torch.empty(tuned.spec.num_params)}
+        if tuned.buffer_spec.names:
+            payload[BUFFERS] = torch.empty(tuned.buffer_spec.num_params)
+        memory = start_memory(stages, tuned.spec)
+        encoded: Payload = encode_all(stages, payload, memory, _turn())[0]
+    return encoded_size(encoded, notes)
+
+
+def _turn() -> ClientTurn:
+    nobody = ClientData(_Nothing(), np.empty(0, dtype=np.int64))
+    return ClientTurn(1, "client", nobody, {}, seed=1, version=0)
+
+
+class _Nothing:
+    """A table without examples."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def batch(self, indices: Sequence[int], *, seed: int | None) -> Mapping[str, Tensor]:
+        raise IndexError("a plan has no examples")
