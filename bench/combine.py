@@ -18,6 +18,7 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.rounds.job import Job, Reply
 from fedpeft.rounds.round import RoundPlan, run_round
 from fedpeft.server.algorithms import fedavg
+from fedpeft.server.sampling import sampler_of
 from fedpeft.wire import messages
 
 __all__ = ["run"]
@@ -47,7 +48,9 @@ def run(small: bool) -> Report:
     engine = Waiting([_reply(number, update) for number, update in enumerate(updates)])
     algorithm = fedavg()
     spec = DeltaSpec(("w",), ((size,),))
-    plan = RoundPlan(algorithm, lambda names, _: tuple(names), spec, DeltaSpec((), ()), 1, count)
+    plan = RoundPlan(
+        algorithm, sampler_of(lambda names, _: tuple(names)), spec, DeltaSpec((), ()), 1, count
+    )
     start = algorithm.init(torch.zeros(size), torch.empty(0))
     busy, ratios, rounds, sums, bare = [others()], [], [], [], []
     state = run_round(start, plan, engine)[0]

@@ -21,7 +21,7 @@ from fedpeft.models.tasks import Batch, Scores, Task
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.round import RoundPlan
 from fedpeft.server.algorithms import fedavg
-from fedpeft.server.sampling import fixed_cohort
+from fedpeft.server.sampling import fixed_cohort, sampler_of
 from fedpeft.server.state import Algorithm
 from fedpeft.tuning.dropout import DropoutKeys, KeyedDropout
 from fedpeft.tuning.tuned import TunedModel
@@ -131,6 +131,6 @@ def plan(
     model = tuned(norm=norm)
     return RoundPlan(
         algorithm or fedavg(),
-        lambda clients, number: fixed_cohort(clients, cohort, seed=seed, round=number),
+        sampler_of(lambda clients, number: fixed_cohort(clients, cohort, seed=seed, round=number)),
         model.spec, model.buffer_spec, seed, float(cohort), up=up,
     )  # fmt: skip

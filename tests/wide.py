@@ -17,7 +17,7 @@ from fedpeft.models.tasks import Task
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.round import RoundPlan
 from fedpeft.server.algorithms import fedavg
-from fedpeft.server.sampling import fixed_cohort
+from fedpeft.server.sampling import fixed_cohort, sampler_of
 from fedpeft.tuning.tuned import TunedModel
 
 
@@ -66,6 +66,6 @@ def plan(tuned: TunedModel, cohort: int = 6) -> RoundPlan:
     """Return the plan of a run of all clients."""
     return RoundPlan(
         fedavg(),
-        lambda clients, number: fixed_cohort(clients, cohort, seed=1, round=number),
+        sampler_of(lambda clients, number: fixed_cohort(clients, cohort, seed=1, round=number)),
         tuned.spec, tuned.buffer_spec, 1, float(cohort),
     )  # fmt: skip

@@ -32,7 +32,7 @@ def test_methods_share_partition_schedule_and_head(bias, method):
         assert rows.tolist() == other.data.clients[name].tolist()
     clients = bias.engine.clients()
     for number in (1, 2, 3):
-        assert bias.plan.sampler(clients, number) == other.plan.sampler(clients, number)
+        assert bias.plan.choose(clients, number, {}) == other.plan.choose(clients, number, {})
     heads = [run.tuned.parameters["head.weight"] for run in (bias, other)]
     assert torch.equal(heads[0], heads[1])
 
@@ -42,7 +42,7 @@ def test_another_seed_changes_partition_schedule_and_head(bias):
     sizes = [[len(rows) for rows in run.data.clients.values()] for run in (bias, other)]
     assert sizes[0] != sizes[1]
     clients = bias.engine.clients()
-    assert bias.plan.sampler(clients, 1) != other.plan.sampler(clients, 1)
+    assert bias.plan.choose(clients, 1, {}) != other.plan.choose(clients, 1, {})
     heads = [run.tuned.parameters["head.weight"] for run in (bias, other)]
     assert not torch.equal(heads[0], heads[1])
 

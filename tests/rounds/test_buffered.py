@@ -14,10 +14,10 @@ from fedpeft.core.errors import RoundError
 from fedpeft.rounds.attendance import Buffering
 from fedpeft.rounds.buffered import advance
 from fedpeft.rounds.inflight import Flight, Turn, pack_flight, unpack_flight, without_flight
-from fedpeft.server.algorithms import ServerSettings, fedadam
+from fedpeft.server.algorithms import fedadam
 from fedpeft.server.availability import DROPPED_OUT, NOT_AVAILABLE, NOT_NEEDED, Conditions
 from fedpeft.server.clock import Costs, Stragglers
-from fedpeft.server.sampling import fixed_cohort
+from fedpeft.server.sampling import fixed
 from fedpeft.server.traces import Trace
 from fedpeft.tuning.tuned import read_buffers, read_delta
 
@@ -32,14 +32,11 @@ def world(costs=UNEQUAL, **changes):
 
 
 def buffering(size=2, concurrency=4, **changes):
-    def draw(clients, count, number):
-        return fixed_cohort(clients, count, seed=1, round=number)
-
-    return Buffering(draw, size, concurrency, **changes)
+    return Buffering(size, concurrency, **changes)
 
 
 def planned(conditions, *, buffered=None, algorithm=None, up=(), **changes):
-    plan = support.plan(algorithm=algorithm, up=up)
+    plan = dataclasses.replace(support.plan(algorithm=algorithm, up=up), sampler=fixed())
     return dataclasses.replace(plan, conditions=conditions, buffering=buffered, **changes)
 
 
@@ -117,7 +114,7 @@ TROUBLE = {
     "buffered": planned(world(dropout=0.2), buffered=buffering(2, 4)),
     "buffered top_k": planned(world(), buffered=buffering(3, 3), up=support.STAGES["top_k"]),
     "buffered adam": planned(
-        world(), buffered=buffering(), algorithm=fedadam(ServerSettings(lr=0.05))
+        world(), buffered=buffering(), algorithm=fedadam(lr=0.05)
     ),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from fedpeft.rounds.job import Job, Reply
 from fedpeft.rounds.round import RoundPlan, run_round
 from fedpeft.runs.records import brief, totals
 from fedpeft.server.algorithms import fedavg
+from fedpeft.server.sampling import sampler_of
 from fedpeft.wire import messages
 
 SIZE = 20_000
@@ -40,7 +41,7 @@ def peak(cohort: int, block: int) -> int:
     """Return the largest memory of a round, beyond what there is before it, in bytes."""
     algorithm, spec = fedavg(), DeltaSpec(("w",), ((SIZE,),))
     plan = RoundPlan(
-        algorithm, lambda names, _: tuple(names[i] for i in range(cohort)), spec,
+        algorithm, sampler_of(lambda names, _: names[:cohort]), spec,
         DeltaSpec((), ()), 1, float(cohort),
     )  # fmt: skip
     state = algorithm.init(torch.zeros(SIZE), torch.empty(0))

@@ -13,16 +13,15 @@ from fedpeft.core.errors import RoundError
 from fedpeft.rounds.job import Failure, Reply
 from fedpeft.rounds.round import run_round
 from fedpeft.server import algorithms
-from fedpeft.server.algorithms import ServerSettings
 from fedpeft.tuning.tuned import read_buffers, read_delta
 from fedpeft.wire import messages
 
 ALGORITHMS = {
     "fedavg": algorithms.fedavg(),
-    "fedavgm": algorithms.fedavgm(ServerSettings()),
-    "fedadam": algorithms.fedadam(ServerSettings(lr=0.05)),
-    "fedyogi": algorithms.fedyogi(ServerSettings(lr=0.05)),
-    "fedadagrad": algorithms.fedadagrad(ServerSettings(lr=0.05)),
+    "fedavgm": algorithms.fedavgm(),
+    "fedadam": algorithms.fedadam(lr=0.05),
+    "fedyogi": algorithms.fedyogi(lr=0.05),
+    "fedadagrad": algorithms.fedadagrad(lr=0.05),
 }
 
 

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from fedpeft.client.turns import BUFFERS, DELTA
-from fedpeft.core.errors import ConfigError, RoundError
+from fedpeft.core.deltas import DeltaSpec
+from fedpeft.core.errors import ConfigError, DeltaMismatchError, RoundError
 from fedpeft.server import algorithms
-from fedpeft.server.algorithms import ServerSettings, fedavg, weighted_mean
+from fedpeft.server.algorithms import fedavg, weighted_mean
 from fedpeft.server.sampling import fixed_cohort
 from fedpeft.server.state import ClientUpdate, RoundContext, Update
 
 CONTEXT = RoundContext(1, ("a", "b"), 2.0, 1)
 NONE = torch.empty(0)
+NINE = DeltaSpec(("w",), ((9,),))
+ONE = DeltaSpec(("w",), ((1,),))
 
 
 def updates(weights=(1.0, 3.0)):
     generator = torch.Generator().manual_seed(0)
     return [
-        ClientUpdate(str(i), {DELTA: torch.randn(9, generator=generator)}, weight)
+        ClientUpdate(str(i), {DELTA: torch.randn(9, generator=generator)}, weight, NINE)
         for i, weight in enumerate(weights)
     ]
 
@@ -32,7 +37,7 @@ def test_weighted_mean_is_the_closed_form():
 
 def test_fedavg_of_identical_clients_is_the_identity():
     (one,) = updates((2.0,))
-    same = [ClientUpdate(str(i), one.payload, float(i + 1)) for i in range(7)]
+    same = [ClientUpdate(str(i), one.payload, float(i + 1), NINE) for i in range(7)]
     torch.testing.assert_close(weighted_mean(same, CONTEXT).delta, one.payload[DELTA])
     start = fedavg().init(torch.ones(9), NONE)
     moved = fedavg().apply(start, Update(one.payload[DELTA], NONE, 1.0))
@@ -49,8 +54,9 @@ def test_combining_does_not_change_its_inputs():
 
 def test_buffers_are_averaged_and_set():
     payloads = [{DELTA: torch.zeros(1), BUFFERS: torch.full((2,), value)} for value in (0.0, 4.0)]
-    mean = weighted_mean([ClientUpdate("a", payloads[0], 1), ClientUpdate("b", payloads[1], 3)],
-                         CONTEXT)  # fmt: skip
+    mean = weighted_mean(
+        [ClientUpdate("a", payloads[0], 1, ONE), ClientUpdate("b", payloads[1], 3, ONE)], CONTEXT
+    )
     state = fedavg().apply(fedavg().init(torch.zeros(1), torch.full((2,), 9.0)), mean)
     assert state.buffers.tolist() == [3.0, 3.0]
 
@@ -58,6 +64,27 @@ def test_buffers_are_averaged_and_set():
 def test_no_update_is_an_error():
     with pytest.raises(RoundError, match="no client answered"):
         weighted_mean([], CONTEXT)
+
+
+def test_deltas_of_different_shapes_have_no_mean():
+    one, _ = updates()
+    other = ClientUpdate("b", {DELTA: torch.zeros(1)}, 1.0, ONE)
+    with pytest.raises(DeltaMismatchError, match="b and 0 train deltas of different shapes"):
+        weighted_mean([one, other], CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: algorithms.fedadam(tau=0.0), "tau: found 0.0; allowed is above 0"),
+        (lambda: algorithms.fedavgm(momentum=1.0), "momentum: found 1.0; allowed is 0 up to 1.0"),
+        (lambda: algorithms.fedprox(mu=-1.0), "mu: found -1.0"),
+        (lambda: algorithms.fedavg(lr=float("nan")), "lr: found nan"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(build, words):
+    with pytest.raises(ConfigError, match=words):
+        build()
 
 
 def apply_twice(algorithm, u):
@@ -69,7 +96,10 @@ def apply_twice(algorithm, u):
 
 @pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
 def test_adaptive_algorithms_follow_their_paper(name):
-    s = ServerSettings(lr=0.1, beta1=0.9, beta2=0.99, tau=1e-2)
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "tau": 1e-2}
+    s = SimpleNamespace(**options)
+    if name == "fedadagrad":
+        del options["beta2"]
     u = torch.tensor([0.5, -2.0, 1e-4])
     x, m, v = torch.zeros(3), torch.zeros(3), torch.full((3,), s.tau**2)
     for _ in range(2):
@@ -80,16 +110,14 @@ def test_adaptive_algorithms_follow_their_paper(name):
             "fedadagrad": v + u**2,
         }[name]
         x = x + s.lr * m / (v.sqrt() + s.tau)
-    torch.testing.assert_close(apply_twice(getattr(algorithms, name)(s), u).delta, x)
+    torch.testing.assert_close(apply_twice(getattr(algorithms, name)(**options), u).delta, x)
 
 
 def test_fedavgm_with_no_momentum_is_fedavg():
     u = torch.tensor([0.5, -2.0])
     plain = apply_twice(fedavg(), u).delta
-    assert torch.equal(
-        apply_twice(algorithms.fedavgm(ServerSettings(momentum=0.0)), u).delta, plain
-    )
-    heavy = apply_twice(algorithms.fedavgm(ServerSettings(momentum=0.9)), u).delta
+    assert torch.equal(apply_twice(algorithms.fedavgm(momentum=0.0), u).delta, plain)
+    heavy = apply_twice(algorithms.fedavgm(momentum=0.9), u).delta
     torch.testing.assert_close(heavy, u + 1.9 * u)
 
 

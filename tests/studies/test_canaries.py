@@ -13,8 +13,8 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import RoundError
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.round import RoundPlan
-from fedpeft.server.algorithms import ServerSettings, fedadam, fedavg
-from fedpeft.server.sampling import fixed_cohort
+from fedpeft.server.algorithms import fedadam, fedavg
+from fedpeft.server.sampling import fixed_cohort, sampler_of
 from fedpeft.studies.audit.canaries import CanaryEngine, canary_trainer, draw_canaries, watch_rounds
 from fedpeft.studies.audit.statistics import (
     Evidence,
@@ -65,7 +65,7 @@ def small(kind, noise, *, seed, algorithm=None):
     stage = (local if kind == "local" else central)(Guard(0.5, noise, reproducible=True))
     plan = RoundPlan(
         constant_denominator(algorithm or fedavg(), SPEC),
-        lambda clients, number: fixed_cohort(clients, 4, seed=seed, round=number),
+        sampler_of(lambda clients, number: fixed_cohort(clients, 4, seed=seed, round=number)),
         SPEC, DeltaSpec((), ()), seed, 2.0, up=(stage,), min_replies=0,
     )  # fmt: skip
     if kind == "poisson":
@@ -149,7 +149,7 @@ def test_the_estimate_is_near_the_accountant_of_a_gaussian():
 def test_what_is_seen_does_not_depend_on_the_server_optimiser():
     """The aggregate is watched before it is applied: the algorithm post-processes it."""
     _, plain = sightings("central", 0.0)
-    _, adam = sightings("central", 0.0, algorithm=fedadam(ServerSettings()))
+    _, adam = sightings("central", 0.0, algorithm=fedadam(lr=1.0))
     np.testing.assert_array_equal(plain.seen_TK, adam.seen_TK)
 
 

@@ -17,6 +17,7 @@ from fedpeft.rounds.client_half import PRIVATE_NOTES, run_turn
 from fedpeft.rounds.job import Failure, Reply
 from fedpeft.rounds.round import run_round
 from fedpeft.server.algorithms import fedavg
+from fedpeft.server.sampling import sampler_of
 from fedpeft.tuning.tuned import read_buffers, read_delta
 from fedpeft.wire import messages, stages
 from fedpeft.wire.privacy import (
@@ -61,7 +62,7 @@ def private_round(updates, chain, *, expected, sampler=None):
         support.plan(algorithm=algorithm, up=chain),
         expected_cohort=expected,
         min_replies=0,
-        sampler=sampler or (lambda clients, number: tuple(clients)),
+        sampler=sampler_of(sampler or (lambda clients, number: tuple(clients))),
     )
     start = algorithm.init(torch.zeros(spec.num_params), torch.empty(0))
     state = with_server_root(start, seed=3)

@@ -17,6 +17,7 @@ from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
 from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment, num_together
+from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.resolve import resolve
 from fedpeft.models.source import load_model, sketch_model
@@ -72,14 +73,15 @@ def sketch_run(experiment: Experiment) -> Sketch:
         experiment,
         tuned,
         sum(parameter.numel() for parameter in tuned.model.parameters()),
-        tables.make_stages(experiment.wire.up, "wire.up"),  # privacy changes no size
-        tables.make_stages(experiment.wire.down, "wire.down"),
+        tables.make_stages(experiment.wire.up, "wire.up", installed()),  # privacy changes no size
+        tables.make_stages(experiment.wire.down, "wire.down", installed()),
     )
 
 
 def up_stages(experiment: Experiment) -> tuple[Stage, ...]:
     """Build a resolved experiment's stages from client to server: privacy first."""
-    return (*private_stages(experiment), *tables.make_stages(experiment.wire.up, "wire.up"))
+    sent = tables.make_stages(experiment.wire.up, "wire.up", installed())
+    return (*private_stages(experiment), *sent)
 
 
 def load_run_data(experiment: Experiment) -> Federated:
@@ -97,7 +99,7 @@ def make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment
     return ClientHalf(
         many_trainer(tuned, settings, clients_per_pass=num_together(experiment)),
         up_stages(experiment),
-        tables.make_stages(experiment.wire.down, "wire.down"),
+        tables.make_stages(experiment.wire.down, "wire.down", installed()),
         tuned.spec,
         is_private(experiment),
     )

@@ -7,7 +7,9 @@ from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
+from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment, Normalization
+from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.rates import learning_rate
 from fedpeft.models.source import ModelRequest
 from fedpeft.tuning.methods import TuningRequest
@@ -33,7 +35,8 @@ def tuning_request(experiment: Experiment) -> TuningRequest:
     """Say how an experiment tunes its model."""
     tuning = experiment.tuning
     blocks = (tuning.blocks[0], tuning.blocks[1]) if tuning.blocks else None
-    return TuningRequest(tuning.method, tuning.options, blocks, experiment.seed)
+    rule = tables.method_rule(tuning.method, installed())
+    return TuningRequest(tuning.method, tuning.options, blocks, experiment.seed, rule)
 
 
 def data_request(experiment: Experiment, task: str) -> DataRequest:
@@ -69,6 +72,8 @@ def data_request(experiment: Experiment, task: str) -> DataRequest:
             seed=experiment.seed,
             classes_per_client=partition.classes_per_client,
             examples_per_client=partition.examples_per_client,
+            options=partition.options,
+            rule=tables.partition_rule(partition.scheme, installed()),
         ),
     )
 
@@ -76,7 +81,6 @@ def data_request(experiment: Experiment, task: str) -> DataRequest:
 def local_settings(experiment: Experiment) -> LocalSettings:
     """Say how an experiment's clients train."""
     client, engine = experiment.client, experiment.engine
-    options = experiment.federation.options
     return LocalSettings(
         epochs=client.epochs,
         batch_size=client.batch_size,
@@ -87,7 +91,7 @@ def local_settings(experiment: Experiment) -> LocalSettings:
             nesterov=client.nesterov,
             weight_decay=client.weight_decay,
         ),
-        prox_mu=float(options.get("mu", 0.0)),
+        prox_mu=client.prox_mu or 0.0,
         device=engine.device,
         precision=engine.precision,
         privacy=gradient_privacy(experiment),

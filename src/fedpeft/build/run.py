@@ -36,12 +36,14 @@ from fedpeft.data.examples import Federated
 from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.engines.scoring import make_scorer, score_all
 from fedpeft.experiment import tables
+from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.experiment import Experiment, num_together
+from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.resolve import asked_clients, resolve
 from fedpeft.rounds.job import RunEngine
 from fedpeft.rounds.round import RoundPlan
-from fedpeft.server.sampling import fixed_cohort
+from fedpeft.server.sampling import fixed
 from fedpeft.server.state import ServerState
 from fedpeft.tuning.tuned import (
     TunedModel,
@@ -74,6 +76,7 @@ class BuiltRun:
       evaluate: from a state to metrics on the server's test set.
       evaluate_clients: from a state to a metric a client; None where it was not asked for.
       prefix: what is kept of the frozen layers below all that trains.
+      callbacks: what else happens around rounds.
     """
 
     experiment: Experiment
@@ -86,6 +89,7 @@ class BuiltRun:
     evaluate: Callable[[ServerState], Mapping[str, float]]
     evaluate_clients: Callable[[ServerState], Mapping[str, float]] | None
     prefix: PrefixNote
+    callbacks: tuple[Callback, ...] = ()
 
 
 def build_run(experiment: Experiment) -> BuiltRun:
@@ -151,6 +155,7 @@ def assemble(
         if experiment.federation.evaluate_clients
         else None,
         prefixed.note,
+        tables.make_callbacks(experiment.run.callbacks, installed()),
     )
 
 
@@ -161,22 +166,23 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
             f"federation.clients_per_round: found {federation.clients_per_round}; allowed is at "
             f"most {len(data.clients)} (the clients that data.source gives)"
         )
-    algorithm = tables.make_algorithm(federation.algorithm, federation.options)
+    algorithm = tables.make_algorithm(federation.algorithm, federation.options, installed())
     private = is_private(experiment)
     at_client_level = private and experiment.privacy.mode != "example"
     probability = federation.clients_per_round / len(data.clients)
     asked = asked_clients(experiment, len(data.clients))
     return RoundPlan(
         algorithm=constant_denominator(algorithm, tuned.spec) if private else algorithm,
-        sampler=lambda clients, number: fixed_cohort(
-            clients, min(asked, len(clients)), seed=experiment.seed, round=number
-        ),
+        sampler=fixed()
+        if federation.sampling == "poisson"
+        else tables.make_sampler(federation.sampling, federation.sampling_options, installed()),
+        asked=asked,
         spec=tuned.spec,
         buffer_spec=tuned.buffer_spec,
         seed=experiment.seed,
         expected_cohort=float(federation.clients_per_round),
         up=up_stages(experiment),
-        down=tables.make_stages(experiment.wire.down, "wire.down"),
+        down=tables.make_stages(experiment.wire.down, "wire.down", installed()),
         min_replies=0 if at_client_level else federation.min_replies,
         secret_sampler=(
             lambda clients, number, memory: poisson_cohort(

@@ -7,10 +7,10 @@ from pathlib import Path
 from fedpeft.data.drawn import Sizes
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.experiment import Experiment, StabilityConfig
+from fedpeft.experiment.plugins import installed
 from fedpeft.rounds.attendance import Buffering
 from fedpeft.server.availability import Conditions
 from fedpeft.server.clock import Costs, Stragglers
-from fedpeft.server.sampling import fixed_cohort
 from fedpeft.server.traces import PHONES, Trace, phones, read_trace
 from fedpeft.tuning.tuned import TunedModel
 
@@ -32,7 +32,7 @@ def make_conditions(
     if stability is None:
         return None
     epochs = experiment.client.epochs
-    up = tables.make_stages(experiment.wire.up, "wire.up")
+    up = tables.make_stages(experiment.wire.up, "wire.up", installed())
     return Conditions(
         seed=experiment.seed,
         examples=Sizes(data.clients, epochs),
@@ -68,9 +68,6 @@ def make_buffering(experiment: Experiment) -> Buffering | None:
         return None
     options, cohort = federation.buffered, federation.clients_per_round
     return Buffering(
-        draw=lambda clients, count, number: fixed_cohort(
-            clients, count, seed=experiment.seed, round=number
-        ),
         size=options.size or cohort,
         concurrency=options.concurrency or cohort,
         exponent=options.exponent,

@@ -161,7 +161,8 @@ def list_(
 ) -> None:
     """List what can be named in an experiment file.
 
-    WHAT is one of methods, models, datasets, partitions, algorithms, engines, stages.
+    WHAT is one of methods, models, datasets, partitions, algorithms, engines, stages, samplers,
+    callbacks. Those of installed packages are listed with their package.
 
     \b
     Examples:

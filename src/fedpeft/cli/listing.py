@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -84,10 +83,7 @@ def _partitions() -> Rows:
 def _algorithms() -> Rows:
     from fedpeft.experiment.tables import ALGORITHMS
 
-    return [
-        {"name": name, "what": row.summary, "options": _options(row.options)}
-        for name, row in ALGORITHMS.items()
-    ]
+    return _builders(ALGORITHMS, "algorithms")
 
 
 def _engines() -> Rows:
@@ -106,25 +102,55 @@ def _engines() -> Rows:
 def _stages() -> Rows:
     from fedpeft.experiment.tables import STAGES
 
+    return _builders(STAGES, "stages")
+
+
+def _samplers() -> Rows:
+    from fedpeft.experiment.tables import SAMPLERS
+
+    what = "each client by a secret coin, for privacy.mode = central"
+    poisson: dict[str, object] = {
+        "name": "poisson",
+        "package": "fedpeft",
+        "what": what,
+        "options": "",
+    }
+    return [*_builders(SAMPLERS, "samplers"), poisson]
+
+
+def _callbacks() -> Rows:
+    from fedpeft.experiment.tables import CALLBACKS
+
+    return _builders(CALLBACKS, "callbacks")
+
+
+def _builders(ours: Mapping[str, Callable[..., object]], group: str) -> Rows:
+    """Return a row a builder: ours, then those of installed packages."""
+    from fedpeft.experiment.plugins import installed
+    from fedpeft.experiment.tables import builders, options_of, summary_of
+
+    plugins = installed()
+    packages = {name: plugin.package for name, plugin in plugins.of(group).items()}
     return [
         {
             "name": name,
-            "what": (inspect.getdoc(build) or "").splitlines()[0],
-            "options": _options(
-                {key: item.default for key, item in inspect.signature(build).parameters.items()}
-            ),
+            "package": "fedpeft" if name in ours else packages[name],
+            "what": summary_of(build),
+            "options": _options(options_of(build)),
         }
-        for name, build in STAGES.items()
+        for name, build in builders(ours, group, plugins).items()
     ]
 
 
 LISTS: Mapping[str, Callable[[], Rows]] = {
     "algorithms": _algorithms,
+    "callbacks": _callbacks,
     "datasets": _datasets,
     "engines": _engines,
     "methods": _methods,
     "models": _models,
     "partitions": _partitions,
+    "samplers": _samplers,
     "stages": _stages,
 }
 """By the word after `fedpeft list`."""

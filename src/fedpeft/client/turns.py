@@ -10,13 +10,34 @@ from torch import Tensor
 
 from fedpeft.data.examples import ClientData
 
-__all__ = ["BUFFERS", "DELTA", "ClientTurn", "LocalResult", "LocalTrainer", "Memory", "Payload"]
+__all__ = [
+    "BUFFERS",
+    "DELTA",
+    "ClientTurn",
+    "LocalResult",
+    "LocalTrainer",
+    "Memory",
+    "Payload",
+    "part_of",
+    "under",
+]
 
 Payload: TypeAlias = Mapping[str, Tensor]
 """What crosses the wire, either way."""
 
 Memory: TypeAlias = Mapping[str, Tensor]
 """What a client, or the server, keeps for the next round."""
+
+
+def part_of(memory: Memory, prefix: str) -> Memory:
+    """Return the part of a memory that was kept under a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+
+
+def under(prefix: str, part: Memory) -> Memory:
+    """Return a part of a memory with its keys under a prefix, as `part_of` finds it."""
+    return {prefix + key: value for key, value in part.items()}
+
 
 DELTA = "delta"
 """Payload key of the flat delta: values on the way down, an update (after - before) up."""

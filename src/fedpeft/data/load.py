@@ -23,7 +23,7 @@ from fedpeft.data.labels import Classes, encode_labels, read_names
 from fedpeft.data.partition import partition
 from fedpeft.data.pictures import read_pixels
 from fedpeft.data.request import DataRequest
-from fedpeft.data.schemes import PARTITIONS
+from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source
 from fedpeft.data.tables import Table, draw_holdout, find_column, select, values_of
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
@@ -81,7 +81,8 @@ def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
     own, test_own = content.owners
     scheme = request.partition.scheme
     natural = scheme == "natural"
-    if content.classes is None and scheme in PARTITIONS and PARTITIONS[scheme].needs == "labels":
+    row = row_of(request.partition)
+    if content.classes is None and row is not None and row.needs == "labels":
         raise DataError(
             f"data.partition.scheme: {scheme!r} needs labels, a language model's texts have none; "
             "allowed are iid, quantity and natural"

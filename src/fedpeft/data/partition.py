@@ -24,7 +24,7 @@ import numpy.typing as npt
 from fedpeft.core.errors import DataError
 from fedpeft.data.dirichlet import MAX_TRIES, Deal
 from fedpeft.data.drawn import DrawnClients, Names
-from fedpeft.data.schemes import PARTITIONS, PartitionRequest, num_clients
+from fedpeft.data.schemes import PARTITIONS, PartitionRequest, num_clients, row_of
 
 __all__ = ["client_names", "partition"]
 
@@ -76,7 +76,7 @@ def client_names(count: int) -> list[str]:
 
 def _check(request: PartitionRequest, num_examples: int, natural: Sequence[str] | None) -> None:
     where = "data.partition"
-    if request.scheme not in PARTITIONS:
+    if row_of(request) is None:
         near = difflib.get_close_matches(request.scheme, PARTITIONS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DataError(
@@ -126,15 +126,16 @@ def _attempt(labels: IntArray, request: PartitionRequest, *, max_tries: int = MA
     """Deal; where clients times minimum is more than there is, a few tries only, for the advice."""
     if num_clients(request) * request.min_examples > len(labels):
         max_tries = min(max_tries, _ADVICE_TRIES)
-    deal = PARTITIONS[request.scheme].deal
-    assert deal is not None, "natural clients are not dealt"
-    return deal(labels, request, max_tries)
+    row = row_of(request)
+    assert row is not None and row.deal is not None, "natural clients are not dealt"
+    return row.deal(labels, request, max_tries)
 
 
 def _infeasible(labels: IntArray, request: PartitionRequest, deal: Deal) -> str:
     """Say what was reached, and changes of one setting that were tried here and do."""
     clients = num_clients(request)
-    uses = PARTITIONS[request.scheme].uses
+    row = row_of(request)
+    uses = row.uses if row else ()
     ways = [f"min_examples = {deal.smallest}"] if deal.smallest > 0 else []
     if "alpha" in uses:
         larger = (replace(request, alpha=a) for a in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0))

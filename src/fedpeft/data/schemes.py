@@ -9,7 +9,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fedpeft.core.errors import DataError
 from fedpeft.data.dirichlet import Deal, DirichletRule, deal_dirichlet
 
-__all__ = ["PARTITIONS", "PartitionRequest", "Scheme", "num_clients"]
+__all__ = ["PARTITIONS", "Partition", "PartitionRequest", "num_clients", "row_of"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -27,7 +27,7 @@ class PartitionRequest:
     """How examples go to clients.
 
     Attributes:
-      scheme: a key of `PARTITIONS`.
+      scheme: a key of `PARTITIONS`, or any name with `rule`.
       clients: number of clients, >= 1; for `natural` the most to keep (drawn from the seed), where
         None keeps all.
       alpha: concentration of `dirichlet`, `dirichlet-plain` and `quantity`, > 0.
@@ -36,6 +36,8 @@ class PartitionRequest:
       seed: the run's root seed, in [0, 2**32): the schemes draw from it directly.
       classes_per_client: of `pathological`, >= 1.
       examples_per_client: of `drawn`, >= 1.
+      options: of a rule of your own.
+      rule: a partition that is in no table of ours; None: the one that `scheme` names.
     """
 
     scheme: str = "dirichlet"
@@ -45,24 +47,31 @@ class PartitionRequest:
     seed: int = 1
     classes_per_client: int = 2
     examples_per_client: int = 20
+    options: Mapping[str, object] = field(default_factory=dict)
+    rule: Partition | None = None
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """One row of `PARTITIONS`.
+class Partition:
+    """A rule that deals examples to clients.
 
     Attributes:
       summary: one line for `fedpeft list partitions`.
       uses: request fields that matter beside `seed` and `min_examples`.
       needs: `labels`, `client` (a column) or the empty word.
-      deal: gives labels, a request and a limit of tries their `Deal`; None for `natural`
-        and `drawn`.
+      deal: gives labels, a request and a limit of tries their `Deal`; None for `natural` and
+        `drawn`. It must draw from `request.seed` alone, and give no example twice.
     """
 
     summary: str
     uses: tuple[str, ...]
     needs: str
     deal: Callable[[IntArray, PartitionRequest, int], Deal] | None
+
+
+def row_of(request: PartitionRequest) -> Partition | None:
+    """Return the partition that a request names; None if there is none of that name."""
+    return request.rule or PARTITIONS.get(request.scheme)
 
 
 def num_clients(request: PartitionRequest) -> int:
@@ -143,30 +152,30 @@ def _judge(parts: Sequence[IntArray], request: PartitionRequest) -> Deal:
     return Deal(list(parts) if smallest >= request.min_examples else None, 1, smallest)
 
 
-PARTITIONS: Mapping[str, Scheme] = {
-    "iid": Scheme("equal shares of a random order", ("clients",), "", _iid),
-    "dirichlet": Scheme(
+PARTITIONS: Mapping[str, Partition] = {
+    "iid": Partition("equal shares of a random order", ("clients",), "", _iid),
+    "dirichlet": Partition(
         "label skew; a client that holds n/N examples gets no more (the FedPEFT experiments' rule)",
         ("clients", "alpha"),
         "labels",
         _dirichlet,
     ),
-    "dirichlet-plain": Scheme(
+    "dirichlet-plain": Partition(
         "label skew without the cap", ("clients", "alpha"), "labels", _dirichlet_plain
     ),
-    "pathological": Scheme(
+    "pathological": Partition(
         "each client sees a few classes only",
         ("clients", "classes_per_client"),
         "labels",
         _pathological,
     ),
-    "quantity": Scheme("skewed sizes, labels alike", ("clients", "alpha"), "", _quantity),
-    "drawn": Scheme(
+    "quantity": Partition("skewed sizes, labels alike", ("clients", "alpha"), "", _quantity),
+    "drawn": Partition(
         "every client draws its own, with replacement; any number of clients, for studies of scale",
         ("clients", "alpha", "examples_per_client"),
         "",
         None,
     ),
-    "natural": Scheme("by a column of the data", ("clients",), "client", None),
+    "natural": Partition("by a column of the data", ("clients",), "client", None),
 }
 """By name, as in `data.partition.scheme`."""

@@ -16,7 +16,7 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 from fedpeft.data.examples import Federated
 from fedpeft.data.partition import partition
-from fedpeft.data.schemes import PARTITIONS, PartitionRequest
+from fedpeft.data.schemes import PartitionRequest, row_of
 from fedpeft.models.tasks import Batch
 
 __all__ = ["TorchExamples", "default_collate", "from_torch"]
@@ -132,7 +132,7 @@ def _clients(
     clients: Clients, labels: npt.NDArray[np.int64] | None, count: int
 ) -> Mapping[str, npt.NDArray[np.int64]]:
     if isinstance(clients, PartitionRequest):
-        row = PARTITIONS.get(clients.scheme)
+        row = row_of(clients)
         if labels is None and row is not None and row.needs == "labels":
             raise DataError(
                 f"from_torch: partition {clients.scheme!r} needs labels: pass labels=, or clients "

@@ -7,25 +7,33 @@ from typing import Any
 
 from fedpeft.core.errors import FedpeftError
 from fedpeft.core.words import is_loopback, nearest
+from fedpeft.data.schemes import PARTITIONS
 from fedpeft.experiment import tables
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.check_stability import stability_problems
 from fedpeft.experiment.experiment import Experiment, num_clients
+from fedpeft.experiment.plugins import Plugins
+from fedpeft.experiment.privacy import is_private
 from fedpeft.tuning.methods import METHODS, resolve_options
 
 __all__ = ["problems_of"]
 
 
-def problems_of(experiment: Experiment) -> list[str]:
-    """Return every problem of an experiment that passed the schema, a line each."""
+def problems_of(experiment: Experiment, plugins: Plugins) -> list[str]:
+    """Return every problem of an experiment that passed the schema, a line each.
+
+    Args:
+      experiment: that passed the schema.
+      plugins: what names may mean beside ours.
+    """
     checks: list[Callable[[Experiment], Iterator[str]]] = [
-        _tuning,
-        _federation,
+        lambda experiment: _tuning(experiment, plugins),
+        lambda experiment: _federation(experiment, plugins),
         stability_problems,
-        _client,
-        _wire,
+        lambda experiment: _client(experiment, plugins),
+        lambda experiment: _wire(experiment, plugins),
         _engine,
-        _data,
+        lambda experiment: _data(experiment, plugins),
         _privacy,
     ]
     return [line for check in checks for line in check(experiment)]
@@ -39,9 +47,13 @@ def _lines(call: Callable[[], Any]) -> Iterator[str]:
         yield from (line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def _tuning(experiment: Experiment) -> Iterator[str]:
+def _tuning(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     tuning = experiment.tuning
-    yield from _lines(lambda: resolve_options(tuning.method, tuning.options))
+    yield from _lines(
+        lambda: resolve_options(
+            tuning.method, tuning.options, tables.method_rule(tuning.method, plugins)
+        )
+    )
     if tuning.blocks and not 0 <= tuning.blocks[0] <= tuning.blocks[1]:
         yield (
             f"tuning.blocks: found {tuning.blocks}; allowed is [first, last] with "
@@ -49,10 +61,12 @@ def _tuning(experiment: Experiment) -> Iterator[str]:
         )
 
 
-def _federation(experiment: Experiment) -> Iterator[str]:
+def _federation(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     federation, clients = experiment.federation, num_clients(experiment)
     options = federation.options
-    yield from _lines(lambda: tables.algorithm_options(federation.algorithm, options))
+    yield from _lines(lambda: tables.make_algorithm(federation.algorithm, options, plugins))
+    yield from _sampling(experiment, plugins)
+    yield from _lines(lambda: tables.make_callbacks(experiment.run.callbacks, plugins))
     asked = federation.clients_per_round
     if clients and asked > clients:
         yield (
@@ -66,12 +80,32 @@ def _federation(experiment: Experiment) -> Iterator[str]:
         )
 
 
-def _client(experiment: Experiment) -> Iterator[str]:
+def _sampling(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
+    """Yield what is wrong with the sampler; a cohort that follows what clients say is not private.
+
+    `poisson` is no sampler of a table: it draws from the secret of a private run.
+    """
+    federation = experiment.federation
+    if federation.sampling == "poisson":
+        if federation.sampling_options:
+            yield "federation.sampling_options: 'poisson' has no options; leave the key out"
+        return
+    name, options = federation.sampling, federation.sampling_options
+    yield from _lines(lambda: tables.make_sampler(name, options, plugins))
+    if is_private(experiment) and name != "fixed":
+        yield (
+            f"federation.sampling: found {name!r} with privacy.mode = {experiment.privacy.mode!r}; "
+            "allowed are 'fixed' and 'poisson': epsilon counts a schedule that is known beforehand"
+        )
+
+
+def _client(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     client = experiment.client
     if isinstance(client.lr, dict):
         for method in client.lr:
-            if method not in METHODS:
-                yield f"client.lr.{method}: no such tuning method; {nearest(method, METHODS)}"
+            known = (*METHODS, *plugins.of("methods"))
+            if method not in known:
+                yield f"client.lr.{method}: no such tuning method; {nearest(method, known)}"
     if client.optimizer == "sgd" and client.nesterov and not client.momentum:
         yield "client.nesterov: found true with client.momentum = 0; set one of the two"
     if client.prefix_views is not None and client.prefix_cache == "off":
@@ -81,9 +115,9 @@ def _client(experiment: Experiment) -> Iterator[str]:
         )
 
 
-def _wire(experiment: Experiment) -> Iterator[str]:
-    yield from _lines(lambda: tables.make_stages(experiment.wire.up, "wire.up"))
-    yield from _lines(lambda: tables.make_stages(experiment.wire.down, "wire.down"))
+def _wire(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
+    yield from _lines(lambda: tables.make_stages(experiment.wire.up, "wire.up", plugins))
+    yield from _lines(lambda: tables.make_stages(experiment.wire.down, "wire.down", plugins))
     for i, spec in enumerate(experiment.wire.down):
         if spec.get("name") == "top_k":
             yield f"wire.down[{i}]: top_k drops values of the delta itself; use it in wire.up only"
@@ -140,11 +174,19 @@ def _privacy(experiment: Experiment) -> Iterator[str]:
     yield from privacy_problems(experiment, num_clients(experiment))
 
 
-def _data(experiment: Experiment) -> Iterator[str]:
+def _data(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     data = experiment.data
     size = data.budget or data.num_examples
     clients = num_clients(experiment)
-    dealt = data.partition.scheme != "drawn"
+    scheme, schemes = data.partition.scheme, (*PARTITIONS, *plugins.of("partitions"))
+    if scheme not in schemes:
+        yield (
+            f"data.partition.scheme: found {scheme!r}; allowed is {', '.join(map(repr, schemes))}"
+        )
+    yield from _lines(lambda: tables.partition_rule(scheme, plugins))
+    if data.partition.options and scheme in PARTITIONS:
+        yield f"data.partition.options: {scheme} has none; its keys stand beside scheme"
+    dealt = scheme != "drawn"
     if dealt and size and clients and clients > size:
         yield (
             f"data.partition.clients: found {clients} with {size} examples; "

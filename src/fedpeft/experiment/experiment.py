@@ -105,9 +105,7 @@ class PartitionConfig(BaseModel):
     """`[data.partition]`: which client holds which examples."""
 
     model_config = _STRICT
-    scheme: Literal[
-        "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "drawn", "natural"
-    ] = Field("dirichlet", description="see `fedpeft list partitions`")
+    scheme: str = Field("dirichlet", description="see `fedpeft list partitions`")
     clients: Positive | None = Field(
         None, description="number of clients, 64 by default; natural: at most this many"
     )
@@ -117,6 +115,7 @@ class PartitionConfig(BaseModel):
     )
     classes_per_client: Positive = Field(2, description="pathological: label shards a client")
     examples_per_client: Positive = Field(20, description="drawn: examples of each client")
+    options: Options = Field(default_factory=dict, description="options of a plug-in's partition")
 
 
 class DataConfig(BaseModel):
@@ -172,9 +171,12 @@ class FederationConfig(BaseModel):
     buffered: BufferedConfig = Field(default_factory=BufferedConfig)
     rounds: Positive = 50
     clients_per_round: Positive = 8
-    sampling: Literal["fixed", "poisson"] = Field(
-        "fixed", description="poisson: each client by a secret coin, for privacy.mode = central"
+    sampling: str = Field(
+        "fixed",
+        description="how cohorts are drawn, see `fedpeft list samplers`; poisson: each client by a "
+        "secret coin, for privacy.mode = central",
     )
+    sampling_options: Options = Field(default_factory=dict, description="options of the sampler")
     min_replies: Positive = Field(1, description="fewer usable replies end the run, exit code 3")
     eval_every: Positive = Field(1, description="evaluate every so many rounds, and the last")
     evaluate_clients: bool = Field(False, description="also report accuracy client by client")
@@ -230,6 +232,9 @@ class ClientConfig(BaseModel):
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NotNegative = 1e-4
+    prox_mu: NotNegative | None = Field(
+        None, description="weight of a proximal term; the algorithm's by default"
+    )
     prefix_cache: Literal["auto", "memory", "disk", "off"] = Field(
         "auto",
         description="the output of the frozen layers below all that trains is computed once an "
@@ -326,6 +331,11 @@ class RunConfig(BaseModel):
 
     model_config = _STRICT
     keep_deltas: bool = Field(False, description="keep each round's delta, for `fedpeft theorem`")
+    callbacks: list[Options] = Field(
+        default_factory=list,
+        description='what else happens around rounds: `{ name = "...", option = value }` each, '
+        "see `fedpeft list callbacks`",
+    )
 
 
 class Experiment(BaseModel):

@@ -21,6 +21,7 @@ from fedpeft.core.words import nearest
 from fedpeft.experiment.check import problems_of
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.experiment import Experiment, num_clients
+from fedpeft.experiment.plugins import Plugins, installed
 
 __all__ = [
     "apply_overrides",
@@ -112,8 +113,13 @@ def apply_overrides(
     return result
 
 
-def validate(table: Mapping[str, Any], where: str) -> Experiment:
+def validate(table: Mapping[str, Any], where: str, plugins: Plugins | None = None) -> Experiment:
     """Check a table against the schema and against itself.
+
+    Args:
+      table: as TOML gives it.
+      where: names it in errors.
+      plugins: what names may mean beside ours; None: whatever is installed here.
 
     Raises:
       ConfigError: listing every problem, one a line.
@@ -126,7 +132,7 @@ def validate(table: Mapping[str, Any], where: str) -> Experiment:
         items = _one_a_place([item for item in error.errors() if _fits_branch(item)])
         problems = [_explain(item) for item in items]
         experiment = _without(table, [item["loc"] for item in items])
-    problems += problems_of(experiment)
+    problems += problems_of(experiment, installed() if plugins is None else plugins)
     if problems:
         lines = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"

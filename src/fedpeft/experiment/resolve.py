@@ -12,6 +12,7 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment, StabilityConfig, num_clients
+from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.privacy import resolve_privacy
 from fedpeft.experiment.rates import learning_rate
 from fedpeft.models.locate import BUNDLED
@@ -30,7 +31,9 @@ def resolve(experiment: Experiment) -> Experiment:
     tuning, data, client = experiment.tuning, experiment.data, experiment.client
     partition, federation = data.partition, experiment.federation
     smallest = 1 if data.source in BUNDLED_DATASETS else 10
-    options = tables.algorithm_options(federation.algorithm, federation.options)
+    plugins = installed()
+    options = tables.algorithm_options(federation.algorithm, federation.options, plugins)
+    algorithm = tables.make_algorithm(federation.algorithm, federation.options, plugins)
     partition = partition.model_copy(
         update={
             "min_examples": partition.min_examples or smallest,
@@ -43,10 +46,19 @@ def resolve(experiment: Experiment) -> Experiment:
         update={
             "model": model,
             "tuning": tuning.model_copy(
-                update={"options": resolve_options(tuning.method, tuning.options)}
+                update={
+                    "options": resolve_options(
+                        tuning.method, tuning.options, tables.method_rule(tuning.method, plugins)
+                    )
+                }
             ),
             "data": data.model_copy(update={"partition": partition}),
-            "client": client.model_copy(update={"lr": learning_rate(experiment)}),
+            "client": client.model_copy(
+                update={
+                    "lr": learning_rate(experiment),
+                    "prox_mu": algorithm.prox_mu if client.prox_mu is None else client.prox_mu,
+                }
+            ),
             **resolve_stability(experiment, options),
             "engine": experiment.engine.model_copy(update={"workers": _workers(experiment)}),
             "sweep": [],
@@ -73,7 +85,7 @@ def _workers(experiment: Experiment) -> int:
     return engine.workers or max(1, min(cores or 1, experiment.federation.clients_per_round))
 
 
-def resolve_stability(experiment: Experiment, options: Mapping[str, float]) -> dict[str, object]:
+def resolve_stability(experiment: Experiment, options: Mapping[str, object]) -> dict[str, object]:
     """Make the defaults of `[federation]` and `[stability]` explicit.
 
     Args:

@@ -1,79 +1,59 @@
 """From names to builders: the only place where a word of an experiment file meets code.
 
-    federation.algorithm -> ALGORITHMS    wire.up / wire.down -> STAGES    engine.name -> ENGINES
+    federation.algorithm -> ALGORITHMS     wire.up / wire.down -> STAGES     engine.name -> ENGINES
+    federation.sampling  -> SAMPLERS       run.callbacks       -> CALLBACKS
 
-Tuning methods, models, data sets and partitions have their tables in their own packages.
+A builder is a function whose keyword arguments are the options, each with its default; it refuses
+values out of range. Tuning methods, tasks, data sets and partitions have their tables in their own
+rooms. What installed packages add (`plugins.py`) is looked up beside ours.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.errors import ConfigError, FedpeftError
 from fedpeft.core.words import nearest
-from fedpeft.server import algorithms
-from fedpeft.server.algorithms import ServerSettings
+from fedpeft.data.schemes import PARTITIONS, Partition
+from fedpeft.experiment.callbacks import Callback
+from fedpeft.experiment.plugins import Plugins
+from fedpeft.server import algorithms, sampling
+from fedpeft.server.sampling import Sampler
 from fedpeft.server.state import Algorithm
+from fedpeft.tuning.methods import METHODS, TuningMethod
 from fedpeft.wire import stages
 from fedpeft.wire.stages import Stage
 
 __all__ = [
     "ALGORITHMS",
+    "CALLBACKS",
     "ENGINES",
     "PAPER_LR",
+    "SAMPLERS",
     "STAGES",
-    "AlgorithmEntry",
     "algorithm_options",
+    "builders",
     "make_algorithm",
+    "make_callbacks",
+    "make_sampler",
     "make_stages",
+    "method_rule",
+    "options_of",
+    "partition_rule",
+    "summary_of",
 ]
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class AlgorithmEntry:
-    """One federated algorithm.
-
-    Attributes:
-      build: from the server's settings to the algorithm.
-      summary: one line.
-      options: names and defaults; `mu` goes to the clients, the others to the server.
-    """
-
-    build: Callable[[ServerSettings], Algorithm]
-    summary: str
-    options: Mapping[str, float] = field(default_factory=dict)
-
-
-_ADAPTIVE = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
-
-ALGORITHMS: Mapping[str, AlgorithmEntry] = {
-    "fedavg": AlgorithmEntry(
-        algorithms.fedavg, "weighted mean of updates (McMahan et al. 2017)", {"lr": 1.0}
-    ),
-    "fedprox": AlgorithmEntry(
-        algorithms.fedavg,
-        "FedAvg with a proximal term of weight mu at the clients (Li et al. 2020)",
-        {"lr": 1.0, "mu": 0.01},
-    ),
-    "fedavgm": AlgorithmEntry(
-        algorithms.fedavgm,
-        "FedAvg with server momentum (Hsu et al. 2019)",
-        {"lr": 1.0, "momentum": 0.9},
-    ),
-    "fedadam": AlgorithmEntry(
-        algorithms.fedadam, "Adam at the server (Reddi et al. 2021)", _ADAPTIVE
-    ),
-    "fedyogi": AlgorithmEntry(
-        algorithms.fedyogi, "Yogi at the server (Reddi et al. 2021)", _ADAPTIVE
-    ),
-    "fedadagrad": AlgorithmEntry(
-        algorithms.fedadagrad,
-        "Adagrad at the server (Reddi et al. 2021)",
-        {"lr": 0.01, "beta1": 0.0, "tau": 1e-3},
-    ),
+ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {
+    "fedavg": algorithms.fedavg,
+    "fedprox": algorithms.fedprox,
+    "fedavgm": algorithms.fedavgm,
+    "fedadam": algorithms.fedadam,
+    "fedyogi": algorithms.fedyogi,
+    "fedadagrad": algorithms.fedadagrad,
 }
 
 STAGES: Mapping[str, Callable[..., Stage]] = {
@@ -81,6 +61,10 @@ STAGES: Mapping[str, Callable[..., Stage]] = {
     "int8": stages.int8,
     "top_k": stages.top_k,
 }
+
+SAMPLERS: Mapping[str, Callable[..., Sampler]] = {"fixed": sampling.fixed}
+
+CALLBACKS: Mapping[str, Callable[..., Callback]] = {}
 
 ENGINES: Mapping[str, str] = {
     "local": "worker processes on this machine",
@@ -99,73 +83,162 @@ PAPER_LR: Mapping[str, float] = {
 """Learning rates of the paper's scripts for CIFAR-100; `peft` types take bias's."""
 
 
-def algorithm_options(name: str, options: Mapping[str, Any]) -> dict[str, float]:
-    """Return an algorithm's options, complete.
-
-    Raises:
-      ConfigError: for an unknown algorithm, option or a value out of range.
-    """
-    if name not in ALGORITHMS:
-        raise ConfigError(f"federation.algorithm: {name!r} is unknown; {nearest(name, ALGORITHMS)}")
-    known = ALGORITHMS[name].options
-    for key, value in options.items():
-        where = f"federation.options.{key}"
-        if key not in known:
-            raise ConfigError(f"{where}: {name} has no such option; {nearest(key, known)}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{where}: found {value!r}; allowed is a number")
-        low, high = _RANGES[key]
-        if not low <= value < high or (value == 0 and key in ("lr", "tau")):
-            raise ConfigError(
-                f"{where}: found {value}; allowed is {low} up to {high}, without {high}"
-            )
-    return {key: float(options.get(key, default)) for key, default in known.items()}
-
-
-_INF = float("inf")
-_RANGES = {
-    "lr": (0.0, _INF),
-    "mu": (0.0, _INF),
-    "tau": (0.0, _INF),
-    "momentum": (0.0, 1.0),
-    "beta1": (0.0, 1.0),
-    "beta2": (0.0, 1.0),
-}
-
-
-def make_algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:
+def make_algorithm(name: str, options: Mapping[str, Any], plugins: Plugins) -> Algorithm:
     """Build an algorithm by name.
 
     Raises:
-      ConfigError: as `algorithm_options`.
+      ConfigError: for an unknown algorithm or option, or a value out of range.
     """
-    chosen = algorithm_options(name, options)
-    server = {key: value for key, value in chosen.items() if key != "mu"}
-    return ALGORITHMS[name].build(ServerSettings(**server))
+    found = _find(ALGORITHMS, "algorithms", name, "federation.algorithm: ", plugins)
+    return _build(found, name, options, "federation.options", Algorithm)
 
 
-def make_stages(specs: Sequence[Mapping[str, Any]], where: str) -> tuple[Stage, ...]:
+def algorithm_options(name: str, options: Mapping[str, Any], plugins: Plugins) -> dict[str, object]:
+    """Return an algorithm's options, complete.
+
+    Raises:
+      ConfigError: as `make_algorithm`.
+    """
+    make_algorithm(name, options, plugins)
+    known = options_of(builders(ALGORITHMS, "algorithms", plugins)[name])
+    return {key: _as_default(options.get(key, default), default) for key, default in known.items()}
+
+
+def make_sampler(name: str, options: Mapping[str, Any], plugins: Plugins) -> Sampler:
+    """Build a sampler by name.
+
+    Raises:
+      ConfigError: for an unknown sampler or option, or a value out of range.
+    """
+    found = _find(SAMPLERS, "samplers", name, "federation.sampling: ", plugins)
+    return _build(found, name, options, "federation.sampling_options", Sampler)
+
+
+def make_callbacks(specs: Sequence[Mapping[str, Any]], plugins: Plugins) -> tuple[Callback, ...]:
+    """Build callbacks from `{ name = "...", option = value }` tables, in order.
+
+    Raises:
+      ConfigError: for an unknown callback or option, or a value out of range.
+    """
+    return _make_all(CALLBACKS, "callbacks", specs, "run.callbacks", Callback, plugins)
+
+
+def make_stages(
+    specs: Sequence[Mapping[str, Any]], where: str, plugins: Plugins
+) -> tuple[Stage, ...]:
     """Build stages from `{ name = "...", option = value }` tables, in order.
 
     Raises:
-      ConfigError: for an unknown stage or option.
+      ConfigError: for an unknown stage or option, or a value out of range.
     """
-    return tuple(_make_stage(spec, f"{where}[{i}]") for i, spec in enumerate(specs))
+    return _make_all(STAGES, "stages", specs, where, Stage, plugins)
 
 
-def _make_stage(spec: Mapping[str, Any], where: str) -> Stage:
-    name = str(spec.get("name", ""))
-    if name not in STAGES:
-        raise ConfigError(f"{where}: stage {name!r} is unknown; {nearest(name, STAGES)}")
-    build = STAGES[name]
-    options = {key: value for key, value in spec.items() if key != "name"}
-    known = inspect.signature(build).parameters
+def method_rule(name: str, plugins: Plugins) -> TuningMethod | None:
+    """Return the tuning method of a plug-in; None for one of ours, or an unknown one."""
+    return _row(METHODS, "methods", name, TuningMethod, plugins)
+
+
+def partition_rule(name: str, plugins: Plugins) -> Partition | None:
+    """Return the partition of a plug-in; None for one of ours, or an unknown one."""
+    return _row(PARTITIONS, "partitions", name, Partition, plugins)
+
+
+def _row(ours: Mapping[str, T], group: str, name: str, kind: type[T], plugins: Plugins) -> T | None:
+    if name in ours or name not in plugins.of(group):
+        return None
+    found = plugins.of(group)[name].load()
+    if not isinstance(found, kind):
+        raise ConfigError(
+            f"plug-in {name!r} of fedpeft.{group} is a {type(found).__name__}; it must be a "
+            f"{kind.__name__}"
+        )
+    return found
+
+
+def _make_all(
+    ours: Mapping[str, Callable[..., T]],
+    group: str,
+    specs: Sequence[Mapping[str, Any]],
+    where: str,
+    kind: type[T],
+    plugins: Plugins,
+) -> tuple[T, ...]:
+    made = []
+    for i, spec in enumerate(specs):
+        name, place = str(spec.get("name", "")), f"{where}[{i}]"
+        found = _find(ours, group, name, f"{place}: {group.removesuffix('s')} ", plugins)
+        options = {key: value for key, value in spec.items() if key != "name"}
+        made.append(_build(found, name, options, place, kind))
+    return tuple(made)
+
+
+def builders(
+    ours: Mapping[str, Callable[..., T]], group: str, plugins: Plugins
+) -> Mapping[str, Callable[..., T]]:
+    """Return a table's builders with those of plug-ins, which are imported."""
+    added = {name: plugin.load() for name, plugin in plugins.of(group).items()}
+    return {**added, **ours}  # type: ignore[dict-item]  # a plug-in is checked when it is built
+
+
+def options_of(build: Callable[..., object]) -> dict[str, object]:
+    """Return the options of a builder, and their defaults."""
+    return {name: found.default for name, found in inspect.signature(build).parameters.items()}
+
+
+def summary_of(build: Callable[..., object]) -> str:
+    """Return the first line of a builder's docstring, without its full stop."""
+    return (inspect.getdoc(build) or "-").splitlines()[0].rstrip(".")
+
+
+def _find(
+    ours: Mapping[str, Callable[..., T]], group: str, name: str, where: str, plugins: Plugins
+) -> Callable[..., T]:
+    if name in ours:
+        return ours[name]
+    added = plugins.of(group)
+    if name not in added:
+        raise ConfigError(f"{where}{name!r} is unknown; {nearest(name, (*ours, *added))}")
+    return added[name].load()  # type: ignore[return-value]  # what it builds is checked
+
+
+def _build(
+    build: Callable[..., T], name: str, options: Mapping[str, Any], where: str, kind: type[T]
+) -> T:
+    known = options_of(build)
+    for key in known:
+        if known[key] is inspect.Parameter.empty and key not in options:
+            raise ConfigError(f"{where}.{key}: is missing; {name} cannot do without it")
     for key, value in options.items():
         if key not in known:
             raise ConfigError(f"{where}.{key}: {name} has no such option; {nearest(key, known)}")
-        default = known[key].default
-        if isinstance(value, bool) or not isinstance(
-            value, int if isinstance(default, int) else (int, float)
-        ):
-            raise ConfigError(f"{where}.{key}: found {value!r}; allowed is a number like {default}")
-    return build(**options)
+        if not _fits(value, known[key]):
+            word = f"a number like {known[key]}" if _is_number(known[key]) else repr(known[key])
+            raise ConfigError(f"{where}.{key}: found {value!r}; allowed is {word}")
+    try:
+        made = build(**options)
+    except FedpeftError as error:
+        raise ConfigError(f"{where}.{error}") from error
+    if not isinstance(made, kind):
+        raise ConfigError(
+            f"{where}: {name} gives {type(made).__name__}; a builder of this kind gives "
+            f"{kind.__name__}"
+        )
+    return made
+
+
+def _fits(value: object, default: object) -> bool:
+    """Whether a value is of the kind of an option's default; a whole number is a number too."""
+    if default is None or default is inspect.Parameter.empty:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_default(value: object, default: object) -> object:
+    return float(value) if isinstance(default, float) and isinstance(value, int) else value

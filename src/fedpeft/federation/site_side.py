@@ -32,6 +32,7 @@ from fedpeft.data.request import Columns, DataRequest
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.read import validate
 from fedpeft.experiment.site import SiteConfig
@@ -87,7 +88,7 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
     half = ClientHalf(
         local_trainer(prefixed.tuned, settings),
         up_stages(experiment),
-        tables.make_stages(experiment.wire.down, "wire.down"),
+        tables.make_stages(experiment.wire.down, "wire.down", installed()),
         tuned.spec,
         is_private(experiment),
     )

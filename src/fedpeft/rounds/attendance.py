@@ -9,7 +9,7 @@ Without conditions everybody is there, everybody answers, and no clock runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedpeft.client.turns import Memory
@@ -26,14 +26,12 @@ class Buffering:
     """Options of buffered asynchronous training.
 
     Attributes:
-      draw: (clients, how many, number of the draw) -> clients to ask, in order.
       size: replies that make a round, K.
       concurrency: turns that are under way at once.
       exponent: an update that is s rounds old counts (1 + s)**-exponent.
       max_staleness: older updates are not used; None: all are.
     """
 
-    draw: Callable[[Sequence[str], int, int], tuple[str, ...]]
     size: int
     concurrency: int
     exponent: float = 0.5

@@ -132,8 +132,8 @@ def _refill(step: _Step, flight: Flight, now: float, done: set[str]) -> Flight:
     if count <= 0:
         return flight
     number = flight.draws + 1
-    drawn = step.buffering.draw(present, count, number)
     plan, version = step.plan, step.state.round
+    drawn = plan.choose(present, number, step.state.memory, count)
     turns = dict.fromkeys(drawn, number)
     context = RoundContext(version + 1, drawn, plan.expected_cohort, plan.seed, turns)
     job = write_job(step.state, plan, context)

@@ -13,13 +13,22 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Memory, Payload
+from fedpeft.client.turns import (
+    BUFFERS,
+    DELTA,
+    ClientTurn,
+    Memory,
+    Payload,
+    part_of,
+    under,
+)
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import DeltaMismatchError, RoundError
@@ -28,13 +37,16 @@ from fedpeft.models.tasks import Batch
 from fedpeft.rounds.attendance import Buffering, Call, attend, gather
 from fedpeft.rounds.job import Engine, Failure, Job, Reply
 from fedpeft.server.availability import Conditions
+from fedpeft.server.sampling import ClientMetrics, Draw, Sampler
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState
 from fedpeft.wire import messages
 from fedpeft.wire.stages import Stage, decode_all, encode_all, finish_all
 
 __all__ = ["RoundPlan", "RoundRecord", "run_round", "settle", "turn_seed", "write_job"]
 
-Sampler = Callable[[Sequence[str], int], tuple[str, ...]]
+_SAMPLER = "sampler."
+"""Where the server's memory holds what the sampler keeps."""
+
 SecretSampler = Callable[[Sequence[str], int, Memory], tuple[str, ...]]
 
 
@@ -44,11 +56,12 @@ class RoundPlan:
 
     Attributes:
       algorithm: how updates become a new delta.
-      sampler: (clients, round) -> the cohort of that round, in order.
+      sampler: chooses the cohorts.
       spec: of the delta.
       buffer_spec: of the travelling buffers.
       seed: the root seed.
       expected_cohort: mean size of a cohort.
+      asked: clients to ask in a round; 0: as many as `expected_cohort`.
       up: stages from client to server.
       down: stages from server to client.
       min_replies: fewer than this end the run; 0 where an empty round is legal.
@@ -56,6 +69,8 @@ class RoundPlan:
         server's memory: (clients, round, memory) -> the cohort.
       conditions: the world that clients live in; None: everybody answers and no clock runs.
       buffering: of buffered asynchronous training; None: rounds are synchronous.
+      client_specs: client -> spec of its delta, for those whose delta is not `spec`, such as
+        clients of another rank; the algorithm must know how to combine them.
     """
 
     algorithm: Algorithm
@@ -64,12 +79,51 @@ class RoundPlan:
     buffer_spec: DeltaSpec
     seed: int
     expected_cohort: float
+    asked: int = 0
     up: Sequence[Stage] = ()
     down: Sequence[Stage] = ()
     min_replies: int = 1
     secret_sampler: SecretSampler | None = None
     conditions: Conditions | None = None
     buffering: Buffering | None = None
+    client_specs: Mapping[str, DeltaSpec] = field(default_factory=dict)
+
+    def choose(
+        self, clients: Sequence[str], number: int, memory: Memory, size: int | None = None
+    ) -> tuple[str, ...]:
+        """Return a cohort: distinct clients, in order.
+
+        Args:
+          clients: to choose from.
+          number: of the draw; in synchronous training, the round.
+          memory: of the server.
+          size: how many to ask; None: as in every round.
+
+        Raises:
+          RoundError: if the sampler names a client twice, or one that is not there.
+        """
+        if self.secret_sampler is not None:
+            return self.secret_sampler(clients, number, memory)
+        draw = self._draw(number, size)
+        cohort = tuple(self.sampler.draw(clients, part_of(memory, _SAMPLER), draw))
+        if len(set(cohort)) < len(cohort) or not set(cohort) <= set(clients):
+            raise RoundError(
+                f"round {number}: the sampler chose {', '.join(map(repr, cohort[:5]))}, ...; "
+                "allowed are distinct clients of the run"
+            )
+        return cohort
+
+    def observe(self, memory: Memory, number: int, metrics: ClientMetrics) -> Memory:
+        """Return what the sampler keeps after a round, as a part of the server's memory."""
+        before = part_of(memory, _SAMPLER)
+        return under(_SAMPLER, self.sampler.observe(before, self._draw(number, None), metrics))
+
+    def _draw(self, number: int, size: int | None) -> Draw:
+        return Draw(number, size or self.asked or round(self.expected_cohort), self.seed)
+
+    def spec_of(self, client: str) -> DeltaSpec:
+        """Return the spec of the delta that a client gets and sends."""
+        return self.client_specs.get(client, self.spec)
 
 
 @dataclass(frozen=True)
@@ -115,7 +169,7 @@ def run_round(
     began = time.perf_counter()
     number = state.round + 1
     gathered = gather(plan.conditions, engine.clients(), state.memory, plan.min_replies)
-    cohort = _cohort(state, plan, gathered.clients)
+    cohort = plan.choose(gathered.clients, number, state.memory)
     context = RoundContext(number, cohort, plan.expected_cohort, plan.seed)
     call = attend(plan.conditions, write_job(state, plan, context), gathered)
     state, record = settle(state, plan, engine, call)
@@ -142,8 +196,9 @@ def settle(
     signal_norm = float(torch.linalg.vector_norm(update.delta))
     update, memory = finish_all(plan.up, update, state.memory, context)
     taken = {client: job.turns.get(client, job.round) for client in tally.answered}
+    learnt = plan.observe(state.memory, job.round, tally.figures)
     moved = dataclasses.replace(
-        state, memory={**memory, **call.memory}, committed={**state.committed, **taken}
+        state, memory={**memory, **call.memory, **learnt}, committed={**state.committed, **taken}
     )
     record = RoundRecord(
         round=job.round,
@@ -173,42 +228,53 @@ class _Tally:
     failures: dict[str, str] = field(default_factory=dict)
     answered: list[str] = field(default_factory=list)
     bytes_up: int = 0
-    weight: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    weights: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
 
     def add(self, update: ClientUpdate, notes: Mapping[str, str], norm: float) -> None:
         self.answered.append(update.client)
-        self.weight += update.weight
+        self.weights.append(update.weight)
         self.norms.append(norm)
-        for key, value in notes.items():
-            if key.startswith("metric."):
-                name = "train_" + key.removeprefix("metric.")
-                self.sums[name] = self.sums.get(name, 0.0) + float(value) * update.weight
+        self.figures[update.client] = {
+            key.removeprefix("metric."): float(value)
+            for key, value in notes.items()
+            if key.startswith("metric.")
+        }
 
     def means(self) -> dict[str, float]:
-        return {name: total / self.weight for name, total in self.sums.items() if self.weight}
-
-
-def _cohort(state: ServerState, plan: RoundPlan, clients: Sequence[str]) -> tuple[str, ...]:
-    if plan.secret_sampler is not None:
-        return plan.secret_sampler(clients, state.round + 1, state.memory)
-    return plan.sampler(clients, state.round + 1)
+        """Return the weighted means of the clients' own figures."""
+        total, sums = 0.0, dict[str, float]()
+        for weight, figures in zip(self.weights, self.figures.values(), strict=True):
+            total += weight
+            for name, value in figures.items():
+                sums[f"train_{name}"] = sums.get(f"train_{name}", 0.0) + value * weight
+        return {name: value / total for name, value in sums.items() if total}
 
 
 def write_job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:
-    """Encode what each client gets; equal payloads are encoded once."""
-    encoded: dict[int, bytes] = {}
+    """Encode what each client gets; clients that get the same tensors share one message.
+
+    Raises:
+      DeltaMismatchError: if the algorithm gives a client a delta that is not of its spec.
+    """
+    encoded: dict[Hashable, tuple[Payload, bytes]] = {}
     broadcast = {}
     for client in context.cohort:
         payload = plan.algorithm.broadcast(state, client)
-        key = hash(tuple((name, tensor.data_ptr()) for name, tensor in payload.items()))
+        key = tuple((name, _identity(tensor)) for name, tensor in payload.items())
         if key not in encoded:
+            plan.spec_of(client).check_flat(payload[DELTA])
             sent, _ = encode_all(plan.down, payload, {}, _turn(context, client))
-            encoded[key] = messages.encode(sent)
-        broadcast[client] = encoded[key]
+            encoded[key] = payload, messages.encode(sent)  # alive, so that no id is used twice
+        broadcast[client] = encoded[key][1]
     committed = {client: state.committed.get(client, 0) for client in context.cohort}
     return Job(context.round, context.cohort, broadcast, committed, plan.seed, context.turns)
+
+
+def _identity(tensor: Tensor) -> Hashable:
+    """Tell a live tensor, as it is now, from every other: changing it in place makes it another."""
+    return id(tensor), object() if tensor.is_inference() else tensor._version
 
 
 def _turn(context: RoundContext, client: str) -> ClientTurn:
@@ -309,7 +375,8 @@ def _decode(
     payload: Payload = tensors
     if plan.up:
         payload = decode_all(plan.up, tensors, _turn(context, reply.client))
-    plan.spec.check_flat(payload[DELTA])
+    spec = plan.spec_of(reply.client)
+    spec.check_flat(payload[DELTA])
     if plan.buffer_spec.names:
         plan.buffer_spec.check_flat(payload[BUFFERS])
     norms = {name: float(torch.linalg.vector_norm(tensor)) for name, tensor in payload.items()}
@@ -322,4 +389,4 @@ def _decode(
     weight = float(notes.get("weight", "1"))
     if not 0 < weight < float("inf"):
         raise ValueError(f"weight is {weight}, allowed is a finite number above 0")
-    return ClientUpdate(reply.client, payload, weight), notes, norms[DELTA]
+    return ClientUpdate(reply.client, payload, weight, spec), notes, norms[DELTA]

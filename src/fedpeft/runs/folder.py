@@ -261,6 +261,7 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     """An experiment without what may differ when a run is resumed."""
     table = experiment.model_dump(mode="json", exclude={"sweep"}, exclude_none=True)
     table["federation"].pop("rounds")
+    table["run"].pop("callbacks", None)  # they look on
     for key in _PLACE:
         table["engine"].pop(key, None)
     if table["engine"].get("clients_per_pass") in (1, *UNDECIDED):

@@ -18,6 +18,7 @@ from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import RunFolderError
 from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table
+from fedpeft.experiment.callbacks import ended, started, stops
 from fedpeft.experiment.privacy import is_private, may_go_on
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.experiment.resolve import planned_turns
@@ -71,7 +72,7 @@ def run_experiment(
 
     Returns:
       the summary, as in `summary.json`; `stopped` is `"rounds"`: all rounds are done,
-      or `"privacy budget"`: one more would exceed `privacy.epsilon`.
+      `"privacy budget"`: one more would exceed `privacy.epsilon`, or `"callback"`.
 
     Raises:
       RunFolderError: if the folder's newest checkpoint or its records cannot be used.
@@ -84,7 +85,10 @@ def run_experiment(
     start_deltas(built, folder, state)
     if is_private(experiment):
         cut_diagnostics(folder.diagnostics, state.round)
-    while goes_on(built, state):
+    facts = {"experiment": experiment.model_dump(mode="json", exclude_none=True)}
+    started(built.callbacks, {**facts, "run_dir": str(folder.path), "round": state.round})
+    stopped = False
+    while goes_on(built, state) and not stopped:
         state, record = _one_round(built, state, folder)
         append_record(folder.rounds, record)
         keep_delta(built, folder, state)
@@ -92,7 +96,10 @@ def run_experiment(
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records.append(brief(record))
         on_round(done_of(record, records, experiment.federation.rounds))
-    return _finish(built, folder, state, totals(records))
+        stopped = stops(built.callbacks, record)
+    summary = _finish(built, folder, state, totals(records))
+    ended(built.callbacks, summary)
+    return summary
 
 
 def _restore(built: BuiltRun, folder: RunFolder) -> ServerState:
@@ -210,6 +217,7 @@ def _read_late(file: Path) -> Iterator[Record]:
 
 def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
     experiment, plan = built.experiment, built.plan
+    goes_on = may_go_on(experiment, so_far.rounds)
     done = so_far.rounds >= experiment.federation.rounds
     best = {
         "best_accuracy": so_far.best_accuracy,
@@ -232,5 +240,5 @@ def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
         **built.prefix.as_json(),
         **private_summary(experiment, so_far.rounds),
         "delta_digest": digest,
-        "stopped": "rounds" if done else "privacy budget",
+        "stopped": "rounds" if done else "callback" if goes_on else "privacy budget",
     }

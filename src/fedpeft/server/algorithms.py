@@ -18,96 +18,141 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedpeft.client.turns import BUFFERS, DELTA, Memory, Payload
-from fedpeft.core.errors import RoundError
+from fedpeft.core.errors import ConfigError, DeltaMismatchError, RoundError
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
 
-__all__ = ["ServerSettings", "fedadagrad", "fedadam", "fedavg", "fedavgm", "fedyogi"]
+__all__ = [
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "fedprox",
+    "fedyogi",
+    "weighted_mean",
+]
 
 _EMPTY = torch.empty(0)
 
+Optimise = Callable[[Memory, Tensor], tuple[Tensor, Memory]]
+"""(memory, mean update [P]) -> (step [P], memory)."""
 
-@dataclass(frozen=True)
-class ServerSettings:
-    """Options of the server's optimiser.
 
-    Attributes:
+def fedavg(*, lr: float = 1.0) -> Algorithm:
+    """Add the weighted mean of updates to the delta (McMahan et al. 2017).
+
+    Args:
       lr: the server's learning rate, > 0.
-      momentum: of FedAvgM, in [0, 1).
+    """
+    _check("lr", lr, above=True)
+    return _algorithm(lambda memory, u_P: (lr * u_P if lr != 1 else u_P, memory))
+
+
+def fedprox(*, lr: float = 1.0, mu: float = 0.01) -> Algorithm:
+    """FedAvg with a proximal term at the clients (Li et al. 2020).
+
+    Args:
+      lr: the server's learning rate, > 0.
+      mu: weight of the proximal term in each client's loss, >= 0.
+    """
+    _check("mu", mu)
+    return replace(fedavg(lr=lr), prox_mu=float(mu))
+
+
+def fedavgm(*, lr: float = 1.0, momentum: float = 0.9) -> Algorithm:
+    """FedAvg with server momentum (Hsu et al. 2019).
+
+    Args:
+      lr: the server's learning rate, > 0.
+      momentum: decay of the sum of updates, in [0, 1).
+    """
+    _check("lr", lr, above=True)
+    _check("momentum", momentum, below=1.0)
+
+    def optimise(memory: Memory, u_P: Tensor) -> tuple[Tensor, Memory]:
+        m_P = momentum * memory["momentum"] + u_P
+        return lr * m_P, {**memory, "momentum": m_P}
+
+    return _algorithm(optimise, lambda delta_P: {"momentum": torch.zeros_like(delta_P)})
+
+
+def fedadam(
+    *, lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3
+) -> Algorithm:
+    """Adam at the server (Reddi et al. 2021).
+
+    Args:
+      lr: the server's learning rate, > 0.
       beta1: decay of the first moment, in [0, 1).
       beta2: decay of the second moment, in [0, 1).
       tau: adaptivity; added to the root of the second moment, > 0.
     """
-
-    lr: float = 1.0
-    momentum: float = 0.9
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
+    _check("beta2", beta2, below=1.0)
+    return _adaptive(lr, beta1, tau, lambda v, u2: beta2 * v + (1 - beta2) * u2)
 
 
-def fedavg(settings: ServerSettings | None = None) -> Algorithm:
-    """The weighted mean of updates is added to the delta (McMahan et al. 2017)."""
-    chosen = settings or ServerSettings()
-    return _algorithm(lambda memory, u_P: (chosen.lr * u_P if chosen.lr != 1 else u_P, memory), ())
+def fedyogi(
+    *, lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3
+) -> Algorithm:
+    """Yogi at the server (Reddi et al. 2021). Options are those of `fedadam`."""
+    _check("beta2", beta2, below=1.0)
+    return _adaptive(lr, beta1, tau, lambda v, u2: v - (1 - beta2) * u2 * torch.sign(v - u2))
 
 
-def fedavgm(settings: ServerSettings) -> Algorithm:
-    """FedAvg with momentum at the server (Hsu et al. 2019)."""
-
-    def optimise(memory: Memory, u_P: Tensor) -> tuple[Tensor, Memory]:
-        m_P = settings.momentum * memory["momentum"] + u_P
-        return settings.lr * m_P, {**memory, "momentum": m_P}
-
-    return _algorithm(optimise, ("momentum",))
+def fedadagrad(*, lr: float = 0.01, beta1: float = 0.0, tau: float = 1e-3) -> Algorithm:
+    """Adagrad at the server (Reddi et al. 2021). Options are those of `fedadam`."""
+    return _adaptive(lr, beta1, tau, lambda v, u2: v + u2)
 
 
-def fedadam(settings: ServerSettings) -> Algorithm:
-    """Adam at the server (Reddi et al. 2021)."""
-    return _adaptive(settings, lambda v, u2: settings.beta2 * v + (1 - settings.beta2) * u2)
+def _check(name: str, value: float, *, above: bool = False, below: float = math.inf) -> None:
+    """Refuse an option outside of 0 to `below`; with `above`, 0 is outside too.
 
-
-def fedyogi(settings: ServerSettings) -> Algorithm:
-    """Yogi at the server (Reddi et al. 2021)."""
-    return _adaptive(settings, lambda v, u2: v - (1 - settings.beta2) * u2 * torch.sign(v - u2))
-
-
-def fedadagrad(settings: ServerSettings) -> Algorithm:
-    """Adagrad at the server (Reddi et al. 2021)."""
-    return _adaptive(settings, lambda v, u2: v + u2)
+    Raises:
+      ConfigError: naming the option and what is allowed.
+    """
+    if not (value > 0 if above else value >= 0) or not value < below:
+        low = "above 0" if above else "0"
+        raise ConfigError(f"{name}: found {value}; allowed is {low} up to {below}, without {below}")
 
 
 def _adaptive(
-    settings: ServerSettings, second_moment: Callable[[Tensor, Tensor], Tensor]
+    lr: float, beta1: float, tau: float, second_moment: Callable[[Tensor, Tensor], Tensor]
 ) -> Algorithm:
+    _check("lr", lr, above=True)
+    _check("beta1", beta1, below=1.0)
+    _check("tau", tau, above=True)
+
+    def start(delta_P: Tensor) -> Memory:
+        return {"first": torch.zeros_like(delta_P), "second": torch.full_like(delta_P, tau**2)}
+
     def optimise(memory: Memory, u_P: Tensor) -> tuple[Tensor, Memory]:
-        m_P = settings.beta1 * memory["first"] + (1 - settings.beta1) * u_P
+        m_P = beta1 * memory["first"] + (1 - beta1) * u_P
         v_P = second_moment(memory["second"], u_P * u_P)
-        step_P = settings.lr * m_P / (v_P.sqrt() + settings.tau)
+        step_P = lr * m_P / (v_P.sqrt() + tau)
         return step_P, {**memory, "first": m_P, "second": v_P}
 
-    return _algorithm(optimise, ("first", "second"), start=settings.tau**2)
+    return _algorithm(optimise, start)
 
 
 def _algorithm(
-    optimise: Callable[[Memory, Tensor], tuple[Tensor, Memory]],
-    names: tuple[str, ...],
-    *,
-    start: float = 0.0,
+    optimise: Optimise, start: Callable[[Tensor], Memory] = lambda delta_P: {}
 ) -> Algorithm:
-    """Build an algorithm from a function (memory, mean update) -> (step, memory)."""
+    """Build an algorithm from what one step does with a mean update.
+
+    Args:
+      optimise: the step.
+      start: from the delta before round 1 to the memory before round 1.
+    """
 
     def init(delta: Tensor, buffers: Tensor) -> ServerState:
-        memory: Mapping[str, Tensor] = {
-            name: torch.full_like(delta, start if name == "second" else 0.0) for name in names
-        }
-        return ServerState(0, delta, buffers, memory)
+        return ServerState(0, delta, buffers, start(delta))
 
     def apply(state: ServerState, update: Update) -> ServerState:
         step_P, memory = optimise(state.memory, update.delta)
@@ -129,10 +174,18 @@ def weighted_mean(updates: Iterable[ClientUpdate], context: RoundContext) -> Upd
 
     Raises:
       RoundError: if no update came.
+      DeltaMismatchError: if clients sent deltas of different shapes: their mean has no meaning.
     """
     delta: Tensor | None = None
     buffers, weight = _EMPTY, 0.0
+    first: ClientUpdate | None = None
     for update in updates:
+        first = first or update
+        if update.spec != first.spec:
+            raise DeltaMismatchError(
+                f"round {context.round}: {update.client} and {first.client} train deltas of "
+                "different shapes, which this algorithm cannot average"
+            )
         weight += update.weight
         if delta is None:
             delta = update.payload[DELTA] * update.weight

@@ -1,15 +1,80 @@
-"""Choosing the clients of a round."""
+"""Samplers: which clients a round asks.
+
+    draw      (clients, memory, this draw) -> the cohort, in order
+    observe   (memory, this draw, each client's own figures) -> the new memory
+
+What a sampler learns from round to round is in the server's memory, and so in its checkpoint: an
+interrupted run that resumes asks the same clients.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from fedpeft.client.turns import Memory
 from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError
 
-__all__ = ["fixed_cohort"]
+__all__ = ["ClientMetrics", "Draw", "Sampler", "fixed", "fixed_cohort", "sampler_of"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of a cohort.
+
+    Attributes:
+      round: from 1.
+      size: how many clients to ask.
+      seed: the run's root seed.
+    """
+
+    round: int
+    size: int
+    seed: int
+
+
+ClientMetrics = Mapping[str, Mapping[str, float]]
+"""client -> name -> figure: what the clients that answered say of their own training."""
+
+
+def _remember_nothing(memory: Memory, draw: Draw, metrics: ClientMetrics) -> Memory:
+    return memory
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the clients of a round are chosen; state in, state out.
+
+    Attributes:
+      draw: (clients, memory, draw) -> the cohort: distinct clients, in order. It must depend on
+        its arguments alone; take randomness from `seeds.generator(draw.seed, ..., draw.round)`.
+      observe: (memory, draw, metrics) -> memory, after each round; {} before the first.
+      looks: whether it depends on what clients answer. Under privacy that is refused: epsilon
+        counts a schedule that is known beforehand.
+    """
+
+    draw: Callable[[Sequence[str], Memory, Draw], Sequence[str]]
+    observe: Callable[[Memory, Draw, ClientMetrics], Memory] = _remember_nothing
+    looks: bool = False
+
+
+def fixed() -> Sampler:
+    """Draw a cohort of fixed size, uniformly without replacement."""
+    return Sampler(
+        lambda clients, memory, draw: fixed_cohort(
+            clients, min(draw.size, len(clients)), seed=draw.seed, round=draw.round
+        )
+    )
+
+
+def sampler_of(choose: Sampler | Callable[[Sequence[str], int], Sequence[str]]) -> Sampler:
+    """Make a sampler of a plain function (clients, round) -> cohort; a sampler stays as it is."""
+    if isinstance(choose, Sampler):
+        return choose
+    return Sampler(lambda clients, memory, draw: choose(clients, draw.round))
 
 
 def fixed_cohort(clients: Sequence[str], size: int, *, seed: int, round: int) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedpeft.client.turns import Memory, Payload
+from fedpeft.core.deltas import DeltaSpec
 
 __all__ = ["Algorithm", "ClientUpdate", "RoundContext", "ServerState", "Update"]
 
@@ -58,11 +59,13 @@ class ClientUpdate:
       client: name.
       payload: `delta` (an update, flat [P]) and perhaps `buffers` (values).
       weight: of this client in the mean, > 0.
+      spec: of the update, as this client was asked for it; the same for all unless clients differ.
     """
 
     client: str
     payload: Payload
     weight: float
+    spec: DeltaSpec
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,11 @@ class Algorithm:
       broadcast: what a client gets.
       combine: a stream of updates, in cohort order, into one.
       apply: the new state after an update; counts the round.
+      prox_mu: weight of the proximal term that its clients add to their loss, >= 0.
     """
 
     init: Callable[[Tensor, Tensor], ServerState]
     broadcast: Callable[[ServerState, str], Payload]
     combine: Callable[[Iterable[ClientUpdate], RoundContext], Update]
     apply: Callable[[ServerState, Update], ServerState]
+    prox_mu: float = 0.0

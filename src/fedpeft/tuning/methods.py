@@ -29,8 +29,8 @@ from fedpeft.tuning.whole import full, head, scratch
 
 __all__ = [
     "METHODS",
-    "Method",
     "MethodRow",
+    "TuningMethod",
     "TuningRequest",
     "list_methods",
     "resolve_options",
@@ -43,20 +43,22 @@ class TuningRequest:
     """What to tune, and how.
 
     Attributes:
-      method: a name of `METHODS`.
+      method: a name of `METHODS`, or any name with `rule`.
       options: of the method; what is missing has its default.
       blocks: first and last block (inclusive, from 0) that may train; None is all.
       seed: of all that is drawn while building: one seed gives one start on every machine.
+      rule: a method that is in no table of ours; None: the one that `method` names.
     """
 
     method: str
     options: Mapping[str, object] = field(default_factory=dict)
     blocks: tuple[int, int] | None = None
     seed: int = 0
+    rule: TuningMethod | None = None
 
 
 @dataclass(frozen=True)
-class Method:
+class TuningMethod:
     """One tuning method.
 
     Attributes:
@@ -107,16 +109,19 @@ def tune(loaded: LoadedModel, request: TuningRequest) -> TunedModel:
       TuningError: if the method is unknown, an option is wrong (all are listed), the range of
         blocks is not there, or the method does not work on this model.
     """
-    options = resolve_options(request.method, request.options)
+    row = _row(request.method, request.rule)
+    options = resolve_options(request.method, request.options, request.rule)
     check_blocks(loaded, request.method, request.blocks)
     seed = seeds.derive(request.seed, "tuning")
     patient = Patient(loaded, request.method, options, request.blocks, seed, DropoutKeys())
     with seeds.isolated(seed):
-        surgery = METHODS[request.method].build(patient)
+        surgery = row.build(patient)
     return finish(patient, surgery)
 
 
-def resolve_options(method: str, options: Mapping[str, object]) -> dict[str, object]:
+def resolve_options(
+    method: str, options: Mapping[str, object], rule: TuningMethod | None = None
+) -> dict[str, object]:
     """Complete a method's options with its defaults, without a model.
 
     What follows from the model (targets) or from the seed is left out unless it is given. Resolving
@@ -126,15 +131,22 @@ def resolve_options(method: str, options: Mapping[str, object]) -> dict[str, obj
       TuningError: if the method is unknown or refused on every kind of model, or options are
         unknown or out of range; one line a problem.
     """
-    if method not in METHODS:
-        raise TuningError(f"tuning.method {method!r}: no such method; {nearest(method, METHODS)}")
-    if len(METHODS[method].refused) == len(KINDS):
-        reason = next(iter(METHODS[method].refused.values()))
+    row = _row(method, rule)
+    if set(row.refused) >= set(KINDS):
+        reason = next(iter(row.refused.values()))
         raise TuningError(f"tuning.method {method!r}: not supported on any model: {reason}")
-    found = METHODS[method].resolve(options)
+    found = row.resolve(options)
     if found.problems:
         raise TuningError("\n".join(f"tuning.options.{problem}" for problem in found.problems))
     return dict(found.options)
+
+
+def _row(method: str, rule: TuningMethod | None) -> TuningMethod:
+    if rule is not None:
+        return rule
+    if method not in METHODS:
+        raise TuningError(f"tuning.method {method!r}: no such method; {nearest(method, METHODS)}")
+    return METHODS[method]
 
 
 def list_methods() -> Sequence[MethodRow]:
@@ -193,26 +205,30 @@ def _own(
     summary: str,
     options: Mapping[str, Option] | None = None,
     refused: Mapping[str, str] | None = None,
-) -> Method:
-    return Method(build, partial(resolve_own, name, options or {}), summary, refused=refused or {})
+) -> TuningMethod:
+    return TuningMethod(
+        build, partial(resolve_own, name, options or {}), summary, refused=refused or {}
+    )
 
 
-def _peft(name: str, row: PeftType) -> Method:
-    return Method(
+def _peft(name: str, row: PeftType) -> TuningMethod:
+    return TuningMethod(
         apply_peft, partial(resolve_peft, name), row.summary, "peft", row.refused, row.vmaps
     )
 
 
-def _short(name: str) -> Method:
+def _short(name: str) -> TuningMethod:
     meaning, options = short_form(name)
     row = PEFT_TYPES[meaning]
     summary = f"{meaning} with {', '.join(options)}"
-    return Method(apply_peft, partial(resolve_peft, name), summary, "peft", row.refused, row.vmaps)
+    return TuningMethod(
+        apply_peft, partial(resolve_peft, name), summary, "peft", row.refused, row.vmaps
+    )
 
 
 _NOT_AN_IMAGE = "it needs an image transformer; for text choose prompt_tuning or prefix_tuning"
 
-METHODS: Mapping[str, Method] = {
+METHODS: Mapping[str, TuningMethod] = {
     "scratch": _own("scratch", scratch, "everything trains, from new weights"),
     "full": _own("full", full, "everything trains, from the pretrained weights"),
     "head": _own("head", head, "the head alone trains (linear probe)"),

@@ -10,13 +10,13 @@ serves the way down, with the sides exchanged: the server encodes, the client de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedpeft.client.turns import DELTA, ClientTurn, Memory, Payload
+from fedpeft.client.turns import DELTA, ClientTurn, Memory, Payload, part_of, under
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import ConfigError
@@ -75,8 +75,10 @@ class Stage:
 
 def start_memory(stages: Sequence[Stage], spec: DeltaSpec) -> Memory:
     """Return the memory of a client that was never asked, of all stages."""
-    parts = ((i, s, s.init(spec)) for i, s in enumerate(stages))
-    return {f"{i}.{s.name}.{key}": value for i, s, part in parts for key, value in part.items()}
+    kept: dict[str, Tensor] = {}
+    for i, stage in enumerate(stages):
+        kept |= under(f"{i}.{stage.name}.", stage.init(spec))
+    return kept
 
 
 def encode_all(
@@ -86,8 +88,8 @@ def encode_all(
     kept: dict[str, Tensor] = {}
     for i, stage in enumerate(stages):
         prefix = f"{i}.{stage.name}."
-        payload, part = stage.encode(payload, _part(memory, prefix), turn)
-        kept |= {prefix + key: value for key, value in part.items()}
+        payload, part = stage.encode(payload, part_of(memory, prefix), turn)
+        kept |= under(prefix, part)
     return payload, kept
 
 
@@ -105,13 +107,9 @@ def finish_all(
     kept = dict(memory)
     for i, stage in reversed(list(enumerate(stages))):
         prefix = f"stage.{i}.{stage.name}."
-        update, part = stage.finish(update, _part(kept, prefix), context)
-        kept |= {prefix + key: value for key, value in part.items()}
+        update, part = stage.finish(update, part_of(kept, prefix), context)
+        kept |= under(prefix, part)
     return update, kept
-
-
-def _part(memory: Memory, prefix: str) -> Mapping[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
 
 
 def float16() -> Stage:

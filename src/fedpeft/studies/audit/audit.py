@@ -22,6 +22,7 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
 from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.privacy import epsilon_after, may_go_on
 from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.client_half import ClientHalf
@@ -217,7 +218,7 @@ def _half(built: BuiltRun, canaries: Canaries) -> ClientHalf:
     return ClientHalf(
         canary_trainer(canaries, built.plan.spec.num_params),
         up_stages(built.experiment),
-        tables.make_stages(built.experiment.wire.down, "wire.down"),
+        tables.make_stages(built.experiment.wire.down, "wire.down", installed()),
         built.plan.spec,
         private=True,
     )

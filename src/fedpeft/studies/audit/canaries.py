@@ -37,6 +37,7 @@ from fedpeft.data.examples import ClientData
 from fedpeft.rounds.client_half import ClientHalf, run_turn
 from fedpeft.rounds.job import Engine, Failure, Job, Reply
 from fedpeft.rounds.round import RoundPlan, RoundRecord, run_round, turn_seed
+from fedpeft.server.sampling import Sampler, sampler_of
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
 
 __all__ = [
@@ -118,7 +119,7 @@ def busiest_rounds(plan: RoundPlan, clients: Sequence[str], rounds: int) -> froz
     """Return the rounds of the ordinary client that a public schedule asks most often."""
     asked: dict[str, set[int]] = {client: set() for client in clients}
     for number in range(1, rounds + 1):
-        for client in plan.sampler(clients, number):
+        for client in plan.choose(clients, number, {}):
             asked[client].add(number)
     most = max(len(numbers) for numbers in asked.values())
     return frozenset(next(numbers for numbers in asked.values() if len(numbers) == most))
@@ -242,14 +243,14 @@ def _check_heard(record: RoundRecord) -> None:
 
 def _joined(
     plan: RoundPlan, ordinary: Sequence[str], canaries: Canaries, taking: frozenset[int]
-) -> Callable[[Sequence[str], int], tuple[str, ...]]:
+) -> Sampler:
     """Return the plan's sampler of ordinary clients, with all canaries added in some rounds."""
 
     def sample(clients: Sequence[str], number: int) -> tuple[str, ...]:
         extra = canaries.names if number in taking else ()
-        return (*plan.sampler(ordinary, number), *extra)
+        return (*plan.choose(ordinary, number, {}), *extra)
 
-    return sample
+    return sampler_of(sample)
 
 
 def _watched(algorithm: Algorithm, ledger: _Ledger) -> Algorithm:

@@ -1,0 +1,136 @@
+"""Plug-ins: what installed packages add to the names that an experiment may use.
+
+    [project.entry-points."fedpeft.algorithms"]        a package's own pyproject.toml
+    coordinate_median = "my_package.rules:coordinate_median"
+
+A name is only looked up here; its package is imported when an experiment uses it. A name of ours is
+never replaced by a package's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from fedpeft.core.errors import ConfigError
+
+__all__ = ["GROUPS", "Origin", "Plugin", "Plugins", "installed", "origin_of"]
+
+GROUPS = ("algorithms", "callbacks", "methods", "partitions", "samplers", "stages", "tasks")
+"""What packages may add; the entry points of a group stand under `fedpeft.GROUP`."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an object that an experiment used comes from.
+
+    Attributes:
+      name: `package.module:name`; "" where it has none, such as a function inside a function.
+      version: of the installed package that holds it; "" where none does.
+      sha256: of its module's source file, hex; "" without one.
+    """
+
+    name: str
+    version: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One name that an installed package adds.
+
+    Attributes:
+      group: a word of `GROUPS`.
+      name: as experiments write it.
+      package: name of the installed package.
+      version: of the package.
+      entry: says what to import.
+    """
+
+    group: str
+    name: str
+    package: str
+    version: str
+    entry: EntryPoint = field(repr=False)
+
+    def load(self) -> object:
+        """Import the package and return what the name stands for.
+
+        Raises:
+          ConfigError: if that fails.
+        """
+        try:
+            return self.entry.load()
+        except Exception as error:  # whatever a foreign module does when it is imported
+            raise ConfigError(
+                f"plug-in {self.name!r} of {self.package} {self.version} ({self.entry.value}) "
+                f"cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """The plug-ins that an experiment may use.
+
+    Attributes:
+      found: group -> name -> plug-in.
+    """
+
+    found: Mapping[str, Mapping[str, Plugin]] = field(default_factory=dict)
+
+    def of(self, group: str) -> Mapping[str, Plugin]:
+        """Return the plug-ins of a group by name."""
+        return self.found.get(group, {})
+
+    def only(self, names: Collection[str]) -> Plugins:
+        """Return those with these names; a site keeps what its operator allows."""
+        return Plugins(
+            {
+                group: {name: plugin for name, plugin in rows.items() if name in names}
+                for group, rows in self.found.items()
+            }
+        )
+
+
+def installed() -> Plugins:
+    """Return the plug-ins of all installed packages; imports none of them.
+
+    Raises:
+      ConfigError: if two packages add one name to one group.
+    """
+    found: dict[str, dict[str, Plugin]] = {group: {} for group in GROUPS}
+    for group, rows in found.items():
+        for entry in entry_points(group=f"fedpeft.{group}"):
+            package = entry.dist.name if entry.dist else "?"
+            version = entry.dist.version if entry.dist else ""
+            other = rows.get(entry.name)
+            if other is not None and other.package != package:
+                raise ConfigError(
+                    f"plug-ins: {other.package} and {package} both add {entry.name!r} to "
+                    f"fedpeft.{group}; uninstall one of the two"
+                )
+            rows[entry.name] = Plugin(group, entry.name, package, version, entry)
+    return Plugins(found)
+
+
+def origin_of(thing: object, plugin: Plugin | None = None) -> Origin:
+    """Say where an object comes from, for the record of a run.
+
+    Args:
+      thing: a function or an instance of a dataclass; of an instance, its class is described.
+      plugin: the entry point that it was found by.
+    """
+    code = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
+    module, name = getattr(code, "__module__", ""), getattr(code, "__qualname__", "")
+    named = bool(module) and module != "__main__" and "<" not in name
+    try:
+        source = Path(inspect.getsourcefile(inspect.unwrap(code)) or "")
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        digest = ""
+    version = plugin.version if plugin else ""
+    return Origin(f"{module}:{name}" if named else "", version, digest)
