@@ -1,0 +1,81 @@
+"""What every algorithm keeps."""
+
+from __future__ import annotations
+
+import torch
+
+from fedpeft.client.turns import DELTA
+from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext
+from fedpeft.testing.world import (
+    make_data,
+    make_engine,
+    make_plan,
+    make_tuned,
+    run_rounds,
+    same_state,
+)
+from fedpeft.tuning.tuned import read_buffers, read_delta
+
+__all__ = ["check_algorithm"]
+
+
+def check_algorithm(algorithm: Algorithm) -> None:
+    """Check the laws of an algorithm: on updates, and in whole rounds.
+
+    The state is tensors and counts its rounds; arguments stay as they are; the order in which
+    replies come changes nothing; a run goes on from any of its states; every client matters.
+
+    Raises:
+      AssertionError: naming the law that does not hold.
+    """
+    model = make_tuned()
+    start = algorithm.init(read_delta(model), read_buffers(model))
+    assert start.round == 0, "init: the state before round 1 has round = 0"
+    spec, count = model.spec, 4
+    generator = torch.Generator().manual_seed(0)
+    names = tuple(f"client-{i}" for i in range(count))
+    updates = [
+        ClientUpdate(
+            name, {DELTA: torch.randn(spec.num_params, generator=generator)}, 1.0 + i, spec
+        )
+        for i, name in enumerate(names)
+    ]
+    context = RoundContext(1, names, float(count), 1)
+    sent = algorithm.broadcast(start, names[0])
+    spec.check_flat(sent[DELTA])
+    before = [update.payload[DELTA].clone() for update in updates]
+    delta_before = start.delta.clone()
+    combined = algorithm.combine(iter(updates), context)
+    spec.check_flat(combined.delta)
+    after = algorithm.apply(start, combined)
+    same = all(torch.equal(u.payload[DELTA], b) for u, b in zip(updates, before, strict=True))
+    assert same, "combine: it changes the updates it is given"
+    assert torch.equal(start.delta, delta_before), "apply: it changes the state it is given"
+    assert after.round == 1, "apply: it does not count the round"
+    spec.check_flat(after.delta)
+    assert bool(torch.isfinite(after.delta).all()), "apply: the new delta is not finite"
+    again = algorithm.apply(start, algorithm.combine(iter(updates), context))
+    assert same_state(after, again), "combine, apply: equal updates give different states"
+    _check_everyone_matters(algorithm, updates, context)
+    _check_rounds(algorithm)
+
+
+def _check_everyone_matters(
+    algorithm: Algorithm, updates: list[ClientUpdate], context: RoundContext
+) -> None:
+    """Leave one client out, and something changes: no client is ignored, and none is all."""
+    whole = algorithm.combine(iter(updates), context).delta
+    for left_out in updates:
+        rest = [update for update in updates if update is not left_out]
+        part = algorithm.combine(iter(rest), context).delta
+        assert not torch.equal(whole, part), f"combine: {left_out.client} does not matter"
+
+
+def _check_rounds(algorithm: Algorithm) -> None:
+    data, plan = make_data(), make_plan(algorithm)
+    straight, _ = run_rounds(plan, make_engine(data))
+    backwards, _ = run_rounds(plan, make_engine(data), change=lambda answers: answers[::-1])
+    assert same_state(straight, backwards), "the order in which replies come changes a run"
+    halfway, _ = run_rounds(plan, make_engine(data), 1)
+    resumed, _ = run_rounds(plan, make_engine(data), 2, state=halfway)
+    assert same_state(straight, resumed), "a run that resumes differs from one in one go"

@@ -1,0 +1,83 @@
+"""What every tuning method keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from fedpeft.models.loaded import LoadedModel
+from fedpeft.models.source import ModelRequest, load_model
+from fedpeft.models.tasks import Batch, mean_loss
+from fedpeft.tuning.methods import TuningMethod, TuningRequest, tune
+from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
+
+__all__ = ["check_method"]
+
+
+def check_method(
+    method: TuningMethod,
+    *,
+    name: str = "own",
+    options: Mapping[str, object] | None = None,
+    load: Callable[[], LoadedModel] | None = None,
+    batch: Batch | None = None,
+) -> None:
+    """Check the laws of a tuning method on a small model.
+
+    Two builds with one seed are equal; exactly the delta requires gradients; what is read is what
+    was written; a step moves the delta and nothing else; resolving options twice changes nothing.
+
+    Args:
+      method: the row.
+      name: as experiments write it.
+      options: of the method.
+      load: makes the model; by default a vision transformer of 8 x 8 pictures and 10 classes.
+      batch: a batch for that model; by default four random pictures.
+
+    Raises:
+      AssertionError: naming the law that does not hold.
+    """
+    make = load or _tiny_vit
+    request = TuningRequest(name, options or {}, seed=1, rule=method)
+    found = method.resolve(request.options)
+    assert not found.problems, f"options: {found.problems}"
+    twice = method.resolve(found.options)
+    assert dict(twice.options) == dict(found.options), "options: resolving them twice changes them"
+    one, two = tune(make(), request), tune(make(), request)
+    assert one.spec == two.spec, "build: two builds have different deltas"
+    assert torch.equal(read_delta(one), read_delta(two)), "build: one seed gives two starts"
+    live = {id(parameter) for parameter in one.parameters.values()}
+    trained = {id(p) for p in one.model.parameters() if p.requires_grad}
+    assert trained == live, "build: what requires gradients is not what is sent"
+    target = torch.randn(one.spec.num_params, generator=torch.Generator().manual_seed(0))
+    write_delta(one, target)
+    assert torch.equal(read_delta(one), target), "delta: what is read is not what was written"
+    _check_step(two, _four_pictures() if batch is None else batch)
+
+
+def _check_step(tuned: TunedModel, batch: Batch) -> None:
+    frozen = {name: p for name, p in tuned.model.named_parameters() if not p.requires_grad}
+    before, start = {name: p.clone() for name, p in frozen.items()}, read_delta(tuned)
+    keys = torch.arange(len(batch["labels"]))
+    with tuned.dropout.using(keys):
+        loss = mean_loss(tuned.loaded.task.score(tuned.model, batch))
+    assert bool(torch.isfinite(loss)), "training: the loss is not finite"
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+    with torch.no_grad():
+        for parameter in tuned.parameters.values():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad)
+    assert not torch.equal(read_delta(tuned), start), "training: a step does not move the delta"
+    same = all(torch.equal(p, before[name]) for name, p in frozen.items())
+    assert same, "training: a step moves what is frozen"
+
+
+def _tiny_vit() -> LoadedModel:
+    return load_model(ModelRequest("preset:tiny-vit", num_labels=10, seed=1))
+
+
+def _four_pictures() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(4, 1, 8, 8, generator=generator)
+    return {"pixel_values": pixels, "labels": torch.arange(4)}

@@ -1,0 +1,128 @@
+"""What every stage keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedpeft.client.turns import DELTA, ClientTurn, Memory
+from fedpeft.core.deltas import DeltaSpec
+from fedpeft.data.examples import ClientData
+from fedpeft.rounds.sizes import wire_bytes
+from fedpeft.testing.world import make_data, make_engine, make_plan, make_tuned, run_rounds
+from fedpeft.testing.world import same_state as same
+from fedpeft.wire import messages
+from fedpeft.wire.stages import Stage, decode_all, encode_all, start_memory
+
+__all__ = ["check_stage"]
+
+_SPEC = DeltaSpec(("w",), ((200,),))
+
+
+def check_stage(stage: Stage, *, unbiased: bool = False, feeds_back: bool = False) -> None:
+    """Check the laws of a stage on small updates, and in whole rounds.
+
+    Decoding gives back shape and type, and only finite numbers; equal turns send equal bytes;
+    arguments stay as they are; bytes are known before training; the way in which replies come in
+    changes nothing.
+
+    Args:
+      stage: as its builder made it.
+      unbiased: it promises that what is decoded equals the update in the mean over seeds.
+      feeds_back: it promises that what it holds back is sent later: the sum of what was sent and
+        of what it kept is the sum of all updates.
+
+    Raises:
+      AssertionError: naming the law that does not hold.
+    """
+    update = torch.randn(_SPEC.num_params, generator=torch.Generator().manual_seed(0))
+    for name, value in {"an update": update, "a zero update": torch.zeros_like(update)}.items():
+        back, _, _ = _through(stage, value)
+        assert back.shape == value.shape, f"{stage.name}: decoding {name} changes its shape"
+        assert back.dtype == value.dtype, f"{stage.name}: decoding {name} changes its type"
+        assert bool(torch.isfinite(back).all()), f"{stage.name}: {name} comes back not finite"
+    _check_purity(stage, update)
+    _check_sizes(stage)
+    _check_rounds(stage)
+    if unbiased:
+        _check_mean(stage, update)
+    if feeds_back:
+        _check_feedback(stage)
+
+
+def _turn(seed: int = 1) -> ClientTurn:
+    data = make_data()
+    return ClientTurn(1, "client-0", ClientData(data.train, data.clients["client-0"]), {}, seed, 0)
+
+
+def _through(
+    stage: Stage, update: Tensor, memory: Memory | None = None, seed: int = 1
+) -> tuple[Tensor, Memory, bytes]:
+    """Encode, send as bytes, decode: the update, the new memory and the bytes."""
+    kept = start_memory((stage,), _SPEC) if memory is None else memory
+    payload, after = encode_all((stage,), {DELTA: update}, kept, _turn(seed))
+    blob = messages.encode(payload)
+    tensors, _ = messages.decode(blob)
+    return decode_all((stage,), tensors, _turn(seed))[DELTA], after, blob
+
+
+def _check_purity(stage: Stage, update: Tensor) -> None:
+    memory = start_memory((stage,), _SPEC)
+    before, kept = update.clone(), {name: value.clone() for name, value in memory.items()}
+    _, after, first = _through(stage, update, memory)
+    _, again, second = _through(stage, update, memory)
+    assert torch.equal(update, before), f"{stage.name}: encode changes the update it is given"
+    assert _equal(memory, kept), f"{stage.name}: encode changes the memory it is given"
+    assert first == second, f"{stage.name}: equal turns send different bytes"
+    assert _equal(after, again), f"{stage.name}: equal turns leave different memories"
+
+
+def _equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def _check_sizes(stage: Stage) -> None:
+    """A plan counts bytes on tensors without numbers; a round counts those that are sent."""
+    tuned = make_tuned()
+    planned = wire_bytes(tuned, (stage,))
+    memory = start_memory((stage,), tuned.spec)
+    update = torch.randn(tuned.spec.num_params, generator=torch.Generator().manual_seed(1))
+    sent, _ = encode_all((stage,), {DELTA: update}, memory, _turn())
+    found = len(messages.encode(sent))
+    assert planned == found, f"{stage.name}: {planned} bytes are planned, {found} are sent"
+
+
+def _check_rounds(stage: Stage) -> None:
+    data, plan = make_data(), make_plan(up=(stage,))
+    straight, _ = run_rounds(plan, make_engine(data, (stage,)))
+    backwards, _ = run_rounds(
+        plan, make_engine(data, (stage,), block=2), change=lambda answers: answers[::-1]
+    )
+    assert same(straight, backwards), f"{stage.name}: the order of replies changes a round"
+    engine = make_engine(data, (stage,))
+    halfway, _ = run_rounds(plan, engine, 1)
+    fresh = make_engine(data, (stage,))
+    fresh.restore(engine.memories(halfway.committed), halfway.committed)
+    resumed, _ = run_rounds(plan, fresh, 2, state=halfway)
+    assert same(straight, resumed), f"{stage.name}: a run that resumes differs from one in one go"
+
+
+def _check_mean(stage: Stage, update: Tensor) -> None:
+    draws = torch.stack([_through(stage, update, seed=seed)[0] for seed in range(400)])
+    error = (draws.mean(0) - update).abs()
+    bound = 5 * draws.std(0).max() / 400**0.5 + 1e-6
+    assert bool((error <= bound).all()), f"{stage.name}: the mean over seeds is not the update"
+
+
+def _check_feedback(stage: Stage) -> None:
+    generator = torch.Generator().manual_seed(2)
+    memory, sent, total = start_memory((stage,), _SPEC), torch.zeros(200), torch.zeros(200)
+    for _ in range(5):
+        update = torch.randn(200, generator=generator)
+        back, memory, _ = _through(stage, update, memory)
+        sent, total = sent + back, total + update
+    kept = sum(memory.values(), torch.zeros(200))
+    close = torch.allclose(sent + kept, total, rtol=1e-4, atol=1e-4)
+    assert close, f"{stage.name}: what was sent and what was kept are not all that was given"

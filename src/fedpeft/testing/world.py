@@ -1,0 +1,202 @@
+"""A model and a federation of a few dozen numbers, on which whole rounds take milliseconds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.optimizers import OptimizerSettings
+from fedpeft.core import seeds
+from fedpeft.core.deltas import DeltaSpec
+from fedpeft.data.examples import Federated
+from fedpeft.engines.local import LocalEngine
+from fedpeft.models.families import PLAIN
+from fedpeft.models.loaded import LoadedModel
+from fedpeft.models.tasks import Batch, Scores, Task
+from fedpeft.rounds.client_half import ClientHalf
+from fedpeft.rounds.job import Engine, Failure, Job, Reply
+from fedpeft.rounds.round import RoundPlan, RoundRecord, run_round
+from fedpeft.server.algorithms import fedavg
+from fedpeft.server.sampling import fixed
+from fedpeft.server.state import Algorithm, ServerState
+from fedpeft.tuning.dropout import DropoutKeys, KeyedDropout
+from fedpeft.tuning.tuned import TunedModel, read_buffers, read_delta
+from fedpeft.wire.stages import Stage
+
+__all__ = [
+    "Points",
+    "make_data",
+    "make_engine",
+    "make_half",
+    "make_plan",
+    "make_settings",
+    "make_tuned",
+    "run_rounds",
+    "same_state",
+]
+
+
+class _Net(nn.Module):
+    """Two layers with keyed dropout between them, and optionally BatchNorm."""
+
+    def __init__(self, keys: DropoutKeys, *, norm: bool = False, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.low = nn.Linear(5, 7)
+        self.norm = nn.BatchNorm1d(7) if norm else nn.Identity()
+        self.drop = KeyedDropout(dropout, keys, "net")
+        self.head = nn.Linear(7, 3)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [B, 3] of points [B, 5]."""
+        logits: Tensor = self.head(self.drop(torch.tanh(self.norm(self.low(x)))))
+        return logits
+
+
+def _score(model: nn.Module, batch: Batch) -> Scores:
+    logits, labels = model(batch["x"]), batch["labels"]
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return Scores(losses, torch.ones_like(losses), (logits.argmax(-1) == labels).float())
+
+
+@dataclass(frozen=True)
+class Points:
+    """A table of points and labels.
+
+    Attributes:
+      x: [N, 5].
+      labels: [N], int64.
+    """
+
+    x: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
+        """Return the points at some places."""
+        index = torch.as_tensor(list(indices))
+        return {"x": self.x[index], "labels": self.labels[index]}
+
+
+def make_data(num_clients: int = 6) -> Federated:
+    """Make clients of 3, 7, 11, ... points, whose labels a linear rule gives."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [3 + 4 * i for i in range(num_clients)]
+    x = torch.randn(sum(sizes), 5, generator=generator)
+    labels = (x @ torch.randn(5, 3, generator=generator)).argmax(1)
+    cuts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    clients = {f"client-{i}": rows for i, rows in enumerate(cuts)}
+    points = Points(x, labels)
+    return Federated(points, points, clients, 3, None, labels.numpy(), "points", {})
+
+
+def make_tuned(*, norm: bool = False, dropout: float = 0.2, seed: int = 3) -> TunedModel:
+    """Make the model; everything of it trains."""
+    keys = DropoutKeys()
+    with seeds.isolated(seed):
+        model = _Net(keys, norm=norm, dropout=dropout)
+    parameters = dict(sorted(model.named_parameters()))
+    buffers = {n: b for n, b in sorted(model.named_buffers()) if b.is_floating_point()}
+    loaded = LoadedModel(model, Task("points", _score), PLAIN, ("head",), None, "net")
+    return TunedModel(
+        model,
+        loaded,
+        "full",
+        {},
+        DeltaSpec.of(parameters),
+        parameters,
+        DeltaSpec.of(buffers),
+        buffers,
+        trains_statistics=norm,
+        dropout=keys,
+    )
+
+
+def make_settings(**changes: object) -> LocalSettings:
+    """Return two epochs of SGD with batches of 4, with changes."""
+    chosen = {"epochs": 2, "batch_size": 4, "optimizer": OptimizerSettings(lr=0.1), **changes}
+    return LocalSettings(**chosen)  # type: ignore[arg-type]  # as the caller says
+
+
+def make_half(
+    up: Sequence[Stage] = (), settings: LocalSettings | None = None, *, norm: bool = False
+) -> ClientHalf:
+    """Build the client half of this world."""
+    model = make_tuned(norm=norm)
+    return ClientHalf(local_trainer(model, settings or make_settings()), up, (), model.spec)
+
+
+def make_engine(
+    data: Federated, up: Sequence[Stage] = (), *, num_workers: int = 1, block: int = 64
+) -> LocalEngine:
+    """Start a local engine over this world's clients."""
+    half = functools.partial(make_half, tuple(up))
+    return LocalEngine(half, data, num_workers=num_workers, block=block)
+
+
+def make_plan(
+    algorithm: Algorithm | None = None, up: Sequence[Stage] = (), *, cohort: int = 4, seed: int = 1
+) -> RoundPlan:
+    """Make the plan of rounds that ask `cohort` clients each."""
+    model = make_tuned()
+    return RoundPlan(
+        algorithm or fedavg(), fixed(), model.spec, model.buffer_spec, seed, float(cohort), up=up
+    )
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """An engine whose answers to one job pass through a function."""
+
+    engine: Engine
+    change: Callable[[list[Reply | Failure]], Iterable[Reply | Failure]]
+
+    def clients(self) -> Sequence[str]:
+        return self.engine.clients()
+
+    def run(self, job: Job) -> Iterator[Reply | Failure]:
+        return iter(self.change(list(self.engine.run(job))))
+
+
+def run_rounds(
+    plan: RoundPlan,
+    engine: Engine,
+    rounds: int = 3,
+    *,
+    state: ServerState | None = None,
+    change: Callable[[list[Reply | Failure]], Iterable[Reply | Failure]] = lambda answers: answers,
+) -> tuple[ServerState, list[RoundRecord]]:
+    """Run some rounds.
+
+    Args:
+      plan: of the rounds.
+      engine: where the clients live.
+      rounds: how many.
+      state: to start from; None: the one before round 1.
+      change: what happens to a round's answers before the server sees them.
+    """
+    model = make_tuned()
+    now = state or plan.algorithm.init(read_delta(model), read_buffers(model))
+    records = []
+    for _ in range(rounds):
+        now, record = run_round(now, plan, _Changed(engine, change))
+        records.append(record)
+    return now, records
+
+
+def same_state(one: ServerState, two: ServerState) -> bool:
+    """Whether two states are equal, bit for bit."""
+    return (
+        torch.equal(one.delta, two.delta)
+        and torch.equal(one.buffers, two.buffers)
+        and one.memory.keys() == two.memory.keys()
+        and all(torch.equal(one.memory[name], two.memory[name]) for name in one.memory)
+    )
