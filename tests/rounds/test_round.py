@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 import support
 import torch
 
-from fedpeft.core.deltas import digest_of
-from fedpeft.core.errors import RoundError
+from fedpeft.client.turns import DELTA
+from fedpeft.core.deltas import DeltaSpec, digest_of
+from fedpeft.core.errors import DeltaMismatchError, RoundError
 from fedpeft.rounds.job import Failure, Reply
-from fedpeft.rounds.round import run_round
+from fedpeft.rounds.round import RoundPlan, run_round, write_job
 from fedpeft.server import algorithms
+from fedpeft.server.sampling import sampler_of
+from fedpeft.server.state import RoundContext, Update
 from fedpeft.tuning.tuned import read_buffers, read_delta
 from fedpeft.wire import messages
 
@@ -155,3 +159,89 @@ def test_bytes_are_those_of_the_messages():
     assert [record.bytes_up for record in records] == seen
     spec = support.tuned().spec
     assert all(spec.num_bytes * 4 < record.bytes_down < seen[0] for record in records)
+
+
+def messages_of(broadcast, count=8, size=7178):
+    """The first number that each client reads of its message, five times over."""
+    clients = tuple(str(number) for number in range(count))
+    algorithm = dataclasses.replace(algorithms.fedavg(), broadcast=broadcast)
+    plan = dataclasses.replace(
+        support.plan(algorithm=algorithm),
+        spec=DeltaSpec(("w",), ((size,),)), expected_cohort=float(count),
+    )  # fmt: skip
+    start = algorithm.init(torch.zeros(size), torch.empty(0))
+    for _ in range(5):
+        job = write_job(start, plan, RoundContext(1, clients, float(count), 1))
+        read = {c: messages.decode(blob)[0][DELTA] for c, blob in job.broadcast.items()}
+        yield {client: float(delta[0]) for client, delta in read.items()}, job
+
+
+def test_each_client_gets_its_own_message():
+    """Freed tensors give their addresses to the next: an address tells nothing apart."""
+
+    def personal(state, client):
+        return {DELTA: state.delta + float(client)}
+
+    for read, _ in messages_of(personal):
+        assert read == {client: float(client) for client in read}
+
+
+def test_a_tensor_that_is_changed_in_place_is_another_message():
+    kept = torch.zeros(7178)
+
+    def reused(state, client):
+        return {DELTA: kept.fill_(float(client))}
+
+    for read, _ in messages_of(reused):
+        assert read == {client: float(client) for client in read}
+
+
+def test_clients_that_get_one_tensor_share_one_message():
+    for _, job in messages_of(lambda state, client: {DELTA: state.delta}):
+        assert len({id(blob) for blob in job.broadcast.values()}) == 1
+
+
+SHORT = DeltaSpec(("w",), ((2,),))
+LONG = DeltaSpec(("w",), ((4,),))
+
+
+class Echo:
+    """Every client sends ones of the length that it was sent."""
+
+    def clients(self):
+        return ("a", "b")
+
+    def run(self, job):
+        for client in job.cohort:
+            size = messages.decode(job.broadcast[client])[0][DELTA].numel()
+            notes = {"weight": "1"}
+            yield Reply(client, messages.encode({DELTA: torch.ones(size)}, notes), 0.0)
+
+
+def mixed(broadcast):
+    def combine(updates, context):
+        total = torch.zeros(4)
+        for update in updates:
+            assert update.spec == (SHORT if update.client == "b" else LONG)
+            total[: update.spec.num_params] += update.payload[DELTA]
+        return Update(total / 2, torch.empty(0), 2.0)
+
+    algorithm = dataclasses.replace(algorithms.fedavg(), broadcast=broadcast, combine=combine)
+    plan = RoundPlan(
+        algorithm, sampler_of(lambda clients, number: clients), LONG, DeltaSpec((), ()), 1, 2.0,
+        client_specs={"b": SHORT},
+    )  # fmt: skip
+    return run_round(algorithm.init(torch.zeros(4), torch.empty(0)), plan, Echo())
+
+
+def test_clients_of_different_shapes_are_combined_by_their_specs():
+    def cut(state, client):
+        return {DELTA: state.delta[:2] if client == "b" else state.delta}
+
+    state, record = mixed(cut)
+    assert state.delta.tolist() == [1.0, 1.0, 0.5, 0.5] and not record.failures
+
+
+def test_a_broadcast_of_another_shape_than_the_client_has_is_refused():
+    with pytest.raises(DeltaMismatchError, match=r"found float32\[4\], expected float32\[2\]"):
+        mixed(lambda state, client: {DELTA: state.delta})

@@ -172,8 +172,8 @@ def test_an_engine_that_changes_replies_is_seen():
     class Lossy(LocalEngine):
         def run(self, job):
             for answer in super().run(job):
-                size = len(answer.blob)
-                yield Reply(answer.client, answer.blob[: size - 4] + bytes(4), 0.0)
+                start, end = answer.blob[:-60], answer.blob[-56:]
+                yield Reply(answer.client, start + bytes(4) + end, 0.0)
 
-    with pytest.raises(AssertionError, match="another state"):
+    with pytest.raises(AssertionError, match=r"no stage: (another state|other figures)"):
         testing.check_engine(lambda half, data: Lossy(half, data))

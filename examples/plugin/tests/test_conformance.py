@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import fedpeft
 import pytest
 import torch
-from fedpeft import testing
-from fedpeft.core.errors import ConfigError
 from fedpeft_example.by_loss import by_loss
 from fedpeft_example.median import coordinate_median
 from fedpeft_example.sign import sign
+
+import fedpeft
+from fedpeft import testing
+from fedpeft.core.errors import ConfigError
 
 
 def test_the_median_conforms():

@@ -127,19 +127,26 @@ def _callbacks() -> Rows:
 def _builders(ours: Mapping[str, Callable[..., object]], group: str) -> Rows:
     """Return a row a builder: ours, then those of installed packages."""
     from fedpeft.experiment.plugins import installed
-    from fedpeft.experiment.tables import builders, options_of, summary_of
+    from fedpeft.experiment.tables import options_of, summary_of
 
-    plugins = installed()
-    packages = {name: plugin.package for name, plugin in plugins.of(group).items()}
-    return [
-        {
-            "name": name,
-            "package": "fedpeft" if name in ours else packages[name],
-            "what": summary_of(build),
-            "options": _options(options_of(build)),
-        }
-        for name, build in builders(ours, group, plugins).items()
-    ]
+    def row(name: str, package: str, build: Callable[..., object]) -> dict[str, object]:
+        said, options = summary_of(build), _options(options_of(build))
+        return {"name": name, "package": package, "what": said, "options": options}
+
+    rows = [row(name, "fedpeft", build) for name, build in ours.items()]
+    for name, plugin in installed().of(group).items():
+        taken = "not usable: fedpeft has a name like this"
+        try:
+            found = plugin.load()
+            assert callable(found), f"not usable: {plugin.entry.value} is no function"
+            rows.append(row(name, plugin.package, found))
+            if name in ours:
+                rows[-1]["what"] = taken
+        except (ConfigError, AssertionError) as error:
+            rows.append(
+                {"name": name, "package": plugin.package, "what": str(error), "options": ""}
+            )
+    return rows
 
 
 LISTS: Mapping[str, Callable[[], Rows]] = {

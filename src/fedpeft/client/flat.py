@@ -3,7 +3,7 @@
     parameter.data ──view──> value_P        one copy writes a whole delta
     parameter.grad ──view──> grad_P         one call clips, decays, steps
 
-P trained parameters.
+P trained parameters: those that travel, then those that stay at the client.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedpeft.core.deltas import DeltaSpec
 from fedpeft.tuning.tuned import TunedModel, read_delta
 
 __all__ = ["FlatDelta"]
@@ -27,15 +28,20 @@ class FlatDelta:
     """
 
     def __init__(self, tuned: TunedModel) -> None:
-        parameters = list(tuned.parameters.values())
+        parameters = [*tuned.parameters.values(), *tuned.local.values()]
         device = parameters[0].device if parameters else torch.device("cpu")
         self._parameters = parameters
+        spec = tuned.spec
         self.value_P = read_delta(tuned)
+        if tuned.local:
+            own = tuned.local_spec
+            spec = DeltaSpec(spec.names + own.names, spec.shapes + own.shapes, spec.dtype)
+            self.value_P = torch.cat([self.value_P, own.flatten(tuned.local)])
         self.grad_P = torch.zeros_like(self.value_P, device=device)
         self.active_P: Tensor | None = None
         self._attached = False
-        views = tuned.spec.unflatten(self.value_P)
-        self._grads = list(tuned.spec.unflatten(self.grad_P).values())
+        views = spec.unflatten(self.value_P)
+        self._grads = list(spec.unflatten(self.grad_P).values())
         for parameter, view in zip(parameters, views.values(), strict=True):
             parameter.data = view
             parameter.grad = None

@@ -35,6 +35,7 @@ from fedpeft.client.private import (
 )
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
+from fedpeft.core.errors import PrivacyError
 from fedpeft.data.examples import in_epoch
 from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
@@ -48,6 +49,9 @@ __all__ = [
     "take_batch",
     "to_device",
 ]
+
+_OWN = "own"
+"""Where a client's memory holds the parts of the delta that stay with it."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -80,26 +84,39 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
 
     The trainer owns the model from here on: it moves it to the device and makes its parameters
     views of one flat buffer.
+
+    Raises:
+      PrivacyError: if gradients are to be noised and a part of the delta stays at the clients: what
+        it would learn there is in no account.
     """
+    if tuned.local and settings.privacy is not None:
+        raise PrivacyError(
+            "privacy.mode: noised gradients together with local parts of the delta are not "
+            "supported; send the whole delta, or use privacy.mode = 'central' or 'local'"
+        )
     device = torch.device(settings.device)
     move(tuned, settings.device)
     flat = FlatDelta(tuned)
     tuned.model.eval()
 
     take_turn = _turn_taker(tuned, flat, settings)
+    sent = tuned.spec.num_params
+    first_own = flat.value_P[sent:].clone()
 
     def train(broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:
         start_P = broadcast[DELTA].to(device)
         for turn in turns:
-            flat.value_P.copy_(start_P)
+            flat.value_P[:sent].copy_(start_P)
+            flat.value_P[sent:].copy_(turn.memory.get(_OWN, first_own))
             if tuned.buffers:
                 write_buffers(tuned, broadcast[BUFFERS].to(device))
             with short_tail(tuned.model):
                 metrics = take_turn(turn)
-            payload = {DELTA: (flat.value_P - start_P).cpu()}
+            payload = {DELTA: (flat.value_P[:sent] - start_P).cpu()}
             if tuned.buffers:
                 payload[BUFFERS] = read_buffers(tuned).cpu()
-            yield LocalResult(payload, float(len(turn.data)), metrics)
+            kept = {_OWN: flat.value_P[sent:].cpu().clone()} if tuned.local else {}
+            yield LocalResult(payload, float(len(turn.data)), metrics, kept)
 
     return train
 
@@ -148,7 +165,7 @@ def _train_client(
     tuned: TunedModel, flat: FlatDelta, settings: LocalSettings, turn: ClientTurn
 ) -> dict[str, float]:
     start_P = flat.value_P.clone() if settings.prox_mu else flat.value_P
-    step = None
+    step, sent = None, tuned.spec.num_params
     loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
     number = 0
     _set_mode(tuned, training=False)
@@ -170,8 +187,8 @@ def _train_client(
                 root = noise_root(chosen, turn)
                 noise_P = draw(root, len(grad_P), chosen.deviation, turn, number)
                 grad_P = paper_gradient(chosen, grad_P, settings.batch_size, noise_P)
-            if settings.prox_mu:
-                grad_P.add_(flat.value_P - start_P, alpha=settings.prox_mu)
+            if settings.prox_mu:  # of what travels; what stays has no server to stay near
+                grad_P[:sent].add_((flat.value_P - start_P)[:sent], alpha=settings.prox_mu)
             step = step or make_step(settings.optimizer, flat.active_P)
             step(flat.value_P, grad_P)
             loss_sum = loss_sum + scores.loss_B.detach().sum().double().cpu()

@@ -34,7 +34,6 @@ __all__ = [
     "SAMPLERS",
     "STAGES",
     "algorithm_options",
-    "builders",
     "make_algorithm",
     "make_callbacks",
     "make_sampler",
@@ -100,7 +99,7 @@ def algorithm_options(name: str, options: Mapping[str, Any], plugins: Plugins) -
       ConfigError: as `make_algorithm`.
     """
     make_algorithm(name, options, plugins)
-    known = options_of(builders(ALGORITHMS, "algorithms", plugins)[name])
+    known = options_of(_find(ALGORITHMS, "algorithms", name, "", plugins))
     return {key: _as_default(options.get(key, default), default) for key, default in known.items()}
 
 
@@ -171,14 +170,6 @@ def _make_all(
         options = {key: value for key, value in spec.items() if key != "name"}
         made.append(_build(found, name, options, place, kind))
     return tuple(made)
-
-
-def builders(
-    ours: Mapping[str, Callable[..., T]], group: str, plugins: Plugins
-) -> Mapping[str, Callable[..., T]]:
-    """Return a table's builders with those of plug-ins, which are imported."""
-    added = {name: plugin.load() for name, plugin in plugins.of(group).items()}
-    return {**added, **ours}  # type: ignore[dict-item]  # a plug-in is checked when it is built
 
 
 def options_of(build: Callable[..., object]) -> dict[str, object]:

@@ -211,6 +211,8 @@ def _not_for(tuned: TunedModel) -> str:
     """Say what keeps a model from being cut, whatever trains; "" if nothing does."""
     if tuned.trains_statistics or tuned.buffers:
         return f"method {tuned.method} trains the whole model"
+    if tuned.local:
+        return "parts of the delta stay at the clients"
     if tuned.loaded.task not in TASKS.values():
         return "the task is the user's own"
     if tuned.model is not tuned.loaded.module:

@@ -43,6 +43,8 @@ class TunedModel:
       trains_statistics: whether BatchNorm layers run in training mode.
       dropout: keys for every dropout mask; see `fedpeft.tuning.dropout`.
       peft_model: the `peft` wrapper around the model where a `peft` method was used, else None.
+      local_spec: names, shapes and type of what trains at each client and never travels.
+      local: canonical name -> live parameter, in the order of `local_spec`.
     """
 
     model: nn.Module
@@ -56,6 +58,8 @@ class TunedModel:
     trains_statistics: bool = False
     dropout: DropoutKeys = field(default_factory=DropoutKeys)
     peft_model: nn.Module | None = None
+    local_spec: DeltaSpec = field(default_factory=lambda: DeltaSpec((), ()))
+    local: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
 
 def move(tuned: TunedModel, device: str) -> None:

@@ -3,7 +3,7 @@
     probability of client i  ~  loss_i ** power        (those never asked: as the highest known)
 
 References:
-  Cho, Wang, Joshi, Client Selection in Federated Learning, 2020, for the idea; this rule is simpler.
+  The idea is that of Cho, Wang, Joshi, Client Selection in Federated Learning, 2020.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def by_loss(*, power: float = 1.0) -> Sampler:
         chosen = torch.multinomial(weights, min(draw.size, len(clients)), generator=generator)
         return [clients[place] for place in chosen.tolist()]
 
-    def observe(
-        memory: Memory, draw: Draw, metrics: Mapping[str, Mapping[str, float]]
-    ) -> Memory:
+    def observe(memory: Memory, draw: Draw, metrics: Mapping[str, Mapping[str, float]]) -> Memory:
         seen = {client: torch.tensor(figures["loss"]) for client, figures in metrics.items()}
         return {**memory, **seen}
 

@@ -106,6 +106,8 @@ def why_one_by_one(tuned: TunedModel, settings: LocalSettings) -> str:
         return f"models of family {family!r} train clients one by one"
     if tuned.buffers or tuned.trains_statistics:
         return "a model whose buffers train does so one client at a time"
+    if tuned.local:
+        return "a delta of which parts stay at the clients trains one client at a time"
     found = find_places(tuned, Live())
     return f"no layer with an axis for the clients: {found}" if isinstance(found, str) else ""
 

@@ -1,0 +1,145 @@
+"""Names of installed packages: looked up, listed, refused; never in the place of ours."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from fedpeft.cli.listing import LISTS
+from fedpeft.core.errors import ConfigError
+from fedpeft.experiment import tables
+from fedpeft.experiment.plugins import Plugins, installed, origin_of
+from fedpeft.experiment.read import validate
+from fedpeft.server.algorithms import weighted_mean
+
+MODULE = '''
+import dataclasses
+from fedpeft.data.schemes import PARTITIONS
+from fedpeft.server.algorithms import fedavg
+from fedpeft.server.sampling import fixed
+from fedpeft.tuning.methods import METHODS
+
+def half(*, lr: float = 0.5):
+    """Half a step."""
+    return fedavg(lr=lr)
+
+def wrong():
+    return 3
+
+even = PARTITIONS["iid"]
+slim = METHODS["head"]
+later = fixed
+raise_on = "import"
+'''
+ENTRIES = """[fedpeft.algorithms]
+half = {module}:half
+wrong = {module}:wrong
+gone = {module}:gone
+fedavg = {module}:wrong
+
+[fedpeft.partitions]
+even = {module}:even
+odd = {module}:half
+
+[fedpeft.methods]
+slim = {module}:slim
+
+[fedpeft.samplers]
+later = {module}:later
+"""
+
+
+def install(folder, monkeypatch, package, module):
+    info = folder / f"{package}-1.2.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(ENTRIES.format(module=module))
+    (folder / f"{module}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    install(tmp_path / "one", monkeypatch, "own-rules", "own_rules_of_a_test")
+    yield
+    sys.modules.pop("own_rules_of_a_test", None)
+
+
+def test_a_name_is_found_without_importing_its_package(package):
+    found = installed().of("algorithms")["half"]
+    assert (found.package, found.version) == ("own-rules", "1.2")
+    assert "own_rules_of_a_test" not in sys.modules
+
+
+def test_an_experiment_uses_names_of_a_package(package):
+    table = {
+        "tuning": {"method": "slim"},
+        "federation": {"algorithm": "half", "sampling": "later", "options": {"lr": 0.25}},
+        "data": {"partition": {"scheme": "even"}},
+    }
+    experiment = validate(table, "test")
+    plugins = installed()
+    made = tables.make_algorithm("half", experiment.federation.options, plugins)
+    assert made.combine is tables.ALGORITHMS["fedavg"]().combine
+    assert tables.algorithm_options("half", {}, plugins) == {"lr": 0.5}
+    assert tables.partition_rule("even", plugins).needs == ""
+
+
+def test_nothing_is_known_without_plugins(package):
+    with pytest.raises(ConfigError, match="'half' is unknown"):
+        validate({"federation": {"algorithm": "half"}}, "test", Plugins())
+    with pytest.raises(ConfigError, match="'half' is unknown"):
+        validate({"federation": {"algorithm": "half"}}, "test", installed().only(["even"]))
+    validate({"federation": {"algorithm": "half"}}, "test", installed().only(["half"]))
+    assert "own_rules_of_a_test" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"federation": {"algorithm": "wrong"}}, "wrong gives int; a builder of this kind gives"),
+        (
+            {"federation": {"algorithm": "gone"}},
+            r"'gone' of own-rules 1.2 .* AttributeError",
+        ),
+        ({"federation": {"algorithm": "half", "options": {"mu": 1}}}, "half has no such option"),
+        ({"federation": {"algorithm": "half", "options": {"lr": -1.0}}}, "options.lr: found -1.0"),
+        ({"data": {"partition": {"scheme": "odd"}}}, "'odd' of fedpeft.partitions is a function"),
+    ],
+)
+def test_what_is_wrong_with_a_plug_in_is_said(package, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        validate(settings, "test")
+
+
+def test_a_package_does_not_replace_a_name_of_ours(package):
+    made = tables.make_algorithm("fedavg", {}, installed())
+    assert made.combine is weighted_mean
+    rows = {(row["name"], row["package"]): row["what"] for row in LISTS["algorithms"]()}
+    assert "not usable" in rows["fedavg", "own-rules"]
+    assert "cannot be imported" in rows["gone", "own-rules"]
+    assert rows["half", "own-rules"] == "Half a step"
+
+
+def test_two_packages_with_one_name_are_refused(package, tmp_path, monkeypatch):
+    install(tmp_path / "two", monkeypatch, "other-rules", "other_rules_of_a_test")
+    with pytest.raises(ConfigError, match="both add 'half' to fedpeft"):
+        installed()
+
+
+def test_the_origin_of_an_object_is_its_name_and_source(package):
+    plugin = installed().of("algorithms")["half"]
+    origin = origin_of(plugin.load(), plugin)
+    assert origin.name == "own_rules_of_a_test:half" and origin.version == "1.2"
+    assert len(origin.sha256) == 64
+    assert origin_of(lambda: 0).name == ""
+
+
+def test_a_sampler_that_follows_replies_is_refused_under_privacy(package):
+    table = {
+        "federation": {"sampling": "later"},
+        "privacy": {"mode": "central", "epsilon": 5.0},
+    }
+    with pytest.raises(ConfigError, match="allowed are 'fixed' and 'poisson'"):
+        validate(table, "test")
