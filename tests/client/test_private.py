@@ -22,7 +22,7 @@ from fedpeft.client.private import (
 )
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.core.errors import PrivacyError
-from fedpeft.core.privacy import gaussian, seeded_root
+from fedpeft.core.noise import gaussian, seeded_root
 from fedpeft.data.examples import ClientData
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.tuning.methods import METHODS, TuningRequest, tune

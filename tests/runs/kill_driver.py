@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fedpeft.cli.running
-import fedpeft.launch.warm  # noqa: F401
 from fedpeft.cli import main
 from fedpeft.engines.local import LocalEngine
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from fedpeft.core.errors import PrivacyError
-from fedpeft.experiment.privacy import epsilon_after
+from fedpeft.experiment.epsilon import epsilon_after
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.launch.start import run
 from fedpeft.plan.plan import make_plan
 from fedpeft.runs.checkpoint import checkpoints, read_checkpoint
 from fedpeft.runs.folder import RunFolder
-from fedpeft.runs.privacy import SIMULATION
-from fedpeft.wire.privacy import SERVER_ROOT
+from fedpeft.runs.privacy_of_run import SIMULATION
+from fedpeft.wire.private_stages import SERVER_ROOT
 
 TINY = (
     "model.name=preset:tiny-vit", "client.epochs=1", "engine.workers=1", "federation.rounds=3",

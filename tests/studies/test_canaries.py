@@ -30,7 +30,7 @@ from fedpeft.studies.audit.statistics import (
 )
 from fedpeft.wire import stages
 from fedpeft.wire.accounting import Mechanism, epsilon_of
-from fedpeft.wire.privacy import (
+from fedpeft.wire.private_stages import (
     SERVER_ROOT,
     Guard,
     central,

@@ -16,9 +16,9 @@ from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
 from fedpeft.experiment import tables
+from fedpeft.experiment.epsilon import is_private
 from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.resolve import resolve
 from fedpeft.models.source import load_model, sketch_model
 from fedpeft.rounds.client_half import ClientHalf

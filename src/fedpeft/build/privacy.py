@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 from fedpeft.client.private import GradientPrivacy
 from fedpeft.core.errors import PrivacyError
+from fedpeft.experiment.epsilon import is_private, paper_deviation
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.privacy import is_private, paper_deviation
 from fedpeft.tuning.tuned import TunedModel
-from fedpeft.wire import privacy
-from fedpeft.wire.privacy import Guard
+from fedpeft.wire import private_stages as privacy
+from fedpeft.wire.private_stages import Guard
 from fedpeft.wire.stages import Stage
 
 __all__ = ["gradient_privacy", "private_stages", "refuse_model"]

@@ -37,9 +37,9 @@ from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.engines.scoring import make_scorer, score_all
 from fedpeft.experiment import tables
 from fedpeft.experiment.callbacks import Callback
+from fedpeft.experiment.epsilon import is_private
 from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.resolve import asked_clients, resolve
 from fedpeft.rounds.job import RunEngine
 from fedpeft.rounds.round import RoundPlan
@@ -51,7 +51,7 @@ from fedpeft.tuning.tuned import (
     read_buffers,
     read_delta,
 )
-from fedpeft.wire.privacy import (
+from fedpeft.wire.private_stages import (
     SERVER_ROOT,
     constant_denominator,
     poisson_cohort,

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedpeft.client.masks import can_batch_text, with_spread_mask
 from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import PrivacyError
-from fedpeft.core.privacy import clip, clip_rows, gaussian, seeded_root
+from fedpeft.core.noise import clip, clip_rows, gaussian, seeded_root
 from fedpeft.models.tasks import CAUSAL_LM, TEXT_CLASSIFICATION, Batch, mean_loss
 from fedpeft.tuning.methods import METHODS
 from fedpeft.tuning.tuned import TunedModel

@@ -31,9 +31,9 @@ from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment import tables
+from fedpeft.experiment.epsilon import is_private
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.read import validate
 from fedpeft.experiment.site import SiteConfig
 from fedpeft.federation.site import Limits, Prepared, Site

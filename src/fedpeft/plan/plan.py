@@ -23,14 +23,14 @@ from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
+from fedpeft.experiment.epsilon import is_private
 from fedpeft.experiment.experiment import Experiment, num_together
-from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.resolve import planned_turns
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.locate import is_local
 from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
-from fedpeft.runs.privacy import privacy_figures
+from fedpeft.runs.privacy_of_run import privacy_figures
 
 __all__ = ["Partition", "Plan", "check_shapes", "make_plan", "plan_rows"]
 

@@ -19,7 +19,7 @@ from fedpeft.core.errors import RunFolderError
 from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table
 from fedpeft.experiment.callbacks import ended, started, stops
-from fedpeft.experiment.privacy import is_private, may_go_on
+from fedpeft.experiment.epsilon import is_private, may_go_on
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.experiment.resolve import planned_turns
 from fedpeft.rounds.buffered import advance
@@ -40,7 +40,7 @@ from fedpeft.runs.folder import (
     experiment_digest,
     write_delta,
 )
-from fedpeft.runs.privacy import (
+from fedpeft.runs.privacy_of_run import (
     client_epsilons,
     cut_diagnostics,
     diagnostics_of,

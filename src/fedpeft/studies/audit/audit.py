@@ -21,9 +21,9 @@ from fedpeft.build.run import BuiltRun, build_run
 from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
 from fedpeft.experiment import tables
+from fedpeft.experiment.epsilon import epsilon_after, may_go_on
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import epsilon_after, may_go_on
 from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.runs.files import write_json

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.privacy import (
+from fedpeft.experiment.epsilon import (
     _mechanism,
     _uses,
     epsilon_after,
@@ -18,6 +17,7 @@ from fedpeft.experiment.privacy import (
     may_go_on,
     paper_deviation,
 )
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.rounds.round import RoundRecord
 from fedpeft.runs.files import write_text
 from fedpeft.wire.accounting import epsilon_of, rdp_epsilon_of

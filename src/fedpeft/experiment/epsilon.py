@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 
-from fedpeft.core.privacy import author_deviation, gaussian_deviation
+from fedpeft.core.noise import author_deviation, gaussian_deviation
 from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.server.sampling import fixed_cohort
 from fedpeft.wire.accounting import Mechanism, calibrate, epsilon_of

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.core.privacy import (
+from fedpeft.core.noise import (
     author_deviation,
     clip,
     clip_rows,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedpeft.client.turns import DELTA, ClientTurn, Memory, Payload
 from fedpeft.core.deltas import DeltaSpec
-from fedpeft.core.privacy import clip, draw_root, gaussian, seeded_root, uniform
+from fedpeft.core.noise import clip, draw_root, gaussian, seeded_root, uniform
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
 from fedpeft.wire.stages import Stage
 

@@ -11,7 +11,7 @@ import support
 import torch
 
 from fedpeft.client.turns import DELTA, ClientTurn
-from fedpeft.core.privacy import seeded_root
+from fedpeft.core.noise import seeded_root
 from fedpeft.data.examples import ClientData
 from fedpeft.rounds.client_half import PRIVATE_NOTES, run_turn
 from fedpeft.rounds.job import Failure, Reply
@@ -20,7 +20,7 @@ from fedpeft.server.algorithms import fedavg
 from fedpeft.server.sampling import sampler_of
 from fedpeft.tuning.tuned import read_buffers, read_delta
 from fedpeft.wire import messages, stages
-from fedpeft.wire.privacy import (
+from fedpeft.wire.private_stages import (
     SERVER_ROOT,
     Guard,
     central,
