@@ -1,10 +1,7 @@
-"""`[privacy]`: what is refused, how much noise, what it costs, and what the outputs say of it.
+"""What the privacy of a resolved experiment costs.
 
-    epsilon given           the noise multiplier is calibrated; the run stops before exceeding it
-    noise_multiplier given  epsilon is what comes out
-
-Records of a private run hold nothing that was not noised. True figures go to `diagnostics.jsonl`,
-whose first line says what it is.
+epsilon given           the noise multiplier is calibrated; the run stops before exceeding it
+noise_multiplier given  epsilon is what comes out
 """
 
 from __future__ import annotations
@@ -12,17 +9,19 @@ from __future__ import annotations
 import functools
 import math
 
-from fedpeft.core.noise import author_deviation, gaussian_deviation
 from fedpeft.experiment.experiment import Experiment, num_clients
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.server.sampling import fixed_cohort
 from fedpeft.wire.accounting import Mechanism, calibrate, epsilon_of
 
-__all__ = ["epsilon_after", "is_private", "may_go_on", "resolve_privacy"]
-
-
-def is_private(experiment: Experiment) -> bool:
-    """Whether the mode bounds and noises what leaves a client."""
-    return experiment.privacy.mode in ("central", "local", "example")
+__all__ = [
+    "epsilon_after",
+    "may_go_on",
+    "mechanism_of",
+    "resolve_privacy",
+    "uses_a_turn",
+    "uses_after",
+]
 
 
 def resolve_privacy(experiment: Experiment) -> Experiment:
@@ -32,10 +31,11 @@ def resolve_privacy(experiment: Experiment) -> Experiment:
       PrivacyError: if no noise reaches the target.
     """
     chosen = experiment.privacy
-    if not is_private(experiment) or chosen.noise_multiplier is not None or not chosen.epsilon:
+    private = PRIVACY_MODES[chosen.mode].unit is not None
+    if not private or chosen.noise_multiplier is not None or not chosen.epsilon:
         return experiment
-    uses = _uses(experiment, experiment.federation.rounds)
-    multiplier = calibrate(_mechanism(experiment, 0.0), uses, chosen.delta, chosen.epsilon)
+    uses = uses_after(experiment, experiment.federation.rounds)
+    multiplier = calibrate(mechanism_of(experiment), uses, chosen.delta, chosen.epsilon)
     filled = chosen.model_copy(update={"noise_multiplier": multiplier})
     return experiment.model_copy(update={"privacy": filled})
 
@@ -45,58 +45,53 @@ def epsilon_after(experiment: Experiment, rounds: int) -> float | None:
 
     None also stands for an infinite epsilon (no noise).
     """
-    if not is_private(experiment):
+    if PRIVACY_MODES[experiment.privacy.mode].unit is None:
         return None
-    chosen = experiment.privacy
-    mechanism = _mechanism(experiment, chosen.noise_multiplier or 0.0)
-    spent = epsilon_of(mechanism, _uses(experiment, rounds), chosen.delta)
+    delta = experiment.privacy.delta
+    spent = epsilon_of(mechanism_of(experiment), uses_after(experiment, rounds), delta)
     return None if math.isinf(spent) else spent
 
 
 def may_go_on(experiment: Experiment, rounds: int) -> bool:
     """Whether one more round after `rounds` stays within the budget."""
     budget = experiment.privacy.epsilon
-    if not is_private(experiment) or budget is None:
+    if budget is None or PRIVACY_MODES[experiment.privacy.mode].unit is None:
         return True
     spent = epsilon_after(experiment, rounds + 1)
     return spent is not None and spent <= budget * (1 + 1e-9)
 
 
-def _mechanism(experiment: Experiment, multiplier: float) -> Mechanism:
+def mechanism_of(experiment: Experiment) -> Mechanism:
+    """Return the mechanism that an experiment repeats; without noise where none is set yet."""
     federation, clients = experiment.federation, num_clients(experiment)
     amplified = federation.sampling == "poisson" and clients is not None
     probability = federation.clients_per_round / clients if amplified and clients else None
-    distance = 2.0 if experiment.privacy.mode == "local" else 1.0
-    return Mechanism(multiplier, probability, distance)
+    multiplier = experiment.privacy.noise_multiplier or 0.0
+    return Mechanism(multiplier, probability, PRIVACY_MODES[experiment.privacy.mode].distance)
 
 
-def _uses(experiment: Experiment, rounds: int) -> int:
-    """Return how often the mechanism ran on one client's data, for the busiest client.
+def uses_after(experiment: Experiment, rounds: int) -> int:
+    """Return how often the mechanism ran on one unit of data in so many rounds, for the busiest.
 
     Without amplification the schedule of cohorts is public and depends on seed and number of
     clients alone, so its busiest client is known; where that number is not, each round counts.
-    At example level every epoch counts: an example is in one of its batches.
     """
     federation, clients = experiment.federation, num_clients(experiment)
-    epochs = experiment.client.epochs if experiment.privacy.mode == "example" else 1
-    if federation.sampling == "poisson" or clients is None:
-        return rounds * epochs
-    asked = _busiest(experiment.seed, clients, federation.clients_per_round, rounds)
-    return asked * epochs
+    if federation.sampling == "fixed" and clients is not None:
+        rounds = _busiest(experiment.seed, clients, federation.clients_per_round, rounds)
+    return rounds * uses_a_turn(experiment)
+
+
+def uses_a_turn(experiment: Experiment) -> int:
+    """Return how often the mechanism runs on one unit of a client's data in one turn."""
+    counts_epochs = PRIVACY_MODES[experiment.privacy.mode].counts_epochs
+    return experiment.client.epochs if counts_epochs else 1
 
 
 @functools.lru_cache(maxsize=1024)
-def _busiest(seed: int, clients: int, asked: int, rounds: int) -> int:
+def _busiest(seed: int, clients: int, size: int, rounds: int) -> int:
     counts = dict.fromkeys(map(str, range(clients)), 0)
     for number in range(1, rounds + 1):
-        for client in fixed_cohort(tuple(counts), asked, seed=seed, round=number):
+        for client in fixed_cohort(tuple(counts), size, seed=seed, round=number):
             counts[client] += 1
     return max(counts.values())
-
-
-def paper_deviation(experiment: Experiment) -> float:
-    chosen = experiment.privacy
-    epsilon = chosen.epsilon or 5.0
-    if chosen.variant == "author":
-        return author_deviation(epsilon, chosen.delta, chosen.clip_norm)
-    return gaussian_deviation(epsilon, chosen.delta, 2 * chosen.clip_norm)

@@ -4,9 +4,8 @@
     local     client: clip to C, add N(0, (zC)^2)      server: nothing
 
 The stage is the first of the chain: what a compressor does to a clipped update can lengthen it, so
-the server clips again after decoding. The sum is divided by a constant of the run, the expected
-cohort, and never by how many came. The noise is that of a secret root: of the server, kept in its
-checkpoint (central), or of each client, kept in its memory (local, example).
+the server clips again after decoding. The noise is that of a secret root: of the server, kept in
+its checkpoint (central), or of each client, kept in its memory (local).
 
 References:
   McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
@@ -15,32 +14,15 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from fedpeft.client.turns import DELTA, ClientTurn, Memory, Payload
 from fedpeft.core.deltas import DeltaSpec
-from fedpeft.core.noise import clip, draw_root, gaussian, seeded_root, uniform
-from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
+from fedpeft.core.noise import clip, draw_root, gaussian, seeded_root
+from fedpeft.server.state import RoundContext, Update
 from fedpeft.wire.stages import Stage
 
-__all__ = [
-    "SERVER_ROOT",
-    "Guard",
-    "central",
-    "constant_denominator",
-    "example",
-    "local",
-    "poisson_cohort",
-    "with_server_root",
-]
-
-SERVER_ROOT = "stage.0.central.root"
-"""Where the server's memory holds its secret root."""
+__all__ = ["Guard", "central", "local"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +56,7 @@ def central(guard: Guard) -> Stage:
 
     def finish(update: Update, memory: Memory, context: RoundContext) -> tuple[Update, Memory]:
         spread = guard.deviation / context.expected_cohort
-        noise_P = gaussian(memory["root"], update.delta.numel(), spread, "noise", context.round)
+        noise_P = gaussian(context.root, update.delta.numel(), spread, "noise", context.round)
         return dataclasses.replace(update, delta=update.delta + noise_P), memory
 
     return Stage("central", encode=encode, decode=decode, finish=finish)
@@ -93,55 +75,3 @@ def local(guard: Guard) -> Stage:
         return {DELTA: clipped_P + noise_P}, memory
 
     return Stage("local", init=init, encode=encode)
-
-
-def example(guard: Guard) -> Stage:
-    """Keep a client's secret root; its training has clipped and noised by then."""
-
-    def init(spec: DeltaSpec) -> Memory:
-        return {} if guard.reproducible else {"root": draw_root()}
-
-    return Stage("example", init=init)
-
-
-def constant_denominator(algorithm: Algorithm, spec: DeltaSpec) -> Algorithm:
-    """Return the algorithm with a mean that divides by the expected cohort, a constant of the run.
-
-    Every update counts once, whatever weight it claims; a round in which nobody answered gives
-    zeros, which are noised like any other sum.
-    """
-
-    def combine(updates: Iterable[ClientUpdate], context: RoundContext) -> Update:
-        total_P: Tensor = torch.zeros(spec.num_params, dtype=spec.dtype)
-        for update in updates:
-            total_P.add_(update.payload[DELTA])
-        mean_P = total_P.div_(context.expected_cohort)
-        return Update(mean_P, torch.empty(0), context.expected_cohort)
-
-    return dataclasses.replace(algorithm, combine=combine)
-
-
-def poisson_cohort(
-    clients: Sequence[str], probability: float, *, root: Tensor, round: int
-) -> tuple[str, ...]:
-    """Draw each client by its own secret coin; a cohort may be empty.
-
-    Args:
-      clients: all, in a fixed order.
-      probability: of each client, in (0, 1].
-      root: the server's secret root [32].
-      round: from 1.
-    """
-    coins = uniform(root, len(clients), "cohort", round)
-    return tuple(clients[place] for place in np.flatnonzero(coins < probability).tolist())
-
-
-def with_server_root(state: ServerState, *, seed: int | None) -> ServerState:
-    """Return the state before round 1 with a secret root in its memory.
-
-    Args:
-      state: without a root.
-      seed: None draws from the operating system; a number gives the root of a simulation.
-    """
-    root = draw_root() if seed is None else seeded_root(seed)
-    return dataclasses.replace(state, memory={**state.memory, SERVER_ROOT: root})
