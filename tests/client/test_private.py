@@ -11,18 +11,19 @@ import torch
 
 from fedpeft.client.local import local_trainer
 from fedpeft.client.private import (
-    EXAMPLE_ROOT,
-    GradientPrivacy,
+    author,
+    by_example,
     check_rows,
-    noise_root,
+    corrected,
+    kept_root,
+    noised,
     one_by_one,
-    paper_gradient,
-    private_gradient,
     row_gradients,
+    with_root,
 )
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.core.errors import PrivacyError
-from fedpeft.core.privacy import gaussian, seeded_root
+from fedpeft.core.noise import clip_rows, gaussian, seeded_root
 from fedpeft.data.examples import ClientData
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.tuning.methods import METHODS, TuningRequest, tune
@@ -36,7 +37,7 @@ SMALL = {
     "road": {"group_size": 16},
     "vblora": {"vector_length": 16, "num_vectors": 8},
 }
-EXAMPLE = GradientPrivacy("example", 1.0, 0.0)
+EXAMPLE = by_example(1.0, 0.0)
 
 
 def points(number=6):
@@ -46,8 +47,13 @@ def points(number=6):
 
 def turn(client="client-2", memory=None):
     data = support.federated()
-    root = {EXAMPLE_ROOT: seeded_root(1)} if memory is None else memory
-    return ClientTurn(1, client, ClientData(data.train, data.clients[client]), root, 7, 0)
+    kept = secret(1) if memory is None else memory
+    return ClientTurn(1, client, ClientData(data.train, data.clients[client]), kept, 7, 0)
+
+
+def secret(number):
+    """The memory of a client whose secret root is known to the test."""
+    return {"gradient.root": seeded_root(number)}
 
 
 def tuned_vit(method, name="preset:tiny-vit"):
@@ -143,32 +149,52 @@ def test_without_noise_and_clip_it_is_plain_training():
 def test_noise_follows_the_clients_secret_and_not_the_turn():
     noisy = dataclasses.replace(EXAMPLE, deviation=1.0)
     one, again = update(noisy), update(noisy)
-    other = update(noisy, memory={EXAMPLE_ROOT: seeded_root(2)})
+    other = update(noisy, memory=secret(2))
     assert torch.equal(one, again) and not torch.equal(one, other)
-    seeded = dataclasses.replace(noisy, reproducible=True)
+    seeded = by_example(1.0, 1.0, reproducible=True)
     assert torch.equal(update(seeded, memory={}), update(seeded))
-    assert torch.equal(noise_root(seeded, turn()), seeded_root(turn().seed))
+    assert with_root(seeded, turn()).memory["gradient.root"].equal(seeded_root(turn().seed))
+
+
+def test_a_client_draws_its_secret_once_and_keeps_it():
+    first, other = (with_root(EXAMPLE, turn(memory={})) for _ in range(2))
+    kept = kept_root(EXAMPLE, first)
+    assert kept["gradient.root"].shape == (32,)
+    assert not kept["gradient.root"].equal(kept_root(EXAMPLE, other)["gradient.root"])
+    again = kept_root(EXAMPLE, with_root(EXAMPLE, turn(memory=kept)))
+    assert again["gradient.root"].equal(kept["gradient.root"])
+    model = support.tuned()
+    trainer = local_trainer(model, support.settings(privacy=EXAMPLE))
+    (result,) = trainer({DELTA: read_delta(model)}, [turn(memory=kept)])
+    assert result.memory["gradient.root"].equal(kept["gradient.root"])
+    seeded = by_example(1.0, 0.0, reproducible=True)
+    for public in (None, seeded, corrected(1.0, 1.0)):  # noise from the seed leaves nothing behind
+        assert kept_root(public, with_root(public, turn(memory={}))) == {}
+
+
+def private_gradient(chosen, rows, noise):
+    return noised(chosen, clip_rows(rows, chosen.clip_norm).sum(0), 8, noise)
 
 
 def test_one_example_moves_a_step_by_at_most_the_bound():
     rows = 50 * torch.randn(8, 40, generator=torch.Generator().manual_seed(3))
     none = torch.zeros(40)
-    whole = private_gradient(EXAMPLE, rows, 8, none)
-    without = private_gradient(EXAMPLE, rows[1:], 8, none)
+    whole = private_gradient(EXAMPLE, rows, none)
+    without = private_gradient(EXAMPLE, rows[1:], none)
     assert float((whole - without).norm()) <= 1.0 / 8 + 1e-6
     loose = dataclasses.replace(EXAMPLE, clip_norm=math.inf)
-    far = private_gradient(loose, rows, 8, none) - private_gradient(loose, rows[1:], 8, none)
+    far = private_gradient(loose, rows, none) - private_gradient(loose, rows[1:], none)
     assert float(far.norm()) > 1.0
 
 
 def test_the_papers_mechanism_in_both_variants():
     long, size = torch.full((100_000,), 1.0), 100_000  # norm 316
     noise = gaussian(seeded_root(1), size, 3.378, "x")
-    author = paper_gradient(GradientPrivacy("author", 1.0, 3.378), long, 64, noise)
-    assert float(author.mean()) == pytest.approx(1.0, abs=0.05)  # the clip is a no-op
-    assert float(author.std()) == pytest.approx(3.378, rel=0.01)
+    as_coded = noised(author(3.378), long, 64, noise)
+    assert float(as_coded.mean()) == pytest.approx(1.0, abs=0.05)  # the clip is a no-op
+    assert float(as_coded.std()) == pytest.approx(3.378, rel=0.01)
     noise = gaussian(seeded_root(1), size, 1.511, "x")
-    corrected = paper_gradient(GradientPrivacy("corrected", 1.0, 1.511), long, 64, noise)
-    assert float(corrected.std()) == pytest.approx(1.511 / 64, rel=0.01)
-    clipped = paper_gradient(GradientPrivacy("corrected", 1.0, 0.0), long, 64, torch.zeros(size))
+    as_written = noised(corrected(1.0, 1.511), long, 64, noise)
+    assert float(as_written.std()) == pytest.approx(1.511 / 64, rel=0.01)
+    clipped = noised(corrected(1.0, 0.0), long, 64, torch.zeros(size))
     assert float(clipped.double().norm()) <= 1.0

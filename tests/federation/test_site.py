@@ -10,7 +10,7 @@ import support
 import torch
 
 from fedpeft.core.errors import ConfigError, DataError, PrivacyError
-from fedpeft.core.privacy import draw_root
+from fedpeft.core.noise import draw_root
 from fedpeft.data.examples import ClientData
 from fedpeft.engines.flower.requests import Request
 from fedpeft.federation.site import Limits, Prepared, Site

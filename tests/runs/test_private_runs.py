@@ -8,16 +8,15 @@ import stat
 import pytest
 import torch
 
+from fedpeft.build.privacy_of_run import SIMULATION
 from fedpeft.core.errors import PrivacyError
-from fedpeft.experiment.privacy import epsilon_after
+from fedpeft.experiment.epsilon import epsilon_after
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.launch.start import run
 from fedpeft.plan.plan import make_plan
 from fedpeft.runs.checkpoint import checkpoints, read_checkpoint
 from fedpeft.runs.folder import RunFolder
-from fedpeft.runs.privacy import SIMULATION
-from fedpeft.wire.privacy import SERVER_ROOT
 
 TINY = (
     "model.name=preset:tiny-vit", "client.epochs=1", "engine.workers=1", "federation.rounds=3",
@@ -96,7 +95,7 @@ def test_the_root_is_in_the_checkpoint_only(tmp_path):
     run(read(*SECRET), tmp_path / "r")
     (*_, newest) = checkpoints(tmp_path / "r" / "checkpoints")
     assert stat.S_IMODE(newest.stat().st_mode) == 0o600
-    root = bytes(read_checkpoint(newest).state.memory[SERVER_ROOT].tolist())
+    root = bytes(read_checkpoint(newest).state.root.tolist())
     for file in (tmp_path / "r").iterdir():
         if file.is_file():
             assert root not in file.read_bytes() and root.hex().encode() not in file.read_bytes()
@@ -151,7 +150,7 @@ def test_local_noise_is_kept_by_the_clients(tmp_path):
     summary = run(read(*sets), tmp_path / "r")
     (*_, newest) = checkpoints(tmp_path / "r" / "checkpoints")
     found = read_checkpoint(newest)
-    assert SERVER_ROOT not in found.state.memory
+    assert not found.state.root.numel()
     roots = [t for name, t in found.memories.items() if name.endswith("root")]
     assert roots and all(root.shape == (32,) for root in roots)
     assert len({bytes(root.tolist()) for root in roots}) == len(roots)

@@ -11,10 +11,12 @@ import torch
 
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import RoundError
+from fedpeft.core.noise import seeded_root
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.round import RoundPlan
 from fedpeft.server.algorithms import fedadam, fedavg
-from fedpeft.server.sampling import fixed_cohort, sampler_of
+from fedpeft.server.denominator import constant_denominator
+from fedpeft.server.sampling import fixed_cohort, poisson_cohort, sampler_of
 from fedpeft.studies.audit.canaries import CanaryEngine, canary_trainer, draw_canaries, watch_rounds
 from fedpeft.studies.audit.statistics import (
     Evidence,
@@ -30,15 +32,7 @@ from fedpeft.studies.audit.statistics import (
 )
 from fedpeft.wire import stages
 from fedpeft.wire.accounting import Mechanism, epsilon_of
-from fedpeft.wire.privacy import (
-    SERVER_ROOT,
-    Guard,
-    central,
-    constant_denominator,
-    local,
-    poisson_cohort,
-    with_server_root,
-)
+from fedpeft.wire.private_stages import Guard, central, local
 
 SIZE, COUNT, DELTA = 3000, 300, 1e-5
 SPEC = DeltaSpec(("w",), ((SIZE,),))
@@ -70,13 +64,13 @@ def small(kind, noise, *, seed, algorithm=None):
     )  # fmt: skip
     if kind == "poisson":
 
-        def secret(clients, number, memory):
-            return poisson_cohort(clients, claim.sampling, root=memory[SERVER_ROOT], round=number)
+        def secret(clients, number, root):
+            return poisson_cohort(clients, claim.sampling, root=root, round=number)
 
         plan = dataclasses.replace(plan, secret_sampler=secret)
     state = plan.algorithm.init(torch.zeros(SIZE), torch.empty(0))
     canaries = draw_canaries(COUNT, seed=seed, clip_norm=0.5, opposite=kind == "local")
-    return with_server_root(state, seed=seed), plan, canaries
+    return dataclasses.replace(state, root=seeded_root(seed)), plan, canaries
 
 
 def sightings(kind, noise, *, seed=1, algorithm=None, rounds=None, chain=None):

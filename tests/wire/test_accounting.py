@@ -8,7 +8,14 @@ from statistics import NormalDist
 import pytest
 
 from fedpeft.core.errors import PrivacyError
-from fedpeft.wire.accounting import Mechanism, calibrate, epsilon_of, rdp_epsilon_of
+from fedpeft.wire.accounting import (
+    Mechanism,
+    author_deviation,
+    calibrate,
+    epsilon_of,
+    gaussian_deviation,
+    rdp_epsilon_of,
+)
 
 Q, ROUNDS, DELTA = 0.125, 50, 1e-3
 TABLE = {0.8: (7.93, 6.59), 1.0: (5.057, 4.223), 2.0: (1.600, 1.359)}
@@ -71,3 +78,11 @@ def test_nothing_costs_nothing_and_no_noise_costs_everything():
 def test_a_target_out_of_reach_is_refused():
     with pytest.raises(PrivacyError, match=r"privacy\.epsilon: found 1e-09.*Raise epsilon"):
         calibrate(Mechanism(0.0), 10, 1e-12, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "author", "right"), [(5.0, 3.378, 1.511), (10.0, 2.388, 0.755)]
+)
+def test_deviations_of_the_papers_code_and_of_the_correct_formula(epsilon, author, right):
+    assert author_deviation(epsilon, 1e-3, 1.0) == pytest.approx(author, abs=6e-4)
+    assert gaussian_deviation(epsilon, 1e-3, 2.0) == pytest.approx(right, abs=6e-4)

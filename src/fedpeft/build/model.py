@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.build.privacy import private_stages, refuse_model
+from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.build.requests import data_request, model_request, tuning_request
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.passes.many import many_trainer
@@ -18,7 +18,6 @@ from fedpeft.data.load import load_data
 from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.resolve import resolve
 from fedpeft.models.source import load_model, sketch_model
 from fedpeft.rounds.client_half import ClientHalf
@@ -46,8 +45,9 @@ class Sketch:
       experiment: resolved.
       tuned: the tuned model on the `meta` device.
       total_parameters: of the whole tuned model.
-      up: stages from client to server.
+      up: stages from client to server, without those of privacy, which change no size.
       down: stages from server to client.
+      privacy: of the run.
     """
 
     experiment: Experiment
@@ -55,6 +55,7 @@ class Sketch:
     total_parameters: int
     up: Sequence[Stage]
     down: Sequence[Stage]
+    privacy: PrivacyOfRun
 
 
 def build_tuned(experiment: Experiment, num_labels: int | None) -> TunedModel:
@@ -68,20 +69,22 @@ def sketch_run(experiment: Experiment) -> Sketch:
     experiment = resolve(experiment)
     num_labels = experiment.model.num_labels or _known_labels(experiment)
     tuned = tune(sketch_model(model_request(experiment, num_labels)), tuning_request(experiment))
-    refuse_model(experiment, tuned)
+    privacy = PrivacyOfRun(experiment)
+    privacy.refuse_model(tuned)
     return Sketch(
         experiment,
         tuned,
         sum(parameter.numel() for parameter in tuned.model.parameters()),
-        tables.make_stages(experiment.wire.up, "wire.up", installed()),  # privacy changes no size
+        tables.make_stages(experiment.wire.up, "wire.up", installed()),
         tables.make_stages(experiment.wire.down, "wire.down", installed()),
+        privacy,
     )
 
 
 def up_stages(experiment: Experiment) -> tuple[Stage, ...]:
     """Build a resolved experiment's stages from client to server: privacy first."""
-    sent = tables.make_stages(experiment.wire.up, "wire.up", installed())
-    return (*private_stages(experiment), *sent)
+    private = PrivacyOfRun(experiment).stages
+    return (*private, *tables.make_stages(experiment.wire.up, "wire.up", installed()))
 
 
 def load_run_data(experiment: Experiment) -> Federated:
@@ -101,7 +104,7 @@ def make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment
         up_stages(experiment),
         tables.make_stages(experiment.wire.down, "wire.down", installed()),
         tuned.spec,
-        is_private(experiment),
+        PrivacyOfRun(experiment).private,
     )
 
 

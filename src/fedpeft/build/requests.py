@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpeft.build.privacy import gradient_privacy
+from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
@@ -94,5 +94,5 @@ def local_settings(experiment: Experiment) -> LocalSettings:
         prox_mu=client.prox_mu or 0.0,
         device=engine.device,
         precision=engine.precision,
-        privacy=gradient_privacy(experiment),
+        privacy=PrivacyOfRun(experiment).gradient,
     )

@@ -25,7 +25,7 @@ from fedpeft.build.model import (
 )
 from fedpeft.build.passes import resolve_passes
 from fedpeft.build.prefix import PrefixNote, with_prefix
-from fedpeft.build.privacy import refuse_model
+from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.build.requests import local_settings
 from fedpeft.build.score import score_clients, scored_once
 from fedpeft.build.stability import make_buffering, make_conditions
@@ -39,7 +39,6 @@ from fedpeft.experiment import tables
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.resolve import asked_clients, resolve
 from fedpeft.rounds.job import RunEngine
 from fedpeft.rounds.round import RoundPlan
@@ -51,12 +50,6 @@ from fedpeft.tuning.tuned import (
     read_buffers,
     read_delta,
 )
-from fedpeft.wire.privacy import (
-    SERVER_ROOT,
-    constant_denominator,
-    poisson_cohort,
-    with_server_root,
-)
 
 __all__ = ["BuiltRun", "assemble", "build_run"]
 
@@ -67,6 +60,7 @@ class BuiltRun:
 
     Attributes:
       experiment: resolved.
+      privacy: of the run.
       tuned: the server's own model, for evaluation and export.
       data: of all clients, and the test set.
       plan: of every round.
@@ -80,6 +74,7 @@ class BuiltRun:
     """
 
     experiment: Experiment
+    privacy: PrivacyOfRun
     tuned: TunedModel
     data: Federated
     plan: RoundPlan
@@ -117,13 +112,11 @@ def assemble(
       data: of all clients.
       engine: where the clients live; None starts the local engine.
     """
-    refuse_model(experiment, tuned)
+    privacy = PrivacyOfRun(experiment)
+    privacy.refuse_model(tuned)
     settings = local_settings(experiment)
-    plan = _round_plan(experiment, tuned, data)
-    start = plan.algorithm.init(read_delta(tuned), read_buffers(tuned))
-    if experiment.privacy.mode == "central":
-        simulated = experiment.seed if experiment.privacy.reproducible_noise else None
-        start = with_server_root(start, seed=simulated)
+    plan = _round_plan(privacy, tuned, data)
+    start = privacy.start(plan.algorithm.init(read_delta(tuned), read_buffers(tuned)))
     prefixed = with_prefix(experiment, tuned, data, settings)
     experiment = resolve_passes(experiment, prefixed.tuned, prefixed.data, settings)
     half = functools.partial(make_half, prefixed.tuned, settings, experiment)
@@ -144,6 +137,7 @@ def assemble(
     score = scored_once(lambda state: evaluate(state.delta, state.buffers))
     return BuiltRun(
         experiment,
+        privacy,
         tuned,
         data,
         plan,
@@ -159,20 +153,17 @@ def assemble(
     )
 
 
-def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> RoundPlan:
-    federation = experiment.federation
+def _round_plan(privacy: PrivacyOfRun, tuned: TunedModel, data: Federated) -> RoundPlan:
+    experiment, federation = privacy.experiment, privacy.experiment.federation
     if federation.clients_per_round > len(data.clients):
         raise ConfigError(
             f"federation.clients_per_round: found {federation.clients_per_round}; allowed is at "
             f"most {len(data.clients)} (the clients that data.source gives)"
         )
     algorithm = tables.make_algorithm(federation.algorithm, federation.options, installed())
-    private = is_private(experiment)
-    at_client_level = private and experiment.privacy.mode != "example"
-    probability = federation.clients_per_round / len(data.clients)
     asked = asked_clients(experiment, len(data.clients))
     return RoundPlan(
-        algorithm=constant_denominator(algorithm, tuned.spec) if private else algorithm,
+        algorithm=privacy.algorithm(algorithm, tuned.spec),
         sampler=fixed()
         if federation.sampling == "poisson"
         else tables.make_sampler(federation.sampling, federation.sampling_options, installed()),
@@ -183,14 +174,8 @@ def _round_plan(experiment: Experiment, tuned: TunedModel, data: Federated) -> R
         expected_cohort=float(federation.clients_per_round),
         up=up_stages(experiment),
         down=tables.make_stages(experiment.wire.down, "wire.down", installed()),
-        min_replies=0 if at_client_level else federation.min_replies,
-        secret_sampler=(
-            lambda clients, number, memory: poisson_cohort(
-                clients, probability, root=memory[SERVER_ROOT], round=number
-            )
-        )
-        if federation.sampling == "poisson"
-        else None,
+        min_replies=privacy.min_replies,
+        secret_sampler=privacy.secret_sampler(len(data.clients)),
         conditions=make_conditions(experiment, tuned, data),
         buffering=make_buffering(experiment),
     )

@@ -116,9 +116,12 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _about(found: Mapping[str, Any]) -> str:
+    from fedpeft.experiment.privacy import PRIVACY_MODES
+
     noise = "its noise left out on purpose" if found["noise_left_out"] else "its noise"
     others = "others train" if found["trained"] else "others send zeros"
-    told = "the rest send the opposite" if found["mode"] == "local" else "the rest are absent"
+    opposite = PRIVACY_MODES[found["mode"]].hides_which
+    told = "the rest send the opposite" if opposite else "the rest are absent"
     return (
         f"mode {found['mode']}, {found['sampling']} sampling, noise multiplier "
         f"{found['noise_multiplier']:.4g}, run with {noise}: {found['rounds']} rounds, "

@@ -9,13 +9,13 @@ from typing import Any
 
 import typer
 
+from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.core.words import byte_words
 from fedpeft.data.summary import MOST_SHOWN
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.plan.plan import Partition, Plan, check_shapes, make_plan, plan_rows
-from fedpeft.runs.privacy import privacy_words
 
 __all__ = ["check_command", "plan_command"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.ending import Interrupted
 from fedpeft.cli.garbage import leave_alone
 from fedpeft.core.words import byte_words
@@ -22,7 +23,6 @@ from fedpeft.launch.start import run
 from fedpeft.launch.sweep import Event, Failed, Finished, RowResult, results_json, sweep
 from fedpeft.launch.sweep_table import TableLine, table_lines
 from fedpeft.runs.folder import RunFolder, default_out
-from fedpeft.runs.privacy import privacy_words
 from fedpeft.runs.watch import RoundDone
 
 __all__ = ["run_command", "sweep_command"]

@@ -28,14 +28,15 @@ from fedpeft.client.private import (
     RowGradients,
     check_rows,
     draw,
-    noise_root,
-    paper_gradient,
-    private_gradient,
+    kept_root,
+    noised,
     row_gradients,
+    with_root,
 )
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
+from fedpeft.core.noise import clip_rows
 from fedpeft.data.examples import in_epoch
 from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
@@ -105,7 +106,7 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
 
     def train(broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:
         start_P = broadcast[DELTA].to(device)
-        for turn in turns:
+        for turn in (with_root(settings.privacy, each) for each in turns):
             flat.value_P[:sent].copy_(start_P)
             flat.value_P[sent:].copy_(turn.memory.get(_OWN, first_own))
             if tuned.buffers:
@@ -115,7 +116,8 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
             payload = {DELTA: (flat.value_P[:sent] - start_P).cpu()}
             if tuned.buffers:
                 payload[BUFFERS] = read_buffers(tuned).cpu()
-            kept = {_OWN: flat.value_P[sent:].cpu().clone()} if tuned.local else {}
+            own = {_OWN: flat.value_P[sent:].cpu().clone()} if tuned.local else {}
+            kept = {**kept_root(settings.privacy, turn), **own}
             yield LocalResult(payload, float(len(turn.data)), metrics, kept)
 
     return train
@@ -124,7 +126,7 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
 def _turn_taker(
     tuned: TunedModel, flat: FlatDelta, settings: LocalSettings
 ) -> Callable[[ClientTurn], dict[str, float]]:
-    if settings.privacy is None or settings.privacy.kind != "example":
+    if settings.privacy is None or not settings.privacy.by_example:
         return lambda turn: _train_client(tuned, flat, settings, turn)
     gradients = row_gradients(tuned)
     return lambda turn: _train_by_example(tuned, flat, settings, turn, gradients)
@@ -140,7 +142,6 @@ def _train_by_example(
     """Train with per-example clipping; returns no figures, because none may leave the client."""
     chosen = settings.privacy
     assert chosen is not None
-    root = noise_root(chosen, turn)
     start_P, step, number = flat.value_P.clone(), None, 0
     tuned.model.eval()
     for epoch in range(settings.epochs):
@@ -151,9 +152,9 @@ def _train_by_example(
             if step is None:
                 active_P = check_rows(tuned, gradients, batch, keys_B)
                 step = make_step(settings.optimizer, active_P)
-            noise_P = draw(root, len(flat.value_P), chosen.deviation, turn, number)
-            rows_BP = gradients(batch, keys_B)
-            grad_P = private_gradient(chosen, rows_BP, settings.batch_size, noise_P)
+            total_P = clip_rows(gradients(batch, keys_B), chosen.clip_norm).sum(0)
+            noise_P = draw(chosen, turn, len(total_P), number)
+            grad_P = noised(chosen, total_P, settings.batch_size, noise_P)
             if settings.prox_mu:
                 grad_P.add_(flat.value_P - start_P, alpha=settings.prox_mu)
             with torch.no_grad():
@@ -183,10 +184,8 @@ def _train_client(
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
             grad_P = flat.collect()
             if settings.privacy is not None:
-                chosen = settings.privacy
-                root = noise_root(chosen, turn)
-                noise_P = draw(root, len(grad_P), chosen.deviation, turn, number)
-                grad_P = paper_gradient(chosen, grad_P, settings.batch_size, noise_P)
+                noise_P = draw(settings.privacy, turn, len(grad_P), number)
+                grad_P = noised(settings.privacy, grad_P, settings.batch_size, noise_P)
             if settings.prox_mu:  # of what travels; what stays has no server to stay near
                 grad_P[:sent].add_((flat.value_P - start_P)[:sent], alpha=settings.prox_mu)
             step = step or make_step(settings.optimizer, flat.active_P)

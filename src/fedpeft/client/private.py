@@ -4,7 +4,9 @@
     author      mean gradient + N(0, s^2)                    the paper's code: no clip, no guarantee
     corrected   clip(mean gradient, C) + N(0, s^2) / B       its correct formula: still no guarantee
 
-B is the batch size that the experiment names, a constant: a smaller batch is divided by it too.
+B is the batch size that the experiment names, a constant: a smaller batch is divided by it too. The
+noise of `example` is that of a secret root of 32 bytes, which each client draws in its first turn
+and keeps in its memory.
 
 References:
   Abadi et al., Deep Learning with Differential Privacy, CCS 2016 (`example`).
@@ -12,38 +14,39 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedpeft.client.masks import can_batch_text, with_spread_mask
-from fedpeft.client.turns import ClientTurn
+from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import PrivacyError
-from fedpeft.core.privacy import clip, clip_rows, gaussian, seeded_root
+from fedpeft.core.noise import clip, draw_root, gaussian, seeded_root
 from fedpeft.models.tasks import CAUSAL_LM, TEXT_CLASSIFICATION, Batch, mean_loss
 from fedpeft.tuning.methods import METHODS
 from fedpeft.tuning.tuned import TunedModel
 
 __all__ = [
-    "EXAMPLE_ROOT",
     "GradientPrivacy",
     "RowGradients",
+    "author",
+    "by_example",
     "check_rows",
+    "corrected",
     "draw",
-    "noise_root",
+    "kept_root",
+    "noised",
     "one_by_one",
-    "paper_gradient",
-    "private_gradient",
     "row_gradients",
+    "with_root",
 ]
 
-EXAMPLE_ROOT = "0.example.root"
-"""Where a client's memory holds its secret root."""
-
+_ROOT = "gradient.root"
 _CHUNK_BYTES = 256 * 2**20
 _TEXT_TASKS = (TEXT_CLASSIFICATION.name, CAUSAL_LM.name)
 
@@ -56,46 +59,82 @@ class GradientPrivacy:
     """How gradients are clipped and noised.
 
     Attributes:
-      kind: `example`, or a variant of the paper's mechanism.
-      clip_norm: bound C, > 0.
-      deviation: of the noise before it is divided by the batch size (`author`: as it is added).
-      reproducible: noise from the turn's seed: for tests, not private.
+      clip_norm: bound C, > 0, of an example's gradient or of a batch's mean; infinite: no clip.
+      deviation: of the noise before it is divided.
+      by_example: each example's gradient is clipped by itself; else the batch's mean gradient is.
+      divided: the noise is divided by the batch size.
+      secret: noise from the client's secret root; else from the turn's seed, which others know.
     """
 
-    kind: Literal["example", "author", "corrected"]
     clip_norm: float
     deviation: float
-    reproducible: bool = False
+    by_example: bool = False
+    divided: bool = True
+    secret: bool = False
 
 
-def noise_root(chosen: GradientPrivacy, turn: ClientTurn) -> Tensor:
-    """Return the root [32] of a turn's noise: the client's secret where there is to be privacy."""
-    if chosen.kind == "example" and not chosen.reproducible:
-        return turn.memory[EXAMPLE_ROOT]
-    return seeded_root(turn.seed)
+def by_example(
+    clip_norm: float, deviation: float, *, reproducible: bool = False
+) -> GradientPrivacy:
+    """Clip each example's gradient and noise their sum: differential privacy of single examples.
+
+    Args:
+      clip_norm: bound C, > 0.
+      deviation: of the noise on the sum.
+      reproducible: noise from the turn's seed: for tests, not private.
+    """
+    return GradientPrivacy(clip_norm, deviation, by_example=True, secret=not reproducible)
 
 
-def private_gradient(
-    chosen: GradientPrivacy, rows_BP: Tensor, batch_size: int, noise_P: Tensor
-) -> Tensor:
-    """Clip rows [B, P], add noise [P] to their sum and divide by the constant batch size."""
-    total_P = clip_rows(rows_BP, chosen.clip_norm).sum(0)
-    return (total_P + noise_P.to(total_P)) / batch_size
+def author(deviation: float) -> GradientPrivacy:
+    """Noise the mean gradient as the paper's code does: without a clip, and with no guarantee."""
+    return GradientPrivacy(math.inf, deviation, divided=False)
 
 
-def paper_gradient(
-    chosen: GradientPrivacy, grad_P: Tensor, batch_size: int, noise_P: Tensor
-) -> Tensor:
-    """Noise a mean gradient [P] as the paper's code does, or by its correct formula."""
+def corrected(clip_norm: float, deviation: float) -> GradientPrivacy:
+    """Clip and noise the mean gradient by the paper's correct formula: still with no guarantee."""
+    return GradientPrivacy(clip_norm, deviation)
+
+
+def with_root(chosen: GradientPrivacy | None, turn: ClientTurn) -> ClientTurn:
+    """Return the turn with the root [32] of its noise: the client's secret where there is one.
+
+    A client draws its secret in its first turn; `kept_root` gives what its memory must keep.
+    """
+    if chosen is None:
+        return turn
+    if not chosen.secret:
+        root = seeded_root(turn.seed)
+    elif _ROOT in turn.memory:
+        root = turn.memory[_ROOT]
+    else:
+        root = draw_root()
+    return replace(turn, memory={**turn.memory, _ROOT: root})
+
+
+def kept_root(chosen: GradientPrivacy | None, turn: ClientTurn) -> Memory:
+    """Return what a client keeps of a turn `with_root` for its next one: its secret, if any."""
+    return {_ROOT: turn.memory[_ROOT]} if chosen is not None and chosen.secret else {}
+
+
+def draw(chosen: GradientPrivacy, turn: ClientTurn, count: int, step: int) -> Tensor:
+    """Draw the noise [count] of one step, from 1, of a turn `with_root`."""
+    return gaussian(turn.memory[_ROOT], count, chosen.deviation, "gradient", turn.round, step)
+
+
+def noised(chosen: GradientPrivacy, grad_P: Tensor, batch_size: int, noise_P: Tensor) -> Tensor:
+    """Return the gradient [P] that a client's optimiser sees in one step.
+
+    Args:
+      chosen: how.
+      grad_P: `by_example`: the sum of the batch's clipped gradients; else its mean gradient.
+      batch_size: B, a constant of the run.
+      noise_P: from `draw`.
+    """
     noise_P = noise_P.to(grad_P)
-    if chosen.kind == "author":
-        return grad_P + noise_P
-    return clip(grad_P, chosen.clip_norm) + noise_P / batch_size
-
-
-def draw(root: Tensor, count: int, deviation: float, turn: ClientTurn, step: int) -> Tensor:
-    """Draw the noise [count] of one step of a turn."""
-    return gaussian(root, count, deviation, "gradient", turn.round, step)
+    if chosen.by_example:
+        return (grad_P + noise_P) / batch_size
+    return clip(grad_P, chosen.clip_norm) + noise_P / (batch_size if chosen.divided else 1)
 
 
 def row_gradients(tuned: TunedModel) -> RowGradients:

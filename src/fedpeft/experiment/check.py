@@ -13,7 +13,7 @@ from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.check_stability import stability_problems
 from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.experiment.plugins import Plugins
-from fedpeft.experiment.privacy import is_private
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.tuning.methods import METHODS, resolve_options
 
 __all__ = ["problems_of"]
@@ -92,7 +92,7 @@ def _sampling(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
         return
     name, options = federation.sampling, federation.sampling_options
     yield from _lines(lambda: tables.make_sampler(name, options, plugins))
-    if is_private(experiment) and name != "fixed":
+    if PRIVACY_MODES[experiment.privacy.mode].unit is not None and name != "fixed":
         yield (
             f"federation.sampling: found {name!r} with privacy.mode = {experiment.privacy.mode!r}; "
             "allowed are 'fixed' and 'poisson': epsilon counts a schedule that is known beforehand"

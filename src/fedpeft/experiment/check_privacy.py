@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.privacy import PRIVACY_MODES
 
 __all__ = ["privacy_problems"]
 
@@ -17,24 +17,22 @@ def privacy_problems(experiment: Experiment, clients: int | None) -> Iterator[st
       experiment: that passed the schema.
       clients: how many there will be; None where only the data can tell.
     """
+    mode = PRIVACY_MODES[experiment.privacy.mode]
     if experiment.federation.sampling == "poisson":
         yield from _poisson(experiment, clients)
-    if experiment.privacy.mode == "none":
-        return
-    if experiment.privacy.mode == "paper":
-        yield from _paper(experiment)
-        return
-    checks: list[Callable[[Experiment, int | None], Iterator[str]]] = [_noise, _outside]
-    for check in checks:
-        yield from check(experiment, clients)
+    yield from mode.problems(experiment.privacy, clients)
+    if mode.unit is not None:
+        yield from _outside(experiment)
 
 
 def _poisson(experiment: Experiment, clients: int | None) -> Iterator[str]:
-    if experiment.privacy.mode != "central":
+    mode = experiment.privacy.mode
+    if not PRIVACY_MODES[mode].secret_cohorts:
+        allowed = " or ".join(repr(name) for name, m in PRIVACY_MODES.items() if m.secret_cohorts)
         yield (
-            "federation.sampling: found 'poisson' with privacy.mode = "
-            f"{experiment.privacy.mode!r}; allowed is 'central' only: a secret cohort amplifies "
-            "privacy only where the server keeps it, and an empty one is legal only with noise"
+            f"federation.sampling: found 'poisson' with privacy.mode = {mode!r}; allowed is "
+            f"{allowed} only: a secret cohort amplifies privacy only where the server keeps it, "
+            "and an empty one is legal only with noise"
         )
     if clients is None:
         yield (
@@ -44,41 +42,7 @@ def _poisson(experiment: Experiment, clients: int | None) -> Iterator[str]:
         )
 
 
-def _paper(experiment: Experiment) -> Iterator[str]:
-    if experiment.privacy.noise_multiplier is not None:
-        yield (
-            "privacy.noise_multiplier: found one with privacy.mode = 'paper'; its noise comes from "
-            "epsilon by the formula of the variant. Leave it out"
-        )
-    if math.isinf(experiment.privacy.clip_norm):
-        yield "privacy.clip_norm: found inf with privacy.mode = 'paper'; set a finite clip_norm"
-
-
-def _noise(experiment: Experiment, clients: int | None) -> Iterator[str]:
-    chosen = experiment.privacy
-    if chosen.epsilon is None and chosen.noise_multiplier is None:
-        yield (
-            "privacy.epsilon: not set, and privacy.noise_multiplier neither; set a target epsilon, "
-            "or the noise itself"
-        )
-    if math.isinf(chosen.clip_norm) and (chosen.noise_multiplier or chosen.epsilon):
-        yield (
-            "privacy.clip_norm: found inf with noise; the noise is a multiple of the bound. Set a "
-            "finite clip_norm"
-        )
-    if chosen.noise_multiplier == 0 and chosen.epsilon is not None:
-        yield (
-            "privacy.noise_multiplier: found 0 with a target epsilon; without noise epsilon is "
-            "infinite. Leave out one of the two"
-        )
-    if chosen.mode != "example" and clients and chosen.delta * clients >= 1:
-        yield (
-            f"privacy.delta: found {chosen.delta} with {clients} clients; allowed is below 1 / "
-            f"{clients}: at that delta a mechanism may publish one client's update whole"
-        )
-
-
-def _outside(experiment: Experiment, clients: int | None) -> Iterator[str]:
+def _outside(experiment: Experiment) -> Iterator[str]:
     federation, mode = experiment.federation, experiment.privacy.mode
     if federation.min_replies > 1:
         yield (

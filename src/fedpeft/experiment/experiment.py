@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from fedpeft.experiment.fields import STRICT, Above, Fraction, NotNegative, Positive
+from fedpeft.experiment.privacy import PrivacyConfig
 
 __all__ = [
     "DEADLINE",
@@ -24,7 +27,6 @@ __all__ = [
     "ModelConfig",
     "Normalization",
     "PartitionConfig",
-    "PrivacyConfig",
     "RunConfig",
     "StabilityConfig",
     "TransformsConfig",
@@ -34,19 +36,13 @@ __all__ = [
     "num_together",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 Options = dict[str, Any]  # values are checked by the builder that the name selects
-
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class ModelConfig(BaseModel):
     """`[model]`: the pretrained model."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str = Field(
         "vit-glyphs-8", description="hub id, local folder, bundled name or preset:NAME"
     )
@@ -62,7 +58,7 @@ class ModelConfig(BaseModel):
 class TuningConfig(BaseModel):
     """`[tuning]`: what is trained."""
 
-    model_config = _STRICT
+    model_config = STRICT
     method: str = Field("bias", description="see `fedpeft list methods`")
     head_init: Literal["normal", "paper"] = Field(
         "normal", description="N(0, 0.02) and zero bias, or U(±1/√d) as the paper's code"
@@ -79,7 +75,7 @@ class TuningConfig(BaseModel):
 class Normalization(BaseModel):
     """`normalize = { mean = [...], std = [...] }`."""
 
-    model_config = _STRICT
+    model_config = STRICT
     mean: list[float] = Field(min_length=1)
     std: list[Above] = Field(min_length=1)
 
@@ -87,7 +83,7 @@ class Normalization(BaseModel):
 class TransformsConfig(BaseModel):
     """`[data.transforms]`: images only; crop and flip in training only."""
 
-    model_config = _STRICT
+    model_config = STRICT
     normalize: Literal["model", "dataset"] | Normalization = Field(
         "model", description="`model`, `dataset` or a mean and a std a channel"
     )
@@ -104,7 +100,7 @@ class TransformsConfig(BaseModel):
 class PartitionConfig(BaseModel):
     """`[data.partition]`: which client holds which examples."""
 
-    model_config = _STRICT
+    model_config = STRICT
     scheme: str = Field("dirichlet", description="see `fedpeft list partitions`")
     clients: Positive | None = Field(
         None, description="number of clients, 64 by default; natural: at most this many"
@@ -121,7 +117,7 @@ class PartitionConfig(BaseModel):
 class DataConfig(BaseModel):
     """`[data]`: where the examples are."""
 
-    model_config = _STRICT
+    model_config = STRICT
     source: str = Field("digits", description="hub id, local folder or file, or bundled name")
     subset: str | None = Field(None, description="of a hub data set: its configuration")
     revision: str | None = Field(None, description="of a hub data set")
@@ -149,7 +145,7 @@ class DataConfig(BaseModel):
 class BufferedConfig(BaseModel):
     """`[federation.buffered]`: options of `federation.mode = "buffered"`."""
 
-    model_config = _STRICT
+    model_config = STRICT
     size: Positive | None = Field(
         None, description="replies that make a round; clients_per_round by default"
     )
@@ -163,7 +159,7 @@ class BufferedConfig(BaseModel):
 class FederationConfig(BaseModel):
     """`[federation]`: the server."""
 
-    model_config = _STRICT
+    model_config = STRICT
     algorithm: str = Field("fedavg", description="see `fedpeft list algorithms`")
     mode: Literal["synchronous", "buffered"] = Field(
         "synchronous", description="`buffered`: asynchronous, on the simulated clock"
@@ -186,7 +182,7 @@ class FederationConfig(BaseModel):
 class StabilityConfig(BaseModel):
     """`[stability]`: the world that clients live in; the table switches the simulated clock on."""
 
-    model_config = _STRICT
+    model_config = STRICT
     dropout: Fraction = Field(0.0, description="probability that a client's turn breaks off")
     stragglers: Literal["none", "lognormal", "pareto"] = Field(
         "none", description="heavy-tailed slowdown of single turns"
@@ -222,7 +218,7 @@ class StabilityConfig(BaseModel):
 class ClientConfig(BaseModel):
     """`[client]`: local training."""
 
-    model_config = _STRICT
+    model_config = STRICT
     epochs: Positive = 10
     batch_size: Positive = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -250,38 +246,15 @@ class ClientConfig(BaseModel):
 class WireConfig(BaseModel):
     """`[wire]`: stages between clients and server, each `{ name = "...", option = value }`."""
 
-    model_config = _STRICT
+    model_config = STRICT
     up: list[Options] = Field(default_factory=list, description="from client to server, in order")
     down: list[Options] = Field(default_factory=list, description="from server to client, in order")
-
-
-class PrivacyConfig(BaseModel):
-    """`[privacy]`: differential privacy."""
-
-    model_config = _STRICT
-    mode: Literal["none", "central", "local", "example", "paper"] = Field(
-        "none", description="where updates or gradients are noised; paper guarantees nothing"
-    )
-    variant: Literal["author", "corrected"] = Field(
-        "corrected", description="of mode paper: its code, or its correct formula"
-    )
-    epsilon: Above | None = Field(
-        None, description="the budget of the run; the noise is calibrated to it"
-    )
-    noise_multiplier: NotNegative | None = Field(
-        None, description="deviation of the noise over clip_norm; calibrated where not given"
-    )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-3, description="of (epsilon, delta)")
-    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="L2 bound of what is noised")
-    reproducible_noise: bool = Field(
-        False, description="noise from the seed, for tests: not private"
-    )
 
 
 class EngineConfig(BaseModel):
     """`[engine]`: where clients live."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str = Field("local", description="see `fedpeft list engines`")
     workers: Positive | None = Field(None, description="processes; one a core by default")
     clients_per_pass: Positive | Literal["measure"] | None = Field(
@@ -329,7 +302,7 @@ class EngineConfig(BaseModel):
 class RunConfig(BaseModel):
     """`[run]`: what a run leaves in its folder."""
 
-    model_config = _STRICT
+    model_config = STRICT
     keep_deltas: bool = Field(False, description="keep each round's delta, for `fedpeft theorem`")
     callbacks: list[Options] = Field(
         default_factory=list,
@@ -341,7 +314,7 @@ class RunConfig(BaseModel):
 class Experiment(BaseModel):
     """A whole experiment file."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str = Field(
         "fedpeft",
         description="of the run, for folders and reports",

@@ -1,102 +1,203 @@
-"""`[privacy]`: what is refused, how much noise, what it costs, and what the outputs say of it.
+"""`[privacy]`: its keys, and the one table of its modes.
 
-    epsilon given           the noise multiplier is calibrated; the run stops before exceeding it
-    noise_multiplier given  epsilon is what comes out
+    mode      protects   noise by   noise on                       promises
+    none                                                           nothing
+    central   client     server     the mean of clipped updates    epsilon
+    local     client     client     its own clipped update         epsilon
+    example   example    client     a sum of clipped gradients     epsilon
+    paper                           a batch's mean gradient        nothing
 
-Records of a private run hold nothing that was not noised. True figures go to `diagnostics.jsonl`,
-whose first line says what it is.
+Everything in which modes differ is in their row. What follows from a promise is the same for all of
+them: a constant denominator, weight 1 and no figures in replies, and no BatchNorm that trains.
+Builders import what they build: a site's light processes read this file too.
 """
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from fedpeft.core.privacy import author_deviation, gaussian_deviation
-from fedpeft.experiment.experiment import Experiment, num_clients
-from fedpeft.server.sampling import fixed_cohort
-from fedpeft.wire.accounting import Mechanism, calibrate, epsilon_of
+from pydantic import BaseModel, Field
 
-__all__ = ["epsilon_after", "is_private", "may_go_on", "resolve_privacy"]
+from fedpeft.experiment.fields import STRICT, Above, NotNegative
+from fedpeft.wire.accounting import author_deviation, gaussian_deviation
+
+if TYPE_CHECKING:
+    from fedpeft.client.private import GradientPrivacy
+    from fedpeft.wire.private_stages import Guard
+    from fedpeft.wire.stages import Stage
+
+__all__ = ["PRIVACY_MODES", "ModeName", "PrivacyConfig", "PrivacyMode"]
 
 
-def is_private(experiment: Experiment) -> bool:
-    """Whether the mode bounds and noises what leaves a client."""
-    return experiment.privacy.mode in ("central", "local", "example")
+@dataclass(frozen=True)
+class PrivacyMode:
+    """One mode of `[privacy]`.
 
-
-def resolve_privacy(experiment: Experiment) -> Experiment:
-    """Make the noise multiplier explicit.
-
-    Raises:
-      PrivacyError: if no noise reaches the target.
+    Attributes:
+      unit: what epsilon protects; None promises nothing.
+      noise_by: who adds the noise that epsilon counts, and keeps its secret root: the server in its
+        checkpoint, or each client in its memory; None: there is no secret.
+      note: what outputs say of a run with noise; may hold `{variant}`.
+      stage: builds the first stage of the way up; None: there is none.
+      gradient: builds what clients do to their gradients; None: nothing.
+      distance: how far one unit moves what is noised, in clip bounds: 2 where noise must hide which
+        of two values was sent.
+      counts_epochs: the mechanism runs once an epoch on a unit; else once a round.
+      secret_cohorts: cohorts may be drawn by secret coins, which amplifies privacy.
+      empty_rounds: a round without a reply is legal.
+      problems: yields what is wrong with the keys, a line each: (keys, number of clients if known).
     """
-    chosen = experiment.privacy
-    if not is_private(experiment) or chosen.noise_multiplier is not None or not chosen.epsilon:
-        return experiment
-    uses = _uses(experiment, experiment.federation.rounds)
-    multiplier = calibrate(_mechanism(experiment, 0.0), uses, chosen.delta, chosen.epsilon)
-    filled = chosen.model_copy(update={"noise_multiplier": multiplier})
-    return experiment.model_copy(update={"privacy": filled})
+
+    unit: Literal["client", "example"] | None = None
+    noise_by: Literal["server", "client"] | None = None
+    note: str = ""
+    stage: Callable[[PrivacyConfig], Stage] | None = None
+    gradient: Callable[[PrivacyConfig], GradientPrivacy] | None = None
+    distance: float = 1.0
+    counts_epochs: bool = False
+    secret_cohorts: bool = False
+    empty_rounds: bool = False
+    problems: Callable[[PrivacyConfig, int | None], Iterable[str]] = lambda chosen, clients: ()
+
+    @property
+    def hides_which(self) -> bool:
+        """Whether noise must hide which of two values was sent, and not only that one was."""
+        return self.distance == 2.0
 
 
-def epsilon_after(experiment: Experiment, rounds: int) -> float | None:
-    """Return what a resolved experiment has spent after so many rounds; None without a guarantee.
+def _central(chosen: PrivacyConfig) -> Stage:
+    from fedpeft.wire.private_stages import central
 
-    None also stands for an infinite epsilon (no noise).
-    """
-    if not is_private(experiment):
-        return None
-    chosen = experiment.privacy
-    mechanism = _mechanism(experiment, chosen.noise_multiplier or 0.0)
-    spent = epsilon_of(mechanism, _uses(experiment, rounds), chosen.delta)
-    return None if math.isinf(spent) else spent
+    return central(_guard(chosen))
 
 
-def may_go_on(experiment: Experiment, rounds: int) -> bool:
-    """Whether one more round after `rounds` stays within the budget."""
-    budget = experiment.privacy.epsilon
-    if not is_private(experiment) or budget is None:
-        return True
-    spent = epsilon_after(experiment, rounds + 1)
-    return spent is not None and spent <= budget * (1 + 1e-9)
+def _local(chosen: PrivacyConfig) -> Stage:
+    from fedpeft.wire.private_stages import local
+
+    return local(_guard(chosen))
 
 
-def _mechanism(experiment: Experiment, multiplier: float) -> Mechanism:
-    federation, clients = experiment.federation, num_clients(experiment)
-    amplified = federation.sampling == "poisson" and clients is not None
-    probability = federation.clients_per_round / clients if amplified and clients else None
-    distance = 2.0 if experiment.privacy.mode == "local" else 1.0
-    return Mechanism(multiplier, probability, distance)
+def _guard(chosen: PrivacyConfig) -> Guard:
+    from fedpeft.wire.private_stages import Guard
+
+    return Guard(chosen.clip_norm, chosen.noise_multiplier or 0.0, chosen.reproducible_noise)
 
 
-def _uses(experiment: Experiment, rounds: int) -> int:
-    """Return how often the mechanism ran on one client's data, for the busiest client.
+def _example(chosen: PrivacyConfig) -> GradientPrivacy:
+    from fedpeft.client.private import by_example
 
-    Without amplification the schedule of cohorts is public and depends on seed and number of
-    clients alone, so its busiest client is known; where that number is not, each round counts.
-    At example level every epoch counts: an example is in one of its batches.
-    """
-    federation, clients = experiment.federation, num_clients(experiment)
-    epochs = experiment.client.epochs if experiment.privacy.mode == "example" else 1
-    if federation.sampling == "poisson" or clients is None:
-        return rounds * epochs
-    asked = _busiest(experiment.seed, clients, federation.clients_per_round, rounds)
-    return asked * epochs
+    guard = _guard(chosen)
+    return by_example(guard.clip_norm, guard.deviation, reproducible=guard.reproducible)
 
 
-@functools.lru_cache(maxsize=1024)
-def _busiest(seed: int, clients: int, asked: int, rounds: int) -> int:
-    counts = dict.fromkeys(map(str, range(clients)), 0)
-    for number in range(1, rounds + 1):
-        for client in fixed_cohort(tuple(counts), asked, seed=seed, round=number):
-            counts[client] += 1
-    return max(counts.values())
+def _paper(chosen: PrivacyConfig) -> GradientPrivacy:
+    from fedpeft.client.private import author, corrected
 
-
-def paper_deviation(experiment: Experiment) -> float:
-    chosen = experiment.privacy
-    epsilon = chosen.epsilon or 5.0
+    epsilon, bound = chosen.epsilon or 5.0, chosen.clip_norm
     if chosen.variant == "author":
-        return author_deviation(epsilon, chosen.delta, chosen.clip_norm)
-    return gaussian_deviation(epsilon, chosen.delta, 2 * chosen.clip_norm)
+        return author(author_deviation(epsilon, chosen.delta, bound))
+    return corrected(bound, gaussian_deviation(epsilon, chosen.delta, 2 * bound))
+
+
+def _noise_problems(chosen: PrivacyConfig, clients: int | None) -> Iterator[str]:
+    if chosen.epsilon is None and chosen.noise_multiplier is None:
+        yield (
+            "privacy.epsilon: not set, and privacy.noise_multiplier neither; set a target epsilon, "
+            "or the noise itself"
+        )
+    if math.isinf(chosen.clip_norm) and (chosen.noise_multiplier or chosen.epsilon):
+        yield (
+            "privacy.clip_norm: found inf with noise; the noise is a multiple of the bound. Set a "
+            "finite clip_norm"
+        )
+    if chosen.noise_multiplier == 0 and chosen.epsilon is not None:
+        yield (
+            "privacy.noise_multiplier: found 0 with a target epsilon; without noise epsilon is "
+            "infinite. Leave out one of the two"
+        )
+
+
+def _client_problems(chosen: PrivacyConfig, clients: int | None) -> Iterator[str]:
+    yield from _noise_problems(chosen, clients)
+    if clients and chosen.delta * clients >= 1:
+        yield (
+            f"privacy.delta: found {chosen.delta} with {clients} clients; allowed is below 1 / "
+            f"{clients}: at that delta a mechanism may publish one client's update whole"
+        )
+
+
+def _paper_problems(chosen: PrivacyConfig, clients: int | None) -> Iterator[str]:
+    if chosen.noise_multiplier is not None:
+        yield (
+            "privacy.noise_multiplier: found one with privacy.mode = 'paper'; its noise comes from "
+            "epsilon by the formula of the variant. Leave it out"
+        )
+    if math.isinf(chosen.clip_norm):
+        yield "privacy.clip_norm: found inf with privacy.mode = 'paper'; set a finite clip_norm"
+
+
+PRIVACY_MODES: Mapping[str, PrivacyMode] = {
+    "none": PrivacyMode(),
+    "central": PrivacyMode(
+        unit="client",
+        noise_by="server",
+        note="central, client level",
+        stage=_central,
+        secret_cohorts=True,
+        empty_rounds=True,
+        problems=_client_problems,
+    ),
+    "local": PrivacyMode(
+        unit="client",
+        noise_by="client",
+        note="local, client level",
+        stage=_local,
+        distance=2.0,
+        empty_rounds=True,
+        problems=_client_problems,
+    ),
+    "example": PrivacyMode(
+        unit="example",
+        noise_by="client",
+        note="example, example level",
+        gradient=_example,
+        counts_epochs=True,
+        problems=_noise_problems,
+    ),
+    "paper": PrivacyMode(
+        note="the paper's mechanism, variant {variant}: guarantees nothing",
+        gradient=_paper,
+        problems=_paper_problems,
+    ),
+}
+
+if TYPE_CHECKING:
+    ModeName: TypeAlias = str
+else:
+    ModeName = Literal[tuple(PRIVACY_MODES)]  # the schema allows what the table names
+
+
+class PrivacyConfig(BaseModel):
+    """`[privacy]`: differential privacy."""
+
+    model_config = STRICT
+    mode: ModeName = Field(
+        "none", description="where updates or gradients are noised; paper guarantees nothing"
+    )
+    variant: Literal["author", "corrected"] = Field(
+        "corrected", description="of mode paper: its code, or its correct formula"
+    )
+    epsilon: Above | None = Field(
+        None, description="the budget of the run; the noise is calibrated to it"
+    )
+    noise_multiplier: NotNegative | None = Field(
+        None, description="deviation of the noise over clip_norm; calibrated where not given"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-3, description="of (epsilon, delta)")
+    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="L2 bound of what is noised")
+    reproducible_noise: bool = Field(
+        False, description="noise from the seed, for tests: not private"
+    )

@@ -11,9 +11,9 @@ from pathlib import Path
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.experiment import tables
+from fedpeft.experiment.epsilon import resolve_privacy
 from fedpeft.experiment.experiment import Experiment, StabilityConfig, num_clients
 from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import resolve_privacy
 from fedpeft.experiment.rates import learning_rate
 from fedpeft.models.locate import BUNDLED
 from fedpeft.server.traces import PHONES

@@ -8,12 +8,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import is_loopback, nearest
+from fedpeft.experiment.fields import STRICT, Above, Positive
+from fedpeft.experiment.privacy import PRIVACY_MODES, ModeName
 
 __all__ = [
     "AllowConfig",
@@ -27,17 +29,11 @@ __all__ = [
     "site_problems",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
-Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Mode = Literal["none", "central", "local", "example", "paper"]
-
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
-
 
 class SiteDataConfig(BaseModel):
     """`[data]`: the site's own examples. Only this file can name them."""
 
-    model_config = _STRICT
+    model_config = STRICT
     source: str = Field(description="a local file or folder, or a bundled name")
     train_split: str | None = Field(None, description="`train` by default; a lone split is taken")
     image: str | None = Field(None, description="column of the images; found by its name")
@@ -53,7 +49,7 @@ class SiteDataConfig(BaseModel):
 class SiteModelConfig(BaseModel):
     """`[model]`: which backbones a server may ask for."""
 
-    model_config = _STRICT
+    model_config = STRICT
     allow: list[str] | None = Field(
         None, description="names that may be loaded; bundled ones and presets by default"
     )
@@ -65,7 +61,7 @@ class SiteModelConfig(BaseModel):
 class SuperLinkConfig(BaseModel):
     """`[superlink]`: the server, and how this site knows it and is known by it."""
 
-    model_config = _STRICT
+    model_config = STRICT
     address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
     root_certificates: str | None = Field(None, description="PEM file that vouches for the server")
     private_key: str | None = Field(None, description="this site's key, registered at the server")
@@ -81,7 +77,7 @@ class SuperLinkConfig(BaseModel):
 class AllowConfig(BaseModel):
     """`[allow]`: what an experiment may be."""
 
-    model_config = _STRICT
+    model_config = STRICT
     methods: list[str] | None = Field(None, description="tuning methods; all by default")
     max_rounds: Positive = Field(1000, description="of an experiment")
     max_epochs: Positive = Field(100, description="of a turn")
@@ -95,8 +91,8 @@ class AllowConfig(BaseModel):
 class SitePrivacyConfig(BaseModel):
     """`[privacy]`: what this site demands of an experiment's privacy."""
 
-    model_config = _STRICT
-    modes: list[Mode] = Field(
+    model_config = STRICT
+    modes: list[ModeName] = Field(
         ["none", "central", "local", "example"], description="modes in which it takes part"
     )
     epsilon: Above | None = Field(
@@ -109,7 +105,7 @@ class SitePrivacyConfig(BaseModel):
 class WorkerConfig(BaseModel):
     """`[worker]`: the process that holds backbone and data."""
 
-    model_config = _STRICT
+    model_config = STRICT
     device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
     threads: Positive = Field(1, description="of torch; 1 gives the local engine's bits")
     seconds: Above = Field(3600.0, description="longest turn that the app waits for")
@@ -122,7 +118,7 @@ class WorkerConfig(BaseModel):
 class SiteConfig(BaseModel):
     """A whole site file."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str = Field(
         description="of this client in the federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
     )
@@ -197,11 +193,12 @@ def _contradictions(site: SiteConfig) -> Iterator[str]:
     for method in site.allow.methods or []:
         if method not in METHODS:
             yield f"allow.methods: no such method {method!r}; {nearest(method, METHODS)}"
-    bare = sorted({"none", "central", "paper"} & set(site.privacy.modes))
+    own = [name for name, mode in PRIVACY_MODES.items() if mode.noise_by == "client"]
+    bare = sorted(set(site.privacy.modes) - set(own))
     if site.privacy.epsilon is not None and bare:
         yield (
             f"privacy.epsilon: found {site.privacy.epsilon:g} with modes {', '.join(bare)}, whose "
-            "noise is not this site's; set modes = ['local', 'example'], or leave epsilon out"
+            f"noise is not this site's; set modes = {own}, or leave epsilon out"
         )
     host, _, port = site.superlink.address.rpartition(":")
     if not host or not port.isdigit():

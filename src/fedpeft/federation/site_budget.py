@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import EngineError, PrivacyError
+from fedpeft.experiment.epsilon import uses_a_turn
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.site import SiteConfig
 from fedpeft.wire.accounting import Mechanism, epsilon_of
 
 __all__ = ["charge", "spent"]
-
-_DISTANCE = {"local": 2.0, "example": 1.0}
 
 
 def charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, request: str) -> None:
@@ -33,15 +33,15 @@ def charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, reques
         written then.
       EngineError: if the ledger is corrupt.
     """
-    chosen = experiment.privacy
-    if chosen.mode not in _DISTANCE:
+    mode = PRIVACY_MODES[experiment.privacy.mode]
+    if mode.noise_by != "client":
         return
     file = Path(site.state) / "privacy.jsonl"
     rows = _rows(file)
     if any(row["request"] == request and row["run"] == run for row in rows):
         return
-    ratio = (chosen.noise_multiplier or 0.0) / _DISTANCE[chosen.mode]
-    uses = experiment.client.epochs if chosen.mode == "example" else 1
+    ratio = (experiment.privacy.noise_multiplier or 0.0) / mode.distance
+    uses = uses_a_turn(experiment)
     row = {"run": run, "turn": turn, "request": request, "ratio": ratio, "uses": uses}
     limit, after = site.privacy.epsilon, _epsilon([*rows, row], site.privacy.delta)
     if limit is not None and after > limit:

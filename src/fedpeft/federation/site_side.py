@@ -20,20 +20,17 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from fedpeft.build.model import build_tuned, check_device, up_stages
+from fedpeft.build.model import build_tuned, check_device, make_half
 from fedpeft.build.prefix import with_prefix
-from fedpeft.build.privacy import refuse_model
+from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.build.requests import data_request, local_settings, model_request
-from fedpeft.client.local import local_trainer
 from fedpeft.core.errors import ConfigError, DataError, PrivacyError
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest
 from fedpeft.data.schemes import PartitionRequest
-from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import is_private
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.read import validate
 from fedpeft.experiment.site import SiteConfig
 from fedpeft.federation.site import Limits, Prepared, Site
@@ -41,7 +38,6 @@ from fedpeft.federation.site_budget import charge
 from fedpeft.federation.turn_store import TurnStore
 from fedpeft.models.locate import BUNDLED
 from fedpeft.models.source import sketch_model
-from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.handshake import VERSIONS, label_fact, model_facts
 from fedpeft.runs.environment import num_cores, versions
 from fedpeft.runs.files import write_whole
@@ -79,25 +75,19 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
             "the classes in data.classes"
         )
     tuned = build_tuned(experiment, num_labels or data.num_labels)
-    refuse_model(experiment, tuned)
+    privacy = PrivacyOfRun(experiment)
+    privacy.refuse_model(tuned)
     _check_size(tuned, site)
     rows = np.arange(len(data.train), dtype=np.int64)
     settings = local_settings(experiment)
     whole = dataclasses.replace(data, clients={site.name: rows})
     prefixed = with_prefix(_features_in_memory(experiment, site), tuned, whole, settings)
-    half = ClientHalf(
-        local_trainer(prefixed.tuned, settings),
-        up_stages(experiment),
-        tables.make_stages(experiment.wire.down, "wire.down", installed()),
-        tuned.spec,
-        is_private(experiment),
-    )
-    own_noise = experiment.privacy.mode in ("local", "example")
+    told = site.allow.num_examples and not privacy.private
     return Prepared(
-        half,
+        make_half(prefixed.tuned, settings, experiment),
         ClientData(prefixed.data.train, rows),
-        _facts(server, tuned, data) | _site_facts(site, experiment, len(data.train)),
-        once=own_noise,
+        _facts(server, tuned, data) | _site_facts(site, len(data.train) if told else None),
+        once=privacy.mode.noise_by == "client",
         charge=functools.partial(charge, site, experiment),
     )
 
@@ -189,7 +179,7 @@ def _weak_privacy(server: Experiment, site: SiteConfig) -> Iterator[str]:
             "privacy.reproducible_noise: found true: the server would know the noise; this site "
             "allows false"
         )
-    own_noise = chosen.mode in ("local", "example")
+    own_noise = PRIVACY_MODES[chosen.mode].noise_by == "client"
     if own_noise and chosen.noise_multiplier is None:
         yield "privacy.noise_multiplier: not set; the server must send the one it calibrated"
     elif own_noise and "none" not in demanded.modes and not chosen.noise_multiplier:
@@ -202,9 +192,8 @@ def _taken(server: Experiment, site: SiteConfig) -> dict[str, Any]:
     data = {"transforms": given["data"]["transforms"]}
     if server.data.max_length is not None:
         data["max_length"] = server.data.max_length
-    privacy = {key: value for key, value in given["privacy"].items() if key != "epsilon"}
-    if server.privacy.mode == "paper":
-        privacy = given["privacy"]
+    calibrated = PRIVACY_MODES[server.privacy.mode].unit is not None
+    privacy = {k: v for k, v in given["privacy"].items() if k != "epsilon" or not calibrated}
     return {
         "seed": server.seed,
         "model": given["model"] | {"name": _model_name(server, site)},
@@ -272,12 +261,11 @@ def _facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[s
     }
 
 
-def _site_facts(site: SiteConfig, experiment: Experiment, num_examples: int) -> dict[str, str]:
-    """Return what only a site has; the number of examples where the owner and privacy allow it."""
-    told = site.allow.num_examples and not is_private(experiment)
+def _site_facts(site: SiteConfig, num_examples: int | None) -> dict[str, str]:
+    """Return what only a site has; its number of examples, unless owner or privacy forbid it."""
     return {
         "site": site.name,
-        "examples": str(num_examples) if told else "not told",
+        "examples": "not told" if num_examples is None else str(num_examples),
         "metrics": ", ".join(site.allow.metrics),
         "device": site.worker.device,
         "cores": str(num_cores()),

@@ -158,7 +158,7 @@ def _settings(
 def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
     """Run all rounds in memory and leave the final delta in the model."""
     state, records = built.start, []
-    while loop.goes_on(built, state):
+    while built.privacy.goes_on(state.round):
         state, record = advance(state, built.plan, built.engine)
         records.append(loop.line_of(built, state, record))
         on_round(records[-1])

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fedpeft.core.errors import FedpeftError, RunFolderError
-from fedpeft.experiment.privacy import resolve_privacy
+from fedpeft.experiment.epsilon import resolve_privacy
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.launch.start import run
 from fedpeft.runs.environment import num_cores

@@ -24,13 +24,11 @@ from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
 from fedpeft.experiment.experiment import Experiment, num_together
-from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.resolve import planned_turns
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.locate import is_local
 from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
-from fedpeft.runs.privacy import privacy_figures
 
 __all__ = ["Partition", "Plan", "check_shapes", "make_plan", "plan_rows"]
 
@@ -93,8 +91,8 @@ def make_plan(experiment: Experiment) -> Plan:
     federation, tuned = sketch.experiment.federation, sketch.tuned
     rounds = federation.rounds
     replies, asked = planned_turns(sketch.experiment)
-    private = is_private(sketch.experiment)
-    up = wire_bytes(tuned, sketch.up, PRIVATE_NOTES if private else TYPICAL_NOTES)
+    notes = PRIVATE_NOTES if sketch.privacy.private else TYPICAL_NOTES
+    up = wire_bytes(tuned, sketch.up, notes)
     down = wire_bytes(tuned, sketch.down)
     data = _data(sketch.experiment)
     figures: dict[str, object] = {
@@ -113,7 +111,7 @@ def make_plan(experiment: Experiment) -> Plan:
         "memory_bytes": _memory(sketch),
         "kept_deltas_bytes": _kept_deltas(sketch),
         **planned_prefix(sketch.experiment, tuned, data).as_json(),
-        **privacy_figures(sketch.experiment),
+        **sketch.privacy.planned(),
     }
     shown = data is not None and len(data.clients) <= MOST_SHOWN
     return Plan(figures, _partition(data) if data is not None and shown else None)

@@ -47,7 +47,7 @@ __all__ = ["RoundPlan", "RoundRecord", "run_round", "settle", "turn_seed", "writ
 _SAMPLER = "sampler."
 """Where the server's memory holds what the sampler keeps."""
 
-SecretSampler = Callable[[Sequence[str], int, Memory], tuple[str, ...]]
+SecretSampler = Callable[[Sequence[str], int, Tensor], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class RoundPlan:
       up: stages from client to server.
       down: stages from server to client.
       min_replies: fewer than this end the run; 0 where an empty round is legal.
-      secret_sampler: takes the place of `sampler` where cohorts are drawn from a secret in the
-        server's memory: (clients, round, memory) -> the cohort.
+      secret_sampler: takes the place of `sampler` where cohorts are drawn from the server's secret
+        root [32]: (clients, round, root) -> the cohort.
       conditions: the world that clients live in; None: everybody answers and no clock runs.
       buffering: of buffered asynchronous training; None: rounds are synchronous.
       client_specs: client -> spec of its delta, for those whose delta is not `spec`, such as
@@ -102,8 +102,6 @@ class RoundPlan:
         Raises:
           RoundError: if the sampler names a client twice, or one that is not there.
         """
-        if self.secret_sampler is not None:
-            return self.secret_sampler(clients, number, memory)
         draw = self._draw(number, size)
         cohort = tuple(self.sampler.draw(clients, part_of(memory, _SAMPLER), draw))
         if len(set(cohort)) < len(cohort) or not set(cohort) <= set(clients):
@@ -169,7 +167,7 @@ def run_round(
     began = time.perf_counter()
     number = state.round + 1
     gathered = gather(plan.conditions, engine.clients(), state.memory, plan.min_replies)
-    cohort = plan.choose(gathered.clients, number, state.memory)
+    cohort = _cohort(state, plan, gathered.clients)
     context = RoundContext(number, cohort, plan.expected_cohort, plan.seed)
     call = attend(plan.conditions, write_job(state, plan, context), gathered)
     state, record = settle(state, plan, engine, call)
@@ -187,7 +185,9 @@ def settle(
     """
     began = time.perf_counter()
     job, cohort = call.job, call.cohort
-    context = RoundContext(job.round, cohort, plan.expected_cohort, plan.seed, job.turns)
+    context = RoundContext(
+        job.round, cohort, plan.expected_cohort, plan.seed, job.turns, state.root
+    )
     _check_enough(plan, call)
     tally = _Tally()
     answers = _in_order(itertools.chain(call.absent, engine.run(job)), cohort)
@@ -250,6 +250,12 @@ class _Tally:
             for name, value in figures.items():
                 sums[f"train_{name}"] = sums.get(f"train_{name}", 0.0) + value * weight
         return {name: value / total for name, value in sums.items() if total}
+
+
+def _cohort(state: ServerState, plan: RoundPlan, clients: Sequence[str]) -> tuple[str, ...]:
+    if plan.secret_sampler is not None:
+        return plan.secret_sampler(clients, state.round + 1, state.root)
+    return plan.choose(clients, state.round + 1, state.memory)
 
 
 def write_job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:

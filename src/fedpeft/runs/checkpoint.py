@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file that holds all that survives a round.
 
     checkpoints/round-00012.safetensors
-      tensors    delta, buffers, server.* (algorithm and stages), client.* (clients' memories)
+      tensors    delta, buffers, root, server.* (algorithm and stages), client.* (clients' memories)
       metadata   format, round, committed, experiment, delta digest, digest of everything
 
 Server state and client memories are one file, so that they are committed in one atomic step. The
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -120,6 +121,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
         tensors["buffers"],
         _part(tensors, "server."),
         json.loads(metadata["committed"]),
+        tensors.get("root", torch.empty(0, dtype=torch.uint8)),
     )
     return Checkpoint(state, _part(tensors, "client."), metadata["experiment"])
 
@@ -127,7 +129,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Name all tensors; copies, because a safetensors file refuses tensors that share memory."""
     state = checkpoint.state
-    named = {"delta": state.delta, "buffers": state.buffers}
+    named = {"delta": state.delta, "buffers": state.buffers, "root": state.root}
     named |= {f"server.{name}": tensor for name, tensor in state.memory.items()}
     named |= {f"client.{name}": tensor for name, tensor in checkpoint.memories.items()}
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}

@@ -19,7 +19,6 @@ from fedpeft.core.errors import RunFolderError
 from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table
 from fedpeft.experiment.callbacks import ended, started, stops
-from fedpeft.experiment.privacy import is_private, may_go_on
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.experiment.resolve import planned_turns
 from fedpeft.rounds.buffered import advance
@@ -40,18 +39,12 @@ from fedpeft.runs.folder import (
     experiment_digest,
     write_delta,
 )
-from fedpeft.runs.privacy import (
-    client_epsilons,
-    cut_diagnostics,
-    diagnostics_of,
-    private_record,
-    private_summary,
-)
 from fedpeft.runs.records import (
     Record,
     Totals,
     append_record,
     brief,
+    cut_diagnostics,
     cut_records,
     read_records,
     record_of,
@@ -60,7 +53,7 @@ from fedpeft.runs.records import (
 from fedpeft.runs.watch import RoundDone, done_of
 from fedpeft.server.state import ServerState
 
-__all__ = ["evaluated", "goes_on", "line_of", "run_experiment"]
+__all__ = ["evaluated", "line_of", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +76,12 @@ def run_experiment(
     _write_head(built, folder)
     digest = experiment_digest(experiment)
     start_deltas(built, folder, state)
-    if is_private(experiment):
+    if built.privacy.private:
         cut_diagnostics(folder.diagnostics, state.round)
     facts = {"experiment": experiment.model_dump(mode="json", exclude_none=True)}
     started(built.callbacks, {**facts, "run_dir": str(folder.path), "round": state.round})
     stopped = False
-    while goes_on(built, state) and not stopped:
+    while built.privacy.goes_on(state.round) and not stopped:
         state, record = _one_round(built, state, folder)
         append_record(folder.rounds, record)
         keep_delta(built, folder, state)
@@ -130,7 +123,7 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
         found = {**describe_environment(built.experiment.seed), "data": data}
         write_json(folder.environment, found)
     partition = _partition(built.data)
-    public = partition is not None and not is_private(built.experiment)
+    public = partition is not None and not built.privacy.private
     if public and not folder.partition.exists():
         write_json(folder.partition, partition)
     if not folder.rounds.exists():
@@ -150,22 +143,17 @@ def _one_round(
     built: BuiltRun, state: ServerState, folder: RunFolder
 ) -> tuple[ServerState, Record]:
     state, record = advance(state, built.plan, built.engine)
-    if is_private(built.experiment):
-        true = diagnostics_of(built.experiment, record, built.plan.spec.num_params)
+    if built.privacy.private:
+        true = built.privacy.diagnostics(record, built.plan.spec.num_params)
         append_record(folder.diagnostics, true)
     return state, line_of(built, state, record)
 
 
-def goes_on(built: BuiltRun, state: ServerState) -> bool:
-    """Whether there is a round after this state: planned, and within the privacy budget."""
-    experiment = built.experiment
-    return state.round < experiment.federation.rounds and may_go_on(experiment, state.round)
-
-
 def line_of(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record:
     """Make the line of a round: evaluated where that is due, and with what privacy adds."""
-    private = private_record(built.experiment, record, _planned_bytes(built))
-    due = state.round % built.experiment.federation.eval_every == 0 or not goes_on(built, state)
+    private = built.privacy.record(record, _planned_bytes(built))
+    last = not built.privacy.goes_on(state.round)
+    due = last or state.round % built.experiment.federation.eval_every == 0
     return evaluated(built, state, record, due=due) | private
 
 
@@ -184,7 +172,7 @@ def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
     """Return the bytes (down, up) of one turn where a record may not hold the true ones."""
     if built.plan.secret_sampler is None:
         return None
-    sizing = [stage for stage in built.plan.up if stage.name != built.experiment.privacy.mode]
+    sizing = built.plan.up[len(built.privacy.stages) :]  # those of privacy change no size
     up = wire_bytes(built.tuned, sizing, PRIVATE_NOTES)
     return wire_bytes(built.tuned, built.plan.down), up
 
@@ -204,8 +192,8 @@ def _finish(
         "rounds": str(state.round),
     }
     write_delta(folder.delta, tensors, metadata)
-    asked = client_epsilons(built.experiment, _read_late(folder.rounds))
-    summary = _summary(built, so_far, digest) | asked | {"run_dir": str(folder.path)}
+    spent = built.privacy.client_epsilons(_read_late(folder.rounds))
+    summary = _summary(built, so_far, digest) | spent | {"run_dir": str(folder.path)}
     write_json(folder.summary, summary)
     return summary
 
@@ -217,8 +205,8 @@ def _read_late(file: Path) -> Iterator[Record]:
 
 def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
     experiment, plan = built.experiment, built.plan
-    goes_on = may_go_on(experiment, so_far.rounds)
     done = so_far.rounds >= experiment.federation.rounds
+    goes_on = built.privacy.goes_on(so_far.rounds)
     best = {
         "best_accuracy": so_far.best_accuracy,
         "best_perplexity": so_far.best_perplexity,
@@ -238,7 +226,7 @@ def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
         "bytes_down": so_far.bytes_down,
         "seconds": round(so_far.seconds, 3),
         **built.prefix.as_json(),
-        **private_summary(experiment, so_far.rounds),
+        **built.privacy.summary(so_far.rounds),
         "delta_digest": digest,
         "stopped": "rounds" if done else "callback" if goes_on else "privacy budget",
     }

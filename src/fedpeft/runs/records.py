@@ -24,6 +24,7 @@ __all__ = [
     "Totals",
     "append_record",
     "brief",
+    "cut_diagnostics",
     "cut_records",
     "read_records",
     "record_of",
@@ -32,6 +33,8 @@ __all__ = [
 
 Record: TypeAlias = dict[str, object]
 """One line of `rounds.jsonl`."""
+
+_NOT_PRIVATE = {"note": "not private: true figures, for whoever runs a simulation; do not publish"}
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,14 @@ def cut_records(file: Path, rounds: int) -> list[Record]:
     if file.exists() and file.read_bytes() != text.encode():
         write_text(file, text)
     return kept
+
+
+def cut_diagnostics(file: Path, rounds: int) -> None:
+    """Write the first line of `diagnostics.jsonl`, and keep what is there of so many rounds."""
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    whole = [line for line in lines[1:] if line.endswith("}")]
+    kept = [line for line in whole if json.loads(line)["round"] <= rounds]
+    write_text(file, "\n".join([json.dumps(_NOT_PRIVATE), *kept]) + "\n")
 
 
 def brief(record: Record) -> Record:

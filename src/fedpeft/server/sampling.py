@@ -12,13 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from fedpeft.client.turns import Memory
 from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.noise import uniform
 
-__all__ = ["ClientMetrics", "Draw", "Sampler", "fixed", "fixed_cohort", "sampler_of"]
+__all__ = [
+    "ClientMetrics",
+    "Draw",
+    "Sampler",
+    "fixed",
+    "fixed_cohort",
+    "poisson_cohort",
+    "sampler_of",
+]
 
 
 @dataclass(frozen=True)
@@ -92,3 +103,18 @@ def fixed_cohort(clients: Sequence[str], size: int, *, seed: int, round: int) ->
         )
     order = torch.randperm(len(clients), generator=seeds.generator(seed, "cohort", round))
     return tuple(clients[i] for i in order[:size].tolist())
+
+
+def poisson_cohort(
+    clients: Sequence[str], probability: float, *, root: Tensor, round: int
+) -> tuple[str, ...]:
+    """Draw each client by its own secret coin; a cohort may be empty.
+
+    Args:
+      clients: all, in a fixed order.
+      probability: of each client, in (0, 1].
+      root: the server's secret root [32].
+      round: from 1.
+    """
+    coins = uniform(root, len(clients), "cohort", round)
+    return tuple(clients[place] for place in np.flatnonzero(coins < probability).tolist())

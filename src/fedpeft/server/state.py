@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fedpeft.client.turns import Memory, Payload
 from fedpeft.core.deltas import DeltaSpec
 
 __all__ = ["Algorithm", "ClientUpdate", "RoundContext", "ServerState", "Update"]
+
+
+def _no_root() -> Tensor:
+    return torch.empty(0, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class ServerState:
       buffers: the global floating buffers, flat; empty where none travel.
       memory: of the algorithm and of the stages' server halves.
       committed: client -> the last round whose reply of this client was taken.
+      root: the server's secret root [32] of noise and cohorts; empty where it needs none. It
+        stays in the checkpoint: never in a record, a message, an export or a printed state.
     """
 
     round: int
@@ -30,6 +37,7 @@ class ServerState:
     buffers: Tensor
     memory: Memory = field(default_factory=dict)
     committed: Mapping[str, int] = field(default_factory=dict)
+    root: Tensor = field(default_factory=_no_root, repr=False)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class RoundContext:
       expected_cohort: how many clients a round asks on average (the denominator under privacy).
       seed: the run's root seed.
       turns: client -> number of its turn, where it is not the round's.
+      root: the server's secret root [32]; empty where it needs none.
     """
 
     round: int
@@ -49,6 +58,7 @@ class RoundContext:
     expected_cohort: float
     seed: int
     turns: Mapping[str, int] = field(default_factory=dict)
+    root: Tensor = field(default_factory=_no_root, repr=False)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ a check. Adjacent data sets differ in what one client (one example) adds: its cl
 nothing. Where a local mechanism must hide which of two values was sent, the distance is twice that.
 
 References:
+  Dwork, Roth, The Algorithmic Foundations of Differential Privacy, 2014, appendix A.
   Koskela et al., Computing Tight Differential Privacy Guarantees Using FFT, AISTATS 2020 (PLD).
   Mironov, Renyi Differential Privacy, CSF 2017 (RDP).
 """
@@ -25,7 +26,14 @@ from fedpeft.core.errors import PrivacyError
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-__all__ = ["Mechanism", "calibrate", "epsilon_of", "rdp_epsilon_of"]
+__all__ = [
+    "Mechanism",
+    "author_deviation",
+    "calibrate",
+    "epsilon_of",
+    "gaussian_deviation",
+    "rdp_epsilon_of",
+]
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,16 @@ def calibrate(mechanism: Mechanism, uses: int, delta: float, epsilon: float) -> 
         middle = math.sqrt(high * low)
         low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
     return high
+
+
+def gaussian_deviation(epsilon: float, delta: float, sensitivity: float) -> float:
+    """Return the classical noise of one Gaussian mechanism, S sqrt(2 ln(1.25/delta)) / epsilon."""
+    return sensitivity * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
+
+
+def author_deviation(epsilon: float, delta: float, bound: float) -> float:
+    """Return the noise of the paper's code, with epsilon inside the root: it guarantees nothing."""
+    return 2 * bound * math.sqrt(2 * math.log(1.25 / delta) / epsilon)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -20,7 +20,7 @@ from fedpeft.client.local import LocalSettings, autocast, to_device
 from fedpeft.client.passes.batches import Pass
 from fedpeft.client.passes.forms import Live
 from fedpeft.client.passes.places import Place, in_place
-from fedpeft.core.privacy import clip_rows
+from fedpeft.core.noise import clip_rows
 from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["Found", "Gradients", "clipped_by_example", "stacked_gradients"]

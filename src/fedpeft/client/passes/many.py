@@ -39,7 +39,7 @@ from fedpeft.client.passes.gradients import (
     stacked_gradients,
 )
 from fedpeft.client.passes.places import Place, find_places
-from fedpeft.client.private import RowGradients, check_rows, draw, noise_root, paper_gradient
+from fedpeft.client.private import RowGradients, check_rows, draw, kept_root, noised, with_root
 from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.models.tasks import Batch
 from fedpeft.tuning.tuned import TunedModel, read_delta
@@ -148,7 +148,7 @@ def _set_up(tuned: TunedModel, settings: LocalSettings) -> _Setup:
         places = [*places, Place(last[0], "forward", last[1])]
     pad_id = getattr(getattr(tuned.loaded.module, "config", None), "pad_token_id", None) or 0
     by_client = stacked_gradients(tuned, settings, live, places)
-    if privacy is None or privacy.kind != "example":
+    if privacy is None or not privacy.by_example:
         return _Setup(tuned, settings, live, by_client, None, pad_id)
 
     def rows(batch: Batch, keys_B: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
     settings = setup.settings
     steps = [num_steps(turn, settings) for turn in group]
     order = sorted(range(len(group)), key=lambda place: -steps[place])
-    turns = [group[place] for place in order]
+    turns = [with_root(settings.privacy, group[place]) for place in order]
     feeds = [client_batches(turn, settings) for turn in turns]
     value_KP = start_P.expand(len(group), -1).clone()
     sums_2K = torch.zeros(2, len(group), dtype=torch.float64, device=value_KP.device)
@@ -190,6 +190,7 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
             {DELTA: update_KP[row].clone()},
             float(len(turns[row].data)),
             {} if setup.rows is not None else {"loss": loss_K[row]},
+            kept_root(settings.privacy, turns[row]),
         )
         for row in rows
     ]
@@ -229,11 +230,9 @@ def _private(
     chosen = settings.privacy
     if chosen is None:
         return grad_AP
-    rows = []
-    for grad_P, turn in zip(grad_AP, turns, strict=False):
-        noise_P = draw(noise_root(chosen, turn), len(grad_P), chosen.deviation, turn, number)
-        if chosen.kind == "example":  # a sum of clipped rows
-            rows.append((grad_P + noise_P.to(grad_P)) / settings.batch_size)
-        else:
-            rows.append(paper_gradient(chosen, grad_P, settings.batch_size, noise_P))
-    return torch.stack(rows)
+    return torch.stack(
+        [
+            noised(chosen, grad_P, settings.batch_size, draw(chosen, turn, len(grad_P), number))
+            for grad_P, turn in zip(grad_AP, turns, strict=False)
+        ]
+    )

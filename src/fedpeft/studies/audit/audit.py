@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.build.model import up_stages
 from fedpeft.build.run import BuiltRun, build_run
 from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
-from fedpeft.experiment import tables
+from fedpeft.experiment.epsilon import epsilon_after, may_go_on, mechanism_of
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import epsilon_after, may_go_on
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.runs.files import write_json
@@ -50,7 +48,6 @@ from fedpeft.studies.audit.statistics import (
     log_ratios,
     lower_bound,
 )
-from fedpeft.wire.accounting import Mechanism
 
 __all__ = ["AuditRequest", "audit", "audit_seeds", "write_audit"]
 
@@ -104,7 +101,7 @@ def audit(
             _count(request, built),
             seed=claimed.seed,
             clip_norm=claimed.privacy.clip_norm,
-            opposite=claimed.privacy.mode == "local",
+            opposite=PRIVACY_MODES[claimed.privacy.mode].hides_which,
         )
         engine = CanaryEngine(
             built.engine, _half(built, canaries), canaries, idle=not request.train
@@ -156,11 +153,15 @@ def write_audit(found: Mapping[str, Any], out: Path) -> None:
 
 def _check(claimed: Experiment, request: AuditRequest) -> None:
     """Refuse what makes no promise that canary clients could test."""
-    mode = claimed.privacy.mode
-    if mode not in ("central", "local"):
+    name = claimed.privacy.mode
+    unit = PRIVACY_MODES[name].unit
+    if unit != "client":
+        allowed = " and ".join(
+            repr(n) for n, mode in PRIVACY_MODES.items() if mode.unit == "client"
+        )
         raise PrivacyError(
-            f"privacy.mode: found {mode!r}; {_REASONS[mode]}. An audit by canary clients is for "
-            "'central' and 'local': --set privacy.mode=central --set privacy.noise_multiplier=1"
+            f"privacy.mode: found {name!r}; {_REASONS[unit]}. An audit by canary clients is for "
+            f"{allowed}: --set privacy.mode=central --set privacy.noise_multiplier=1"
         )
     if not claimed.privacy.noise_multiplier:
         raise PrivacyError(
@@ -178,11 +179,10 @@ def _check(claimed: Experiment, request: AuditRequest) -> None:
         )
 
 
-_REASONS: Mapping[str, str] = {
-    "none": "no epsilon is promised",
+_REASONS: Mapping[str | None, str] = {
+    None: "it promises no epsilon that could be compared",
     "example": "its epsilon is about single examples of a client, and canary clients are whole "
     "clients",
-    "paper": "it guarantees nothing, so there is no epsilon to compare with",
 }
 
 
@@ -217,8 +217,8 @@ def _count(request: AuditRequest, built: BuiltRun) -> int:
 def _half(built: BuiltRun, canaries: Canaries) -> ClientHalf:
     return ClientHalf(
         canary_trainer(canaries, built.plan.spec.num_params),
-        up_stages(built.experiment),
-        tables.make_stages(built.experiment.wire.down, "wire.down", installed()),
+        built.plan.up,
+        built.plan.down,
         built.plan.spec,
         private=True,
     )
@@ -262,23 +262,20 @@ def _figures(
 
 
 def _trial(claimed: Experiment, request: AuditRequest, built: BuiltRun, uses: int) -> Trial:
-    privacy, federation = claimed.privacy, claimed.federation
-    local = privacy.mode == "local"
-    secret = federation.sampling == "poisson"
-    chance = federation.clients_per_round / len(built.data.clients) if secret else None
-    delta = request.delta or privacy.delta
-    at_delta = privacy.model_copy(update={"delta": delta})
+    delta = request.delta or claimed.privacy.delta
+    at_delta = claimed.privacy.model_copy(update={"delta": delta})
     epsilon = epsilon_after(claimed.model_copy(update={"privacy": at_delta}), _rounds(claimed))
-    assert epsilon is not None and privacy.noise_multiplier
+    assert epsilon is not None
     canaries = _count(request, built)
+    blur = canaries / 2 / built.plan.spec.num_params
     return Trial(
-        Mechanism(privacy.noise_multiplier, chance, 2.0 if local else 1.0),
+        mechanism_of(claimed),
         uses,
         canaries,
         delta,
         request.confidence,
         epsilon,
-        0.0 if local else canaries / 2 / built.plan.spec.num_params,
+        0.0 if PRIVACY_MODES[claimed.privacy.mode].hides_which else blur,
     )
 
 

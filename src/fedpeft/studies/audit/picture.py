@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.pictures.style import LIGHT, Picture, picture_of, styled
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def draw_seeds(found: Mapping[str, Any]) -> Picture:
 
 
 def _histogram(axes: Axes, found: Mapping[str, Any]) -> None:
-    opposite = found["mode"] == "local"
+    opposite = PRIVACY_MODES[found["mode"]].hides_which
     cosines = found["cosines"]
     everything = np.concatenate([cosines["absent"], cosines["present"]])
     edges = np.linspace(everything.min(), everything.max(), 31)

@@ -8,7 +8,6 @@ system draws, expanded by a cryptographic hash, and not from a seed of the run. 
 give the same noise again, so that a resumed run repeats a round instead of noising it twice.
 
 References:
-  Dwork, Roth, The Algorithmic Foundations of Differential Privacy, 2014, appendix A.
   Box, Muller, A Note on the Generation of Random Normal Deviates, 1958.
 """
 
@@ -24,17 +23,18 @@ import torch
 from torch import Tensor
 
 from fedpeft.core import seeds
+from fedpeft.core.errors import PrivacyError
 
 __all__ = [
-    "author_deviation",
     "clip",
     "clip_rows",
     "draw_root",
     "gaussian",
-    "gaussian_deviation",
     "seeded_root",
     "uniform",
 ]
+
+_ROOT_BYTES = 32
 
 
 def clip(flat: Tensor, bound: float) -> Tensor:
@@ -62,7 +62,7 @@ def clip_rows(rows_BP: Tensor, bound: float) -> Tensor:
 
 def draw_root() -> Tensor:
     """Draw a secret root [32] of bytes from the operating system."""
-    return torch.tensor(list(os.urandom(32)), dtype=torch.uint8)
+    return torch.tensor(list(os.urandom(_ROOT_BYTES)), dtype=torch.uint8)
 
 
 def seeded_root(seed: int) -> Tensor:
@@ -72,7 +72,16 @@ def seeded_root(seed: int) -> Tensor:
 
 
 def uniform(root: Tensor, count: int, *path: str | int) -> npt.NDArray[np.float64]:
-    """Draw `count` numbers in (0, 1), from a root [32] and a path of words and numbers."""
+    """Draw `count` numbers in (0, 1), from a root [32] and a path of words and numbers.
+
+    Raises:
+      PrivacyError: if the root does not have 32 bytes: anybody could draw this noise again.
+    """
+    if root.numel() != _ROOT_BYTES:
+        raise PrivacyError(
+            f"the secret root of the noise has {root.numel()} bytes; {_ROOT_BYTES} are needed. A "
+            "run whose checkpoint lacks it cannot go on: start it again in another folder"
+        )
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in path)
     key = bytes(root.tolist()) + text.encode()
     stream = hashlib.shake_256(key).digest(8 * count)
@@ -90,13 +99,3 @@ def gaussian(root: Tensor, count: int, deviation: float, *path: str | int) -> Te
     angle = 2.0 * math.pi * draws[half:]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
     return torch.from_numpy((deviation * normal).astype(np.float32))
-
-
-def gaussian_deviation(epsilon: float, delta: float, sensitivity: float) -> float:
-    """Return the classical noise of one Gaussian mechanism, S sqrt(2 ln(1.25/delta)) / epsilon."""
-    return sensitivity * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
-
-
-def author_deviation(epsilon: float, delta: float, bound: float) -> float:
-    """Return the noise of the paper's code, with epsilon inside the root: it guarantees nothing."""
-    return 2 * bound * math.sqrt(2 * math.log(1.25 / delta) / epsilon)

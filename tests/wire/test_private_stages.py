@@ -11,24 +11,18 @@ import support
 import torch
 
 from fedpeft.client.turns import DELTA, ClientTurn
-from fedpeft.core.privacy import seeded_root
+from fedpeft.core.errors import PrivacyError
+from fedpeft.core.noise import seeded_root
 from fedpeft.data.examples import ClientData
 from fedpeft.rounds.client_half import PRIVATE_NOTES, run_turn
 from fedpeft.rounds.job import Failure, Reply
 from fedpeft.rounds.round import run_round
 from fedpeft.server.algorithms import fedavg
+from fedpeft.server.denominator import constant_denominator
 from fedpeft.server.sampling import sampler_of
-from fedpeft.tuning.tuned import read_buffers, read_delta
+from fedpeft.tuning.tuned import read_delta
 from fedpeft.wire import messages, stages
-from fedpeft.wire.privacy import (
-    SERVER_ROOT,
-    Guard,
-    central,
-    constant_denominator,
-    local,
-    poisson_cohort,
-    with_server_root,
-)
+from fedpeft.wire.private_stages import Guard, central, local
 
 ROOT = seeded_root(5)
 TURN = ClientTurn(1, "c", ClientData(support.federated().train, np.arange(1)), {}, 1, 0)
@@ -65,7 +59,7 @@ def private_round(updates, chain, *, expected, sampler=None):
         sampler=sampler_of(sampler or (lambda clients, number: tuple(clients))),
     )
     start = algorithm.init(torch.zeros(spec.num_params), torch.empty(0))
-    state = with_server_root(start, seed=3)
+    state = dataclasses.replace(start, root=seeded_root(3))
     return run_round(state, plan, Scripted(updates, chain))
 
 
@@ -116,10 +110,10 @@ def test_noise_of_the_mean_has_the_promised_deviation():
     from fedpeft.server.state import RoundContext, Update
 
     zero = Update(torch.zeros(size), torch.empty(0), 8.0)
-    context = RoundContext(1, (), 8.0, 1)
-    update, _ = stage.finish(zero, {"root": ROOT}, context)
+    context = RoundContext(1, (), 8.0, 1, root=ROOT)
+    update, _ = stage.finish(zero, {}, context)
     assert float(update.delta.std()) == pytest.approx(1.5 * 2.0 / 8.0, rel=0.01)
-    again, _ = stage.finish(zero, {"root": ROOT}, dataclasses.replace(context, round=2))
+    again, _ = stage.finish(zero, {}, dataclasses.replace(context, round=2))
     assert not torch.equal(update.delta, again.delta)
 
 
@@ -164,16 +158,6 @@ def test_a_client_that_ignores_the_clip_is_clipped_by_the_server():
     assert float(state.delta.norm()) <= 1.0
 
 
-def test_poisson_cohorts_have_the_promised_rate_and_may_be_empty():
-    clients = [f"c{i}" for i in range(64)]
-    sizes = [len(poisson_cohort(clients, 0.125, root=ROOT, round=r)) for r in range(1, 2001)]
-    assert np.mean(sizes) == pytest.approx(8.0, abs=0.25)
-    assert np.var(sizes) == pytest.approx(64 * 0.125 * 0.875, rel=0.1)  # binomial, not fixed
-    few = [poisson_cohort(clients[:2], 0.1, root=ROOT, round=r) for r in range(1, 50)]
-    assert () in few
-    assert poisson_cohort(clients, 1.0, root=ROOT, round=1) == tuple(clients)
-
-
 def test_an_empty_private_round_is_noised_and_counted():
     state, record = private_round(
         updates_of(2), (central(Guard(1.0, 1.0)),), expected=2.0, sampler=lambda c, n: ()
@@ -182,9 +166,11 @@ def test_an_empty_private_round_is_noised_and_counted():
     assert float(state.delta.norm()) > 0
 
 
-def test_the_root_is_drawn_anew_and_stays_in_the_state():
-    model = support.tuned()
-    start = fedavg().init(read_delta(model), read_buffers(model))
-    roots = [with_server_root(start, seed=None).memory[SERVER_ROOT] for _ in range(2)]
-    assert roots[0].shape == (32,)
-    assert not torch.equal(*roots)
+def test_a_server_without_its_secret_adds_no_noise_that_can_be_guessed():
+    from fedpeft.server.state import RoundContext, Update
+
+    zero = Update(torch.zeros(9), torch.empty(0), 8.0)
+    with pytest.raises(PrivacyError, match=r"root of the noise has 0 bytes; 32 are needed"):
+        central(Guard(1.0, 1.0)).finish(zero, {}, RoundContext(1, (), 8.0, 1))
+    quiet, _ = central(Guard(1.0, 0.0)).finish(zero, {}, RoundContext(1, (), 8.0, 1))
+    assert torch.equal(quiet.delta, zero.delta)

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.core.privacy import (
-    author_deviation,
+from fedpeft.core.noise import (
     clip,
     clip_rows,
     draw_root,
     gaussian,
-    gaussian_deviation,
     seeded_root,
     uniform,
 )
@@ -75,11 +73,3 @@ def test_coins_are_uniform():
     assert np.histogram(coins, bins=10, range=(0, 1))[0].tolist() == pytest.approx(
         [10_000] * 10, rel=0.05
     )
-
-
-@pytest.mark.parametrize(
-    ("epsilon", "author", "right"), [(5.0, 3.378, 1.511), (10.0, 2.388, 0.755)]
-)
-def test_deviations_of_the_papers_code_and_of_the_correct_formula(epsilon, author, right):
-    assert author_deviation(epsilon, 1e-3, 1.0) == pytest.approx(author, abs=6e-4)
-    assert gaussian_deviation(epsilon, 1e-3, 2.0) == pytest.approx(right, abs=6e-4)

@@ -1,0 +1,245 @@
+"""The privacy of one run: what it adds to the rounds, what it costs, and what outputs say of it.
+
+Records of a private run hold nothing that was not noised. True figures go to `diagnostics.jsonl`,
+whose first line says what it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeft.client.private import GradientPrivacy
+from fedpeft.core.deltas import DeltaSpec
+from fedpeft.core.errors import PrivacyError
+from fedpeft.core.noise import draw_root, seeded_root
+from fedpeft.experiment.epsilon import (
+    epsilon_after,
+    may_go_on,
+    mechanism_of,
+    uses_a_turn,
+    uses_after,
+)
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.privacy import PRIVACY_MODES, PrivacyMode
+from fedpeft.rounds.round import RoundRecord, SecretSampler
+from fedpeft.server.denominator import constant_denominator
+from fedpeft.server.sampling import poisson_cohort
+from fedpeft.server.state import Algorithm, ServerState
+from fedpeft.tuning.tuned import TunedModel
+from fedpeft.wire.accounting import epsilon_of, rdp_epsilon_of
+from fedpeft.wire.stages import Stage
+
+__all__ = ["SIMULATION", "PrivacyOfRun", "privacy_words"]
+
+SIMULATION = "simulation: not private"
+"""What every output says where the noise comes from the run's seed."""
+
+
+@dataclass(frozen=True)
+class PrivacyOfRun:
+    """The privacy of one run.
+
+    Attributes:
+      experiment: resolved.
+    """
+
+    experiment: Experiment
+
+    @property
+    def mode(self) -> PrivacyMode:
+        """The row of the run's mode."""
+        return PRIVACY_MODES[self.experiment.privacy.mode]
+
+    @property
+    def private(self) -> bool:
+        """Whether all that leaves a client is bounded and noised."""
+        return self.mode.unit is not None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The first stages of the way up; () where privacy adds none."""
+        build = self.mode.stage
+        return (build(self.experiment.privacy),) if build else ()
+
+    @property
+    def gradient(self) -> GradientPrivacy | None:
+        """How clients clip and noise their gradients; None: not at all."""
+        build = self.mode.gradient
+        return build(self.experiment.privacy) if build else None
+
+    @property
+    def min_replies(self) -> int:
+        """Fewer usable replies end the run; 0 where an empty round is legal."""
+        return 0 if self.mode.empty_rounds else self.experiment.federation.min_replies
+
+    def refuse_model(self, tuned: TunedModel) -> None:
+        """Refuse a model that sends what no stage protects.
+
+        Raises:
+          PrivacyError: for travelling buffers or batch statistics.
+        """
+        if self.private and (tuned.buffer_spec.names or tuned.trains_statistics):
+            raise PrivacyError(
+                f"privacy.mode: found {self.experiment.privacy.mode!r} with BatchNorm that trains; "
+                "its statistics mix the examples of a batch and travel outside clip and noise. Use "
+                "another tuning.method, or a model with layer normalisation"
+            )
+
+    def algorithm(self, algorithm: Algorithm, spec: DeltaSpec) -> Algorithm:
+        """Return the algorithm with the denominator of the run."""
+        return constant_denominator(algorithm, spec) if self.private else algorithm
+
+    def start(self, state: ServerState) -> ServerState:
+        """Return the state before round 1, with a secret root where the server adds the noise."""
+        if self.mode.noise_by != "server":
+            return state
+        simulated = self.experiment.privacy.reproducible_noise
+        root = seeded_root(self.experiment.seed) if simulated else draw_root()
+        return dataclasses.replace(state, root=root)
+
+    def secret_sampler(self, num_clients: int) -> SecretSampler | None:
+        """Return what draws secret cohorts; None where they are public."""
+        federation = self.experiment.federation
+        if federation.sampling != "poisson":
+            return None
+        probability = federation.clients_per_round / num_clients
+        return lambda clients, number, root: poisson_cohort(
+            clients, probability, root=root, round=number
+        )
+
+    def goes_on(self, rounds: int) -> bool:
+        """Whether a round comes after so many: it is planned, and within the privacy budget."""
+        return rounds < self.experiment.federation.rounds and may_go_on(self.experiment, rounds)
+
+    def planned(self) -> dict[str, object]:
+        """Return what `plan` says."""
+        rounds = self.experiment.federation.rounds
+        while rounds and not self.goes_on(rounds - 1):
+            rounds -= 1
+        return {"epsilon": epsilon_after(self.experiment, rounds), **self._said()}
+
+    def record(self, record: RoundRecord, planned: tuple[int, int] | None) -> dict[str, object]:
+        """Return the keys that privacy adds to, or replaces in, a line of `rounds.jsonl`.
+
+        Args:
+          record: of the round.
+          planned: bytes (down, up) of one turn where cohorts are secret, else None.
+        """
+        if not self.mode.note:
+            return {}
+        added: dict[str, object] = {
+            "epsilon": epsilon_after(self.experiment, record.round),
+            "noise_deviation": self._noise_deviation(),
+            "privacy": self._note(),
+        }
+        if planned is None:
+            return added
+        expected = float(self.experiment.federation.clients_per_round)
+        down, up = (round(expected * each) for each in planned)
+        return {"cohort": expected, "failures": {}, "bytes_down": down, "bytes_up": up, **added}
+
+    def summary(self, rounds: int) -> dict[str, object]:
+        """Return what the summary says after so many rounds."""
+        check: dict[str, object] = {}
+        if self.private:
+            mechanism, uses = mechanism_of(self.experiment), uses_after(self.experiment, rounds)
+            bound = rdp_epsilon_of(mechanism, uses, self.experiment.privacy.delta)
+            check = {"epsilon_rdp": None if math.isinf(bound) else bound}
+        return {"epsilon": epsilon_after(self.experiment, rounds), **check, **self._said()}
+
+    def client_epsilons(self, records: Iterable[Mapping[str, object]]) -> dict[str, object]:
+        """Return `epsilon_clients`: what each client that was asked has spent, by its name.
+
+        Where clients add the noise, only the rounds in which a client was asked cost it anything.
+        The schedule of cohorts is public, so these figures tell nothing of any data; a client that
+        never was asked has spent 0 and is not listed. {} in other modes, where the whole run counts
+        or cohorts are secret, and without noise.
+        """
+        chosen = self.experiment.privacy
+        if self.mode.noise_by != "client" or not chosen.noise_multiplier:
+            return {}
+        turns: Counter[str] = Counter()
+        for record in records:
+            cohort = record["cohort"]
+            assert isinstance(cohort, Sequence), "cohorts are public where sampling is fixed"
+            turns.update(str(client) for client in cohort)
+        mechanism, uses = mechanism_of(self.experiment), uses_a_turn(self.experiment)
+        spent = {
+            client: epsilon_of(mechanism, count * uses, chosen.delta)
+            for client, count in sorted(turns.items(), key=lambda item: (-item[1], item[0]))
+        }
+        return {"epsilon_clients": spent}
+
+    def diagnostics(self, record: RoundRecord, num_params: int) -> dict[str, object]:
+        """Return the true figures of one round, for `diagnostics.jsonl`.
+
+        `noise_to_signal` is the expected norm of the noise over the norm of the mean before it.
+        """
+        bound = self.experiment.privacy.clip_norm * (1 - 1e-4)
+        clipped = sum(norm >= bound for norm in record.norms)
+        noise = self._noise_deviation() * math.sqrt(num_params)
+        seen = self.mode.noise_by == "server"  # else the server sees noised updates only
+        return {
+            "round": record.round,
+            "cohort": list(record.cohort),
+            "failures": dict(record.failures),
+            "clip_fraction": clipped / len(record.norms) if record.norms and seen else None,
+            "signal_norm": record.signal_norm,
+            "noise_to_signal": noise / record.signal_norm if record.signal_norm and seen else None,
+            "bytes_down": record.bytes_down,
+            "bytes_up": record.bytes_up,
+        }
+
+    def _noise_deviation(self) -> float:
+        """Standard deviation of a coordinate's noise, on what it is added to.
+
+        That is a batch's mean gradient, the mean of updates, or one update.
+        """
+        gradient, chosen = self.gradient, self.experiment.privacy
+        if gradient is not None:
+            batch_size = self.experiment.client.batch_size
+            return gradient.deviation / (batch_size if gradient.divided else 1)
+        multiplier = chosen.noise_multiplier or 0.0
+        deviation = multiplier * chosen.clip_norm if multiplier else 0.0
+        cohort = self.experiment.federation.clients_per_round
+        return deviation / (cohort if self.mode.noise_by == "server" else 1)
+
+    def _said(self) -> dict[str, object]:
+        """Return `privacy` of plans and summaries; {} where there is nothing to say."""
+        if not self.mode.note:
+            return {}
+        chosen = self.experiment.privacy
+        said = {
+            "mode": chosen.mode,
+            "delta": chosen.delta,
+            "clip_norm": chosen.clip_norm if math.isfinite(chosen.clip_norm) else None,
+            "noise_multiplier": chosen.noise_multiplier,
+            "noise_deviation": self._noise_deviation(),
+            "sampling": self.experiment.federation.sampling,
+            "note": self._note(),
+        }
+        return {"privacy": said}
+
+    def _note(self) -> str:
+        chosen = self.experiment.privacy
+        said = self.mode.note.format(variant=chosen.variant)
+        if not self.private:
+            return f"{SIMULATION}; {said}" if chosen.reproducible_noise else said
+        if chosen.reproducible_noise:
+            return SIMULATION
+        return said if chosen.noise_multiplier else "no noise: not private"
+
+
+def privacy_words(figures: Mapping[str, Any]) -> str:
+    """Say mode, epsilon and noise of a plan or a summary; `none` without privacy."""
+    said = figures.get("privacy")
+    if not said:
+        return "none"
+    epsilon = figures["epsilon"]
+    spent = f"epsilon {epsilon:.4g} at delta {said['delta']:g}" if epsilon else "no guarantee"
+    return f"{said['note']}: {spent}, noise deviation {said['noise_deviation']:.4g} a coordinate"

@@ -1,0 +1,77 @@
+"""Privacy at client level, as a stage: what one client adds to the aggregate is bounded and noised.
+
+    central   client: clip to C                        server: clip again, N(0, (zC)^2) on the sum
+    local     client: clip to C, add N(0, (zC)^2)      server: nothing
+
+The stage is the first of the chain: what a compressor does to a clipped update can lengthen it, so
+the server clips again after decoding. The noise is that of a secret root: of the server, kept in
+its checkpoint (central), or of each client, kept in its memory (local).
+
+References:
+  McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from fedpeft.client.turns import DELTA, ClientTurn, Memory, Payload
+from fedpeft.core.deltas import DeltaSpec
+from fedpeft.core.noise import clip, draw_root, gaussian, seeded_root
+from fedpeft.server.state import RoundContext, Update
+from fedpeft.wire.stages import Stage
+
+__all__ = ["Guard", "central", "local"]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What a private stage needs.
+
+    Attributes:
+      clip_norm: bound C of one client's update, > 0; may be infinite where the noise is 0.
+      noise_multiplier: z; the noise has deviation z C.
+      reproducible: take the roots from the run's seed: for tests, not private.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    reproducible: bool = False
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation z C of the noise on the sum, or on one update."""
+        return self.noise_multiplier * self.clip_norm if self.noise_multiplier else 0.0
+
+
+def central(guard: Guard) -> Stage:
+    """Clip each update on both sides and add noise once, at the server."""
+
+    def encode(payload: Payload, memory: Memory, turn: ClientTurn) -> tuple[Payload, Memory]:
+        return {DELTA: clip(payload[DELTA], guard.clip_norm)}, memory
+
+    def decode(payload: Payload, turn: ClientTurn) -> Payload:
+        return {DELTA: clip(payload[DELTA], guard.clip_norm)}
+
+    def finish(update: Update, memory: Memory, context: RoundContext) -> tuple[Update, Memory]:
+        spread = guard.deviation / context.expected_cohort
+        noise_P = gaussian(context.root, update.delta.numel(), spread, "noise", context.round)
+        return dataclasses.replace(update, delta=update.delta + noise_P), memory
+
+    return Stage("central", encode=encode, decode=decode, finish=finish)
+
+
+def local(guard: Guard) -> Stage:
+    """Clip and noise each update on its client, before anyone else sees it."""
+
+    def init(spec: DeltaSpec) -> Memory:
+        return {} if guard.reproducible else {"root": draw_root()}
+
+    def encode(payload: Payload, memory: Memory, turn: ClientTurn) -> tuple[Payload, Memory]:
+        clipped_P = clip(payload[DELTA], guard.clip_norm)
+        root = seeded_root(turn.seed) if guard.reproducible else memory["root"]
+        noise_P = gaussian(root, clipped_P.numel(), guard.deviation, "noise", turn.round)
+        return {DELTA: clipped_P + noise_P}, memory
+
+    return Stage("local", init=init, encode=encode)
