@@ -13,7 +13,7 @@ import typer
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import is_loopback
-from fedpeft.experiment.site import SiteConfig, read_site, site_problems
+from fedpeft.experiment.site_file import SiteConfig, read_site, site_problems
 from fedpeft.federation.resident import SOCKET, serve
 from fedpeft.federation.site_door import SECONDS, SITE
 from fedpeft.federation.supernode import Child, NodeSettings, follow, supernode, trusted_entities

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedpeft.core.errors import EngineError, PrivacyError
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.site import SiteConfig
+from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.wire.accounting import Mechanism, epsilon_of
 
 __all__ = ["charge", "spent"]

@@ -34,7 +34,7 @@ from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.read import validate
-from fedpeft.experiment.site import SiteConfig
+from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation.site import Limits, Prepared, Site
 from fedpeft.federation.site_budget import charge
 from fedpeft.federation.turn_store import TurnStore
