@@ -24,6 +24,7 @@ from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import EngineError, FedpeftError
 from fedpeft.data.drawn import Sizes, names_of
 from fedpeft.data.examples import ClientData, Federated
+from fedpeft.engines.memories import Memories
 from fedpeft.engines.scoring import Scorer, score_all
 from fedpeft.engines.workers import Crew, Died
 from fedpeft.rounds.client_half import ClientHalf, run_turn, run_turns
@@ -112,7 +113,7 @@ class LocalEngine:
     ) -> None:
         self._names = names_of(data.clients)
         self._sizes = Sizes(data.clients)
-        self._memories: dict[str, dict[int, Memory]] = {}
+        self._memories = Memories()
         self._block = block
         self._num_workers = num_workers
         self._clients_per_pass = clients_per_pass
@@ -140,7 +141,10 @@ class LocalEngine:
             items = [tuple(self._item(job, name) for name in names) for names in longest_first]
             for item, answer in self._map(items):
                 if isinstance(answer.reply, Reply) and answer.memory:
-                    self._keep(item, job.committed[item.client], answer.memory)
+                    committed = job.committed[item.client]
+                    self._memories.keep(
+                        item.client, answer.memory, committed=committed, turn=item.round
+                    )
                 yield answer.reply
 
     def evaluate(self, delta: Tensor, buffers: Tensor) -> Evaluation:
@@ -173,19 +177,11 @@ class LocalEngine:
 
     def memories(self, committed: Mapping[str, int]) -> dict[str, Tensor]:
         """Return all committed memories as named tensors, for a checkpoint."""
-        return {
-            f"{client}\n{key}": tensor
-            for client, kept in self._memories.items()
-            for key, tensor in kept.get(committed.get(client, 0), {}).items()
-        }
+        return self._memories.dump(committed)
 
     def restore(self, memories: Mapping[str, Tensor], committed: Mapping[str, int]) -> None:
         """Take back what `memories` gave."""
-        self._memories = {}
-        for name, tensor in memories.items():
-            client, key = name.split("\n", 1)
-            kept = self._memories.setdefault(client, {}).setdefault(committed[client], {})
-            self._memories[client][committed[client]] = {**kept, key: tensor}
+        self._memories.load(memories, committed)
 
     def close(self) -> None:
         """End the workers."""
@@ -196,17 +192,11 @@ class LocalEngine:
         return sum(self._sizes[name] for name in names)
 
     def _item(self, job: Job, client: str) -> _Item:
-        memory = self._memories.get(client, {}).get(job.committed[client], {})
+        memory = self._memories.get(client, job.committed[client])
         number = job.turns.get(client, job.round)
         seed = turn_seed(job.seed, number, client)
         version = job.versions.get(client, job.round - 1)
         return _Item(number, client, job.broadcast[client], memory, seed, version)
-
-    def _keep(self, item: _Item, committed: int, memory: Memory) -> None:
-        """Keep the memory before and after the turn, until the server says which one counts."""
-        before = self._memories.get(item.client, {}).get(committed)
-        kept = {committed: before} if before is not None else {}
-        self._memories[item.client] = {**kept, item.round: memory}
 
     def _map(self, passes: Sequence[_Pass]) -> Iterator[tuple[_Item, _Answer]]:
         if self._crew is None:
