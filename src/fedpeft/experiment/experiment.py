@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from fedpeft.experiment.engines import EngineConfig
+from fedpeft.experiment.fields import STRICT, Above, Fraction, NotNegative, Options, Positive
 
 __all__ = [
-    "DEADLINE",
-    "WAIT",
     "BufferedConfig",
     "ClientConfig",
     "DataConfig",
-    "EngineConfig",
     "Experiment",
     "FederationConfig",
     "ModelConfig",
@@ -34,19 +34,11 @@ __all__ = [
     "num_together",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Options = dict[str, Any]  # values are checked by the builder that the name selects
-
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
-
 
 class ModelConfig(BaseModel):
     """`[model]`: the pretrained model."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str = Field(
         "vit-glyphs-8", description="hub id, local folder, bundled name or preset:NAME"
     )
@@ -62,7 +54,7 @@ class ModelConfig(BaseModel):
 class TuningConfig(BaseModel):
     """`[tuning]`: what is trained."""
 
-    model_config = _STRICT
+    model_config = STRICT
     method: str = Field("bias", description="see `fedpeft list methods`")
     head_init: Literal["normal", "paper"] = Field(
         "normal", description="N(0, 0.02) and zero bias, or U(±1/√d) as the paper's code"
@@ -79,7 +71,7 @@ class TuningConfig(BaseModel):
 class Normalization(BaseModel):
     """`normalize = { mean = [...], std = [...] }`."""
 
-    model_config = _STRICT
+    model_config = STRICT
     mean: list[float] = Field(min_length=1)
     std: list[Above] = Field(min_length=1)
 
@@ -87,7 +79,7 @@ class Normalization(BaseModel):
 class TransformsConfig(BaseModel):
     """`[data.transforms]`: images only; crop and flip in training only."""
 
-    model_config = _STRICT
+    model_config = STRICT
     normalize: Literal["model", "dataset"] | Normalization = Field(
         "model", description="`model`, `dataset` or a mean and a std a channel"
     )
@@ -104,7 +96,7 @@ class TransformsConfig(BaseModel):
 class PartitionConfig(BaseModel):
     """`[data.partition]`: which client holds which examples."""
 
-    model_config = _STRICT
+    model_config = STRICT
     scheme: Literal[
         "iid", "dirichlet", "dirichlet-plain", "pathological", "quantity", "drawn", "natural"
     ] = Field("dirichlet", description="see `fedpeft list partitions`")
@@ -122,7 +114,7 @@ class PartitionConfig(BaseModel):
 class DataConfig(BaseModel):
     """`[data]`: where the examples are."""
 
-    model_config = _STRICT
+    model_config = STRICT
     source: str = Field("digits", description="hub id, local folder or file, or bundled name")
     subset: str | None = Field(None, description="of a hub data set: its configuration")
     revision: str | None = Field(None, description="of a hub data set")
@@ -150,7 +142,7 @@ class DataConfig(BaseModel):
 class BufferedConfig(BaseModel):
     """`[federation.buffered]`: options of `federation.mode = "buffered"`."""
 
-    model_config = _STRICT
+    model_config = STRICT
     size: Positive | None = Field(
         None, description="replies that make a round; clients_per_round by default"
     )
@@ -164,7 +156,7 @@ class BufferedConfig(BaseModel):
 class FederationConfig(BaseModel):
     """`[federation]`: the server."""
 
-    model_config = _STRICT
+    model_config = STRICT
     algorithm: str = Field("fedavg", description="see `fedpeft list algorithms`")
     mode: Literal["synchronous", "buffered"] = Field(
         "synchronous", description="`buffered`: asynchronous, on the simulated clock"
@@ -184,7 +176,7 @@ class FederationConfig(BaseModel):
 class StabilityConfig(BaseModel):
     """`[stability]`: the world that clients live in; the table switches the simulated clock on."""
 
-    model_config = _STRICT
+    model_config = STRICT
     dropout: Fraction = Field(0.0, description="probability that a client's turn breaks off")
     stragglers: Literal["none", "lognormal", "pareto"] = Field(
         "none", description="heavy-tailed slowdown of single turns"
@@ -220,7 +212,7 @@ class StabilityConfig(BaseModel):
 class ClientConfig(BaseModel):
     """`[client]`: local training."""
 
-    model_config = _STRICT
+    model_config = STRICT
     epochs: Positive = 10
     batch_size: Positive = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -245,7 +237,7 @@ class ClientConfig(BaseModel):
 class WireConfig(BaseModel):
     """`[wire]`: stages between clients and server, each `{ name = "...", option = value }`."""
 
-    model_config = _STRICT
+    model_config = STRICT
     up: list[Options] = Field(default_factory=list, description="from client to server, in order")
     down: list[Options] = Field(default_factory=list, description="from server to client, in order")
 
@@ -253,7 +245,7 @@ class WireConfig(BaseModel):
 class PrivacyConfig(BaseModel):
     """`[privacy]`: differential privacy."""
 
-    model_config = _STRICT
+    model_config = STRICT
     mode: Literal["none", "central", "local", "example", "paper"] = Field(
         "none", description="where updates or gradients are noised; paper guarantees nothing"
     )
@@ -273,65 +265,17 @@ class PrivacyConfig(BaseModel):
     )
 
 
-class EngineConfig(BaseModel):
-    """`[engine]`: where clients live."""
-
-    model_config = _STRICT
-    name: str = Field("local", description="see `fedpeft list engines`")
-    workers: Positive | None = Field(None, description="processes; one a core by default")
-    clients_per_pass: Positive | Literal["measure"] | None = Field(
-        None,
-        description="clients that train in one pass; from a table by default, or `measure`",
-    )
-    device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
-    deadline: Above | None = Field(
-        None,
-        description="Flower: longest turn of a client, in seconds; 3600 at sites, else none",
-    )
-    client_cpus: Above | None = Field(
-        None, description="flower-simulation: cores of one Ray actor; 1 by default"
-    )
-    client_gpus: NotNegative | None = Field(
-        None, description="flower-simulation: GPUs of one Ray actor, such as 0.25; 0 by default"
-    )
-    ray: str | None = Field(
-        None, description="flower-simulation: address of a Ray cluster; Ray is started here else"
-    )
-    superlink: str | None = Field(
-        None, description="flower: HOST:PORT of the SuperLink that `fedpeft run` submits to"
-    )
-    root_certificates: str | None = Field(
-        None, description="flower: file of the certificate authority that the SuperLink's is from"
-    )
-    insecure: bool = Field(
-        False, description="flower: true allows plain text to an address that is not loopback"
-    )
-    wait: Above | None = Field(
-        None, description="flower: seconds to wait for all sites before round 1; 300 by default"
-    )
-    retries: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="flower: submit so often again without a new round in between; 3"
-    )
-    signatures: list[str] | None = Field(
-        None, description="flower: files of `fedpeft sign`, for sites that run signed bundles only"
-    )
-    store_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        None, description="flower: on loopback, where the SuperLink fetches a signed bundle; 8090"
-    )
-
-
 class RunConfig(BaseModel):
     """`[run]`: what a run leaves in its folder."""
 
-    model_config = _STRICT
+    model_config = STRICT
     keep_deltas: bool = Field(False, description="keep each round's delta, for `fedpeft theorem`")
 
 
 class Experiment(BaseModel):
     """A whole experiment file."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str = Field(
         "fedpeft",
         description="of the run, for folders and reports",
@@ -368,11 +312,3 @@ def num_together(experiment: Experiment) -> int:
     """Return how many clients share a pass in an experiment for which that is decided."""
     found = experiment.engine.clients_per_pass
     return found if isinstance(found, int) else 1
-
-
-WAIT = 300.0
-"""Seconds to wait for all sites, where `engine.wait` says nothing."""
-
-
-DEADLINE = 3600.0
-"""Seconds that a site may take for a turn, where `engine.deadline` says nothing."""

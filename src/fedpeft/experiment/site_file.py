@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import is_loopback, nearest
+from fedpeft.experiment.fields import STRICT, Above, Port, Positive
 
 __all__ = [
     "AllowConfig",
@@ -27,17 +28,13 @@ __all__ = [
     "site_problems",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
-Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Mode = Literal["none", "central", "local", "example", "paper"]
-
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class SiteDataConfig(BaseModel):
     """`[data]`: the site's own examples. Only this file can name them."""
 
-    model_config = _STRICT
+    model_config = STRICT
     source: str = Field(description="a local file or folder, or a bundled name")
     train_split: str | None = Field(None, description="`train` by default; a lone split is taken")
     image: str | None = Field(None, description="column of the images; found by its name")
@@ -53,7 +50,7 @@ class SiteDataConfig(BaseModel):
 class SiteModelConfig(BaseModel):
     """`[model]`: which backbones a server may ask for."""
 
-    model_config = _STRICT
+    model_config = STRICT
     allow: list[str] | None = Field(
         None, description="names that may be loaded; bundled ones and presets by default"
     )
@@ -65,7 +62,7 @@ class SiteModelConfig(BaseModel):
 class SuperLinkConfig(BaseModel):
     """`[superlink]`: the server, and how this site knows it and is known by it."""
 
-    model_config = _STRICT
+    model_config = STRICT
     address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
     root_certificates: str | None = Field(None, description="PEM file that vouches for the server")
     private_key: str | None = Field(None, description="this site's key, registered at the server")
@@ -73,7 +70,7 @@ class SuperLinkConfig(BaseModel):
         default_factory=list,
         description="`ssh-ed25519 ...` lines, or files with one: who may sign app bundles",
     )
-    runtime_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+    runtime_port: Port | None = Field(
         None, description="of the SuperNode's own interface on loopback; a free one by default"
     )
 
@@ -81,7 +78,7 @@ class SuperLinkConfig(BaseModel):
 class AllowConfig(BaseModel):
     """`[allow]`: what an experiment may be."""
 
-    model_config = _STRICT
+    model_config = STRICT
     methods: list[str] | None = Field(None, description="tuning methods; all by default")
     max_rounds: Positive = Field(1000, description="of an experiment")
     max_epochs: Positive = Field(100, description="of a turn")
@@ -95,7 +92,7 @@ class AllowConfig(BaseModel):
 class SitePrivacyConfig(BaseModel):
     """`[privacy]`: what this site demands of an experiment's privacy."""
 
-    model_config = _STRICT
+    model_config = STRICT
     modes: list[Mode] = Field(
         ["none", "central", "local", "example"], description="modes in which it takes part"
     )
@@ -109,7 +106,7 @@ class SitePrivacyConfig(BaseModel):
 class WorkerConfig(BaseModel):
     """`[worker]`: the process that holds backbone and data."""
 
-    model_config = _STRICT
+    model_config = STRICT
     device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
     threads: Positive = Field(1, description="of torch; 1 gives the local engine's bits")
     seconds: Above = Field(3600.0, description="longest turn that the app waits for")
@@ -122,7 +119,7 @@ class WorkerConfig(BaseModel):
 class SiteConfig(BaseModel):
     """A whole site file."""
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str = Field(
         description="of this client in the federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
     )

@@ -1,8 +1,9 @@
 """From names to builders: the only place where a word of an experiment file meets code.
 
-    federation.algorithm -> ALGORITHMS    wire.up / wire.down -> STAGES    engine.name -> ENGINES
+    federation.algorithm -> ALGORITHMS    wire.up / wire.down -> STAGES
 
-Tuning methods, models, data sets and partitions have their tables in their own packages.
+Engines have theirs in `experiment/engines.py`, and tuning methods, models, data sets and partitions
+in their own packages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from fedpeft.wire.stages import Stage
 
 __all__ = [
     "ALGORITHMS",
-    "ENGINES",
     "PAPER_LR",
     "STAGES",
     "AlgorithmEntry",
@@ -80,12 +80,6 @@ STAGES: Mapping[str, Callable[..., Stage]] = {
     "float16": stages.float16,
     "int8": stages.int8,
     "top_k": stages.top_k,
-}
-
-ENGINES: Mapping[str, str] = {
-    "local": "worker processes on this machine",
-    "flower-simulation": "Ray actors through Flower's simulation, here or on a cluster",
-    "flower": "sites behind a Flower SuperLink, over TLS",
 }
 
 PAPER_LR: Mapping[str, float] = {

@@ -20,17 +20,15 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from fedpeft.build.model import build_tuned, check_device, up_stages
-from fedpeft.build.prefix import with_prefix
-from fedpeft.build.privacy import refuse_model
-from fedpeft.build.requests import data_request, local_settings, model_request
-from fedpeft.client.local import local_trainer
+from fedpeft.build.client_side import client_side
+from fedpeft.build.model import build_tuned, check_device
+from fedpeft.build.requests import data_request, model_request
+from fedpeft.core.cores import num_cores
 from fedpeft.core.errors import ConfigError, DataError, PrivacyError
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest
 from fedpeft.data.schemes import PartitionRequest
-from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.read import validate
@@ -40,9 +38,8 @@ from fedpeft.federation.site_budget import charge
 from fedpeft.federation.turn_store import TurnStore
 from fedpeft.models.locate import BUNDLED
 from fedpeft.models.source import sketch_model
-from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.handshake import VERSIONS, label_fact, model_facts
-from fedpeft.runs.environment import num_cores, versions
+from fedpeft.runs.environment import versions
 from fedpeft.runs.files import write_whole
 from fedpeft.runs.folder import experiment_digest
 from fedpeft.tuning.tuned import TunedModel
@@ -78,23 +75,14 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
             "the classes in data.classes"
         )
     tuned = build_tuned(experiment, num_labels or data.num_labels)
-    refuse_model(experiment, tuned)
     _check_size(tuned, site)
     rows = np.arange(len(data.train), dtype=np.int64)
-    settings = local_settings(experiment)
     whole = dataclasses.replace(data, clients={site.name: rows})
-    prefixed = with_prefix(_features_in_memory(experiment, site), tuned, whole, settings)
-    half = ClientHalf(
-        local_trainer(prefixed.tuned, settings),
-        up_stages(experiment),
-        tables.make_stages(experiment.wire.down, "wire.down"),
-        tuned.spec,
-        is_private(experiment),
-    )
+    side = client_side(_features_in_memory(experiment, site), tuned, whole)
     own_noise = experiment.privacy.mode in ("local", "example")
     return Prepared(
-        half,
-        ClientData(prefixed.data.train, rows),
+        side.half(),
+        ClientData(side.data.train, rows),
         _facts(server, tuned, data) | _site_facts(site, experiment, len(data.train)),
         once=own_noise,
         charge=functools.partial(charge, site, experiment),
