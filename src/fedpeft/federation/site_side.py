@@ -32,6 +32,7 @@ from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import is_private
 from fedpeft.experiment.read import validate
+from fedpeft.experiment.schema import explain
 from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation.site import Limits, Prepared, Site
 from fedpeft.federation.site_budget import charge
@@ -148,9 +149,7 @@ def _read(text: str) -> Experiment:
     except tomllib.TOMLDecodeError as error:
         said = str(error)
     except ValidationError as error:
-        said = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg'].lower()}" for item in error.errors()
-        )
+        said = "; ".join(problem.line for problem in explain(error, Experiment))
     raise ConfigError(
         f"the server's experiment cannot be read here: {said}. Use the same release of fedpeft on "
         "both sides, and no keys of your own"
