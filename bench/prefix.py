@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
+from fedpeft.build.engine import engine_builder
 from fedpeft.build.run import BuiltRun, assemble
 from fedpeft.data.examples import Federated
 from fedpeft.data.tensors import TextExamples, flat_tokens
@@ -186,7 +187,12 @@ def _side(size: Size, data: Federated, mode: str) -> Side:
     }
     experiment = resolve(validate(apply_overrides({}, settings.items()), "bench"))
     request = ModelRequest(size.model, task="text-classification", num_labels=CLASSES, seed=1)
-    built = assemble(experiment, tune(load_model(request), TuningRequest("head", seed=1)), data)
+    built = assemble(
+        experiment,
+        tune(load_model(request), TuningRequest("head", seed=1)),
+        data,
+        engine_builder(experiment),
+    )
     return Side(built, built.start, started=time.perf_counter() - began)
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.site import SiteConfig
+from fedpeft.experiment.site_file import SiteConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "experiment-file.md"
 SITE_PAGE = PAGE.with_name("site-file.md")

@@ -4,7 +4,7 @@ import time
 
 import psutil
 
-from fedpeft.engines.workers import Crew
+from fedpeft.engines.workers import WorkerPool
 
 
 def work(item):
@@ -12,7 +12,7 @@ def work(item):
 
 
 if __name__ == "__main__":
-    crew = Crew(work, 2)
-    list(crew.map([1, 2]))
+    pool = WorkerPool(work, 2)
+    list(pool.map([1, 2]))
     print(*(child.pid for child in psutil.Process().children()), flush=True)
     time.sleep(60)

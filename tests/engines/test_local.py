@@ -16,7 +16,7 @@ import torch
 
 from fedpeft.core.errors import EngineError
 from fedpeft.engines.local import block_size
-from fedpeft.engines.workers import Crew, Died
+from fedpeft.engines.workers import Died, WorkerPool
 from fedpeft.rounds.round import run_round
 from fedpeft.tuning.tuned import read_buffers, read_delta
 
@@ -85,12 +85,12 @@ def die_or_double(item):
 
 
 def test_a_worker_that_dies_costs_its_item_only():
-    crew = Crew(die_or_double, 2)
+    pool = WorkerPool(die_or_double, 2)
     try:
-        answers = dict(crew.map([1, 2, 3, 4, 5, 6]))
-        assert dict(crew.map([7, 8])) == {7: 14, 8: 16}
+        answers = dict(pool.map([1, 2, 3, 4, 5, 6]))
+        assert dict(pool.map([7, 8])) == {7: 14, 8: 16}
     finally:
-        crew.close()
+        pool.close()
     assert answers.pop(3) == Died(-signal.SIGKILL)
     assert answers == {1: 2, 2: 4, 4: 8, 5: 10, 6: 12}
 
@@ -108,23 +108,23 @@ kept: list[bytearray] = []
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_a_worker_without_work_gives_memory_back():
-    crew = Crew(hold_and_free, 1)
+    pool = WorkerPool(hold_and_free, 1)
     try:
-        ((_, busy),) = crew.map([1])  # the negative control: freed, and still there
-        process, deadline = psutil.Process(crew._workers[0].process.pid), time.monotonic() + 10
+        ((_, busy),) = pool.map([1])  # the negative control: freed, and still there
+        process, deadline = psutil.Process(pool._workers[0].process.pid), time.monotonic() + 10
         while busy - process.memory_info().rss < 90e6 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert busy - process.memory_info().rss > 90e6
     finally:
-        crew.close()
+        pool.close()
 
 
 def test_close_leaves_no_process():
     before = set(psutil.Process().children())
-    crew = Crew(die_or_double, 2)
-    list(crew.map([1, 2]))
+    pool = WorkerPool(die_or_double, 2)
+    list(pool.map([1, 2]))
     assert len(set(psutil.Process().children()) - before) == 2
-    crew.close()
+    pool.close()
     assert not set(psutil.Process().children()) - before
 
 
@@ -153,7 +153,7 @@ def test_workers_that_cannot_start_are_an_engine_error(monkeypatch):
     def refuse(*_):
         raise OSError("no more processes")
 
-    monkeypatch.setattr(Crew, "_start", refuse)
+    monkeypatch.setattr(WorkerPool, "_start", refuse)
     with pytest.raises(EngineError, match="2 worker processes cannot be started: no more"):
         support.engine(support.federated(), num_workers=2)
 

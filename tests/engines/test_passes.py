@@ -65,7 +65,7 @@ def test_workers_and_blocks_do_not_change_a_bit(monkeypatch):
     chosen = ["engine.clients_per_pass=3"]
     alone = states("engine.workers=1", *chosen)
     two = states("engine.workers=2", *chosen)
-    monkeypatch.setattr("fedpeft.build.run.block_size", lambda size, workers: 3)
+    monkeypatch.setattr("fedpeft.build.engine.block_size", lambda size, workers: 3)
     blocks = states("engine.workers=1", *chosen)
     assert torch.equal(alone[-1].delta, two[-1].delta)
     assert torch.equal(alone[-1].delta, blocks[-1].delta)

@@ -75,7 +75,7 @@ def test_a_worker_that_dies_costs_nothing_of_an_evaluation():
     engine = engine_of(model, 2)
     delta, buffers = read_delta(model), read_buffers(model)
     expected = engine.evaluate(delta, buffers)
-    for worker in engine._crew._workers:
+    for worker in engine._pool._workers:
         os.kill(worker.process.pid, signal.SIGKILL)
     again, after = engine.evaluate(delta, buffers), engine.evaluate(delta, buffers)
     engine.close()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import dataclasses
+import inspect
 import os
+import pickle
 import socket
 import stat
 import struct
@@ -82,24 +86,59 @@ def test_another_user_gets_no_answer(tmp_path, monkeypatch, caplog):
     assert "a connection of another user was refused" in caplog.text
 
 
+def head(text: bytes) -> bytes:
+    return struct.pack("!i", len(text)) + text
+
+
 @pytest.mark.parametrize(
     "frame",
     [
         b"",
         b"GET / HTTP/1.1\r\n\r\n",
-        struct.pack(">4sIQ", b"FPT1", 10, 10) + b"{}",
-        struct.pack(">4sIQ", b"FPT1", 2**32 - 1, 0),
-        struct.pack(">4sIQ", b"FPT1", 2, 2**63) + b"{}",
-        struct.pack(">4sIQ", b"FPT1", 2, 0) + b"{]",
-        struct.pack(">4sIQ", b"FPT1", 2, 0) + b"[]",
-        struct.pack(">4sIQ", b"FPT1", 9, 0) + b'{"no": 1}',
+        struct.pack("!i", 10) + b"{}",
+        struct.pack("!i", 2**31 - 1),
+        struct.pack("!i", -2),
+        head(b"{}") + struct.pack("!iQ", -1, 2**63),
+        head(b"{}") + struct.pack("!i", 10**6 + 1),
+        head(b"{]"),
+        head(b"[]") + struct.pack("!i", 0),
+        head(b'{"no": 1}') + struct.pack("!i", 0),
+        head(pickle.dumps(REQUEST)) + struct.pack("!i", 0),
     ],
-    ids=["empty", "http", "cut", "huge head", "huge blob", "no json", "no table", "no request"],
-)
+    ids=["empty", "http", "cut", "huge head", "negative", "huge blob", "long blob", "no json",
+         "no table", "no request", "pickle"],
+)  # fmt: skip
 def test_a_bad_frame_ends_its_connection_and_nothing_else(tmp_path, frame):
     with worker(tmp_path / "s"):
         assert raw(tmp_path / "s", frame) == b""
         assert ask(tmp_path / "s", REQUEST, timeout=5) == echo(REQUEST)
+
+
+def test_a_blob_of_the_most_bytes_is_taken_and_one_more_is_not(tmp_path):
+    with worker(tmp_path / "s", max_bytes=len(REQUEST.blob)):
+        assert ask(tmp_path / "s", REQUEST, timeout=5) == echo(REQUEST)
+        longer = dataclasses.replace(REQUEST, blob=REQUEST.blob + b"1")
+        with pytest.raises(EngineError, match="broke off before it answered"):
+            ask(tmp_path / "s", longer, timeout=5)
+
+
+def test_a_caller_that_sends_nothing_does_not_hold_the_worker(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(resident, "_PATIENCE", 0.1)
+    with worker(tmp_path / "s"), resident._connected(tmp_path / "s", time.monotonic() + 5):
+        assert ask(tmp_path / "s", REQUEST, timeout=5) == echo(REQUEST)
+    assert "a request could not be read" in caplog.text
+
+
+def test_frames_are_bytes_and_never_pickled():
+    """`send` and `recv` of a connection pickle: whoever can write to the socket could run code."""
+    calls = {
+        node.func.attr
+        for node in ast.walk(ast.parse(inspect.getsource(resident)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    assert {"send_bytes", "recv_bytes"} <= calls
+    assert not calls & {"send", "recv", "Listener", "Client"}
+    assert "pickle." not in inspect.getsource(resident)
 
 
 def test_a_caller_that_leaves_does_not_hurt(tmp_path):

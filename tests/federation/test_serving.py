@@ -14,7 +14,7 @@ from fedpeft.engines.flower import sites as flower_sites
 from fedpeft.engines.flower.app import AppFailure, client_app, server_app
 from fedpeft.engines.flower.requests import Answer
 from fedpeft.experiment.read import dump_experiment, read_experiment
-from fedpeft.experiment.site import read_site
+from fedpeft.experiment.site_file import read_site
 from fedpeft.federation.serving import serve
 from fedpeft.federation.site_side import make_site
 from fedpeft.federation.split import Door, split

@@ -15,7 +15,7 @@ from fedpeft.engines.flower.requests import Request
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, dump_experiment
 from fedpeft.experiment.resolve import resolve
-from fedpeft.experiment.site import SiteConfig
+from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation import site_side as sites
 from fedpeft.federation.site_budget import charge, spent
 from fedpeft.federation.site_side import agree, make_site, prepare

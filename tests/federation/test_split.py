@@ -14,7 +14,7 @@ from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.engines.flower.requests import Request
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, dump_experiment, read_experiment
-from fedpeft.experiment.site import read_site, site_problems
+from fedpeft.experiment.site_file import read_site, site_problems
 from fedpeft.federation.site_side import make_site
 from fedpeft.federation.split import Door, split
 from fedpeft.rounds.job import Failure, Job, Reply

@@ -22,6 +22,7 @@ from fedpeft.launch.sweep import (
     sweep,
 )
 from fedpeft.launch.sweep_table import table_lines
+from fedpeft.runs.lock import LOCK
 
 TINY = """
 [model]
@@ -153,7 +154,7 @@ def test_killed_sweep_takes_its_runs_with_it_and_goes_on(tmp_path: Path) -> None
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    owners = [json.loads(lock.read_text())["pid"] for lock in out.glob("*/lock")]
+    owners = [json.loads(lock.read_text())["pid"] for lock in out.glob(f"*/{LOCK}")]
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in owners) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -18,8 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fedpeft.cli.running
+import fedpeft.launch.start  # noqa: F401  # one import for all trials
 from fedpeft.cli import main
 from fedpeft.engines.local import LocalEngine
+from fedpeft.runs.lock import LOCK
 
 
 def command(args: list[str]) -> int:
@@ -82,7 +85,7 @@ def outcome(out: Path) -> dict[str, Any]:
     return {
         "digest": summary["delta_digest"],
         "records": records,
-        "left": sorted(p.name for p in out.rglob("*") if p.is_file() and p.name != "lock"),
+        "left": sorted(p.name for p in out.rglob("*") if p.is_file() and p.name != LOCK),
     }
 
 

@@ -16,6 +16,7 @@ from fedpeft.experiment.read import read_experiment, validate
 from fedpeft.launch.start import run
 from fedpeft.runs.checkpoint import checkpoints
 from fedpeft.runs.folder import RunFolder, experiment_digest, stored_experiment
+from fedpeft.runs.lock import LOCK
 
 TINY = {
     "name": "tiny",
@@ -55,7 +56,7 @@ def test_folder_holds_what_the_contract_names(done: Path) -> None:
         "experiment.toml", "environment.json", "rounds.jsonl", "summary.json", "checkpoints",
         "delta.safetensors",
     }  # fmt: skip
-    assert "lock" not in names
+    assert LOCK not in names
 
 
 def test_records_have_the_names_of_the_contract(done: Path) -> None:

@@ -1,8 +1,12 @@
-"""A client's side of a simulation, built from the text of an experiment alone.
+"""The client's side of a run: one builder for every engine, and for a site.
+
+    experiment, model, data ──> the cut below what trains ──> clients a pass ──> the client half
+
+In a simulation by Flower, a process that takes turns builds its own from the experiment's text:
 
     text ──once a process──> model, data, client half ──a request at a time──> answers
 
-The same client half as that of the local engine, with one thread: the same bytes come out.
+The same client half with one thread: the same bytes come out.
 """
 
 from __future__ import annotations
@@ -11,30 +15,83 @@ import functools
 import logging
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from fedpeft.build.model import build_tuned, load_run_data, make_half
-from fedpeft.build.prefix import with_prefix
+from fedpeft.build.model import build_tuned, load_run_data, up_stages
+from fedpeft.build.passes import resolve_passes
+from fedpeft.build.prefix import PrefixNote, with_prefix
+from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.build.requests import local_settings
+from fedpeft.client.local import LocalSettings
+from fedpeft.client.passes.many import many_trainer
 from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.flower.requests import Answer, Request
+from fedpeft.experiment import tables
+from fedpeft.experiment.experiment import Experiment, num_together
+from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.read import validate
 from fedpeft.rounds.client_half import ClientHalf, run_turn
+from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire import messages
 
-__all__ = ["take"]
+__all__ = ["ClientSide", "client_side", "take"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Side:
-    half: ClientHalf
+class ClientSide:
+    """What the clients of a run train with.
+
+    Attributes:
+      experiment: resolved; it says how many clients share a pass.
+      tuned: what trains: the model from the kept features on, or all of it.
+      data: the examples that it takes.
+      settings: of local training; evaluation takes device and precision from them.
+      prefix: what is kept of the frozen layers below all that trains.
+      half: builds the client half; called where the turns are taken.
+    """
+
+    experiment: Experiment
+    tuned: TunedModel
     data: Federated
+    settings: LocalSettings
+    prefix: PrefixNote
+    half: Callable[[], ClientHalf]
+
+
+def client_side(experiment: Experiment, tuned: TunedModel, data: Federated) -> ClientSide:
+    """Cut a run's model where it can be cut, and decide how its clients train.
+
+    Args:
+      experiment: resolved; its model, tuning and data parts are not read.
+      tuned: the whole model, on the CPU; the client's side owns it from here on.
+      data: of all clients.
+
+    Raises:
+      PrivacyError: if the model cannot be trained with the experiment's privacy.
+    """
+    PrivacyOfRun(experiment).refuse_model(tuned)
+    settings = local_settings(experiment)
+    cut = with_prefix(experiment, tuned, data, settings)
+    experiment = resolve_passes(experiment, cut.tuned, cut.data, settings)
+    half = functools.partial(_half, cut.tuned, settings, experiment)
+    return ClientSide(experiment, cut.tuned, cut.data, settings, cut.note, half)
+
+
+def _half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
+    return ClientHalf(
+        many_trainer(tuned, settings, clients_per_pass=num_together(experiment)),
+        up_stages(experiment),
+        tables.make_stages(experiment.wire.down, "wire.down", installed()),
+        tuned.spec,
+        PrivacyOfRun(experiment).private,
+    )
 
 
 def take(request: Request, memory: bytes) -> tuple[Answer, bytes]:
@@ -52,11 +109,11 @@ def take(request: Request, memory: bytes) -> tuple[Answer, bytes]:
     began = time.perf_counter()
     torch.set_num_threads(1)
     try:
-        side = _side(request.experiment)
+        half, federated = _of_process(request.experiment)
         kept = messages.decode(memory)[0] if memory else {}
-        data = ClientData(side.data.train, side.data.clients[request.client])
+        data = ClientData(federated.train, federated.clients[request.client])
         turn = ClientTurn(request.round, request.client, data, kept, request.seed, request.version)
-        blob, after = run_turn(side.half, request.blob, turn)
+        blob, after = run_turn(half, request.blob, turn)
     except (FedpeftError, ValueError, RuntimeError, OSError, MemoryError) as error:
         logger.debug("client %s failed", request.client, exc_info=True)
         reason = f"{type(error).__name__}: {error}"
@@ -66,10 +123,9 @@ def take(request: Request, memory: bytes) -> tuple[Answer, bytes]:
 
 
 @functools.lru_cache(maxsize=1)
-def _side(text: str) -> _Side:
-    """Build model, data and client half; kept for the next turn of this process."""
+def _of_process(text: str) -> tuple[ClientHalf, Federated]:
+    """Build client half and data from an experiment's text; kept for this process's next turn."""
     experiment = validate(tomllib.loads(text), "experiment")
     tuned = build_tuned(experiment, experiment.model.num_labels)
-    settings = local_settings(experiment)
-    prefixed = with_prefix(experiment, tuned, load_run_data(experiment), settings)
-    return _Side(make_half(prefixed.tuned, settings, experiment), prefixed.data)
+    side = client_side(experiment, tuned, load_run_data(experiment))
+    return side.half(), side.data

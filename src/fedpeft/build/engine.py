@@ -1,44 +1,47 @@
-"""Which engine a run gets, by `engine.name`."""
+"""From an engine's name to what builds it, for engines whose rounds run in this process.
+
+    engine.name -> BUILDERS -> (client's side) -> RunEngine
+
+Deployments, whose rounds run elsewhere, are submitted by `launch/start.py`.
+"""
 
 from __future__ import annotations
 
-from fedpeft.build.client_side import take
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from fedpeft.build.client_side import ClientSide, take
 from fedpeft.core.errors import ConfigError
-from fedpeft.data.examples import Federated
 from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
 from fedpeft.engines.flower.messages import require_flower
 from fedpeft.engines.flower.simulation import Doors, Resources, Simulation
-from fedpeft.experiment.experiment import Experiment
+from fedpeft.engines.local import LocalEngine, block_size
+from fedpeft.engines.scoring import Scorer, make_scorer
+from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.rounds.job import RunEngine
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["foreign_engine", "payload_bytes"]
+__all__ = ["BUILDERS", "BuildEngine", "engine_builder", "payload_bytes", "scorer_of"]
+
+BuildEngine: TypeAlias = Callable[[ClientSide], RunEngine]
 
 _WINDOW = 64
 
 
-def foreign_engine(experiment: Experiment, tuned: TunedModel, data: Federated) -> RunEngine | None:
-    """Return the engine of a run that is built here; None for the local one.
-
-    Args:
-      experiment: resolved, with its number of labels.
-      tuned: the server's model.
-      data: of all clients.
+def engine_builder(experiment: Experiment) -> BuildEngine:
+    """Return what builds an experiment's engine.
 
     Raises:
       ConfigError: for a deployment, whose server runs elsewhere.
-      EngineError: if Flower is not installed here.
     """
-    if experiment.engine.name == "local":
-        return None
-    if experiment.engine.name != "flower-simulation":
+    name = experiment.engine.name
+    if name not in BUILDERS:
         raise ConfigError(
-            f"engine.name: found {experiment.engine.name!r}; only `fedpeft run` and `fedpeft "
-            "handshake` work with a deployment. Use 'local' or 'flower-simulation' here"
+            f"engine.name: found {name!r}; only `fedpeft run` and `fedpeft handshake` work with a "
+            f"deployment. Use {' or '.join(map(repr, BUILDERS))} here"
         )
-    require_flower(simulation=True)
-    return _simulated(experiment, tuned, data)
+    return BUILDERS[name]
 
 
 def payload_bytes(tuned: TunedModel) -> int:
@@ -46,21 +49,38 @@ def payload_bytes(tuned: TunedModel) -> int:
     return tuned.spec.num_bytes + tuned.buffer_spec.num_bytes
 
 
-def _simulated(experiment: Experiment, tuned: TunedModel, data: Federated) -> FlowerEngine:
+def scorer_of(side: ClientSide) -> Scorer:
+    """Return the scorer of a run's test set."""
+    return make_scorer(side.tuned, side.data.test, side.settings)
 
-    engine = experiment.engine
-    window = max(1, min(_WINDOW, len(data.clients)))
+
+def _local(side: ClientSide) -> LocalEngine:
+    workers = side.experiment.engine.workers or 1
+    return LocalEngine(
+        side.half,
+        side.data,
+        num_workers=workers,
+        block=block_size(side.tuned.spec.num_bytes, workers),
+        clients_per_pass=num_together(side.experiment),
+        scorer=scorer_of(side),
+    )
+
+
+def _simulated(side: ClientSide) -> FlowerEngine:
+    require_flower(simulation=True)
+    engine, clients = side.experiment.engine, side.data.clients
+    window = max(1, min(_WINDOW, len(clients)))
     resources = Resources(
         engine.workers or 1, engine.client_cpus or 1.0, engine.client_gpus or 0.0, engine.ray
     )
     simulation = Simulation(take, resources, window)
     return FlowerEngine(
         simulation.open,
-        Doors(tuple(data.clients), simulation.nodes),
+        Doors(tuple(clients), simulation.nodes),
         FlowerSettings(
-            experiment=dump_experiment(experiment),
+            experiment=dump_experiment(side.experiment),
             run_id="simulation",
-            limit=reply_limit(payload_bytes(tuned)),
+            limit=reply_limit(payload_bytes(side.tuned)),
             deadline=engine.deadline,
             poll=0.02,
             window=window,
@@ -68,4 +88,8 @@ def _simulated(experiment: Experiment, tuned: TunedModel, data: Federated) -> Fl
         ),
         alive=simulation.alive,
         on_close=simulation.close,
+        scorer=scorer_of(side),
     )
+
+
+BUILDERS: Mapping[str, BuildEngine] = {"local": _local, "flower-simulation": _simulated}

@@ -9,18 +9,15 @@ import torch
 
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.build.requests import data_request, model_request, tuning_request
-from fedpeft.client.local import LocalSettings
-from fedpeft.client.passes.many import many_trainer
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
 from fedpeft.experiment import tables
-from fedpeft.experiment.experiment import Experiment, num_together
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.resolve import resolve
 from fedpeft.models.source import load_model, sketch_model
-from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.tuning.methods import tune
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.stages import Stage
@@ -31,7 +28,6 @@ __all__ = [
     "check_device",
     "fit_labels",
     "load_run_data",
-    "make_half",
     "sketch_run",
     "up_stages",
 ]
@@ -95,17 +91,6 @@ def load_run_data(experiment: Experiment) -> Federated:
     """
     shape = sketch_model(model_request(experiment, experiment.model.num_labels or 2))
     return load_data(data_request(experiment, shape.task.name), shape.inputs)
-
-
-def make_half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
-    """Build the client half of a resolved experiment."""
-    return ClientHalf(
-        many_trainer(tuned, settings, clients_per_pass=num_together(experiment)),
-        up_stages(experiment),
-        tables.make_stages(experiment.wire.down, "wire.down", installed()),
-        tuned.spec,
-        PrivacyOfRun(experiment).private,
-    )
 
 
 def fit_labels(experiment: Experiment, data: Federated) -> Experiment:

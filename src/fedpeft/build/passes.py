@@ -17,13 +17,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.passes.many import many_trainer, why_one_by_one
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.data.examples import ClientData, Federated
+from fedpeft.engines.workers import one_thread
+from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
 
@@ -69,7 +70,8 @@ def resolve_passes(
 ) -> Experiment:
     """Decide how many clients share a pass where the experiment leaves that open."""
     asked = experiment.engine.clients_per_pass
-    reason = why_one_by_one(tuned, settings) if experiment.engine.name == "local" else "engine.name"
+    shares = ENGINES[experiment.engine.name].shares_passes
+    reason = why_one_by_one(tuned, settings) if shares else "engine.name"
     if asked not in UNDECIDED:
         if reason and asked != 1:
             logger.info("engine.clients_per_pass = %s has no effect: %s", asked, reason)
@@ -112,18 +114,16 @@ def measure_passes(
     short = dataclasses.replace(settings, epochs=1)
     start_P = read_delta(tuned)
     turns = _short_turns(data, settings, max(_TRIED))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     best, fastest = 1, float("inf")
     try:
         for number in [k for k in _TRIED if k <= min(cohort, len(turns))]:
-            seconds = _seconds(tuned, short, start_P, turns[:number])
+            with one_thread():
+                seconds = _seconds(tuned, short, start_P, turns[:number])
             rounds = math.ceil(math.ceil(cohort / number) / workers)
             logger.info("%d clients a pass: %.1f ms a pass", number, 1e3 * seconds)
             if rounds * seconds < 0.95 * fastest:
                 best, fastest = number, rounds * seconds
     finally:
-        torch.set_num_threads(threads)
         write_delta(tuned, start_P)
     return best
 

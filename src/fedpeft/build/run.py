@@ -8,36 +8,28 @@ build_run      everything
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from fedpeft.build.engine import foreign_engine
+from fedpeft.build.client_side import client_side
+from fedpeft.build.engine import BuildEngine, engine_builder
 from fedpeft.build.model import (
     build_tuned,
     check_device,
     fit_labels,
     load_run_data,
-    make_half,
     up_stages,
 )
-from fedpeft.build.passes import resolve_passes
-from fedpeft.build.prefix import PrefixNote, with_prefix
+from fedpeft.build.prefix import PrefixNote
 from fedpeft.build.privacy_of_run import PrivacyOfRun
-from fedpeft.build.requests import local_settings
 from fedpeft.build.score import score_clients, scored_once
 from fedpeft.build.stability import make_buffering, make_conditions
-from fedpeft.client.evaluate import Evaluation
 from fedpeft.client.local import LocalSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
-from fedpeft.engines.local import LocalEngine, block_size
-from fedpeft.engines.scoring import make_scorer, score_all
 from fedpeft.experiment import tables
 from fedpeft.experiment.callbacks import Callback
-from fedpeft.experiment.experiment import Experiment, num_together
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.resolve import asked_clients, resolve
 from fedpeft.rounds.job import RunEngine
@@ -94,15 +86,16 @@ def build_run(experiment: Experiment) -> BuiltRun:
       ConfigError: if data, model and federation do not fit.
     """
     experiment = resolve(experiment)
+    build_engine = engine_builder(experiment)
     check_device(experiment)
     data = load_run_data(experiment)
     experiment = fit_labels(experiment, data)
     tuned = build_tuned(experiment, experiment.model.num_labels)
-    return assemble(experiment, tuned, data, foreign_engine(experiment, tuned, data))
+    return assemble(experiment, tuned, data, build_engine)
 
 
 def assemble(
-    experiment: Experiment, tuned: TunedModel, data: Federated, engine: RunEngine | None = None
+    experiment: Experiment, tuned: TunedModel, data: Federated, build_engine: BuildEngine
 ) -> BuiltRun:
     """Put a tuned model and a data set together with federation, client, wire and engine.
 
@@ -110,45 +103,29 @@ def assemble(
       experiment: resolved; its model, tuning and data parts are not read.
       tuned: the model; the run owns it from here on.
       data: of all clients.
-      engine: where the clients live; None starts the local engine.
+      build_engine: builds where the clients live, from the client's side of the run.
     """
     privacy = PrivacyOfRun(experiment)
-    privacy.refuse_model(tuned)
-    settings = local_settings(experiment)
     plan = _round_plan(privacy, tuned, data)
     start = privacy.start(plan.algorithm.init(read_delta(tuned), read_buffers(tuned)))
-    prefixed = with_prefix(experiment, tuned, data, settings)
-    experiment = resolve_passes(experiment, prefixed.tuned, prefixed.data, settings)
-    half = functools.partial(make_half, prefixed.tuned, settings, experiment)
-    workers = experiment.engine.workers or 1
-    scorer = make_scorer(prefixed.tuned, prefixed.data.test, settings)
-    evaluate: Callable[[Tensor, Tensor], Evaluation] = functools.partial(score_all, scorer)
-    if engine is None:
-        engine = local = LocalEngine(
-            half,
-            prefixed.data,
-            num_workers=workers,
-            block=block_size(tuned.spec.num_bytes, workers),
-            clients_per_pass=num_together(experiment),
-            scorer=scorer,
-        )
-        evaluate = local.evaluate
-    move(tuned, settings.device)
-    score = scored_once(lambda state: evaluate(state.delta, state.buffers))
+    side = client_side(experiment, tuned, data)
+    engine = build_engine(side)
+    move(tuned, side.settings.device)
+    score = scored_once(lambda state: engine.evaluate(state.delta, state.buffers))
     return BuiltRun(
-        experiment,
+        side.experiment,
         privacy,
         tuned,
         data,
         plan,
         engine,
-        settings,
+        side.settings,
         start,
         lambda state: tuned.loaded.task.metrics(*score(state).sums()),
         (lambda state: score_clients(score(state), tuned, data))
         if experiment.federation.evaluate_clients
         else None,
-        prefixed.note,
+        side.prefix,
         tables.make_callbacks(experiment.run.callbacks, installed()),
     )
 

@@ -87,16 +87,17 @@ def _algorithms() -> Rows:
 
 
 def _engines() -> Rows:
-    from fedpeft.experiment.tables import ENGINES
+    from fedpeft.experiment.engines import ENGINES
     from fedpeft.runs.environment import versions
 
-    found = versions(("flwr", "ray"))
-    here = {
-        "local": True,
-        "flower": found["flwr"] is not None,
-        "flower-simulation": None not in (found["flwr"], found["ray"]),
-    }
-    return [{"name": name, "installed": here[name], "what": what} for name, what in ENGINES.items()]
+    return [
+        {
+            "name": name,
+            "installed": None not in versions(kind.needs).values(),
+            "what": kind.summary,
+        }
+        for name, kind in ENGINES.items()
+    ]
 
 
 def _stages() -> Rows:

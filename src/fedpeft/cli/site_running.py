@@ -13,7 +13,8 @@ import typer
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import is_loopback
-from fedpeft.experiment.site import SiteConfig, read_site, site_problems
+from fedpeft.experiment.schema import listed
+from fedpeft.experiment.site_file import SiteConfig, read_site, site_problems
 from fedpeft.federation.resident import SOCKET, serve
 from fedpeft.federation.site_door import SECONDS, SITE
 from fedpeft.federation.supernode import Child, NodeSettings, follow, supernode, trusted_entities
@@ -51,7 +52,7 @@ def node_command(file: Path, part: str, *, unprotected: bool) -> None:
     site = read_site(file)
     problems = site_problems(site, part=part, unprotected=unprotected)
     if problems:
-        raise ConfigError("\n  ".join([f"{file}: {len(problems)} found", *problems]))
+        raise ConfigError(listed(str(file), problems))
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fedpeft.models.tasks import Batch
 
-__all__ = ["ClientData", "EpochViews", "ExampleSet", "Federated", "in_epoch"]
+__all__ = ["NO_DATA", "ClientData", "EpochViews", "ExampleSet", "Federated", "in_epoch"]
 
 
 class ExampleSet(Protocol):
@@ -87,3 +87,17 @@ class Federated:
     test_clients: dict[str, npt.NDArray[np.int64]]
     augmented: bool = False
     digest: str = ""
+
+
+class _NoExamples:
+    """A table without examples."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
+        raise IndexError("a table without examples was asked for a batch")
+
+
+NO_DATA = ClientData(_NoExamples(), np.empty(0, dtype=np.int64))
+"""A client's data where there is none: in a plan, at a server, for the canaries of an audit."""

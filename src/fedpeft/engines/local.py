@@ -24,8 +24,9 @@ from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import EngineError, FedpeftError
 from fedpeft.data.drawn import Sizes, names_of
 from fedpeft.data.examples import ClientData, Federated
+from fedpeft.engines.memories import Memories
 from fedpeft.engines.scoring import Scorer, score_all
-from fedpeft.engines.workers import Crew, Died
+from fedpeft.engines.workers import Died, WorkerPool, one_thread
 from fedpeft.rounds.client_half import ClientHalf, run_turn, run_turns
 from fedpeft.rounds.job import Failure, Job, Reply
 from fedpeft.rounds.round import turn_seed
@@ -112,7 +113,7 @@ class LocalEngine:
     ) -> None:
         self._names = names_of(data.clients)
         self._sizes = Sizes(data.clients)
-        self._memories: dict[str, dict[int, Memory]] = {}
+        self._memories = Memories()
         self._block = block
         self._num_workers = num_workers
         self._clients_per_pass = clients_per_pass
@@ -120,9 +121,9 @@ class LocalEngine:
         self._board = _board(scorer) if scorer and num_workers > 1 else ()
         work = _Work(make_half, data, scorer, self._board)
         self._work = work
-        self._crew: Crew[_Pass | range, _Answers | Evaluation] | None = None
+        self._pool: WorkerPool[_Pass | range, _Answers | Evaluation] | None = None
         if num_workers > 1:
-            self._crew = _start(work, num_workers)
+            self._pool = _start(work, num_workers)
 
     def clients(self) -> Sequence[str]:
         """Return the names of all clients."""
@@ -140,7 +141,10 @@ class LocalEngine:
             items = [tuple(self._item(job, name) for name in names) for names in longest_first]
             for item, answer in self._map(items):
                 if isinstance(answer.reply, Reply) and answer.memory:
-                    self._keep(item, job.committed[item.client], answer.memory)
+                    committed = job.committed[item.client]
+                    self._memories.keep(
+                        item.client, answer.memory, committed=committed, turn=item.round
+                    )
                 yield answer.reply
 
     def evaluate(self, delta: Tensor, buffers: Tensor) -> Evaluation:
@@ -154,18 +158,16 @@ class LocalEngine:
           EngineError: if the engine was made without a scorer.
         """
         scorer = self._scorer
-        if scorer is None:
-            raise EngineError("evaluate: this engine was made without a test set")
-        if self._crew is None:
+        if scorer is None or self._pool is None:
             return score_all(scorer, delta, buffers)
         for place, value in zip(self._board, (delta, buffers), strict=True):
             place.copy_(value)
         found: dict[int, Evaluation] = {}
-        for rows, scores in self._crew.map(scorer.spans()):
+        for rows, scores in self._pool.map(scorer.spans()):
             assert isinstance(rows, range)
             if not isinstance(scores, Evaluation):  # its worker died: an error shows here
                 logger.warning("evaluation of rows %d to %d: %s", rows[0], rows[-1], scores)
-                with _one_thread():
+                with one_thread():
                     scorer.load(delta, buffers)
                     scores = scorer.score(rows)
             found[rows.start] = scores
@@ -173,48 +175,34 @@ class LocalEngine:
 
     def memories(self, committed: Mapping[str, int]) -> dict[str, Tensor]:
         """Return all committed memories as named tensors, for a checkpoint."""
-        return {
-            f"{client}\n{key}": tensor
-            for client, kept in self._memories.items()
-            for key, tensor in kept.get(committed.get(client, 0), {}).items()
-        }
+        return self._memories.dump(committed)
 
     def restore(self, memories: Mapping[str, Tensor], committed: Mapping[str, int]) -> None:
         """Take back what `memories` gave."""
-        self._memories = {}
-        for name, tensor in memories.items():
-            client, key = name.split("\n", 1)
-            kept = self._memories.setdefault(client, {}).setdefault(committed[client], {})
-            self._memories[client][committed[client]] = {**kept, key: tensor}
+        self._memories.load(memories, committed)
 
     def close(self) -> None:
         """End the workers."""
-        if self._crew is not None:
-            self._crew.close()
+        if self._pool is not None:
+            self._pool.close()
 
     def _num_examples(self, names: Sequence[str]) -> int:
         return sum(self._sizes[name] for name in names)
 
     def _item(self, job: Job, client: str) -> _Item:
-        memory = self._memories.get(client, {}).get(job.committed[client], {})
+        memory = self._memories.get(client, job.committed[client])
         number = job.turns.get(client, job.round)
         seed = turn_seed(job.seed, number, client)
         version = job.versions.get(client, job.round - 1)
         return _Item(number, client, job.broadcast[client], memory, seed, version)
 
-    def _keep(self, item: _Item, committed: int, memory: Memory) -> None:
-        """Keep the memory before and after the turn, until the server says which one counts."""
-        before = self._memories.get(item.client, {}).get(committed)
-        kept = {committed: before} if before is not None else {}
-        self._memories[item.client] = {**kept, item.round: memory}
-
     def _map(self, passes: Sequence[_Pass]) -> Iterator[tuple[_Item, _Answer]]:
-        if self._crew is None:
-            with _one_thread():
+        if self._pool is None:
+            with one_thread():
                 for items in passes:
                     yield from zip(items, self._work.take(items), strict=True)
             return
-        for done, answers in self._crew.map(passes):
+        for done, answers in self._pool.map(passes):
             assert not isinstance(done, range)
             assert not isinstance(answers, Evaluation)
             items = done
@@ -232,9 +220,9 @@ def _board(scorer: Scorer) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(n).share_memory_() for n in sizes)  # type: ignore[no-untyped-call]  # torch's
 
 
-def _start(work: _Work, num_workers: int) -> Crew[_Pass | range, _Answers | Evaluation]:
+def _start(work: _Work, num_workers: int) -> WorkerPool[_Pass | range, _Answers | Evaluation]:
     try:
-        return Crew(work, num_workers)
+        return WorkerPool(work, num_workers)
     except OSError as error:
         raise EngineError(
             f"engine.workers: {num_workers} worker processes cannot be started: {error}. "
@@ -303,14 +291,3 @@ class _Work:
     def _turn(self, item: _Item) -> ClientTurn:
         data = ClientData(self._data.train, self._data.clients[item.client])
         return ClientTurn(item.round, item.client, data, item.memory, item.seed, item.version)
-
-
-class _one_thread:
-    """Compute with one torch thread inside the block: thread counts differ in the last bits."""
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)

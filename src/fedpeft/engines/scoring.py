@@ -16,7 +16,9 @@ from torch import Tensor
 from fedpeft.client.evaluate import Evaluation, evaluate
 from fedpeft.client.frozen.prefix import CHUNK
 from fedpeft.client.local import LocalSettings
+from fedpeft.core.errors import EngineError
 from fedpeft.data.examples import ExampleSet
+from fedpeft.engines.workers import one_thread
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
 __all__ = ["Scorer", "make_scorer", "score_all"]
@@ -76,12 +78,19 @@ def make_scorer(tuned: TunedModel, examples: ExampleSet, settings: LocalSettings
     )
 
 
-def score_all(scorer: Scorer, delta: Tensor, buffers: Tensor) -> Evaluation:
-    """Score the whole test set in this process, with one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+def score_all(scorer: Scorer | None, delta: Tensor, buffers: Tensor) -> Evaluation:
+    """Score the whole test set in this process, with one thread.
+
+    Args:
+      scorer: of the test set.
+      delta: flat, float32 [P].
+      buffers: the travelling ones, flat; of length 0 where there are none.
+
+    Raises:
+      EngineError: if there is no scorer.
+    """
+    if scorer is None:
+        raise EngineError("evaluate: this engine was made without a test set")
+    with one_thread():
         scorer.load(delta, buffers)
         return Evaluation.join([scorer.score(rows) for rows in scorer.spans()])
-    finally:
-        torch.set_num_threads(before)

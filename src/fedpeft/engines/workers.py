@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 import torch
 import torch.multiprocessing
 
-__all__ = ["Crew", "Died"]
+__all__ = ["Died", "WorkerPool", "one_thread"]
 
 _IDLE = 0.05
 """Seconds without work after which a worker gives memory back."""
@@ -47,7 +47,18 @@ class _Worker(Generic[In]):
     item: In | None = None
 
 
-class Crew(Generic[In, Out]):
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one torch thread inside the block: thread counts differ in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class WorkerPool(Generic[In, Out]):
     """Some worker processes that apply one function to items.
 
     Args:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedpeft.core.errors import FedpeftError
-from fedpeft.core.words import is_loopback, nearest
+from fedpeft.core.words import nearest
 from fedpeft.data.schemes import PARTITIONS
 from fedpeft.experiment import tables
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.check_stability import stability_problems
+from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.experiment.plugins import Plugins
 from fedpeft.experiment.privacy import PRIVACY_MODES
@@ -125,41 +126,27 @@ def _wire(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
 
 def _engine(experiment: Experiment) -> Iterator[str]:
     engine = experiment.engine
-    if engine.name not in tables.ENGINES:
-        yield f"engine.name: {engine.name!r} is unknown; {nearest(engine.name, tables.ENGINES)}"
     kind, _, number = engine.device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         yield f"engine.device: found {engine.device!r}; allowed are 'cpu', 'cuda' and 'cuda:N'"
     if kind == "cpu" and engine.precision == "bf16":
         yield "engine.precision: found 'bf16' with engine.device = 'cpu'; it is for GPUs only"
-    if engine.name == "flower":
-        yield from _deployment(experiment)
-    if kind == "cuda" and (engine.workers or 1) > 1 and engine.name == "local":
-        yield f"engine.workers: found {engine.workers} with a GPU; allowed is 1"
-    if engine.name != "local" and engine.clients_per_pass not in (None, 1):
+    chosen = ENGINES.get(engine.name)
+    if chosen is None:
+        yield f"engine.name: {engine.name!r} is unknown; {nearest(engine.name, ENGINES)}"
+        return
+    yield from chosen.problems(engine)
+    if not chosen.shares_passes and engine.clients_per_pass not in (None, 1):
         yield (
             f"engine.clients_per_pass: found {engine.clients_per_pass!r} with engine.name = "
             f"{engine.name!r}, which runs one client a process; allowed is 1, or 'local'"
         )
+    if chosen.deployed:
+        yield from _deployment(experiment)
 
 
 def _deployment(experiment: Experiment) -> Iterator[str]:
-    """Yield what a deployment lacks: an address, sites, and a network that is not open."""
-    engine = experiment.engine
-    address, safe = engine.superlink or "", engine.root_certificates is not None
-    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
-        yield (
-            f"engine.superlink: found {address!r}; a deployment needs the SuperLink's HOST:PORT, "
-            "such as 127.0.0.1:8000"
-        )
-    elif not safe and not engine.insecure and not is_loopback(address):
-        yield (
-            f"engine.root_certificates: not set, and {address} is not this machine: anyone on the "
-            "way could read and change every message. Name the file of the certificate authority, "
-            "or set engine.insecure = true to send in plain text"
-        )
-    if safe and engine.insecure:
-        yield "engine.insecure: found true with engine.root_certificates; set one of the two"
+    """Yield what only a simulation can do, and that the number of sites is not said."""
     if experiment.data.partition.clients is None:
         yield "data.partition.clients: not set; a deployment needs the number of its sites"
     if experiment.stability is not None:

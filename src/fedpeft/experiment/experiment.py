@@ -12,16 +12,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from fedpeft.experiment.fields import STRICT, Above, Fraction, NotNegative, Positive
+from fedpeft.experiment.engines import EngineConfig
+from fedpeft.experiment.fields import STRICT, Above, Fraction, NotNegative, Options, Positive
 from fedpeft.experiment.privacy import PrivacyConfig
 
 __all__ = [
-    "DEADLINE",
-    "WAIT",
     "BufferedConfig",
     "ClientConfig",
     "DataConfig",
-    "EngineConfig",
     "Experiment",
     "FederationConfig",
     "ModelConfig",
@@ -35,8 +33,6 @@ __all__ = [
     "num_clients",
     "num_together",
 ]
-
-Options = dict[str, Any]  # values are checked by the builder that the name selects
 
 
 class ModelConfig(BaseModel):
@@ -251,54 +247,6 @@ class WireConfig(BaseModel):
     down: list[Options] = Field(default_factory=list, description="from server to client, in order")
 
 
-class EngineConfig(BaseModel):
-    """`[engine]`: where clients live."""
-
-    model_config = STRICT
-    name: str = Field("local", description="see `fedpeft list engines`")
-    workers: Positive | None = Field(None, description="processes; one a core by default")
-    clients_per_pass: Positive | Literal["measure"] | None = Field(
-        None,
-        description="clients that train in one pass; from a table by default, or `measure`",
-    )
-    device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, GPUs only")
-    deadline: Above | None = Field(
-        None,
-        description="Flower: longest turn of a client, in seconds; 3600 at sites, else none",
-    )
-    client_cpus: Above | None = Field(
-        None, description="flower-simulation: cores of one Ray actor; 1 by default"
-    )
-    client_gpus: NotNegative | None = Field(
-        None, description="flower-simulation: GPUs of one Ray actor, such as 0.25; 0 by default"
-    )
-    ray: str | None = Field(
-        None, description="flower-simulation: address of a Ray cluster; Ray is started here else"
-    )
-    superlink: str | None = Field(
-        None, description="flower: HOST:PORT of the SuperLink that `fedpeft run` submits to"
-    )
-    root_certificates: str | None = Field(
-        None, description="flower: file of the certificate authority that the SuperLink's is from"
-    )
-    insecure: bool = Field(
-        False, description="flower: true allows plain text to an address that is not loopback"
-    )
-    wait: Above | None = Field(
-        None, description="flower: seconds to wait for all sites before round 1; 300 by default"
-    )
-    retries: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="flower: submit so often again without a new round in between; 3"
-    )
-    signatures: list[str] | None = Field(
-        None, description="flower: files of `fedpeft sign`, for sites that run signed bundles only"
-    )
-    store_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        None, description="flower: on loopback, where the SuperLink fetches a signed bundle; 8090"
-    )
-
-
 class RunConfig(BaseModel):
     """`[run]`: what a run leaves in its folder."""
 
@@ -351,11 +299,3 @@ def num_together(experiment: Experiment) -> int:
     """Return how many clients share a pass in an experiment for which that is decided."""
     found = experiment.engine.clients_per_pass
     return found if isinstance(found, int) else 1
-
-
-WAIT = 300.0
-"""Seconds to wait for all sites, where `engine.wait` says nothing."""
-
-
-DEADLINE = 3600.0
-"""Seconds that a site may take for a turn, where `engine.deadline` says nothing."""

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import importlib.resources
 import tomllib
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from fedpeft.core.errors import ConfigError, PrivacyError
-from fedpeft.core.words import nearest
 from fedpeft.experiment.check import problems_of
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.experiment.plugins import Plugins, installed
+from fedpeft.experiment.schema import explain, listed
 
 __all__ = [
     "apply_overrides",
@@ -125,20 +123,18 @@ def validate(table: Mapping[str, Any], where: str, plugins: Plugins | None = Non
       ConfigError: listing every problem, one a line.
       PrivacyError: the same, if all of them are privacy settings that would not protect.
     """
-    problems: list[str] = []
+    lines: list[str] = []
     try:
         experiment = Experiment.model_validate(dict(table))
     except ValidationError as error:
-        items = _one_a_place([item for item in error.errors() if _fits_branch(item)])
-        problems = [_explain(item) for item in items]
-        experiment = _without(table, [item["loc"] for item in items])
-    problems += problems_of(experiment, installed() if plugins is None else plugins)
-    if problems:
-        lines = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
-        count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+        problems = explain(error, Experiment)
+        lines = [problem.line for problem in problems]
+        experiment = _without(table, [problem.path for problem in problems])
+    known = installed() if plugins is None else plugins
+    lines = list(dict.fromkeys(lines + problems_of(experiment, known)))
+    if lines:
         unsound = set(privacy_problems(experiment, num_clients(experiment)))
-        kind = PrivacyError if set(problems) <= unsound else ConfigError
-        raise kind(f"{where}: {count}\n{lines}")
+        raise (PrivacyError if set(lines) <= unsound else ConfigError)(listed(where, lines))
     return experiment
 
 
@@ -151,80 +147,16 @@ def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in table.items()}
 
 
-def _explain(item: ErrorDetails) -> str:
-    """Turn one pydantic error into a line: key, what was found, what is allowed."""
-    parts = _path(item["loc"])
-    where = ".".join(parts)
-    if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key; {nearest(parts[-1], _keys_at(parts[:-1]))}"
-    found = item.get("input")
-    if item["type"] == "missing":
-        return f"{where}: is missing and required here"
-    shown = f"a table {sorted(found)}" if isinstance(found, Mapping) else repr(found)
-    return f"{where}: found {shown}; {_allowed(item)}"
-
-
-def _without(table: Mapping[str, Any], places: Iterable[Sequence[str | int]]) -> Experiment:
+def _without(table: Mapping[str, Any], paths: Iterable[Sequence[str]]) -> Experiment:
     """Validate what is left without the places that have problems, to find further ones."""
     rest = _copy(table)
-    for place in places:
+    for *parents, last in paths:
         inner: Any = rest
-        for part in _path(place)[:-1]:
+        for part in parents:
             inner = inner.get(part) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
-            inner.pop(_path(place)[-1], None)
+            inner.pop(last, None)
     try:
         return Experiment.model_validate(rest)
     except ValidationError:
         return Experiment()
-
-
-_BRANCHES = ("literal[", "dict[", "constrained-", "function-", "Normalization")
-
-
-def _path(place: Iterable[str | int]) -> list[str]:
-    """Return the keys of a pydantic location, without its names of union branches."""
-    return [str(part) for part in place if not str(part).startswith(_BRANCHES)]
-
-
-def _fits_branch(item: ErrorDetails) -> bool:
-    """Whether an error is of the branch of a union that the user meant: table or plain value."""
-    branch = next((str(p) for p in item["loc"] if str(p).startswith(_BRANCHES)), None)
-    if branch is None:
-        return True
-    wants_table = branch.startswith(("dict[", "Normalization"))
-    deep = str(item["loc"][-1]) != branch
-    return wants_table == (isinstance(item.get("input"), Mapping) or deep)
-
-
-def _one_a_place(items: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Of a number or a word, keep what is said of the one that was given."""
-    words = {tuple(_path(item["loc"])) for item in items if item["type"] == "literal_error"}
-    numbers = {tuple(_path(item["loc"])) for item in items if item["type"] != "literal_error"}
-    both = words & numbers
-    return [
-        item
-        for item in items
-        if tuple(_path(item["loc"])) not in both
-        or isinstance(item.get("input"), str) == (item["type"] == "literal_error")
-    ]
-
-
-def _allowed(item: ErrorDetails) -> str:
-    message = str(item["msg"])
-    if item["type"] == "model_type":
-        return "allowed is a table"
-    return "allowed is " + message.removeprefix("Input should be ").removeprefix("Value should be ")
-
-
-def _keys_at(parts: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = Experiment
-    for part in parts:
-        field = model.model_fields.get(part)
-        annotation = field.annotation if field else None
-        options = [annotation, *typing.get_args(annotation)]
-        tables = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not tables:
-            return []
-        model = tables[0]
-    return list(model.model_fields)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedpeft.core.cores import num_cores
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.experiment import tables
+from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
 from fedpeft.experiment.experiment import Experiment, StabilityConfig, num_clients
 from fedpeft.experiment.plugins import installed
@@ -78,11 +79,8 @@ def _is_bundled(name: str) -> bool:
 
 
 def _workers(experiment: Experiment) -> int:
-    engine = experiment.engine
-    if engine.device != "cpu" and engine.name == "local":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return engine.workers or max(1, min(cores or 1, experiment.federation.clients_per_round))
+    most = max(1, min(num_cores(), experiment.federation.clients_per_round))
+    return ENGINES[experiment.engine.name].workers(experiment.engine, most)
 
 
 def resolve_stability(experiment: Experiment, options: Mapping[str, object]) -> dict[str, object]:

@@ -1,11 +1,12 @@
 """From names to builders: the only place where a word of an experiment file meets code.
 
-    federation.algorithm -> ALGORITHMS     wire.up / wire.down -> STAGES     engine.name -> ENGINES
+    federation.algorithm -> ALGORITHMS     wire.up / wire.down -> STAGES
     federation.sampling  -> SAMPLERS       run.callbacks       -> CALLBACKS
 
 A builder is a function whose keyword arguments are the options, each with its default; it refuses
-values out of range. Tuning methods, tasks, data sets and partitions have their tables in their own
-rooms. What installed packages add (`plugins.py`) is looked up beside ours.
+values out of range. Engines have their table in `engines.py`, privacy modes in `privacy.py`, and
+tuning methods, tasks, data sets and partitions in their own rooms. What installed packages add
+(`plugins.py`) is looked up beside ours.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from fedpeft.wire.stages import Stage
 __all__ = [
     "ALGORITHMS",
     "CALLBACKS",
-    "ENGINES",
     "PAPER_LR",
     "SAMPLERS",
     "STAGES",
@@ -64,12 +64,6 @@ STAGES: Mapping[str, Callable[..., Stage]] = {
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {"fixed": sampling.fixed}
 
 CALLBACKS: Mapping[str, Callable[..., Callback]] = {}
-
-ENGINES: Mapping[str, str] = {
-    "local": "worker processes on this machine",
-    "flower-simulation": "Ray actors through Flower's simulation, here or on a cluster",
-    "flower": "sites behind a Flower SuperLink, over TLS",
-}
 
 PAPER_LR: Mapping[str, float] = {
     "full": 1e-3,

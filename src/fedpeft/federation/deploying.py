@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedpeft.core.errors import ConfigError, EngineError, FedpeftError, RoundError, RunFolderError
-from fedpeft.experiment.experiment import WAIT, Experiment
+from fedpeft.experiment.engines import WAIT
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.federation.bundle import STORE_PORT, read_signature
 from fedpeft.federation.control import Control, Link, RunState, Unreachable

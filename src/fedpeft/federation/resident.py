@@ -1,10 +1,10 @@
 """The resident worker of a site: it holds backbone and data, and answers over a private socket.
 
-    frame = "FPT1" | 4 bytes length of head | 8 bytes length of blob | head (JSON) | blob
+    message = head (JSON), then blob: two frames of `multiprocessing.connection`, bytes, no pickle
 
     short-lived process ──ask──> socket (0600, in a folder 0700, same user only) ──> take ──> answer
 
-One request at a time. A frame that is cut short, too long or not of this form ends its connection
+One request at a time. A message that is cut short, too long or not of this form ends its connection
 and nothing else. The worker ends with the process that started it.
 """
 
@@ -17,10 +17,12 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from fedpeft.core.errors import EngineError
 from fedpeft.engines.flower.requests import Answer, Request
@@ -32,17 +34,16 @@ logger = logging.getLogger(__name__)
 SOCKET = "fedpeft-socket"
 """Under this name a node's own configuration tells its app where the worker listens."""
 
-_MAGIC = b"FPT1"
-_HEAD = struct.Struct(">4sIQ")
 _HEAD_BYTES = 4 * 2**20
 _POLL = 0.25
 _PATIENCE = 30.0
 _LONGEST_PATH = 100
 _TRIES = 3
 
+_Words = TypeVar("_Words", Request, Answer)
 
-class _BadFrame(Exception):
-    """What came is not a frame."""
+_BROKEN = (OSError, EOFError, ValueError, TypeError, MemoryError)
+"""What a message that is cut short, too long or of another form raises."""
 
 
 def serve(
@@ -92,11 +93,11 @@ def ask(path: Path, request: Request, *, timeout: float, max_bytes: int = 2**40)
     for left in reversed(range(_TRIES)):
         try:
             return _ask_once(path, request, until, max_bytes)
-        except TimeoutError as error:
+        except BlockingIOError as error:
             raise EngineError(
                 f"{path}: the site's worker gave no answer within {timeout:.0f} s"
             ) from error
-        except (OSError, _BadFrame, TypeError) as error:
+        except _BROKEN as error:
             if not left:
                 raise EngineError(
                     f"{path}: the site's worker ended or broke off before it answered ({error})"
@@ -108,10 +109,9 @@ def ask(path: Path, request: Request, *, timeout: float, max_bytes: int = 2**40)
 
 def _ask_once(path: Path, request: Request, until: float, max_bytes: int) -> Answer:
     with _connected(path, until) as connection:
-        connection.settimeout(max(0.1, until - time.monotonic()))
-        _send(connection, _head_of(request), request.blob)
-        head, blob = _receive(connection, max_bytes)
-        return Answer(**(head | {"blob": blob}))
+        with _framed(connection, max(0.1, until - time.monotonic())) as frames:
+            _send(frames, request)
+            return _receive(frames, Answer, max_bytes)
 
 
 @contextlib.contextmanager
@@ -164,22 +164,22 @@ def _clear(path: Path) -> None:
 
 def _answer(connection: socket.socket, take: Callable[[Request], Answer], max_bytes: int) -> None:
     """Answer one connection; whatever its other end does, the worker lives."""
-    try:
-        if not _same_user(connection):
-            logger.warning("a connection of another user was refused")
-            return
-        connection.settimeout(_PATIENCE)
-        head, blob = _receive(connection, max_bytes)
-        request = Request(**(head | {"blob": blob}))
-    except (OSError, _BadFrame, TypeError) as error:
-        logger.warning("a request could not be read: %s", error)
+    if not _same_user(connection):
+        logger.warning("a connection of another user was refused")
         return
-    answer = take(request)
-    try:
-        connection.settimeout(_PATIENCE)
-        _send(connection, _head_of(answer), answer.blob)
-    except OSError as error:
-        logger.warning("round %d: nobody waits for the answer any more: %s", answer.round, error)
+    with _framed(connection, _PATIENCE) as frames:
+        try:
+            request = _receive(frames, Request, max_bytes)
+        except _BROKEN as error:
+            logger.warning("a request could not be read: %s", error)
+            return
+        answer = take(request)
+        try:
+            _send(frames, answer)
+        except OSError as error:
+            logger.warning(
+                "round %d: nobody waits for the answer any more: %s", answer.round, error
+            )
 
 
 @contextlib.contextmanager
@@ -213,41 +213,28 @@ def _same_user(connection: socket.socket) -> bool:
     return bool(user == os.getuid())
 
 
-def _head_of(words: Request | Answer) -> Mapping[str, object]:
+def _framed(connection: socket.socket, patience: float) -> closing[Connection[bytes, bytes]]:
+    """Hand a socket over to frames, which wait at most so many seconds for each part of one."""
+    limit = struct.pack("ll", int(patience), int(patience % 1 * 1e6))
+    for side in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, side, limit)
+    return closing(Connection(connection.detach()))
+
+
+def _send(frames: Connection[bytes, bytes], words: Request | Answer) -> None:
     head = asdict(replace(words, blob=b""))
     del head["blob"]
-    return head
+    frames.send_bytes(json.dumps(head).encode())
+    frames.send_bytes(words.blob)
 
 
-def _send(connection: socket.socket, head: Mapping[str, object], blob: bytes) -> None:
-    text = json.dumps(head).encode()
-    connection.sendall(_HEAD.pack(_MAGIC, len(text), len(blob)) + text)
-    connection.sendall(blob)
+def _receive(frames: Connection[bytes, bytes], kind: type[_Words], max_bytes: int) -> _Words:
+    """Read a request or an answer.
 
-
-def _receive(connection: socket.socket, max_bytes: int) -> tuple[dict[str, Any], bytes]:
-    magic, text_size, blob_size = _HEAD.unpack(_exactly(connection, _HEAD.size))
-    if magic != _MAGIC:
-        raise _BadFrame("it does not start as a frame does")
-    if text_size > _HEAD_BYTES or blob_size > max_bytes:
-        raise _BadFrame(
-            f"{text_size} and {blob_size} bytes; allowed are {_HEAD_BYTES} and {max_bytes}"
-        )
-    try:
-        head = json.loads(_exactly(connection, text_size))
-    except ValueError as error:
-        raise _BadFrame(f"its head is not JSON: {error}") from error
-    if not isinstance(head, dict):
-        raise _BadFrame("its head is no table")
-    return head, bytes(_exactly(connection, blob_size))
-
-
-def _exactly(connection: socket.socket, count: int) -> bytearray:
-    """Read so many bytes; memory grows with what has come, not with what was announced."""
-    data = bytearray()
-    while len(data) < count:
-        part = connection.recv(min(2**20, count - len(data)))
-        if not part:
-            raise _BadFrame(f"it ends after {len(data)} of {count} bytes")
-        data += part
-    return data
+    Raises:
+      OSError: if it is cut short or longer than allowed; `BlockingIOError` if it comes too late.
+      EOFError: if the other end is closed before all has come.
+      ValueError, TypeError: if it is not of this form.
+    """
+    head = json.loads(frames.recv_bytes(_HEAD_BYTES))
+    return kind(**head, blob=frames.recv_bytes(max_bytes))

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedpeft.build.engine import payload_bytes
+from fedpeft.build.client_side import ClientSide
+from fedpeft.build.engine import payload_bytes, scorer_of
 from fedpeft.build.model import build_tuned, check_device, fit_labels, load_run_data
 from fedpeft.build.run import assemble
 from fedpeft.core.errors import ConfigError
@@ -27,7 +28,8 @@ from fedpeft.data.examples import Federated
 from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
 from fedpeft.engines.flower.grid import Grid
 from fedpeft.engines.flower.sites import Greeting, Sites
-from fedpeft.experiment.experiment import DEADLINE, WAIT, EngineConfig, Experiment
+from fedpeft.experiment.engines import DEADLINE, WAIT, EngineConfig
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment, validate
 from fedpeft.federation.site_side import server_facts
 from fedpeft.rounds.handshake import compare, write_facts
@@ -117,19 +119,20 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
     ledger = Ledger(folder.path, secret=experiment.federation.sampling == "poisson")
     ledger.note("started", {"run_id": ledger.run_id, "resumed": folder.rounds.exists()})
     sites = _meet(grid, server, ledger)
-    engine = FlowerEngine(
-        lambda: grid,
-        sites,
-        FlowerSettings(
+
+    def build_engine(side: ClientSide) -> FlowerEngine:
+        settings = FlowerSettings(
             server.text,
             ledger.run_id,
-            reply_limit(payload_bytes(server.tuned)),
+            reply_limit(payload_bytes(side.tuned)),
             deadline=experiment.engine.deadline or DEADLINE,
-        ),
-        watch=ledger.watch,
-    )
+        )
+        return FlowerEngine(
+            lambda: grid, sites, settings, watch=ledger.watch, scorer=scorer_of(side)
+        )
+
     data = _of_sites(server.data, sites.clients())
-    built = assemble(experiment, server.tuned, data, engine)
+    built = assemble(experiment, server.tuned, data, build_engine)
     summary = run_experiment(built, folder, functools.partial(_tell, ledger))
     ledger.note("finished", {"delta_digest": summary["delta_digest"]})
     ledger.save()

@@ -33,7 +33,7 @@ def answer(request: Request, node: Mapping[str, object]) -> Answer:
             seconds = float(str(node.get(SECONDS, 3600.0)))
             return ask(Path(str(node[SOCKET])), request, timeout=seconds)
         if SITE in node:
-            from fedpeft.experiment.site import read_site
+            from fedpeft.experiment.site_file import read_site
             from fedpeft.federation.site_side import make_site
 
             return make_site(read_site(Path(str(node[SITE])))).take(request)

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from fedpeft.build.model import build_tuned, check_device, make_half
-from fedpeft.build.prefix import with_prefix
+from fedpeft.build.client_side import client_side
+from fedpeft.build.model import build_tuned, check_device
 from fedpeft.build.privacy_of_run import PrivacyOfRun
-from fedpeft.build.requests import data_request, local_settings, model_request
+from fedpeft.build.requests import data_request, model_request
+from fedpeft.core.cores import num_cores
 from fedpeft.core.errors import ConfigError, DataError, PrivacyError
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.data.load import load_data
@@ -32,14 +33,15 @@ from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.read import validate
-from fedpeft.experiment.site import SiteConfig
+from fedpeft.experiment.schema import explain
+from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation.site import Limits, Prepared, Site
 from fedpeft.federation.site_budget import charge
 from fedpeft.federation.turn_store import TurnStore
 from fedpeft.models.locate import BUNDLED
 from fedpeft.models.source import sketch_model
 from fedpeft.rounds.handshake import VERSIONS, label_fact, model_facts
-from fedpeft.runs.environment import num_cores, versions
+from fedpeft.runs.environment import versions
 from fedpeft.runs.files import write_whole
 from fedpeft.runs.folder import experiment_digest
 from fedpeft.tuning.tuned import TunedModel
@@ -75,17 +77,15 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
             "the classes in data.classes"
         )
     tuned = build_tuned(experiment, num_labels or data.num_labels)
-    privacy = PrivacyOfRun(experiment)
-    privacy.refuse_model(tuned)
     _check_size(tuned, site)
     rows = np.arange(len(data.train), dtype=np.int64)
-    settings = local_settings(experiment)
     whole = dataclasses.replace(data, clients={site.name: rows})
-    prefixed = with_prefix(_features_in_memory(experiment, site), tuned, whole, settings)
+    side = client_side(_features_in_memory(experiment, site), tuned, whole)
+    privacy = PrivacyOfRun(experiment)
     told = site.allow.num_examples and not privacy.private
     return Prepared(
-        make_half(prefixed.tuned, settings, experiment),
-        ClientData(prefixed.data.train, rows),
+        side.half(),
+        ClientData(side.data.train, rows),
         _facts(server, tuned, data) | _site_facts(site, len(data.train) if told else None),
         once=privacy.mode.noise_by == "client",
         charge=functools.partial(charge, site, experiment),
@@ -151,9 +151,7 @@ def _read(text: str) -> Experiment:
     except tomllib.TOMLDecodeError as error:
         said = str(error)
     except ValidationError as error:
-        said = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg'].lower()}" for item in error.errors()
-        )
+        said = "; ".join(problem.line for problem in explain(error, Experiment))
     raise ConfigError(
         f"the server's experiment cannot be read here: {said}. Use the same release of fedpeft on "
         "both sides, and no keys of your own"

@@ -11,9 +11,7 @@ are written whole or not at all and are readable by their owner only: they may h
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -71,12 +70,8 @@ class TurnStore:
     def locked(self) -> Iterator[None]:
         """Keep other processes of this client out of the block."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with FileLock(self._folder / ".lock", mode=0o600):
             yield
-        finally:
-            os.close(descriptor)
 
     def last(self, run: str) -> Kept | None:
         """Return the last turn that was taken in a run; None before the first.

@@ -16,10 +16,12 @@ from typing import Any
 
 from torch import nn
 
+from fedpeft.build.engine import engine_builder
 from fedpeft.build.model import check_device
 from fedpeft.build.run import BuiltRun, assemble
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
+from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
 from fedpeft.experiment.resolve import resolve
@@ -111,7 +113,7 @@ def simulate(
     private = {f"privacy.{key}": value for key, value in (privacy or {}).items()}
     experiment = _settings(tuned, data, settings or {}, private)
     check_device(experiment)
-    built = assemble(experiment, tuned, data)
+    built = assemble(experiment, tuned, data, engine_builder(experiment))
     try:
         records = _in_folder(built, Path(out), on_round) if out else _rounds(built, on_round)
     finally:
@@ -147,7 +149,7 @@ def _settings(
     }
     table = apply_overrides(described, (dict(settings) | dict(private)).items())
     experiment = validate(table, "settings")
-    if experiment.engine.name != "local":
+    if not ENGINES[experiment.engine.name].in_process:
         raise ConfigError(
             f"engine.name: found {experiment.engine.name!r}; objects of your own stay in this "
             "process. Use 'local' here, or an experiment file with `fedpeft run`"

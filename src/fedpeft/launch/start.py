@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from fedpeft.build.run import build_run
 from fedpeft.core.errors import ConfigError
+from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import resolve
+from fedpeft.federation.deploying import deploy
 from fedpeft.runs.folder import RunFolder, default_out, peek, with_recorded_passes
 from fedpeft.runs.lock import locked
 from fedpeft.runs.loop import run_experiment
 from fedpeft.runs.watch import RoundDone
 
-__all__ = ["run"]
+__all__ = ["DEPLOYMENTS", "run"]
+
+
+class Deploy(Protocol):
+    """Runs an experiment at a server elsewhere, waits for its end and gives the summary."""
+
+    def __call__(
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        on_round: Callable[[RoundDone], None],
+        *,
+        resume: bool,
+    ) -> dict[str, object]:
+        """Run it; see `run`."""
+        ...
+
+
+DEPLOYMENTS: Mapping[str, Deploy] = {"flower": deploy}
+"""What `engine.name` submits to, for engines whose rounds run elsewhere."""
 
 
 def run(
@@ -52,10 +74,8 @@ def run(
     finished = peek(wanted, folder, resume=resume)
     if finished is not None:
         return finished
-    if wanted.engine.name == "flower":
-        from fedpeft.federation.deploying import deploy  # late: it follows this module's runs
-
-        return deploy(wanted, folder, on_round, resume=resume)
+    if ENGINES[wanted.engine.name].deployed:
+        return DEPLOYMENTS[wanted.engine.name](wanted, folder, on_round, resume=resume)
     built = build_run(with_recorded_passes(experiment, folder) if resume else experiment)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)

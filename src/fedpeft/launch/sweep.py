@@ -23,11 +23,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TypeAlias
 
+from fedpeft.core.cores import num_cores
 from fedpeft.core.errors import FedpeftError, RunFolderError
+from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.launch.start import run
-from fedpeft.runs.environment import num_cores
 from fedpeft.runs.files import write_json
 from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.lock import LOCK, locked
@@ -200,7 +201,7 @@ def _layout(rows: Sequence[SweepRow]) -> tuple[int, int]:
         return 1, 1
     if any(row.experiment.engine.device != "cpu" for row in rows):
         return 1, 1
-    if any(row.experiment.engine.name != "local" for row in rows):
+    if not all(ENGINES[row.experiment.engine.name].in_process for row in rows):
         return 1, num_cores()
     asked = [row.experiment.engine.workers for row in rows]
     if all(asked):

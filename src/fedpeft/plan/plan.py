@@ -23,6 +23,7 @@ from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
+from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.resolve import planned_turns
 from fedpeft.experiment.sweep_rows import SweepRow
@@ -170,7 +171,7 @@ def _kept_deltas(sketch: Sketch) -> int:
 
 def _data(experiment: Experiment) -> Federated | None:
     """Load and partition data that is on this machine; None where it is not, or cannot be read."""
-    if experiment.engine.name == "flower":
+    if ENGINES[experiment.engine.name].deployed:
         return None  # what is here is the server's; the sites have theirs
     source = experiment.data.source
     if source not in BUNDLED_DATASETS and not Path(source).expanduser().exists():

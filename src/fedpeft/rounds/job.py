@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedpeft.client.evaluate import Evaluation
+
 __all__ = ["Engine", "Failure", "Job", "Reply", "RunEngine"]
 
 
@@ -71,15 +73,16 @@ class Engine(Protocol):
         ...
 
 
-class RunEngine(Protocol):
-    """An engine whose run can be resumed."""
+class RunEngine(Engine, Protocol):
+    """An engine that a whole run needs: it scores the server's test set, and can be resumed."""
 
-    def clients(self) -> Sequence[str]:
-        """Return the names of all clients, in a fixed order."""
-        ...
+    def evaluate(self, delta: Tensor, buffers: Tensor) -> Evaluation:
+        """Score the server's whole test set; the same numbers on every engine.
 
-    def run(self, job: Job) -> Iterator[Reply | Failure]:
-        """Ask the cohort; one answer a client, in any order."""
+        Args:
+          delta: flat, float32 [P].
+          buffers: the travelling ones, flat; of length 0 where there are none.
+        """
         ...
 
     def memories(self, committed: Mapping[str, int]) -> dict[str, Tensor]:

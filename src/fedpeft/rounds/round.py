@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +31,7 @@ from fedpeft.client.turns import (
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import DeltaMismatchError, RoundError
-from fedpeft.data.examples import ClientData
-from fedpeft.models.tasks import Batch
+from fedpeft.data.examples import NO_DATA
 from fedpeft.rounds.attendance import Buffering, Call, attend, gather
 from fedpeft.rounds.job import Engine, Failure, Job, Reply
 from fedpeft.server.availability import Conditions
@@ -287,20 +285,7 @@ def _turn(context: RoundContext, client: str) -> ClientTurn:
     """The server's view of a turn: everything but the client's data and memory."""
     number = context.turns.get(client, context.round)
     seed = turn_seed(context.seed, number, client)
-    return ClientTurn(number, client, _NO_DATA, {}, seed, context.round - 1)
-
-
-class _NoExamples:
-    """What a server sees of a client's examples."""
-
-    def __len__(self) -> int:
-        return 0
-
-    def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
-        raise RuntimeError("a server half asked for a client's examples")
-
-
-_NO_DATA = ClientData(_NoExamples(), np.empty(0, dtype=np.int64))
+    return ClientTurn(number, client, NO_DATA, {}, seed, context.round - 1)
 
 
 def _check_enough(plan: RoundPlan, call: Call) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Payload
-from fedpeft.data.examples import ClientData
+from fedpeft.data.examples import NO_DATA
 from fedpeft.rounds.client_half import reply_notes
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.messages import encoded_size
@@ -38,20 +37,6 @@ def wire_bytes(
         if tuned.buffer_spec.names:
             payload[BUFFERS] = torch.empty(tuned.buffer_spec.num_params)
         memory = start_memory(stages, tuned.spec)
-        encoded: Payload = encode_all(stages, payload, memory, _turn())[0]
+        turn = ClientTurn(1, "client", NO_DATA, {}, seed=1, version=0)
+        encoded: Payload = encode_all(stages, payload, memory, turn)[0]
     return encoded_size(encoded, notes)
-
-
-def _turn() -> ClientTurn:
-    nobody = ClientData(_Nothing(), np.empty(0, dtype=np.int64))
-    return ClientTurn(1, "client", nobody, {}, seed=1, version=0)
-
-
-class _Nothing:
-    """A table without examples."""
-
-    def __len__(self) -> int:
-        return 0
-
-    def batch(self, indices: Sequence[int], *, seed: int | None) -> Mapping[str, Tensor]:
-        raise IndexError("a plan has no examples")

@@ -8,7 +8,9 @@ import platform
 import sys
 from collections.abc import Mapping
 
-__all__ = ["PACKAGES", "describe_environment", "memory_bytes", "num_cores", "versions"]
+from fedpeft.core.cores import num_cores
+
+__all__ = ["PACKAGES", "describe_environment", "memory_bytes", "versions"]
 
 PACKAGES = (
     "fedpeft", "torch", "transformers", "peft", "safetensors", "numpy", "datasets", "tokenizers",
@@ -30,13 +32,6 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
     """Return package -> version, None where it is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     return found | {package: _version(package) for package in packages}
-
-
-def num_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def memory_bytes() -> int:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.errors import ConfigError, RunFolderError
+from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.runs.files import TEMPORARY, write_whole
@@ -250,19 +251,12 @@ def _content(path: Path) -> list[str]:
     return [name for name in names if name != LOCK and not name.endswith(TEMPORARY)]
 
 
-_PLACE = (
-    "workers", "deadline", "client_cpus", "client_gpus", "ray", "superlink", "root_certificates",
-    "insecure", "wait", "retries", "signatures", "store_port",
-)  # fmt: skip
-"""Keys of `[engine]` that say where and how patiently, and cannot change a reply's numbers."""
-
-
 def _comparable(experiment: Experiment) -> dict[str, object]:
     """An experiment without what may differ when a run is resumed."""
     table = experiment.model_dump(mode="json", exclude={"sweep"}, exclude_none=True)
     table["federation"].pop("rounds")
     table["run"].pop("callbacks", None)  # they look on
-    for key in _PLACE:
+    for key in PLACE:
         table["engine"].pop(key, None)
     if table["engine"].get("clients_per_pass") in (1, *UNDECIDED):
         table["engine"].pop("clients_per_pass", None)

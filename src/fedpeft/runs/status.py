@@ -2,7 +2,7 @@
 
     experiment.toml + rounds.jsonl + summary.json  ->  rounds, accuracy, bytes, epsilon
     sites.json (a deployment)                      ->  sites: last contact, turns, bytes, failures
-    lock                                           ->  whether somebody is at work
+    .fedpeft.lock                                  ->  whether somebody is at work
 
 Only reading: it may be asked at any moment, while a run writes.
 """

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from fedpeft.client.evaluate import Evaluation
 from fedpeft.core.errors import DeltaMismatchError
 from fedpeft.engines.flower.grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
 from fedpeft.engines.flower.messages import (
@@ -29,6 +30,7 @@ from fedpeft.engines.flower.messages import (
 )
 from fedpeft.engines.flower.requests import Answer, Request
 from fedpeft.engines.memories import Memories
+from fedpeft.engines.scoring import Scorer, score_all
 from fedpeft.rounds.job import Failure, Job, Reply
 from fedpeft.rounds.round import turn_seed
 from fedpeft.wire import messages
@@ -109,6 +111,7 @@ class FlowerEngine:
       alive: raises `EngineError` once the grid has ended; asked while replies are waited for.
       watch: told what happens.
       on_close: ends what `open_grid` started.
+      scorer: of the server's test set, for `evaluate`.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class FlowerEngine:
         alive: Callable[[], None] = lambda: None,
         watch: Watch = ignore,
         on_close: Callable[[], None] = lambda: None,
+        scorer: Scorer | None = None,
     ) -> None:
         self._open_grid = open_grid
         self._roster = roster
@@ -127,6 +131,7 @@ class FlowerEngine:
         self._alive = alive
         self._watch = watch
         self._on_close = on_close
+        self._scorer = scorer
         self._memories = Memories()
 
     def clients(self) -> Sequence[str]:
@@ -157,6 +162,18 @@ class FlowerEngine:
             if asked and not came:
                 self._alive()
                 time.sleep(self._settings.poll)
+
+    def evaluate(self, delta: Tensor, buffers: Tensor) -> Evaluation:
+        """Score the server's whole test set, in this process.
+
+        Args:
+          delta: flat, float32 [P].
+          buffers: the travelling ones, flat; of length 0 where there are none.
+
+        Raises:
+          EngineError: if the engine was made without a scorer.
+        """
+        return score_all(self._scorer, delta, buffers)
 
     def memories(self, committed: Mapping[str, int]) -> dict[str, Tensor]:
         """Return the committed memories that the server keeps, for a checkpoint."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +33,7 @@ from torch import Tensor
 from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Memory, Payload
 from fedpeft.core import seeds
 from fedpeft.core.errors import RoundError
-from fedpeft.data.examples import ClientData
+from fedpeft.data.examples import NO_DATA
 from fedpeft.rounds.client_half import ClientHalf, run_turn
 from fedpeft.rounds.job import Engine, Failure, Job, Reply
 from fedpeft.rounds.round import RoundPlan, RoundRecord, run_round, turn_seed
@@ -171,22 +171,9 @@ class CanaryEngine:
     def _turn(self, job: Job, client: str) -> Reply:
         memory = self._memories.get(client, {})
         seed = turn_seed(job.seed, job.round, client)
-        turn = ClientTurn(job.round, client, _NOTHING, memory, seed, job.round - 1)
+        turn = ClientTurn(job.round, client, NO_DATA, memory, seed, job.round - 1)
         blob, self._memories[client] = run_turn(self._half, job.broadcast[client], turn)
         return Reply(client, blob, 0.0)
-
-
-class _NoExamples:
-    """A canary has no examples."""
-
-    def __len__(self) -> int:
-        return 0
-
-    def batch(self, indices: Sequence[int], *, seed: int | None) -> Mapping[str, Tensor]:
-        raise RuntimeError("a canary asked for examples")
-
-
-_NOTHING = ClientData(_NoExamples(), np.empty(0, dtype=np.int64))
 
 
 def watch_rounds(

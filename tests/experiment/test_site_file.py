@@ -6,7 +6,7 @@ import pytest
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import is_loopback
-from fedpeft.experiment.site import read_site, site_problems
+from fedpeft.experiment.site_file import read_site, site_problems
 
 SMALL = 'name = "a"\n[data]\nsource = "digits"\n'
 

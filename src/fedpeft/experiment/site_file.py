@@ -14,8 +14,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import is_loopback, nearest
-from fedpeft.experiment.fields import STRICT, Above, Positive
+from fedpeft.experiment.fields import STRICT, Above, Port, Positive
 from fedpeft.experiment.privacy import PRIVACY_MODES, ModeName
+from fedpeft.experiment.schema import explain, listed
 
 __all__ = [
     "AllowConfig",
@@ -69,7 +70,7 @@ class SuperLinkConfig(BaseModel):
         default_factory=list,
         description="`ssh-ed25519 ...` lines, or files with one: who may sign app bundles",
     )
-    runtime_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+    runtime_port: Port | None = Field(
         None, description="of the SuperNode's own interface on loopback; a free one by default"
     )
 
@@ -144,8 +145,8 @@ def read_site(file: Path) -> SiteConfig:
     try:
         site = SiteConfig.model_validate(table)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
-        raise ConfigError("\n  ".join([f"{file}: {_count(lines)}", *lines])) from error
+        lines = [problem.line for problem in explain(error, SiteConfig)]
+        raise ConfigError(listed(str(file), lines)) from error
     return _absolute(site, file.absolute().parent)
 
 
@@ -247,31 +248,3 @@ def _absolute(site: SiteConfig, folder: Path) -> SiteConfig:
             ),
         }
     )
-
-
-def _explain(item: Mapping[str, object]) -> str:
-    """Turn one pydantic error into a line: key, what was found, what is allowed."""
-    place = item["loc"]
-    assert isinstance(place, tuple)
-    parts = [str(part) for part in place]
-    where, found = ".".join(parts), item.get("input")
-    if item["type"] == "missing":
-        return f"{where}: is missing and required"
-    if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key; {nearest(parts[-1], _keys_at(parts[:-1]))}"
-    return f"{where}: found {found!r}; {str(item['msg']).replace('Input should be', 'allowed is')}"
-
-
-def _keys_at(parts: list[str]) -> list[str]:
-    model: type[BaseModel] = SiteConfig
-    for part in parts:
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def _count(lines: list[str]) -> str:
-    return f"{len(lines)} problems" if len(lines) > 1 else "1 problem"

@@ -1,0 +1,101 @@
+"""From what a schema says of a table to lines that a reader can act on: the one translation.
+
+client.epochs: found 0; allowed is greater than or equal to 1
+client.lrr: unknown key; did you mean 'lr'?
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from fedpeft.core.words import nearest
+
+__all__ = ["Problem", "explain", "listed"]
+
+_BRANCHES = ("literal[", "dict[", "constrained-", "function-", "Normalization")
+"""How pydantic's names of the branches of a union begin."""
+
+_SHOWN = 200
+"""Most characters of a value that are shown."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong at one place of a table.
+
+    Attributes:
+      path: keys that lead there.
+      line: the key, what was found and what is allowed.
+    """
+
+    path: tuple[str, ...]
+    line: str
+
+
+def explain(error: ValidationError, schema: type[BaseModel]) -> list[Problem]:
+    """Translate the errors of a schema; of a union, those of the branch that the user meant."""
+    items = _one_a_place([item for item in error.errors() if _fits_branch(item)])
+    return [Problem(_path(item), _line(item, schema)) for item in items]
+
+
+def listed(where: str, lines: Sequence[str]) -> str:
+    """Write a list of problems: where, how many, then one a line."""
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    return "\n  ".join([f"{where}: {count}", *lines])
+
+
+def _line(item: ErrorDetails, schema: type[BaseModel]) -> str:
+    path, found = _path(item), item.get("input")
+    where, kind = ".".join(path), item["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key; {nearest(path[-1], _keys_at(schema, path[:-1]))}"
+    if kind == "missing":
+        return f"{where}: is missing and required here"
+    shown = f"a table {sorted(found)}" if isinstance(found, Mapping) else repr(found)[:_SHOWN]
+    allowed = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value should be ")
+    return f"{where}: found {shown}; allowed is {'a table' if kind == 'model_type' else allowed}"
+
+
+def _path(item: ErrorDetails) -> tuple[str, ...]:
+    """Return the keys of an error's place, without the names of union branches."""
+    return tuple(str(part) for part in item["loc"] if not str(part).startswith(_BRANCHES))
+
+
+def _fits_branch(item: ErrorDetails) -> bool:
+    """Whether an error is of the branch of a union that the user meant: table or plain value."""
+    branch = next((str(p) for p in item["loc"] if str(p).startswith(_BRANCHES)), None)
+    if branch is None:
+        return True
+    wants_table = branch.startswith(("dict[", "Normalization"))
+    deep = str(item["loc"][-1]) != branch
+    return wants_table == (isinstance(item.get("input"), Mapping) or deep)
+
+
+def _one_a_place(items: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Of a number or a word, keep what is said of the one that was given."""
+    words = {_path(item) for item in items if item["type"] == "literal_error"}
+    both = words & {_path(item) for item in items if item["type"] != "literal_error"}
+    return [
+        item
+        for item in items
+        if _path(item) not in both
+        or isinstance(item.get("input"), str) == (item["type"] == "literal_error")
+    ]
+
+
+def _keys_at(schema: type[BaseModel], path: Iterable[str]) -> list[str]:
+    """Return the keys of the table that a path leads to."""
+    for part in path:
+        field = schema.model_fields.get(part)
+        annotation = field.annotation if field else None
+        options = [annotation, *typing.get_args(annotation)]
+        tables = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not tables:
+            return []
+        schema = tables[0]
+    return list(schema.model_fields)
