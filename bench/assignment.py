@@ -24,6 +24,7 @@ from fedpeft.client.turns import ClientTurn
 from fedpeft.data.examples import ClientData, ExampleSet
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
+from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.models.source import load_model
 from fedpeft.rounds.round import turn_seed
 from fedpeft.server.sampling import fixed_cohort
@@ -52,7 +53,7 @@ def write_work(folder: Path, settings: Mapping[str, Any]) -> Path:
       settings: of the experiment, on top of the quickstart.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    built = build_run(experiment_of({**settings, "engine.workers": 1}))
+    built = build_run(resolve(experiment_of({**settings, "engine.workers": 1})))
     try:
         save_delta(module_paths(built.tuned), folder / "start.safetensors")
         _write_model(folder / "model", built.experiment)
@@ -93,7 +94,9 @@ def _write_model(folder: Path, experiment: Experiment) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    module: Any = load_model(model_request(experiment, experiment.model.num_labels)).module
+    module: Any = load_model(
+        model_request(Resolved(experiment), experiment.model.num_labels)
+    ).module
     for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if hasattr(module.config, key):
             setattr(module.config, key, 0.0)

@@ -20,6 +20,7 @@ from bench.assignment import experiment_of
 from bench.figures import Report, check, figure
 from bench.machine import others
 from fedpeft.build.run import build_run
+from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.buffered import advance
 
 __all__ = ["run", "training_flops"]
@@ -55,7 +56,7 @@ def run(small: bool) -> Report:
         "engine.workers": 1,
         "engine.clients_per_pass": 1,
     }
-    built = build_run(experiment_of(settings))
+    built = build_run(resolve(experiment_of(settings)))
     config: Any = built.tuned.loaded.module.config
     tokens = (config.image_size // config.patch_size) ** 2 + 1
     flops = batch * training_flops(

@@ -160,9 +160,10 @@ def main(settings: Mapping[str, Any]) -> dict[str, int]:
     """Run one round and measure this process and its workers while they are there."""
     from bench.assignment import experiment_of
     from fedpeft.build.run import build_run
+    from fedpeft.experiment.resolve import resolve
     from fedpeft.rounds.buffered import advance
 
-    built = build_run(experiment_of(settings))
+    built = build_run(resolve(experiment_of(settings)))
     try:
         _, record = advance(built.start, built.plan, built.engine)
         if record.failures:

@@ -191,7 +191,7 @@ def _side(size: Size, data: Federated, mode: str) -> Side:
         experiment,
         tune(load_model(request), TuningRequest("head", seed=1)),
         data,
-        engine_builder(experiment),
+        engine_builder(experiment.experiment),
     )
     return Side(built, built.start, started=time.perf_counter() - began)
 

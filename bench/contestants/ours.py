@@ -10,6 +10,7 @@ from typing import Any
 from bench.assignment import experiment_of, module_paths
 from bench.contestants.work import save_delta
 from fedpeft.build.run import build_run
+from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.buffered import advance
 from fedpeft.tuning.tuned import write_delta
 
@@ -24,7 +25,7 @@ def open_session(settings: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]
       `finish(out)`: write the delta, return the accuracy;
       `close()`: end the workers.
     """
-    built = build_run(experiment_of(settings))
+    built = build_run(resolve(experiment_of(settings)))
     state = built.start
 
     def round() -> float:

@@ -31,10 +31,9 @@ from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.flower.requests import Answer, Request
-from fedpeft.experiment import tables
-from fedpeft.experiment.experiment import Experiment, num_together
-from fedpeft.experiment.plugins import installed
+from fedpeft.experiment.experiment import num_together
 from fedpeft.experiment.read import validate
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.rounds.client_half import ClientHalf, run_turn
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire import messages
@@ -49,7 +48,7 @@ class ClientSide:
     """What the clients of a run train with.
 
     Attributes:
-      experiment: resolved; it says how many clients share a pass.
+      resolved: the experiment; it says how many clients share a pass.
       tuned: what trains: the model from the kept features on, or all of it.
       data: the examples that it takes.
       settings: of local training; evaluation takes device and precision from them.
@@ -57,7 +56,7 @@ class ClientSide:
       half: builds the client half; called where the turns are taken.
     """
 
-    experiment: Experiment
+    resolved: Resolved
     tuned: TunedModel
     data: Federated
     settings: LocalSettings
@@ -65,30 +64,32 @@ class ClientSide:
     half: Callable[[], ClientHalf]
 
 
-def client_side(experiment: Experiment, tuned: TunedModel, data: Federated) -> ClientSide:
+def client_side(resolved: Resolved, tuned: TunedModel, data: Federated) -> ClientSide:
     """Cut a run's model where it can be cut, and decide how its clients train.
 
     Args:
-      experiment: resolved; its model, tuning and data parts are not read.
+      resolved: the experiment; its model, tuning and data parts are not read.
       tuned: the whole model, on the CPU; the client's side owns it from here on.
       data: of all clients.
 
     Raises:
       PrivacyError: if the model cannot be trained with the experiment's privacy.
     """
-    PrivacyOfRun(experiment).refuse_model(tuned)
-    settings = local_settings(experiment)
-    cut = with_prefix(experiment, tuned, data, settings)
-    experiment = resolve_passes(experiment, cut.tuned, cut.data, settings)
-    half = functools.partial(_half, cut.tuned, settings, experiment)
-    return ClientSide(experiment, cut.tuned, cut.data, settings, cut.note, half)
+    PrivacyOfRun(resolved.experiment).refuse_model(tuned)
+    settings = local_settings(resolved)
+    cut = with_prefix(resolved.experiment, tuned, data, settings)
+    engine = resolve_passes(resolved.experiment, cut.tuned, cut.data, settings).engine
+    resolved = resolved.changed(engine=engine)
+    half = functools.partial(_half, cut.tuned, settings, resolved)
+    return ClientSide(resolved, cut.tuned, cut.data, settings, cut.note, half)
 
 
-def _half(tuned: TunedModel, settings: LocalSettings, experiment: Experiment) -> ClientHalf:
+def _half(tuned: TunedModel, settings: LocalSettings, resolved: Resolved) -> ClientHalf:
+    experiment = resolved.experiment
     return ClientHalf(
         many_trainer(tuned, settings, clients_per_pass=num_together(experiment)),
-        up_stages(experiment),
-        tables.make_stages(experiment.wire.down, "wire.down", installed()),
+        up_stages(resolved),
+        resolved.down,
         tuned.spec,
         PrivacyOfRun(experiment).private,
     )
@@ -125,7 +126,7 @@ def take(request: Request, memory: bytes) -> tuple[Answer, bytes]:
 @functools.lru_cache(maxsize=1)
 def _of_process(text: str) -> tuple[ClientHalf, Federated]:
     """Build client half and data from an experiment's text; kept for this process's next turn."""
-    experiment = validate(tomllib.loads(text), "experiment")
-    tuned = build_tuned(experiment, experiment.model.num_labels)
-    side = client_side(experiment, tuned, load_run_data(experiment))
+    resolved = Resolved(validate(tomllib.loads(text), "experiment"))
+    tuned = build_tuned(resolved, resolved.experiment.model.num_labels)
+    side = client_side(resolved, tuned, load_run_data(resolved))
     return side.half(), side.data

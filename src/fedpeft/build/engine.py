@@ -55,20 +55,20 @@ def scorer_of(side: ClientSide) -> Scorer:
 
 
 def _local(side: ClientSide) -> LocalEngine:
-    workers = side.experiment.engine.workers or 1
+    workers = side.resolved.experiment.engine.workers or 1
     return LocalEngine(
         side.half,
         side.data,
         num_workers=workers,
         block=block_size(side.tuned.spec.num_bytes, workers),
-        clients_per_pass=num_together(side.experiment),
+        clients_per_pass=num_together(side.resolved.experiment),
         scorer=scorer_of(side),
     )
 
 
 def _simulated(side: ClientSide) -> FlowerEngine:
     require_flower(simulation=True)
-    engine, clients = side.experiment.engine, side.data.clients
+    engine, clients = side.resolved.experiment.engine, side.data.clients
     window = max(1, min(_WINDOW, len(clients)))
     resources = Resources(
         engine.workers or 1, engine.client_cpus or 1.0, engine.client_gpus or 0.0, engine.ray
@@ -78,7 +78,7 @@ def _simulated(side: ClientSide) -> FlowerEngine:
         simulation.open,
         Doors(tuple(clients), simulation.nodes),
         FlowerSettings(
-            experiment=dump_experiment(side.experiment),
+            experiment=dump_experiment(side.resolved.experiment),
             run_id="simulation",
             limit=reply_limit(payload_bytes(side.tuned)),
             deadline=engine.deadline,

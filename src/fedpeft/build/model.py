@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +12,8 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
-from fedpeft.experiment import tables
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.models.source import load_model, sketch_model
 from fedpeft.tuning.methods import tune
 from fedpeft.tuning.tuned import TunedModel
@@ -38,74 +35,69 @@ class Sketch:
     """What `plan` needs: shapes, no weights.
 
     Attributes:
-      experiment: resolved.
+      resolved: the experiment.
       tuned: the tuned model on the `meta` device.
       total_parameters: of the whole tuned model.
-      up: stages from client to server, without those of privacy, which change no size.
-      down: stages from server to client.
       privacy: of the run.
     """
 
-    experiment: Experiment
+    resolved: Resolved
     tuned: TunedModel
     total_parameters: int
-    up: Sequence[Stage]
-    down: Sequence[Stage]
     privacy: PrivacyOfRun
 
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment, complete."""
+        return self.resolved.experiment
 
-def build_tuned(experiment: Experiment, num_labels: int | None) -> TunedModel:
+
+def build_tuned(resolved: Resolved, num_labels: int | None) -> TunedModel:
     """Load a run's model and apply its tuning method; the delta is the one before round 1."""
-    loaded = load_model(model_request(experiment, num_labels))
-    return tune(loaded, tuning_request(experiment))
+    loaded = load_model(model_request(resolved, num_labels))
+    return tune(loaded, tuning_request(resolved))
 
 
 def sketch_run(experiment: Experiment) -> Sketch:
     """Build the shapes of a run on the `meta` device."""
-    experiment = resolve(experiment)
-    num_labels = experiment.model.num_labels or _known_labels(experiment)
-    tuned = tune(sketch_model(model_request(experiment, num_labels)), tuning_request(experiment))
-    privacy = PrivacyOfRun(experiment)
+    resolved = resolve(experiment)
+    num_labels = resolved.experiment.model.num_labels or _known_labels(resolved.experiment)
+    tuned = tune(sketch_model(model_request(resolved, num_labels)), tuning_request(resolved))
+    privacy = PrivacyOfRun(resolved.experiment)
     privacy.refuse_model(tuned)
-    return Sketch(
-        experiment,
-        tuned,
-        sum(parameter.numel() for parameter in tuned.model.parameters()),
-        tables.make_stages(experiment.wire.up, "wire.up", installed()),
-        tables.make_stages(experiment.wire.down, "wire.down", installed()),
-        privacy,
-    )
+    total = sum(parameter.numel() for parameter in tuned.model.parameters())
+    return Sketch(resolved, tuned, total, privacy)
 
 
-def up_stages(experiment: Experiment) -> tuple[Stage, ...]:
-    """Build a resolved experiment's stages from client to server: privacy first."""
-    private = PrivacyOfRun(experiment).stages
-    return (*private, *tables.make_stages(experiment.wire.up, "wire.up", installed()))
+def up_stages(resolved: Resolved) -> tuple[Stage, ...]:
+    """Build a run's stages from client to server: privacy first."""
+    return (*PrivacyOfRun(resolved.experiment).stages, *resolved.up)
 
 
-def load_run_data(experiment: Experiment) -> Federated:
-    """Load and partition a resolved experiment's data, for the inputs that its model takes.
+def load_run_data(resolved: Resolved) -> Federated:
+    """Load and partition a run's data, for the inputs that its model takes.
 
     Raises:
       ConfigError: if the data set or the partition is not possible.
     """
-    shape = sketch_model(model_request(experiment, experiment.model.num_labels or 2))
-    return load_data(data_request(experiment, shape.task.name), shape.inputs)
+    num_labels = resolved.experiment.model.num_labels
+    shape = sketch_model(model_request(resolved, num_labels or 2))
+    return load_data(data_request(resolved, shape.task.name), shape.inputs)
 
 
-def fit_labels(experiment: Experiment, data: Federated) -> Experiment:
+def fit_labels(resolved: Resolved, data: Federated) -> Resolved:
     """Take the number of labels from the data, or compare it with what the file says."""
+    experiment = resolved.experiment
     said = experiment.model.num_labels
     if data.num_labels is None or said == data.num_labels:
-        return experiment
+        return resolved
     if said is not None and said < data.num_labels:
         raise ConfigError(
             f"model.num_labels: found {said}; {experiment.data.source} has {data.num_labels} "
             "labels. Leave the key out, or set it to at least that"
         )
     labels = said or data.num_labels
-    model = experiment.model.model_copy(update={"num_labels": labels})
-    return experiment.model_copy(update={"model": model})
+    return resolved.changed(model=experiment.model.model_copy(update={"num_labels": labels}))
 
 
 def _known_labels(experiment: Experiment) -> int | None:

@@ -26,9 +26,9 @@ from fedpeft.experiment.epsilon import (
 )
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES, PrivacyMode
-from fedpeft.rounds.round import RoundRecord, SecretSampler
+from fedpeft.rounds.round import RoundRecord
 from fedpeft.server.denominator import constant_denominator
-from fedpeft.server.sampling import poisson_cohort
+from fedpeft.server.sampling import Sampler, poisson
 from fedpeft.server.state import Algorithm, ServerState
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.accounting import epsilon_of, rdp_epsilon_of
@@ -102,15 +102,12 @@ class PrivacyOfRun:
         root = seeded_root(self.experiment.seed) if simulated else draw_root()
         return dataclasses.replace(state, root=root)
 
-    def secret_sampler(self, num_clients: int) -> SecretSampler | None:
+    def secret_sampler(self, num_clients: int) -> Sampler | None:
         """Return what draws secret cohorts; None where they are public."""
         federation = self.experiment.federation
         if federation.sampling != "poisson":
             return None
-        probability = federation.clients_per_round / num_clients
-        return lambda clients, number, root: poisson_cohort(
-            clients, probability, root=root, round=number
-        )
+        return poisson(federation.clients_per_round / num_clients)
 
     def goes_on(self, rounds: int) -> bool:
         """Whether a round comes after so many: it is planned, and within the privacy budget."""

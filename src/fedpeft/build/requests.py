@@ -7,18 +7,18 @@ from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
-from fedpeft.experiment import tables
-from fedpeft.experiment.experiment import Experiment, Normalization
-from fedpeft.experiment.plugins import installed
+from fedpeft.experiment.experiment import Normalization
 from fedpeft.experiment.rates import learning_rate
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.source import ModelRequest
 from fedpeft.tuning.methods import TuningRequest
 
 __all__ = ["data_request", "local_settings", "model_request", "tuning_request"]
 
 
-def model_request(experiment: Experiment, num_labels: int | None) -> ModelRequest:
-    """Say what model an experiment wants, with so many labels."""
+def model_request(resolved: Resolved, num_labels: int | None) -> ModelRequest:
+    """Return the request for an experiment's model, with so many labels."""
+    experiment = resolved.experiment
     model = experiment.model
     return ModelRequest(
         name=model.name,
@@ -31,16 +31,16 @@ def model_request(experiment: Experiment, num_labels: int | None) -> ModelReques
     )
 
 
-def tuning_request(experiment: Experiment) -> TuningRequest:
-    """Say how an experiment tunes its model."""
-    tuning = experiment.tuning
+def tuning_request(resolved: Resolved) -> TuningRequest:
+    """Return the request for an experiment's tuning method."""
+    tuning, seed = resolved.experiment.tuning, resolved.experiment.seed
     blocks = (tuning.blocks[0], tuning.blocks[1]) if tuning.blocks else None
-    rule = tables.method_rule(tuning.method, installed())
-    return TuningRequest(tuning.method, tuning.options, blocks, experiment.seed, rule)
+    return TuningRequest(tuning.method, tuning.options, blocks, seed, resolved.method)
 
 
-def data_request(experiment: Experiment, task: str) -> DataRequest:
-    """Say what data a resolved experiment wants, for a task."""
+def data_request(resolved: Resolved, task: str) -> DataRequest:
+    """Return the request for an experiment's data, for a task."""
+    experiment = resolved.experiment
     data, partition = experiment.data, experiment.data.partition
     given = data.transforms.normalize
     by_hand = (tuple(given.mean), tuple(given.std)) if isinstance(given, Normalization) else None
@@ -73,13 +73,14 @@ def data_request(experiment: Experiment, task: str) -> DataRequest:
             classes_per_client=partition.classes_per_client,
             examples_per_client=partition.examples_per_client,
             options=partition.options,
-            rule=tables.partition_rule(partition.scheme, installed()),
+            rule=resolved.partition,
         ),
     )
 
 
-def local_settings(experiment: Experiment) -> LocalSettings:
-    """Say how an experiment's clients train."""
+def local_settings(resolved: Resolved) -> LocalSettings:
+    """Return how an experiment's clients train."""
+    experiment = resolved.experiment
     client, engine = experiment.client, experiment.engine
     return LocalSettings(
         epochs=client.epochs,

@@ -27,14 +27,11 @@ from fedpeft.build.stability import make_buffering, make_conditions
 from fedpeft.client.local import LocalSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
-from fedpeft.experiment import tables
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.resolve import asked_clients, resolve
+from fedpeft.experiment.resolve import Resolved, asked_clients
 from fedpeft.rounds.job import RunEngine
 from fedpeft.rounds.round import RoundPlan
-from fedpeft.server.sampling import fixed
 from fedpeft.server.state import ServerState
 from fedpeft.tuning.tuned import (
     TunedModel,
@@ -79,41 +76,40 @@ class BuiltRun:
     callbacks: tuple[Callback, ...] = ()
 
 
-def build_run(experiment: Experiment) -> BuiltRun:
+def build_run(resolved: Resolved) -> BuiltRun:
     """Load model and data, tune, start the engine.
 
     Raises:
       ConfigError: if data, model and federation do not fit.
     """
-    experiment = resolve(experiment)
-    build_engine = engine_builder(experiment)
-    check_device(experiment)
-    data = load_run_data(experiment)
-    experiment = fit_labels(experiment, data)
-    tuned = build_tuned(experiment, experiment.model.num_labels)
-    return assemble(experiment, tuned, data, build_engine)
+    build_engine = engine_builder(resolved.experiment)
+    check_device(resolved.experiment)
+    data = load_run_data(resolved)
+    resolved = fit_labels(resolved, data)
+    tuned = build_tuned(resolved, resolved.experiment.model.num_labels)
+    return assemble(resolved, tuned, data, build_engine)
 
 
 def assemble(
-    experiment: Experiment, tuned: TunedModel, data: Federated, build_engine: BuildEngine
+    resolved: Resolved, tuned: TunedModel, data: Federated, build_engine: BuildEngine
 ) -> BuiltRun:
     """Put a tuned model and a data set together with federation, client, wire and engine.
 
     Args:
-      experiment: resolved; its model, tuning and data parts are not read.
+      resolved: the experiment; its model, tuning and data parts are not read.
       tuned: the model; the run owns it from here on.
       data: of all clients.
       build_engine: builds where the clients live, from the client's side of the run.
     """
-    privacy = PrivacyOfRun(experiment)
-    plan = _round_plan(privacy, tuned, data)
+    privacy = PrivacyOfRun(resolved.experiment)
+    plan = _round_plan(resolved, privacy, tuned, data)
     start = privacy.start(plan.algorithm.init(read_delta(tuned), read_buffers(tuned)))
-    side = client_side(experiment, tuned, data)
+    side = client_side(resolved, tuned, data)
     engine = build_engine(side)
     move(tuned, side.settings.device)
     score = scored_once(lambda state: engine.evaluate(state.delta, state.buffers))
     return BuiltRun(
-        side.experiment,
+        side.resolved.experiment,
         privacy,
         tuned,
         data,
@@ -123,36 +119,33 @@ def assemble(
         start,
         lambda state: tuned.loaded.task.metrics(*score(state).sums()),
         (lambda state: score_clients(score(state), tuned, data))
-        if experiment.federation.evaluate_clients
+        if resolved.experiment.federation.evaluate_clients
         else None,
         side.prefix,
-        tables.make_callbacks(experiment.run.callbacks, installed()),
+        resolved.callbacks,
     )
 
 
-def _round_plan(privacy: PrivacyOfRun, tuned: TunedModel, data: Federated) -> RoundPlan:
-    experiment, federation = privacy.experiment, privacy.experiment.federation
+def _round_plan(
+    resolved: Resolved, privacy: PrivacyOfRun, tuned: TunedModel, data: Federated
+) -> RoundPlan:
+    experiment, federation = resolved.experiment, resolved.experiment.federation
     if federation.clients_per_round > len(data.clients):
         raise ConfigError(
             f"federation.clients_per_round: found {federation.clients_per_round}; allowed is at "
             f"most {len(data.clients)} (the clients that data.source gives)"
         )
-    algorithm = tables.make_algorithm(federation.algorithm, federation.options, installed())
-    asked = asked_clients(experiment, len(data.clients))
     return RoundPlan(
-        algorithm=privacy.algorithm(algorithm, tuned.spec),
-        sampler=fixed()
-        if federation.sampling == "poisson"
-        else tables.make_sampler(federation.sampling, federation.sampling_options, installed()),
-        asked=asked,
+        algorithm=privacy.algorithm(resolved.algorithm, tuned.spec),
+        sampler=privacy.secret_sampler(len(data.clients)) or resolved.sampler,
+        asked=asked_clients(experiment, len(data.clients)),
         spec=tuned.spec,
         buffer_spec=tuned.buffer_spec,
         seed=experiment.seed,
         expected_cohort=float(federation.clients_per_round),
-        up=up_stages(experiment),
-        down=tables.make_stages(experiment.wire.down, "wire.down", installed()),
+        up=up_stages(resolved),
+        down=resolved.down,
         min_replies=privacy.min_replies,
-        secret_sampler=privacy.secret_sampler(len(data.clients)),
-        conditions=make_conditions(experiment, tuned, data),
-        buffering=make_buffering(experiment),
+        conditions=make_conditions(resolved, tuned, data),
+        buffering=make_buffering(resolved),
     )

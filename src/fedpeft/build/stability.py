@@ -6,9 +6,10 @@ from pathlib import Path
 
 from fedpeft.data.drawn import Sizes
 from fedpeft.data.examples import Federated
-from fedpeft.experiment.experiment import Experiment, StabilityConfig
-from fedpeft.experiment.plugins import installed
+from fedpeft.experiment.experiment import StabilityConfig
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.rounds.attendance import Buffering
+from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
 from fedpeft.server.availability import Conditions
 from fedpeft.server.clock import Costs, Stragglers
 from fedpeft.server.traces import PHONES, Trace, phones, read_trace
@@ -17,26 +18,21 @@ from fedpeft.tuning.tuned import TunedModel
 __all__ = ["make_buffering", "make_conditions"]
 
 
-def make_conditions(
-    experiment: Experiment, tuned: TunedModel, data: Federated
-) -> Conditions | None:
-    """Build the conditions of a resolved experiment; None without a `[stability]` table.
+def make_conditions(resolved: Resolved, tuned: TunedModel, data: Federated) -> Conditions | None:
+    """Build the conditions of a run; None without a `[stability]` table.
 
     Raises:
       ConfigError: if the trace cannot be read.
     """
-    from fedpeft.experiment import tables
-    from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
-
+    experiment = resolved.experiment
     stability = experiment.stability
     if stability is None:
         return None
     epochs = experiment.client.epochs
-    up = tables.make_stages(experiment.wire.up, "wire.up", installed())
     return Conditions(
         seed=experiment.seed,
         examples=Sizes(data.clients, epochs),
-        bytes_up=wire_bytes(tuned, up, TYPICAL_NOTES),
+        bytes_up=wire_bytes(tuned, resolved.up, TYPICAL_NOTES),
         costs=Costs(
             rate=stability.examples_per_second,
             down=stability.bytes_down_per_second,
@@ -61,9 +57,9 @@ def _trace(stability: StabilityConfig, clients: tuple[str, ...], seed: int) -> T
     return read_trace(Path(stability.trace), clients, stability.trace_period)
 
 
-def make_buffering(experiment: Experiment) -> Buffering | None:
-    """Build the options of buffered training of a resolved experiment; None where synchronous."""
-    federation = experiment.federation
+def make_buffering(resolved: Resolved) -> Buffering | None:
+    """Build the options of buffered training; None where rounds are synchronous."""
+    federation = resolved.experiment.federation
     if federation.mode != "buffered":
         return None
     options, cohort = federation.buffered, federation.clients_per_round

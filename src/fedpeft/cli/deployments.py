@@ -67,7 +67,7 @@ def _handshake(run: Path, sets: Sequence[str], *, as_json: bool) -> None:
     from fedpeft.runs.folder import RunFolder
 
     file = RunFolder(run).experiment if run.is_dir() else run
-    experiment = resolve(read_experiment(file, ["engine.name=flower", *sets]))
+    experiment = resolve(read_experiment(file, ["engine.name=flower", *sets])).experiment
     with tempfile.TemporaryDirectory(prefix="fedpeft-handshake-") as place:
         found = dict(greet_sites(experiment, Path(place)))
     number = experiment.data.partition.clients

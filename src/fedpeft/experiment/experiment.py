@@ -24,6 +24,7 @@ __all__ = [
     "FederationConfig",
     "ModelConfig",
     "Normalization",
+    "ObjectConfig",
     "PartitionConfig",
     "RunConfig",
     "StabilityConfig",
@@ -259,6 +260,20 @@ class RunConfig(BaseModel):
     )
 
 
+class ObjectConfig(BaseModel):
+    """`[objects."KEY"]`: where something comes from that is no part of this package.
+
+    A run writes these tables; they are no keys to set.
+    """
+
+    model_config = STRICT
+    name: str = Field(description="`package.module:name`")
+    package: str = Field("", description="the installed package whose plug-in it is")
+    version: str = Field("", description="of the package")
+    sha256: str = Field("", description="of the source file")
+    resumes: str = Field("", description="what an interrupted run needs to go on")
+
+
 class Experiment(BaseModel):
     """A whole experiment file."""
 
@@ -281,6 +296,9 @@ class Experiment(BaseModel):
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     run: RunConfig = Field(default_factory=RunConfig)
+    objects: dict[str, ObjectConfig] = Field(
+        default_factory=dict, description="written by a run: objects and plug-ins that it used"
+    )
     sweep: list[Mapping[str, Any]] = Field(
         default_factory=list, description="`[[sweep]]`: rows of overrides, for `fedpeft sweep`"
     )

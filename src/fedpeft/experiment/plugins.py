@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TypeGuard
 
 from fedpeft.core.errors import ConfigError
 
@@ -30,12 +32,10 @@ class Origin:
 
     Attributes:
       name: `package.module:name`; "" where it has none, such as a function inside a function.
-      version: of the installed package that holds it; "" where none does.
       sha256: of its module's source file, hex; "" without one.
     """
 
     name: str
-    version: str = ""
     sha256: str = ""
 
 
@@ -117,20 +117,25 @@ def installed() -> Plugins:
     return Plugins(found)
 
 
-def origin_of(thing: object, plugin: Plugin | None = None) -> Origin:
+def origin_of(*parts: object) -> Origin:
     """Say where an object comes from, for the record of a run.
 
     Args:
-      thing: a function or an instance of a dataclass; of an instance, its class is described.
-      plugin: the entry point that it was found by.
+      parts: the object itself, or the functions that it is made of: the first that is no part of
+        this package counts. A function made inside another is named by the outer one.
     """
-    code = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
-    module, name = getattr(code, "__module__", ""), getattr(code, "__qualname__", "")
-    named = bool(module) and module != "__main__" and "<" not in name
+    described = [part if _is_code(part) else type(part) for part in parts]
+    foreign = [code for code in described if not code.__module__.startswith("fedpeft.")]
+    code = (foreign or described)[0]
+    module, name = code.__module__, code.__qualname__.split(".<locals>")[0]
+    named = module != "__main__" and hasattr(sys.modules.get(module), name.split(".")[0])
     try:
         source = Path(inspect.getsourcefile(inspect.unwrap(code)) or "")
         digest = hashlib.sha256(source.read_bytes()).hexdigest()
     except (OSError, TypeError):
         digest = ""
-    version = plugin.version if plugin else ""
-    return Origin(f"{module}:{name}" if named else "", version, digest)
+    return Origin(f"{module}:{name}" if named else "", digest)
+
+
+def _is_code(part: object) -> TypeGuard[Callable[..., object]]:
+    return inspect.isfunction(part) or inspect.isclass(part)

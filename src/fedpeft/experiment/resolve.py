@@ -1,40 +1,149 @@
-"""Every default of an experiment made explicit."""
+"""Resolving an experiment: every default made explicit, every name taken for what it stands for.
+
+Experiment (a file's keys) ──resolve, once──> Resolved ──> model, data, engine, rounds
+                                                 ^
+                      objects that a Python user passes, plug-ins
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedpeft.core.cores import num_cores
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
+from fedpeft.data.schemes import Partition
 from fedpeft.experiment import tables
+from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
-from fedpeft.experiment.experiment import Experiment, StabilityConfig, num_clients
-from fedpeft.experiment.plugins import installed
+from fedpeft.experiment.experiment import (
+    Experiment,
+    ObjectConfig,
+    StabilityConfig,
+    num_clients,
+)
+from fedpeft.experiment.plugins import Plugins, installed, origin_of
 from fedpeft.experiment.rates import learning_rate
 from fedpeft.models.locate import BUNDLED
+from fedpeft.server.sampling import Sampler
+from fedpeft.server.state import Algorithm
 from fedpeft.server.traces import PHONES
-from fedpeft.tuning.methods import resolve_options
+from fedpeft.tuning.methods import TuningMethod, resolve_options
+from fedpeft.wire.stages import Stage
 
-__all__ = ["asked_clients", "planned_turns", "resolve", "resolve_stability"]
+__all__ = ["Given", "Resolved", "asked_clients", "origins", "planned_turns", "resolve"]
 
 
-def resolve(experiment: Experiment) -> Experiment:
+@dataclass(frozen=True)
+class Given:
+    """Objects that take the place of names; None leaves a place to the experiment.
+
+    Attributes:
+      algorithm: instead of `federation.algorithm`.
+      up: instead of `wire.up`.
+      sampler: instead of `federation.sampling`.
+      callbacks: beside those of `run.callbacks`.
+    """
+
+    algorithm: Algorithm | None = None
+    up: tuple[Stage, ...] | None = None
+    sampler: Sampler | None = None
+    callbacks: tuple[Callback, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An experiment with every default explicit, and what its names stand for.
+
+    Names are looked up when something is asked of them: a model is loaded without the algorithm
+    that trained it.
+
+    Attributes:
+      experiment: complete; a run folder that holds it repeats the run.
+      plugins: what names may mean beside ours.
+      given: objects in the place of names.
+    """
+
+    experiment: Experiment
+    plugins: Plugins = field(default_factory=installed)
+    given: Given = field(default_factory=Given)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The federated algorithm."""
+        federation = self.experiment.federation
+        return self.given.algorithm or tables.make_algorithm(
+            federation.algorithm, federation.options, self.plugins
+        )
+
+    @property
+    def sampler(self) -> Sampler:
+        """What chooses public cohorts."""
+        federation = self.experiment.federation
+        return self.given.sampler or tables.make_sampler(
+            federation.sampling, federation.sampling_options, self.plugins
+        )
+
+    @property
+    def up(self) -> tuple[Stage, ...]:
+        """Stages from client to server, without those of privacy."""
+        if self.given.up is not None:
+            return self.given.up
+        return tables.make_stages(self.experiment.wire.up, "wire.up", self.plugins)
+
+    @property
+    def down(self) -> tuple[Stage, ...]:
+        """Stages from server to client."""
+        return tables.make_stages(self.experiment.wire.down, "wire.down", self.plugins)
+
+    @property
+    def callbacks(self) -> tuple[Callback, ...]:
+        """What else happens around rounds."""
+        named = tables.make_callbacks(self.experiment.run.callbacks, self.plugins)
+        return (*named, *self.given.callbacks)
+
+    @property
+    def method(self) -> TuningMethod | None:
+        """The tuning method of a plug-in; None for one of ours."""
+        return tables.method_rule(self.experiment.tuning.method, self.plugins)
+
+    @property
+    def partition(self) -> Partition | None:
+        """The partition of a plug-in; None for one of ours."""
+        return tables.partition_rule(self.experiment.data.partition.scheme, self.plugins)
+
+    def changed(self, **tables: object) -> Resolved:
+        """Return this with some of the experiment's tables replaced."""
+        return replace(self, experiment=self.experiment.model_copy(update=tables))
+
+
+def resolve(
+    experiment: Experiment, *, plugins: Plugins | None = None, given: Given | None = None
+) -> Resolved:
     """Make every default explicit that depends on other keys.
+
+    Args:
+      experiment: checked.
+      plugins: what names may mean beside ours; None: whatever is installed here.
+      given: objects in the place of names.
 
     Raises:
       ConfigError: if an option is wrong.
     """
+    given = given or Given()
+    experiment = experiment.model_copy(update=_named(experiment, given))
+    found = Resolved(experiment, installed() if plugins is None else plugins, given)
     tuning, data, client = experiment.tuning, experiment.data, experiment.client
     partition, federation = data.partition, experiment.federation
     smallest = 1 if data.source in BUNDLED_DATASETS else 10
-    plugins = installed()
-    options = tables.algorithm_options(federation.algorithm, federation.options, plugins)
-    algorithm = tables.make_algorithm(federation.algorithm, federation.options, plugins)
+    algorithm, options = found.algorithm, federation.options
+    if found.given.algorithm is None:
+        options = tables.algorithm_options(federation.algorithm, options, found.plugins)
     partition = partition.model_copy(
         update={
             "min_examples": partition.min_examples or smallest,
@@ -47,11 +156,7 @@ def resolve(experiment: Experiment) -> Experiment:
         update={
             "model": model,
             "tuning": tuning.model_copy(
-                update={
-                    "options": resolve_options(
-                        tuning.method, tuning.options, tables.method_rule(tuning.method, plugins)
-                    )
-                }
+                update={"options": resolve_options(tuning.method, tuning.options, found.method)}
             ),
             "data": data.model_copy(update={"partition": partition}),
             "client": client.model_copy(
@@ -60,12 +165,88 @@ def resolve(experiment: Experiment) -> Experiment:
                     "prox_mu": algorithm.prox_mu if client.prox_mu is None else client.prox_mu,
                 }
             ),
-            **resolve_stability(experiment, options),
+            **_stability(experiment, options),
             "engine": experiment.engine.model_copy(update={"workers": _workers(experiment)}),
             "sweep": [],
+            "objects": origins(found),
         }
     )
-    return resolve_privacy(resolved)
+    return replace(found, experiment=resolve_privacy(resolved))
+
+
+_RESUMES = "only when it is given again, from Python"
+
+
+def _given_parts(given: Given) -> dict[str, tuple[object, ...]]:
+    """Return the functions that each given object is made of, by the key that it stands for."""
+    parts: dict[str, tuple[object, ...]] = {}
+    if given.algorithm is not None:
+        made = given.algorithm
+        parts["federation.algorithm"] = (made.combine, made.apply, made.broadcast, made.init)
+    if given.sampler is not None:
+        parts["federation.sampling"] = (given.sampler.draw, given.sampler.observe)
+    for i, stage in enumerate(given.up or ()):
+        parts[f"wire.up[{i}]"] = (stage.encode, stage.decode, stage.finish, stage.init)
+    return parts
+
+
+def _word(parts: tuple[object, ...]) -> str:
+    """Return what stands in the place of a name; a colon is in no name that can be looked up."""
+    return origin_of(*parts).name or "object:without a name"
+
+
+def _named(experiment: Experiment, given: Given) -> dict[str, object]:
+    """Return the tables in which given objects take the place of names."""
+    words = {key: _word(parts) for key, parts in _given_parts(given).items()}
+    federation: dict[str, object] = {}
+    if given.algorithm is not None:
+        federation = {"algorithm": words["federation.algorithm"], "options": {}}
+    if given.sampler is not None:
+        federation |= {"sampling": words["federation.sampling"], "sampling_options": {}}
+    changed: dict[str, object] = {"federation": experiment.federation.model_copy(update=federation)}
+    if given.up is not None:
+        up = [{"name": words[f"wire.up[{i}]"]} for i in range(len(given.up))]
+        changed["wire"] = experiment.wire.model_copy(update={"up": up})
+    return changed
+
+
+def origins(resolved: Resolved) -> dict[str, ObjectConfig]:
+    """Say where everything comes from that is no part of this package, by its key.
+
+    What a run used is what its folder records; where an object has no name, the folder says so.
+    """
+    experiment, found = resolved.experiment, dict[str, ObjectConfig]()
+    for key, parts in _given_parts(resolved.given).items():
+        origin = origin_of(*parts)
+        found[key] = ObjectConfig(name=_word(parts), sha256=origin.sha256, resumes=_RESUMES)
+    names = {
+        "algorithms": {"federation.algorithm": experiment.federation.algorithm},
+        "samplers": {"federation.sampling": experiment.federation.sampling},
+        "methods": {"tuning.method": experiment.tuning.method},
+        "partitions": {"data.partition.scheme": experiment.data.partition.scheme},
+        "stages": {
+            f"wire.{way}[{i}]": str(spec.get("name"))
+            for way in ("up", "down")
+            for i, spec in enumerate(getattr(experiment.wire, way))
+        },
+        "callbacks": {
+            f"run.callbacks[{i}]": str(spec.get("name"))
+            for i, spec in enumerate(experiment.run.callbacks)
+        },
+    }
+    for group, used in names.items():
+        for key, name in used.items():
+            plugin = resolved.plugins.of(group).get(name)
+            if plugin is None or key in found or tables.is_ours(group, name):
+                continue
+            origin = origin_of(plugin.load())
+            found[key] = ObjectConfig(
+                name=plugin.entry.value,
+                package=plugin.package,
+                version=plugin.version,
+                sha256=origin.sha256,
+            )
+    return found
 
 
 def _absolute(name: str) -> str:
@@ -83,7 +264,7 @@ def _workers(experiment: Experiment) -> int:
     return ENGINES[experiment.engine.name].workers(experiment.engine, most)
 
 
-def resolve_stability(experiment: Experiment, options: Mapping[str, object]) -> dict[str, object]:
+def _stability(experiment: Experiment, options: Mapping[str, object]) -> dict[str, object]:
     """Make the defaults of `[federation]` and `[stability]` explicit.
 
     Args:

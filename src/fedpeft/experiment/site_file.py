@@ -84,6 +84,10 @@ class AllowConfig(BaseModel):
     max_epochs: Positive = Field(100, description="of a turn")
     max_message_bytes: Positive = Field(2_000_000_000, description="of a message, either way")
     metrics: list[str] = Field(["loss"], description="figures of training that may go with a delta")
+    plugins: list[str] = Field(
+        default_factory=list,
+        description="names of installed packages that an experiment may use here; none by default",
+    )
     num_examples: bool = Field(
         True, description="whether the server may know how many examples there are"
     )

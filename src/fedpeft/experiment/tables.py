@@ -34,6 +34,7 @@ __all__ = [
     "SAMPLERS",
     "STAGES",
     "algorithm_options",
+    "is_ours",
     "make_algorithm",
     "make_callbacks",
     "make_sampler",
@@ -127,6 +128,21 @@ def make_stages(
     return _make_all(STAGES, "stages", specs, where, Stage, plugins)
 
 
+_OURS: Mapping[str, Mapping[str, object]] = {
+    "algorithms": ALGORITHMS,
+    "callbacks": CALLBACKS,
+    "methods": METHODS,
+    "partitions": PARTITIONS,
+    "samplers": SAMPLERS,
+    "stages": STAGES,
+}
+
+
+def is_ours(group: str, name: str) -> bool:
+    """Whether a name of a group is one of this package's own."""
+    return name in _OURS[group]
+
+
 def method_rule(name: str, plugins: Plugins) -> TuningMethod | None:
     """Return the tuning method of a plug-in; None for one of ours, or an unknown one."""
     return _row(METHODS, "methods", name, TuningMethod, plugins)
@@ -182,6 +198,11 @@ def _find(
     if name in ours:
         return ours[name]
     added = plugins.of(group)
+    if ":" in name:
+        raise ConfigError(
+            f"{where}{name!r} was given as an object, in Python; give it again there: "
+            "fedpeft.simulate(..., out=...) goes on with the folder"
+        )
     if name not in added:
         raise ConfigError(f"{where}{name!r} is unknown; {nearest(name, (*ours, *added))}")
     return added[name].load()  # type: ignore[return-value]  # what it builds is checked

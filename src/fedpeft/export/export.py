@@ -27,6 +27,7 @@ from torch import nn
 from fedpeft.build.model import build_tuned
 from fedpeft.core.errors import RunFolderError
 from fedpeft.experiment.experiment import Experiment, Normalization, TuningConfig
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.export.card import CardFacts, model_card
 from fedpeft.models.families import canonical
 from fedpeft.models.fingerprint import fingerprint
@@ -188,7 +189,7 @@ def _pristine(job: _Job) -> LoadedModel:
         {"method": "full", "head_init": experiment.tuning.head_init}
     )
     again = experiment.model_copy(update={"tuning": untouched})
-    return build_tuned(again, experiment.model.num_labels).loaded
+    return build_tuned(Resolved(again), experiment.model.num_labels).loaded
 
 
 def _info(job: _Job, kind: str, *, base: str | None, backbone: str) -> ExportInfo:

@@ -31,6 +31,7 @@ from fedpeft.engines.flower.sites import Greeting, Sites
 from fedpeft.experiment.engines import DEADLINE, WAIT, EngineConfig
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment, validate
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.federation.site_side import server_facts
 from fedpeft.rounds.handshake import compare, write_facts
 from fedpeft.runs.files import write_text
@@ -80,10 +81,14 @@ def serve(grid: Grid, configuration: Mapping[str, str | bool | int | float]) -> 
 
 @dataclass(frozen=True)
 class _Server:
-    experiment: Experiment
+    resolved: Resolved
     text: str
     tuned: TunedModel
     data: Federated
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.resolved.experiment
 
 
 def _prepare(experiment: Experiment) -> _Server:
@@ -93,21 +98,29 @@ def _prepare(experiment: Experiment) -> _Server:
         update={"scheme": "iid", "clients": 1, "min_examples": 1}
     )
     own = experiment.data.model_copy(update={"partition": one})
-    data = load_run_data(experiment.model_copy(update={"data": own}))
-    experiment = fit_labels(experiment, data)
-    tuned = build_tuned(experiment, experiment.model.num_labels)
-    return _Server(experiment, _text_for_sites(experiment), tuned, data)
+    resolved = Resolved(experiment)
+    data = load_run_data(resolved.changed(data=own))
+    resolved = fit_labels(resolved, data)
+    experiment = resolved.experiment
+    tuned = build_tuned(resolved, experiment.model.num_labels)
+    return _Server(resolved, _text_for_sites(experiment), tuned, data)
 
 
 def _text_for_sites(experiment: Experiment) -> str:
     """Write the experiment as sites get it: the same after every resume, wherever the server is.
 
     A site knows a request that it has answered before by its bytes, so nothing may differ in them
-    that has no part in the turn.
+    that has no part in the turn; names that mean something at the server alone stay there.
     """
-    own = experiment.engine
-    engine = EngineConfig(name=own.name, device=own.device, precision=own.precision)
-    return dump_experiment(experiment.model_copy(update={"engine": engine}))
+    own, federation = experiment.engine, experiment.federation
+    here = {"algorithm": "fedavg", "options": {}, "sampling": "fixed", "sampling_options": {}}
+    changed = {
+        "engine": EngineConfig(name=own.name, device=own.device, precision=own.precision),
+        "federation": federation.model_copy(update=here),
+        "run": experiment.run.model_copy(update={"callbacks": []}),
+        "objects": {},
+    }
+    return dump_experiment(experiment.model_copy(update=changed))
 
 
 def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
@@ -132,7 +145,7 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
         )
 
     data = _of_sites(server.data, sites.clients())
-    built = assemble(experiment, server.tuned, data, build_engine)
+    built = assemble(server.resolved, server.tuned, data, build_engine)
     summary = run_experiment(built, folder, functools.partial(_tell, ledger))
     ledger.note("finished", {"delta_digest": summary["delta_digest"]})
     ledger.save()

@@ -31,8 +31,10 @@ from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.plugins import Plugins, installed
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.read import validate
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.experiment.schema import explain
 from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation.site import Limits, Prepared, Site
@@ -76,11 +78,12 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
             f"data: this site has {data.num_labels} classes, the experiment {num_labels}; list "
             "the classes in data.classes"
         )
-    tuned = build_tuned(experiment, num_labels or data.num_labels)
+    resolved = Resolved(experiment, installed().only(site.allow.plugins))
+    tuned = build_tuned(resolved, num_labels or data.num_labels)
     _check_size(tuned, site)
     rows = np.arange(len(data.train), dtype=np.int64)
     whole = dataclasses.replace(data, clients={site.name: rows})
-    side = client_side(_features_in_memory(experiment, site), tuned, whole)
+    side = client_side(_features_in_memory(resolved, site), tuned, whole)
     privacy = PrivacyOfRun(experiment)
     told = site.allow.num_examples and not privacy.private
     return Prepared(
@@ -104,7 +107,8 @@ def agree(server: Experiment, site: SiteConfig) -> Experiment:
         kind = ConfigError if wrong else PrivacyError
         lines = "\n".join(f"  {line}" for line in [*wrong, *unsafe])
         raise kind(f"this site does not take part:\n{lines}")
-    return validate(_taken(server, site), "the server's experiment")
+    allowed = installed().only(site.allow.plugins)
+    return validate(_taken(server, site), "the server's experiment", allowed)
 
 
 def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
@@ -200,8 +204,6 @@ def _taken(server: Experiment, site: SiteConfig) -> dict[str, Any]:
         "wire": given["wire"],
         "privacy": privacy,
         "federation": {
-            "algorithm": server.federation.algorithm,
-            "options": given["federation"]["options"],
             "rounds": server.federation.rounds,
             "clients_per_round": 1,
         },
@@ -212,8 +214,9 @@ def _taken(server: Experiment, site: SiteConfig) -> dict[str, Any]:
 
 def _load(experiment: Experiment, site: SiteConfig) -> Federated:
     """Load all of the site's own examples, in the order of its files."""
-    shape = sketch_model(model_request(experiment, experiment.model.num_labels or 2))
-    wanted, own = data_request(experiment, shape.task.name), site.data
+    resolved = Resolved(experiment, Plugins())
+    shape = sketch_model(model_request(resolved, experiment.model.num_labels or 2))
+    wanted, own = data_request(resolved, shape.task.name), site.data
     return load_data(
         DataRequest(
             source=own.source,
@@ -231,13 +234,13 @@ def _load(experiment: Experiment, site: SiteConfig) -> Federated:
     )
 
 
-def _features_in_memory(experiment: Experiment, site: SiteConfig) -> Experiment:
+def _features_in_memory(resolved: Resolved, site: SiteConfig) -> Resolved:
     """Say what is kept of a frozen prefix: never on the disk, and no more than the site allows."""
-    client, worker = experiment.client, site.worker
+    client, worker = resolved.experiment.client, site.worker
     most = min(client.prefix_memory, worker.prefix_memory)
     kept = worker.resident and most > 0 and client.prefix_cache != "off"
     changes = {"prefix_cache": "memory" if kept else "off", "prefix_memory": max(1, most)}
-    return experiment.model_copy(update={"client": client.model_copy(update=changes)})
+    return resolved.changed(client=client.model_copy(update=changes))
 
 
 def _check_size(tuned: TunedModel, site: SiteConfig) -> None:

@@ -74,10 +74,11 @@ def split(experiment: Experiment, to: Path, door: Door) -> list[Path]:
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to}: is not a new or empty folder; nothing is overwritten")
-    experiment = resolve(experiment)
-    data = load_run_data(experiment)
-    shape = sketch_model(model_request(experiment, experiment.model.num_labels or 2))
-    request = data_request(experiment, shape.task.name)
+    resolved = resolve(experiment)
+    data = load_run_data(resolved)
+    num_labels = resolved.experiment.model.num_labels or 2
+    shape = sketch_model(model_request(resolved, num_labels))
+    request = data_request(resolved, shape.task.name)
     write = _writer(request, data)
     folders = []
     for client, rows in data.clients.items():

@@ -9,7 +9,7 @@ Settings are those of the experiment file, by their dotted keys.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,29 @@ from torch import nn
 from fedpeft.build.engine import engine_builder
 from fedpeft.build.model import check_device
 from fedpeft.build.run import BuiltRun, assemble
+from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
+from fedpeft.experiment.callbacks import Callback, ended, started, stops
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
-from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.resolve import Given, Resolved, resolve
 from fedpeft.launch import start
 from fedpeft.rounds.buffered import advance
 from fedpeft.runs import loop
 from fedpeft.runs.folder import RunFolder
 from fedpeft.runs.lock import locked
 from fedpeft.runs.records import Record, Totals, totals
+from fedpeft.server.sampling import Sampler, sampler_of
+from fedpeft.server.state import Algorithm
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
+from fedpeft.wire.stages import Stage
 
 __all__ = ["Result", "run", "simulate"]
 
 OnRound = Callable[[Record], None]
+Choose = Callable[[Sequence[str], int], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ def run(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Run an experiment, as `fedpeft run` does.
 
@@ -69,6 +76,8 @@ def run(
       settings: overrides by dotted key, such as `{"federation.rounds": 5}`.
       out: the run folder; `runs/<name>-<time>` by default.
       resume: go on with the run in `out`.
+      callbacks: called around rounds, beside those that the experiment names; one of them may end
+        the run.
 
     Returns:
       the summary; `run_dir` names the folder, which `fedpeft.load` takes.
@@ -79,7 +88,7 @@ def run(
       RoundError: if too few clients answered.
     """
     checked = _experiment(experiment, settings)
-    return start.run(checked, Path(out) if out else None, resume=resume)
+    return start.run(checked, Path(out) if out else None, resume=resume, callbacks=callbacks)
 
 
 def simulate(
@@ -90,6 +99,10 @@ def simulate(
     privacy: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     on_round: OnRound = lambda record: None,
+    algorithm: Algorithm | None = None,
+    up: Sequence[Stage] | None = None,
+    sampler: Sampler | Choose | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train a tuned model of the user's own on data of the user's own.
 
@@ -103,6 +116,14 @@ def simulate(
       out: a folder that keeps records, checkpoints and the final delta; a simulation that finds its
         own unfinished folder goes on with it. None keeps nothing.
       on_round: called with the record of each round.
+      algorithm: an object in the place of `federation.algorithm`.
+      up: stages in the place of `wire.up`; those of privacy come first all the same.
+      sampler: an object in the place of `federation.sampling`, or a function
+        (clients, round) -> cohort.
+      callbacks: called around rounds; one of them may end the run.
+
+    In a folder an object is recorded as `package.module:name` with the digest of its source; only
+    what is passed again with the same digest goes on with an unfinished folder.
 
     Raises:
       ConfigError: if a setting is wrong or is of the model or the data.
@@ -111,9 +132,15 @@ def simulate(
       RoundError: if too few clients answered.
     """
     private = {f"privacy.{key}": value for key, value in (privacy or {}).items()}
-    experiment = _settings(tuned, data, settings or {}, private)
-    check_device(experiment)
-    built = assemble(experiment, tuned, data, engine_builder(experiment))
+    given = Given(
+        algorithm,
+        None if up is None else tuple(up),
+        None if sampler is None else sampler_of(sampler),
+        tuple(callbacks),
+    )
+    resolved = _settings(tuned, data, settings or {}, private, given)
+    check_device(resolved.experiment)
+    built = assemble(resolved, tuned, data, engine_builder(resolved.experiment))
     try:
         records = _in_folder(built, Path(out), on_round) if out else _rounds(built, on_round)
     finally:
@@ -131,8 +158,12 @@ def _experiment(
 
 
 def _settings(
-    tuned: TunedModel, data: Federated, settings: Mapping[str, Any], private: Mapping[str, Any]
-) -> Experiment:
+    tuned: TunedModel,
+    data: Federated,
+    settings: Mapping[str, Any],
+    private: Mapping[str, Any],
+    given: Given,
+) -> Resolved:
     """Check the settings of a simulation and describe its model and data by name."""
     allowed = ("seed", "name", "federation", "stability", "client", "wire", "engine")
     for key in settings:
@@ -154,16 +185,19 @@ def _settings(
             f"engine.name: found {experiment.engine.name!r}; objects of your own stay in this "
             "process. Use 'local' here, or an experiment file with `fedpeft run`"
         )
-    return resolve(experiment)
+    return resolve(experiment, given=given)
 
 
 def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
     """Run all rounds in memory and leave the final delta in the model."""
-    state, records = built.start, []
-    while built.privacy.goes_on(state.round):
+    state, records, stopped = built.start, list[Record](), False
+    started(built.callbacks, loop.facts_of(built, state, None))
+    while built.privacy.goes_on(state.round) and not stopped:
         state, record = advance(state, built.plan, built.engine)
         records.append(loop.line_of(built, state, record))
         on_round(records[-1])
+        stopped = stops(built.callbacks, records[-1])
+    ended(built.callbacks, loop.summary_of(built, totals(records), digest_of(state.delta)))
     write_delta(built.tuned, state.delta)
     if built.tuned.buffers:
         write_buffers(built.tuned, state.buffers)

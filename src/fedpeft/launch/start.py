@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from fedpeft.build.run import build_run
 from fedpeft.core.errors import ConfigError
+from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.resolve import Given, resolve
 from fedpeft.federation.deploying import deploy
 from fedpeft.runs.folder import RunFolder, default_out, peek, with_recorded_passes
 from fedpeft.runs.lock import locked
@@ -45,6 +46,7 @@ def run(
     *,
     resume: bool = False,
     on_round: Callable[[RoundDone], None] = lambda done: None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, object]:
     """Run an experiment in a folder, from its beginning or from where it stopped.
 
@@ -55,6 +57,7 @@ def run(
       out: the run folder; None is `runs/<name>-<time>`.
       resume: go on with what is in `out`; a finished run gives its summary.
       on_round: called after each round, when its checkpoint is on the disk.
+      callbacks: beside those that the experiment names.
 
     Returns:
       the summary, as in `summary.json`.
@@ -69,14 +72,22 @@ def run(
         raise ConfigError(
             "--resume: there is no --out; name the run folder to go on with: --out DIR"
         )
-    wanted = resolve(experiment)
+    resolved = resolve(experiment, given=Given(callbacks=tuple(callbacks)))
+    wanted = resolved.experiment
     folder = RunFolder(out or default_out(wanted.name))
     finished = peek(wanted, folder, resume=resume)
     if finished is not None:
         return finished
     if ENGINES[wanted.engine.name].deployed:
+        if callbacks:
+            raise ConfigError(
+                f"callbacks: found objects with engine.name = {wanted.engine.name!r}, whose rounds "
+                "run at the server; name plug-ins of the server in run.callbacks"
+            )
         return DEPLOYMENTS[wanted.engine.name](wanted, folder, on_round, resume=resume)
-    built = build_run(with_recorded_passes(experiment, folder) if resume else experiment)
+    if resume:
+        resolved = resolved.changed(engine=with_recorded_passes(wanted, folder).engine)
+    built = build_run(resolved)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with locked(folder.path):

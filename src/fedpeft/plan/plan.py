@@ -25,7 +25,7 @@ from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_together
-from fedpeft.experiment.resolve import planned_turns
+from fedpeft.experiment.resolve import Resolved, planned_turns
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.locate import is_local
 from fedpeft.rounds.client_half import PRIVATE_NOTES
@@ -93,9 +93,9 @@ def make_plan(experiment: Experiment) -> Plan:
     rounds = federation.rounds
     replies, asked = planned_turns(sketch.experiment)
     notes = PRIVATE_NOTES if sketch.privacy.private else TYPICAL_NOTES
-    up = wire_bytes(tuned, sketch.up, notes)
-    down = wire_bytes(tuned, sketch.down)
-    data = _data(sketch.experiment)
+    up = wire_bytes(tuned, sketch.resolved.up, notes)
+    down = wire_bytes(tuned, sketch.resolved.down)
+    data = _data(sketch.resolved)
     figures: dict[str, object] = {
         "name": sketch.experiment.name,
         "model": sketch.experiment.model.name,
@@ -169,15 +169,16 @@ def _kept_deltas(sketch: Sketch) -> int:
     return (sketch.experiment.federation.rounds + 1) * payload
 
 
-def _data(experiment: Experiment) -> Federated | None:
+def _data(resolved: Resolved) -> Federated | None:
     """Load and partition data that is on this machine; None where it is not, or cannot be read."""
+    experiment = resolved.experiment
     if ENGINES[experiment.engine.name].deployed:
         return None  # what is here is the server's; the sites have theirs
     source = experiment.data.source
     if source not in BUNDLED_DATASETS and not Path(source).expanduser().exists():
         return None
     try:
-        return load_run_data(experiment)
+        return load_run_data(resolved)
     except FedpeftError as error:
         logger.info("no partition is shown: %s", error)
         return None

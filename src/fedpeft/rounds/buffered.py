@@ -133,7 +133,7 @@ def _refill(step: _Step, flight: Flight, now: float, done: set[str]) -> Flight:
         return flight
     number = flight.draws + 1
     plan, version = step.plan, step.state.round
-    drawn = plan.choose(present, number, step.state.memory, count)
+    drawn = plan.choose(present, number, step.state, count)
     turns = dict.fromkeys(drawn, number)
     context = RoundContext(version + 1, drawn, plan.expected_cohort, plan.seed, turns)
     job = write_job(step.state, plan, context)

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,7 +45,8 @@ __all__ = ["RoundPlan", "RoundRecord", "run_round", "settle", "turn_seed", "writ
 _SAMPLER = "sampler."
 """Where the server's memory holds what the sampler keeps."""
 
-SecretSampler = Callable[[Sequence[str], int, Tensor], tuple[str, ...]]
+_CHECKED = 100_000
+"""Clients up to which a cohort is checked name by name."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,6 @@ class RoundPlan:
       up: stages from client to server.
       down: stages from server to client.
       min_replies: fewer than this end the run; 0 where an empty round is legal.
-      secret_sampler: takes the place of `sampler` where cohorts are drawn from the server's secret
-        root [32]: (clients, round, root) -> the cohort.
       conditions: the world that clients live in; None: everybody answers and no clock runs.
       buffering: of buffered asynchronous training; None: rounds are synchronous.
       client_specs: client -> spec of its delta, for those whose delta is not `spec`, such as
@@ -81,41 +80,42 @@ class RoundPlan:
     up: Sequence[Stage] = ()
     down: Sequence[Stage] = ()
     min_replies: int = 1
-    secret_sampler: SecretSampler | None = None
     conditions: Conditions | None = None
     buffering: Buffering | None = None
     client_specs: Mapping[str, DeltaSpec] = field(default_factory=dict)
 
     def choose(
-        self, clients: Sequence[str], number: int, memory: Memory, size: int | None = None
+        self, clients: Sequence[str], number: int, state: ServerState, size: int | None = None
     ) -> tuple[str, ...]:
         """Return a cohort: distinct clients, in order.
 
         Args:
           clients: to choose from.
           number: of the draw; in synchronous training, the round.
-          memory: of the server.
+          state: of the server; holds what the sampler keeps, and the secret root.
           size: how many to ask; None: as in every round.
 
         Raises:
           RoundError: if the sampler names a client twice, or one that is not there.
         """
-        draw = self._draw(number, size)
-        cohort = tuple(self.sampler.draw(clients, part_of(memory, _SAMPLER), draw))
-        if len(set(cohort)) < len(cohort) or not set(cohort) <= set(clients):
+        memory = part_of(state.memory, _SAMPLER)
+        cohort = tuple(self.sampler.draw(clients, memory, self._draw(number, state, size)))
+        strange = len(clients) <= _CHECKED and not set(cohort) <= set(clients)
+        if strange or len(set(cohort)) < len(cohort):
             raise RoundError(
                 f"round {number}: the sampler chose {', '.join(map(repr, cohort[:5]))}, ...; "
                 "allowed are distinct clients of the run"
             )
         return cohort
 
-    def observe(self, memory: Memory, number: int, metrics: ClientMetrics) -> Memory:
+    def observe(self, state: ServerState, number: int, metrics: ClientMetrics) -> Memory:
         """Return what the sampler keeps after a round, as a part of the server's memory."""
-        before = part_of(memory, _SAMPLER)
-        return under(_SAMPLER, self.sampler.observe(before, self._draw(number, None), metrics))
+        before, draw = part_of(state.memory, _SAMPLER), self._draw(number, state, None)
+        return under(_SAMPLER, self.sampler.observe(before, draw, metrics))
 
-    def _draw(self, number: int, size: int | None) -> Draw:
-        return Draw(number, size or self.asked or round(self.expected_cohort), self.seed)
+    def _draw(self, number: int, state: ServerState, size: int | None) -> Draw:
+        size = size or self.asked or round(self.expected_cohort)
+        return Draw(number, size, self.seed, state.root)
 
     def spec_of(self, client: str) -> DeltaSpec:
         """Return the spec of the delta that a client gets and sends."""
@@ -165,7 +165,7 @@ def run_round(
     began = time.perf_counter()
     number = state.round + 1
     gathered = gather(plan.conditions, engine.clients(), state.memory, plan.min_replies)
-    cohort = _cohort(state, plan, gathered.clients)
+    cohort = plan.choose(gathered.clients, number, state)
     context = RoundContext(number, cohort, plan.expected_cohort, plan.seed)
     call = attend(plan.conditions, write_job(state, plan, context), gathered)
     state, record = settle(state, plan, engine, call)
@@ -194,7 +194,7 @@ def settle(
     signal_norm = float(torch.linalg.vector_norm(update.delta))
     update, memory = finish_all(plan.up, update, state.memory, context)
     taken = {client: job.turns.get(client, job.round) for client in tally.answered}
-    learnt = plan.observe(state.memory, job.round, tally.figures)
+    learnt = plan.observe(state, job.round, tally.figures)
     moved = dataclasses.replace(
         state, memory={**memory, **call.memory, **learnt}, committed={**state.committed, **taken}
     )
@@ -248,12 +248,6 @@ class _Tally:
             for name, value in figures.items():
                 sums[f"train_{name}"] = sums.get(f"train_{name}", 0.0) + value * weight
         return {name: value / total for name, value in sums.items() if total}
-
-
-def _cohort(state: ServerState, plan: RoundPlan, clients: Sequence[str]) -> tuple[str, ...]:
-    if plan.secret_sampler is not None:
-        return plan.secret_sampler(clients, state.round + 1, state.root)
-    return plan.choose(clients, state.round + 1, state.memory)
 
 
 def write_job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:

@@ -28,7 +28,6 @@ from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.resolve import resolve
 from fedpeft.runs.files import TEMPORARY, write_whole
 from fedpeft.runs.lock import LOCK
 
@@ -276,7 +275,7 @@ def _shown(value: object) -> str:
 
 
 def peek(experiment: Experiment, folder: RunFolder, *, resume: bool) -> dict[str, object] | None:
-    """Check that a folder may be used; changes nothing.
+    """Check that a folder may be used by an experiment, which is resolved; changes nothing.
 
     Returns:
       the summary if nothing is left to do, else None.
@@ -287,6 +286,5 @@ def peek(experiment: Experiment, folder: RunFolder, *, resume: bool) -> dict[str
     may_start(folder, resume=resume)
     if not resume:
         return None
-    experiment = resolve(experiment)
     check_same_experiment(folder, experiment)
     return finished_summary(folder, experiment.federation.rounds)

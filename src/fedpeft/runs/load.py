@@ -18,15 +18,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedpeft.build.model import build_tuned
+from fedpeft.build.requests import tuning_request
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import DeltaMismatchError, RunFolderError
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.families import canonical_names
 from fedpeft.models.fingerprint import fingerprint
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
-from fedpeft.tuning.methods import TuningRequest, tune
+from fedpeft.tuning.methods import tune
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
 __all__ = ["EXPORT_FILE", "ExportInfo", "FinishedRun", "load", "load_run"]
@@ -125,7 +127,7 @@ def load_run(folder: Path) -> FinishedRun:
     paths = RunFolder(folder)
     experiment = stored_experiment(paths)
     summary = read_summary(paths)
-    tuned = build_tuned(experiment, experiment.model.num_labels)
+    tuned = build_tuned(Resolved(experiment), experiment.model.num_labels)
     _apply(tuned, paths.delta, str(summary.get("delta_digest", "")))
     return FinishedRun(folder, experiment, summary, tuned)
 
@@ -177,10 +179,7 @@ def _load_export(folder: Path) -> nn.Module:
             f"{folder}: the backbone's fingerprint is {found[:12]}…, expected "
             f"{info.backbone[:12]}…: the delta was trained on other weights; export the run again"
         )
-    tuning = info.experiment.tuning
-    blocks = (tuning.blocks[0], tuning.blocks[1]) if tuning.blocks else None
-    request_ = TuningRequest(tuning.method, tuning.options, blocks, info.experiment.seed)
-    tuned = tune(loaded, request_)
+    tuned = tune(loaded, tuning_request(Resolved(info.experiment)))
     _apply(tuned, folder / "delta.safetensors", info.delta_digest)
     return tuned.model.eval()
 

@@ -53,7 +53,7 @@ from fedpeft.runs.records import (
 from fedpeft.runs.watch import RoundDone, done_of
 from fedpeft.server.state import ServerState
 
-__all__ = ["evaluated", "line_of", "run_experiment"]
+__all__ = ["evaluated", "facts_of", "line_of", "run_experiment", "summary_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +78,7 @@ def run_experiment(
     start_deltas(built, folder, state)
     if built.privacy.private:
         cut_diagnostics(folder.diagnostics, state.round)
-    facts = {"experiment": experiment.model_dump(mode="json", exclude_none=True)}
-    started(built.callbacks, {**facts, "run_dir": str(folder.path), "round": state.round})
+    started(built.callbacks, facts_of(built, state, folder.path))
     stopped = False
     while built.privacy.goes_on(state.round) and not stopped:
         state, record = _one_round(built, state, folder)
@@ -170,7 +169,7 @@ def evaluated(built: BuiltRun, state: ServerState, record: RoundRecord, *, due: 
 
 def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
     """Return the bytes (down, up) of one turn where a record may not hold the true ones."""
-    if built.plan.secret_sampler is None:
+    if not built.plan.sampler.secret:
         return None
     sizing = built.plan.up[len(built.privacy.stages) :]  # those of privacy change no size
     up = wire_bytes(built.tuned, sizing, PRIVATE_NOTES)
@@ -193,7 +192,7 @@ def _finish(
     }
     write_delta(folder.delta, tensors, metadata)
     spent = built.privacy.client_epsilons(_read_late(folder.rounds))
-    summary = _summary(built, so_far, digest) | spent | {"run_dir": str(folder.path)}
+    summary = summary_of(built, so_far, digest) | spent | {"run_dir": str(folder.path)}
     write_json(folder.summary, summary)
     return summary
 
@@ -203,7 +202,17 @@ def _read_late(file: Path) -> Iterator[Record]:
     yield from read_records(file)
 
 
-def _summary(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
+def facts_of(built: BuiltRun, state: ServerState, path: Path | None) -> dict[str, object]:
+    """Return what callbacks are told when a run starts."""
+    return {
+        "experiment": built.experiment.model_dump(mode="json", exclude_none=True),
+        "run_dir": str(path) if path else None,
+        "round": state.round,
+    }
+
+
+def summary_of(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
+    """Return the summary of a run after some rounds, without its folder."""
     experiment, plan = built.experiment, built.plan
     done = so_far.rounds >= experiment.federation.rounds
     goes_on = built.privacy.goes_on(so_far.rounds)

@@ -27,6 +27,7 @@ __all__ = [
     "Sampler",
     "fixed",
     "fixed_cohort",
+    "poisson",
     "poisson_cohort",
     "sampler_of",
 ]
@@ -40,11 +41,13 @@ class Draw:
       round: from 1.
       size: how many clients to ask.
       seed: the run's root seed.
+      root: the server's secret root, where it has one: for cohorts that nobody else may know.
     """
 
     round: int
     size: int
     seed: int
+    root: Tensor | None = None
 
 
 ClientMetrics = Mapping[str, Mapping[str, float]]
@@ -65,11 +68,13 @@ class Sampler:
       observe: (memory, draw, metrics) -> memory, after each round; {} before the first.
       looks: whether it depends on what clients answer. Under privacy that is refused: epsilon
         counts a schedule that is known beforehand.
+      secret: whether cohorts are drawn from the server's secret, and stand in no record.
     """
 
     draw: Callable[[Sequence[str], Memory, Draw], Sequence[str]]
     observe: Callable[[Memory, Draw, ClientMetrics], Memory] = _remember_nothing
     looks: bool = False
+    secret: bool = False
 
 
 def fixed() -> Sampler:
@@ -79,6 +84,20 @@ def fixed() -> Sampler:
             clients, min(draw.size, len(clients)), seed=draw.seed, round=draw.round
         )
     )
+
+
+def poisson(probability: float) -> Sampler:
+    """Draw each client by its own secret coin; cohorts may be empty.
+
+    Args:
+      probability: of each client, in (0, 1]; what amplification by sampling counts on.
+    """
+
+    def draw(clients: Sequence[str], memory: Memory, draw: Draw) -> Sequence[str]:
+        assert draw.root is not None, "a private server has a secret root"
+        return poisson_cohort(clients, probability, root=draw.root, round=draw.round)
+
+    return Sampler(draw, secret=True)
 
 
 def sampler_of(choose: Sampler | Callable[[Sequence[str], int], Sequence[str]]) -> Sampler:

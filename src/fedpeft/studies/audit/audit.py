@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,11 @@ def audit(
       RoundError: if a round fails.
     """
     began = time.perf_counter()
-    claimed = resolve(experiment)
+    resolved = resolve(experiment)
+    claimed = resolved.experiment
     _check(claimed, request)
     rounds = _rounds(claimed)
-    built = build_run(_as_run(claimed, request))
+    built = build_run(replace(resolved, experiment=_as_run(claimed, request)))
     try:
         canaries = draw_canaries(
             _count(request, built),

@@ -115,11 +115,13 @@ def draw_canaries(count: int, *, seed: int, clip_norm: float, opposite: bool) ->
     return Canaries((coins < 0.5).numpy(), seed, clip_norm, opposite)
 
 
-def busiest_rounds(plan: RoundPlan, clients: Sequence[str], rounds: int) -> frozenset[int]:
+def busiest_rounds(
+    plan: RoundPlan, clients: Sequence[str], rounds: int, state: ServerState
+) -> frozenset[int]:
     """Return the rounds of the ordinary client that a public schedule asks most often."""
     asked: dict[str, set[int]] = {client: set() for client in clients}
     for number in range(1, rounds + 1):
-        for client in plan.choose(clients, number, {}):
+        for client in plan.choose(clients, number, state):
             asked[client].add(number)
     most = max(len(numbers) for numbers in asked.values())
     return frozenset(next(numbers for numbers in asked.values() if len(numbers) == most))
@@ -202,9 +204,10 @@ def watch_rounds(
     ordinary = engine.clients()[: len(engine.clients()) - len(canaries.names)]
     numbers = range(1, rounds + 1)
     taking = frozenset(numbers)
-    if plan.secret_sampler is None:
-        taking = busiest_rounds(plan, ordinary, rounds)
-        plan = dataclasses.replace(plan, sampler=_joined(plan, ordinary, canaries, taking))
+    if not plan.sampler.secret:
+        taking = busiest_rounds(plan, ordinary, rounds, state)
+        joined = _joined(plan, ordinary, canaries, taking, state)
+        plan = dataclasses.replace(plan, sampler=joined)
     ledger = _Ledger(canaries, taking, plan.expected_cohort / canaries.clip_norm)
     plan = dataclasses.replace(plan, algorithm=_watched(plan.algorithm, ledger))
     for number in numbers:
@@ -229,13 +232,17 @@ def _check_heard(record: RoundRecord) -> None:
 
 
 def _joined(
-    plan: RoundPlan, ordinary: Sequence[str], canaries: Canaries, taking: frozenset[int]
+    plan: RoundPlan,
+    ordinary: Sequence[str],
+    canaries: Canaries,
+    taking: frozenset[int],
+    state: ServerState,
 ) -> Sampler:
     """Return the plan's sampler of ordinary clients, with all canaries added in some rounds."""
 
     def sample(clients: Sequence[str], number: int) -> tuple[str, ...]:
         extra = canaries.names if number in taking else ()
-        return (*plan.choose(ordinary, number, {}), *extra)
+        return (*plan.choose(ordinary, number, state), *extra)
 
     return sampler_of(sample)
 

@@ -25,6 +25,7 @@ from fedpeft.build.model import load_run_data
 from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.runs.folder import RunFolder, stored_experiment
 from fedpeft.runs.load import load_run
 from fedpeft.studies.gap.features import features_of, sample_of
@@ -107,7 +108,7 @@ def read_run_features(request: RunsRequest) -> RunFeatures:
     label, first = next(iter(experiments.items()))
     for other, experiment in experiments.items():
         _check_alike((label, first), (other, experiment))
-    data = load_run_data(first)
+    data = load_run_data(Resolved(first))
     examples = data.test if request.split == "test" else data.train
     rows = sample_of(len(examples), request.sample, seeds.derive(request.seed, "gap", "sample"))
     features = {}

@@ -29,6 +29,7 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.data.examples import ExampleSet
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.source import load_model
 from fedpeft.models.tasks import Batch, Task
 from fedpeft.runs.deltas import read_kept
@@ -158,9 +159,10 @@ def control() -> dict[str, bool]:
 
 
 def _load(experiment: Experiment) -> TunedModel:
-    request = model_request(experiment, experiment.model.num_labels)
+    resolved = Resolved(experiment)
+    request = model_request(resolved, experiment.model.num_labels)
     loaded = load_model(dataclasses.replace(request, attention="eager"))
-    tuned = tune(loaded, tuning_request(experiment))
+    tuned = tune(loaded, tuning_request(resolved))
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in tuned.model.modules()):
         raise ConfigError(
             f"theorem: {experiment.model.name} has BatchNorm statistics, which are no part of "
@@ -187,7 +189,7 @@ def _surface(tuned: TunedModel, experiment: Experiment, sample: int) -> tuple[_S
         if tensor.is_floating_point():
             tensor.data = tensor.data.double()
     module = _Loss(tuned.model.eval(), tuned.loaded.task)
-    batches = _batches(load_run_data(experiment).train, experiment.seed, sample)
+    batches = _batches(load_run_data(Resolved(experiment)).train, experiment.seed, sample)
     with torch.no_grad():
         total = sum(float(module(batch)[1]) for batch in batches)
 
