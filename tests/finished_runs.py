@@ -19,7 +19,7 @@ from fedpeft.build.model import build_tuned
 from fedpeft.core.deltas import digest_of
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment
-from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.runs.folder import write_delta
 from fedpeft.tuning.tuned import read_buffers, read_delta
 
@@ -65,13 +65,13 @@ def experiment(model: Path | str, kind: str, method: str, **options: object) -> 
                 "federation": {"rounds": 2, "clients_per_round": 2},
             }
         )
-    )
+    ).experiment
 
 
 def write_finished(folder: Path, chosen: Experiment) -> Path:
     """Write a finished run whose delta has moved away from its start."""
     folder.mkdir(parents=True)
-    tuned = build_tuned(chosen, chosen.model.num_labels)
+    tuned = build_tuned(Resolved(chosen), chosen.model.num_labels)
     generator = torch.Generator().manual_seed(1)
     start = read_delta(tuned)
     delta = start + 0.1 * torch.randn(start.shape, generator=generator)

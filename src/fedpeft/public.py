@@ -5,31 +5,47 @@
 
 from __future__ import annotations
 
+from fedpeft.client.turns import LocalTrainer
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
-from fedpeft.data.schemes import PartitionRequest
+from fedpeft.data.schemes import Partition, PartitionRequest
 from fedpeft.data.torch_data import from_torch
+from fedpeft.experiment.callbacks import Callback
 from fedpeft.launch.simulate import Result, run, simulate
 from fedpeft.models.heads import init_head
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import Scores, Task, classification_task
 from fedpeft.models.wrap import wrap_module
+from fedpeft.rounds.job import Engine
+from fedpeft.rounds.round import RoundRecord
 from fedpeft.runs.load import load
-from fedpeft.tuning.methods import TuningRequest, tune
+from fedpeft.server.sampling import Sampler
+from fedpeft.server.state import Algorithm
+from fedpeft.tuning.methods import TuningMethod, TuningRequest, tune
 from fedpeft.tuning.tuned import TunedModel
+from fedpeft.wire.stages import Stage
 
 __all__ = [
+    "Algorithm",
+    "Callback",
     "Columns",
     "DataRequest",
+    "Engine",
     "FedpeftError",
+    "LocalTrainer",
     "ModelRequest",
+    "Partition",
     "PartitionRequest",
     "Result",
+    "RoundRecord",
+    "Sampler",
     "Scores",
+    "Stage",
     "Task",
     "TransformSpec",
     "TunedModel",
+    "TuningMethod",
     "TuningRequest",
     "classification_task",
     "from_torch",

@@ -11,7 +11,7 @@ from fedpeft.build.requests import local_settings
 from fedpeft.build.run import build_run
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.read import read_experiment
-from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.launch import start
 from fedpeft.runs.folder import RunFolder, experiment_digest, stored_experiment
 from fedpeft.tuning.tuned import read_delta
@@ -27,7 +27,7 @@ def experiment(*overrides):
 
 
 def chosen(*overrides):
-    run = build_run(experiment(*overrides))
+    run = build_run(resolve(experiment(*overrides)))
     run.engine.close()
     return run.experiment.engine.clients_per_pass
 
@@ -41,7 +41,7 @@ def test_small_batches_share_a_pass_and_leave_work_for_four_cores():
     assert chosen("client.batch_size=1", "federation.clients_per_round=3") == 1
     assert chosen("client.batch_size=1", "tuning.method=full") == 1  # large deltas
     assert chosen("client.batch_size=1", "tuning.method=loha") == 1
-    run = build_run(experiment("client.batch_size=4"))
+    run = build_run(resolve(experiment("client.batch_size=4")))
     run.engine.close()
     assert default_passes(run.tuned, run.settings, 1000) == 16
     assert chosen("client.batch_size=1", "engine.clients_per_pass=5") == 5
@@ -54,7 +54,7 @@ def test_the_number_of_workers_does_not_decide():
 
 def test_one_client_a_pass_leaves_the_digest_of_an_experiment_as_it_was():
     plain, one, two = (
-        experiment_digest(resolve(experiment(*o)))
+        experiment_digest(resolve(experiment(*o)).experiment)
         for o in ([], ["engine.clients_per_pass=1"], ["engine.clients_per_pass=2"])
     )
     assert plain == one != two
@@ -62,12 +62,12 @@ def test_one_client_a_pass_leaves_the_digest_of_an_experiment_as_it_was():
 
 def test_a_measurement_chooses_and_leaves_the_delta_alone():
     some = ["client.batch_size=1", "federation.clients_per_round=8"]
-    run = build_run(experiment(*some))
+    run = build_run(resolve(experiment(*some)))
     run.engine.close()
     before = read_delta(run.tuned)
     found = measure_passes(run.tuned, run.data, run.settings, cohort=8, workers=1)
     assert found in (1, 2, 4, 8) and torch.equal(read_delta(run.tuned), before)
-    assert local_settings(run.experiment) == run.settings
+    assert local_settings(Resolved(run.experiment)) == run.settings
 
 
 def test_what_was_measured_is_recorded_and_resumed(tmp_path, monkeypatch):

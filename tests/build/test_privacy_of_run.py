@@ -16,6 +16,7 @@ from fedpeft.core.errors import PrivacyError
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.read import read_experiment
 from fedpeft.server.algorithms import fedavg
+from fedpeft.server.sampling import Draw
 from fedpeft.server.state import ClientUpdate, RoundContext
 from fedpeft.tuning.tuned import read_buffers, read_delta
 
@@ -93,8 +94,11 @@ def test_cohorts_are_secret_only_where_the_table_allows_it(mode):
     assert privacy(mode).secret_sampler(64) is None
     secret = "federation.sampling=poisson"
     if PRIVACY_MODES[mode].secret_cohorts:
-        draw = privacy(mode, secret).secret_sampler(64)
-        cohorts = {draw([f"c{i}" for i in range(64)], n, root(mode)) for n in range(1, 5)}
+        sampler = privacy(mode, secret).secret_sampler(64)
+        names = [f"c{i}" for i in range(64)]
+        draws = [Draw(number, 8, 1, root(mode)) for number in range(1, 5)]
+        cohorts = {tuple(sampler.draw(names, {}, draw)) for draw in draws}
+        assert sampler.secret
         assert len(cohorts) == 4
         return
     with pytest.raises(PrivacyError, match=r"found 'poisson' with .*allowed is 'central' only"):

@@ -10,13 +10,14 @@ from fedpeft.build.run import build_run
 from fedpeft.build.score import scored_once
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.round import run_round
 
 QUICK = ["engine.workers=1", "client.epochs=1", "model.name=preset:tiny-vit"]
 
 
 def built(*overrides):
-    return build_run(read_experiment(None, [*QUICK, *overrides]))
+    return build_run(resolve(read_experiment(None, [*QUICK, *overrides])))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def test_methods_share_partition_schedule_and_head(bias, method):
         assert rows.tolist() == other.data.clients[name].tolist()
     clients = bias.engine.clients()
     for number in (1, 2, 3):
-        assert bias.plan.choose(clients, number, {}) == other.plan.choose(clients, number, {})
+        assert bias.plan.choose(clients, number, bias.start) == other.plan.choose(
+            clients, number, other.start
+        )
     heads = [run.tuned.parameters["head.weight"] for run in (bias, other)]
     assert torch.equal(heads[0], heads[1])
 
@@ -42,7 +45,7 @@ def test_another_seed_changes_partition_schedule_and_head(bias):
     sizes = [[len(rows) for rows in run.data.clients.values()] for run in (bias, other)]
     assert sizes[0] != sizes[1]
     clients = bias.engine.clients()
-    assert bias.plan.choose(clients, 1, {}) != other.plan.choose(clients, 1, {})
+    assert bias.plan.choose(clients, 1, bias.start) != other.plan.choose(clients, 1, other.start)
     heads = [run.tuned.parameters["head.weight"] for run in (bias, other)]
     assert not torch.equal(heads[0], heads[1])
 

@@ -35,9 +35,9 @@ def test_examples_are_valid(file):
 
 
 def test_a_resolved_experiment_reads_back_equal_and_resolves_to_itself():
-    once = resolve(read_experiment(None, ["tuning.method=lora", "client.lr=0.25"]))
+    once = resolve(read_experiment(None, ["tuning.method=lora", "client.lr=0.25"])).experiment
     assert validate(tomllib.loads(dump_experiment(once)), "x") == once
-    assert resolve(once) == once
+    assert resolve(once).experiment == once
     assert once.tuning.options["r"] == 8 and once.client.lr == 0.25
 
 
@@ -140,11 +140,11 @@ def test_learning_rates_follow_the_model():
 
 
 def test_a_file_with_nothing_has_the_papers_values():
-    plain = resolve(Experiment())
+    plain = resolve(Experiment()).experiment
     assert (plain.federation.rounds, plain.federation.clients_per_round) == (50, 8)
     assert (plain.client.epochs, plain.client.batch_size) == (10, 64)
     assert plain.data.partition.min_examples == 1
-    other = resolve(Experiment.model_validate({"data": {"source": "x.csv"}}))
+    other = resolve(Experiment.model_validate({"data": {"source": "x.csv"}})).experiment
     assert other.data.partition.min_examples == 10 and other.data.partition.clients == 64
 
 

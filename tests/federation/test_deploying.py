@@ -13,6 +13,7 @@ import pytest
 from fedpeft.cli.running import _summary_lines
 from fedpeft.core.errors import ConfigError, EngineError, RoundError, RunFolderError
 from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.resolve import resolve
 from fedpeft.federation import deploying
 from fedpeft.federation.control import RunState, Unreachable
 from fedpeft.runs.folder import RunFolder
@@ -324,7 +325,7 @@ def test_what_is_built_here_refuses_a_deployment():
     from fedpeft.build.run import build_run
 
     with pytest.raises(ConfigError, match="only `fedpeft run` and `fedpeft handshake`"):
-        build_run(read_experiment(None, SETS))
+        build_run(resolve(read_experiment(None, SETS)))
 
 
 def test_a_plan_shows_no_partition_of_what_the_sites_have():

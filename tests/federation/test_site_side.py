@@ -14,7 +14,7 @@ from fedpeft.core.errors import ConfigError, DataError, PrivacyError
 from fedpeft.engines.flower.requests import Request
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, dump_experiment
-from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation import site_side as sites
 from fedpeft.federation.site_budget import charge, spent
@@ -32,7 +32,7 @@ LOCAL = {"privacy.mode": "local", "privacy.noise_multiplier": 2.0}
 
 def server(changes: dict[str, object] | None = None) -> Experiment:
     table = apply_overrides(BASE, (changes or {}).items())
-    return resolve(Experiment.model_validate(table))
+    return resolve(Experiment.model_validate(table)).experiment
 
 
 def own(tmp_path, changes: dict[str, object] | None = None) -> SiteConfig:
@@ -209,7 +209,7 @@ def test_the_servers_facts_fit_its_site(tmp_path):
     from fedpeft.rounds.handshake import compare
 
     asked = server()
-    tuned, data = build_tuned(asked, 10), load_run_data(asked)
+    tuned, data = build_tuned(Resolved(asked), 10), load_run_data(Resolved(asked))
     expected = sites.server_facts(asked, tuned, data)
     ready = prepare(own(tmp_path), dump_experiment(asked))
     assert compare(expected, ready.facts) == []

@@ -14,6 +14,7 @@ from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.engines.flower.requests import Request
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, dump_experiment, read_experiment
+from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.site_file import read_site, site_problems
 from fedpeft.federation.site_side import make_site
 from fedpeft.federation.split import Door, split
@@ -75,11 +76,11 @@ def parts(tmp_path, asked: Experiment) -> tuple[list[Path], Experiment]:
 
 
 def check_parity(tmp_path, asked: Experiment) -> None:
-    built = build_run(asked)
+    built = build_run(resolve(asked))
     state, records, metrics = rounds(built, built.engine)
     folders, server = parts(tmp_path, asked)
     assert [folder.name for folder in folders] == list(built.data.clients)
-    other = build_run(server)
+    other = build_run(resolve(server))
     there, found, scores = rounds(other, Sites(folders, other.experiment))
     assert not any(record.failures for record in found)
     assert torch.equal(there.delta, state.delta) and scores == metrics
@@ -131,7 +132,7 @@ def test_clips_are_parted(tmp_path):
 def test_another_row_would_show(tmp_path):
     """The negative control: parity is not for the asking."""
     asked = experiment()
-    built = build_run(asked)
+    built = build_run(resolve(asked))
     state, _, _ = rounds(built, built.engine, 1)
     folders, server = parts(tmp_path, asked)
     file = folders[0] / "data.npz"
@@ -139,7 +140,7 @@ def test_another_row_would_show(tmp_path):
         arrays = {name: archive[name] for name in archive.files}
     arrays["y"] = np.roll(arrays["y"], 1)
     np.savez_compressed(file, **arrays)
-    other = build_run(server)
+    other = build_run(resolve(server))
     there, _, _ = rounds(other, Sites(folders, other.experiment), 1)
     assert not torch.equal(there.delta, state.delta)
 

@@ -12,6 +12,7 @@ from fedpeft.build.run import build_run
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.experiment import read
+from fedpeft.experiment.resolve import resolve
 from fedpeft.launch import start
 from fedpeft.runs.records import read_records
 
@@ -129,7 +130,7 @@ def from_file(tmp_path, **privacy):
         "privacy": privacy,
     }
     experiment = read.validate(table, "test")
-    built = build_run(experiment)
+    built = build_run(resolve(experiment))
     settings = {
         f"{s}.{k}": v for s in ("federation", "client", "engine") for k, v in table[s].items()
     }

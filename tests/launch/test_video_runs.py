@@ -134,7 +134,7 @@ def experiment(model, method):
         "tuning": {"method": method, "options": OPTIONS.get(method, {})},
         "federation": {"rounds": 2, "clients_per_round": 2},
     }
-    return resolve(Experiment.model_validate(tables))
+    return resolve(Experiment.model_validate(tables)).experiment
 
 
 @pytest.mark.parametrize(
@@ -202,5 +202,5 @@ def test_videomae_base_is_planned_without_weights_or_network():
 
 
 def test_example_file_is_valid_and_offline():
-    found = resolve(read_experiment(ROOT / "examples" / "motion-videomae.toml"))
+    found = resolve(read_experiment(ROOT / "examples" / "motion-videomae.toml")).experiment
     assert (found.model.name, found.data.source) == ("preset:tiny-videomae", "motion")

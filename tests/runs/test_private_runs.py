@@ -65,9 +65,9 @@ def test_batchnorm_is_refused():
 
 
 def test_a_target_is_met_and_written_down():
-    target = resolve(read(*TINY, "privacy.mode=central", "privacy.epsilon=4.0"))
+    target = resolve(read(*TINY, "privacy.mode=central", "privacy.epsilon=4.0")).experiment
     assert 3.98 < epsilon_after(target, 3) <= 4.0
-    assert resolve(target) == target
+    assert resolve(target).experiment == target
 
 
 def test_the_record_of_a_secret_cohort_tells_nothing_of_it(tmp_path):
@@ -124,7 +124,7 @@ def test_resumed_equals_uninterrupted_and_workers_change_nothing(tmp_path, more)
 
 
 def test_the_budget_stops_the_run_and_survives_a_resume(tmp_path):
-    free = resolve(read(*CENTRAL))
+    free = resolve(read(*CENTRAL)).experiment
     budget = (epsilon_after(free, 1) + epsilon_after(free, 3)) / 2
     summary = run(read(*CENTRAL, f"privacy.epsilon={budget}"), tmp_path / "r")
     assert summary["stopped"] == "privacy budget"
@@ -155,7 +155,9 @@ def test_local_noise_is_kept_by_the_clients(tmp_path):
     assert roots and all(root.shape == (32,) for root in roots)
     assert len({bytes(root.tolist()) for root in roots}) == len(roots)
     assert torch.isfinite(torch.tensor(summary["epsilon"]))
-    assert epsilon_after(resolve(read(*sets)), 1) > epsilon_after(resolve(read(*CENTRAL)), 1)
+    assert epsilon_after(resolve(read(*sets)).experiment, 1) > epsilon_after(
+        resolve(read(*CENTRAL)).experiment, 1
+    )
 
 
 def test_example_level_is_accounted_by_epochs_and_sends_nothing_else(tmp_path):
@@ -165,8 +167,8 @@ def test_example_level_is_accounted_by_epochs_and_sends_nothing_else(tmp_path):
     assert not any("train_loss" in record["metrics"] for record in records)
     assert records[0]["noise_deviation"] == 2.0 / 64
     assert summary["epsilon"] == records[-1]["epsilon"] > records[0]["epsilon"] > 0
-    more = resolve(read(*sets, "client.epochs=4"))
-    assert epsilon_after(more, 1) > 1.8 * epsilon_after(resolve(read(*sets)), 1)
+    more = resolve(read(*sets, "client.epochs=4")).experiment
+    assert epsilon_after(more, 1) > 1.8 * epsilon_after(resolve(read(*sets)).experiment, 1)
     two = run(read(*sets, "engine.workers=2"), tmp_path / "two")
     assert two["delta_digest"] == summary["delta_digest"]
 

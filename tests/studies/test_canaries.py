@@ -16,7 +16,7 @@ from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.round import RoundPlan
 from fedpeft.server.algorithms import fedadam, fedavg
 from fedpeft.server.denominator import constant_denominator
-from fedpeft.server.sampling import fixed_cohort, poisson_cohort, sampler_of
+from fedpeft.server.sampling import fixed_cohort, poisson, sampler_of
 from fedpeft.studies.audit.canaries import CanaryEngine, canary_trainer, draw_canaries, watch_rounds
 from fedpeft.studies.audit.statistics import (
     Evidence,
@@ -63,11 +63,7 @@ def small(kind, noise, *, seed, algorithm=None):
         SPEC, DeltaSpec((), ()), seed, 2.0, up=(stage,), min_replies=0,
     )  # fmt: skip
     if kind == "poisson":
-
-        def secret(clients, number, root):
-            return poisson_cohort(clients, claim.sampling, root=root, round=number)
-
-        plan = dataclasses.replace(plan, secret_sampler=secret)
+        plan = dataclasses.replace(plan, sampler=poisson(claim.sampling))
     state = plan.algorithm.init(torch.zeros(SIZE), torch.empty(0))
     canaries = draw_canaries(COUNT, seed=seed, clip_norm=0.5, opposite=kind == "local")
     return dataclasses.replace(state, root=seeded_root(seed)), plan, canaries

@@ -17,6 +17,7 @@ from real_federation import Process, environment, federation, sets_of, until
 from fedpeft.build.run import build_run
 from fedpeft.core.deltas import digest_of
 from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.job import Failure
 from fedpeft.rounds.round import run_round
 
@@ -160,7 +161,7 @@ def test_a_site_that_misbehaves_moves_nothing(tmp_path):
         code, found = here.finish(here.run("--set", "engine.deadline=60"), 500)
         records = here.rounds()
     assert code == 0
-    built = build_run(read_experiment(None, here.sets[1::2]))
+    built = build_run(resolve(read_experiment(None, here.sets[1::2])))
     engine, state = Without(built.engine, names[2], 2), built.start
     for _ in range(rounds):
         state, _ = run_round(state, built.plan, engine)
