@@ -31,6 +31,7 @@ from fedpeft.launch import start
 from fedpeft.rounds.buffered import advance
 from fedpeft.runs import loop
 from fedpeft.runs.folder import RunFolder
+from fedpeft.runs.load import apply_delta
 from fedpeft.runs.lock import locked
 from fedpeft.runs.records import Record, Totals, totals
 from fedpeft.server.sampling import Sampler, sampler_of
@@ -208,6 +209,7 @@ def _in_folder(built: BuiltRun, out: Path, on_round: OnRound) -> list[Record]:
     folder = RunFolder(out)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        loop.run_experiment(built, folder, lambda done: on_round(done.record))
+        summary = loop.run_experiment(built, folder, lambda done: on_round(done.record))
+    apply_delta(built.tuned, folder.delta, str(summary["delta_digest"]))
     lines = folder.rounds.read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]

@@ -31,7 +31,7 @@ from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
 from fedpeft.tuning.methods import tune
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
-__all__ = ["EXPORT_FILE", "ExportInfo", "FinishedRun", "load", "load_run"]
+__all__ = ["EXPORT_FILE", "ExportInfo", "FinishedRun", "apply_delta", "load", "load_run"]
 
 EXPORT_FILE = "fedpeft.json"
 """What an export is; its presence makes a folder an export."""
@@ -128,11 +128,11 @@ def load_run(folder: Path) -> FinishedRun:
     experiment = stored_experiment(paths)
     summary = read_summary(paths)
     tuned = build_tuned(Resolved(experiment), experiment.model.num_labels)
-    _apply(tuned, paths.delta, str(summary.get("delta_digest", "")))
+    apply_delta(tuned, paths.delta, str(summary.get("delta_digest", "")))
     return FinishedRun(folder, experiment, summary, tuned)
 
 
-def _apply(tuned: TunedModel, file: Path, digest: str) -> None:
+def apply_delta(tuned: TunedModel, file: Path, digest: str) -> None:
     """Put a saved delta into the live model, after comparing it with its digest."""
     tensors = _read_tensors(file)
     buffers = {name: tensors.pop(name) for name in tuned.buffer_spec.names if name in tensors}
@@ -180,7 +180,7 @@ def _load_export(folder: Path) -> nn.Module:
             f"{info.backbone[:12]}…: the delta was trained on other weights; export the run again"
         )
     tuned = tune(loaded, tuning_request(Resolved(info.experiment)))
-    _apply(tuned, folder / "delta.safetensors", info.delta_digest)
+    apply_delta(tuned, folder / "delta.safetensors", info.delta_digest)
     return tuned.model.eval()
 
 
