@@ -11,10 +11,8 @@ import torch
 
 from fedpeft.client.local import local_trainer
 from fedpeft.client.private import (
-    author,
-    by_example,
+    GradientPrivacy,
     check_rows,
-    corrected,
     kept_root,
     noised,
     one_by_one,
@@ -37,7 +35,7 @@ SMALL = {
     "road": {"group_size": 16},
     "vblora": {"vector_length": 16, "num_vectors": 8},
 }
-EXAMPLE = by_example(1.0, 0.0)
+EXAMPLE = GradientPrivacy(1.0, 0.0, by_example=True, secret=True)
 
 
 def points(number=6):
@@ -151,7 +149,7 @@ def test_noise_follows_the_clients_secret_and_not_the_turn():
     one, again = update(noisy), update(noisy)
     other = update(noisy, memory=secret(2))
     assert torch.equal(one, again) and not torch.equal(one, other)
-    seeded = by_example(1.0, 1.0, reproducible=True)
+    seeded = dataclasses.replace(noisy, secret=False)
     assert torch.equal(update(seeded, memory={}), update(seeded))
     assert with_root(seeded, turn()).memory["gradient.root"].equal(seeded_root(turn().seed))
 
@@ -167,8 +165,12 @@ def test_a_client_draws_its_secret_once_and_keeps_it():
     trainer = local_trainer(model, support.settings(privacy=EXAMPLE))
     (result,) = trainer({DELTA: read_delta(model)}, [turn(memory=kept)])
     assert result.memory["gradient.root"].equal(kept["gradient.root"])
-    seeded = by_example(1.0, 0.0, reproducible=True)
-    for public in (None, seeded, corrected(1.0, 1.0)):  # noise from the seed leaves nothing behind
+    seeded = dataclasses.replace(EXAMPLE, secret=False)
+    for public in (
+        None,
+        seeded,
+        GradientPrivacy(1.0, 1.0),
+    ):  # noise from the seed leaves nothing behind
         assert kept_root(public, with_root(public, turn(memory={}))) == {}
 
 
@@ -190,11 +192,11 @@ def test_one_example_moves_a_step_by_at_most_the_bound():
 def test_the_papers_mechanism_in_both_variants():
     long, size = torch.full((100_000,), 1.0), 100_000  # norm 316
     noise = gaussian(seeded_root(1), size, 3.378, "x")
-    as_coded = noised(author(3.378), long, 64, noise)
+    as_coded = noised(GradientPrivacy(math.inf, 3.378, divided=False), long, 64, noise)
     assert float(as_coded.mean()) == pytest.approx(1.0, abs=0.05)  # the clip is a no-op
     assert float(as_coded.std()) == pytest.approx(3.378, rel=0.01)
     noise = gaussian(seeded_root(1), size, 1.511, "x")
-    as_written = noised(corrected(1.0, 1.511), long, 64, noise)
+    as_written = noised(GradientPrivacy(1.0, 1.511), long, 64, noise)
     assert float(as_written.std()) == pytest.approx(1.511 / 64, rel=0.01)
-    clipped = noised(corrected(1.0, 0.0), long, 64, torch.zeros(size))
+    clipped = noised(GradientPrivacy(1.0, 0.0), long, 64, torch.zeros(size))
     assert float(clipped.double().norm()) <= 1.0

@@ -8,8 +8,7 @@ import torch
 from fedpeft.client.turns import DELTA
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import RoundError
-from fedpeft.server.algorithms import fedavg, fedavgm
-from fedpeft.server.denominator import constant_denominator
+from fedpeft.server.algorithms import constant_denominator, fedavg, fedavgm
 from fedpeft.server.state import ClientUpdate, RoundContext
 
 SPEC = DeltaSpec(("w",), ((50,),))

@@ -17,8 +17,7 @@ from fedpeft.data.examples import ClientData
 from fedpeft.rounds.client_half import PRIVATE_NOTES, run_turn
 from fedpeft.rounds.job import Failure, Reply
 from fedpeft.rounds.round import run_round
-from fedpeft.server.algorithms import fedavg
-from fedpeft.server.denominator import constant_denominator
+from fedpeft.server.algorithms import constant_denominator, fedavg
 from fedpeft.server.sampling import sampler_of
 from fedpeft.tuning.tuned import read_delta
 from fedpeft.wire import messages, stages

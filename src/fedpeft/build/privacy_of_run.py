@@ -27,7 +27,7 @@ from fedpeft.experiment.epsilon import (
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES, PrivacyMode
 from fedpeft.rounds.round import RoundRecord
-from fedpeft.server.denominator import constant_denominator
+from fedpeft.server.algorithms import constant_denominator
 from fedpeft.server.sampling import Sampler, poisson
 from fedpeft.server.state import Algorithm, ServerState
 from fedpeft.tuning.tuned import TunedModel
@@ -197,14 +197,11 @@ class PrivacyOfRun:
 
         That is a batch's mean gradient, the mean of updates, or one update.
         """
-        gradient, chosen = self.gradient, self.experiment.privacy
+        gradient, experiment = self.gradient, self.experiment
         if gradient is not None:
-            batch_size = self.experiment.client.batch_size
-            return gradient.deviation / (batch_size if gradient.divided else 1)
-        multiplier = chosen.noise_multiplier or 0.0
-        deviation = multiplier * chosen.clip_norm if multiplier else 0.0
-        cohort = self.experiment.federation.clients_per_round
-        return deviation / (cohort if self.mode.noise_by == "server" else 1)
+            return gradient.deviation / (experiment.client.batch_size if gradient.divided else 1)
+        cohort = experiment.federation.clients_per_round
+        return experiment.privacy.deviation / (cohort if self.mode.noise_by == "server" else 1)
 
     def _said(self) -> dict[str, object]:
         """Return `privacy` of plans and summaries; {} where there is nothing to say."""

@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +38,7 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
 from fedpeft.core.noise import clip_rows
 from fedpeft.data.examples import in_epoch
-from fedpeft.models.tasks import Batch, mean_loss
+from fedpeft.models.tasks import Batch, Scores, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
 
 __all__ = [
@@ -100,7 +100,8 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
     flat = FlatDelta(tuned)
     tuned.model.eval()
 
-    take_turn = _turn_taker(tuned, flat, settings)
+    by_example = settings.privacy is not None and settings.privacy.by_example
+    rows = row_gradients(tuned) if by_example else None
     sent = tuned.spec.num_params
     first_own = flat.value_P[sent:].clone()
 
@@ -112,7 +113,7 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
             if tuned.buffers:
                 write_buffers(tuned, broadcast[BUFFERS].to(device))
             with short_tail(tuned.model):
-                metrics = take_turn(turn)
+                metrics = _train_client(tuned, flat, settings, turn, rows)
             payload = {DELTA: (flat.value_P[:sent] - start_P).cpu()}
             if tuned.buffers:
                 payload[BUFFERS] = read_buffers(tuned).cpu()
@@ -123,77 +124,59 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
     return train
 
 
-def _turn_taker(
-    tuned: TunedModel, flat: FlatDelta, settings: LocalSettings
-) -> Callable[[ClientTurn], dict[str, float]]:
-    if settings.privacy is None or not settings.privacy.by_example:
-        return lambda turn: _train_client(tuned, flat, settings, turn)
-    gradients = row_gradients(tuned)
-    return lambda turn: _train_by_example(tuned, flat, settings, turn, gradients)
-
-
-def _train_by_example(
+def _train_client(
     tuned: TunedModel,
     flat: FlatDelta,
     settings: LocalSettings,
     turn: ClientTurn,
-    gradients: RowGradients,
+    rows: RowGradients | None,
 ) -> dict[str, float]:
-    """Train with per-example clipping; returns no figures, because none may leave the client."""
+    """Train one client and return figures of its last epoch.
+
+    With gradients of single examples (`rows`) there are none: none may leave the client.
+    """
     chosen = settings.privacy
-    assert chosen is not None
-    start_P, step, number = flat.value_P.clone(), None, 0
-    tuned.model.eval()
-    for epoch in range(settings.epochs):
-        for rows in batches(turn, settings.batch_size, epoch):
-            number += 1
-            batch = take_batch(turn, rows, epoch, settings.device)
-            keys_B = dropout_keys(turn, rows, number).to(settings.device)
-            if step is None:
-                active_P = check_rows(tuned, gradients, batch, keys_B)
-                step = make_step(settings.optimizer, active_P)
-            total_P = clip_rows(gradients(batch, keys_B), chosen.clip_norm).sum(0)
-            noise_P = draw(chosen, turn, len(total_P), number)
-            grad_P = noised(chosen, total_P, settings.batch_size, noise_P)
-            if settings.prox_mu:
-                grad_P.add_(flat.value_P - start_P, alpha=settings.prox_mu)
-            with torch.no_grad():
-                step(flat.value_P, grad_P)
-    return {}
-
-
-def _train_client(
-    tuned: TunedModel, flat: FlatDelta, settings: LocalSettings, turn: ClientTurn
-) -> dict[str, float]:
     start_P = flat.value_P.clone() if settings.prox_mu else flat.value_P
-    step, sent = None, tuned.spec.num_params
+    step, number, sent = None, 0, tuned.spec.num_params
     loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
-    number = 0
     _set_mode(tuned, training=False)
     for epoch in range(settings.epochs):
         loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
-        for rows in batches(turn, settings.batch_size, epoch, tuned.trains_statistics):
+        for places in batches(turn, settings.batch_size, epoch, tuned.trains_statistics):
             number += 1
-            batch = take_batch(turn, rows, epoch, settings.device)
-            _set_mode(tuned, training=tuned.trains_statistics and len(rows) > 1)
-            keys_B = dropout_keys(turn, rows, number).to(settings.device)
-            flat.clear()
-            with tuned.dropout.using(keys_B), autocast(settings):
-                scores = tuned.loaded.task.score(tuned.model, batch)
-                loss = mean_loss(scores)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
-            grad_P = flat.collect()
-            if settings.privacy is not None:
-                noise_P = draw(settings.privacy, turn, len(grad_P), number)
-                grad_P = noised(settings.privacy, grad_P, settings.batch_size, noise_P)
+            batch = take_batch(turn, places, epoch, settings.device)
+            keys_B = dropout_keys(turn, places, number).to(settings.device)
+            if rows is None or chosen is None:
+                _set_mode(tuned, training=tuned.trains_statistics and len(places) > 1)
+                scores = _backward(tuned, flat, settings, batch, keys_B)
+                grad_P, active_P = flat.collect(), flat.active_P
+                loss_sum = loss_sum + scores.loss_B.detach().sum().double().cpu()
+                count_sum = count_sum + scores.count_B.sum().double().cpu()
+            else:
+                active_P = check_rows(tuned, rows, batch, keys_B) if step is None else None
+                grad_P = clip_rows(rows(batch, keys_B), chosen.clip_norm).sum(0)
+            if chosen is not None:
+                noise_P = draw(chosen, turn, len(grad_P), number)
+                grad_P = noised(chosen, grad_P, settings.batch_size, noise_P)
             if settings.prox_mu:  # of what travels; what stays has no server to stay near
                 grad_P[:sent].add_((flat.value_P - start_P)[:sent], alpha=settings.prox_mu)
-            step = step or make_step(settings.optimizer, flat.active_P)
-            step(flat.value_P, grad_P)
-            loss_sum = loss_sum + scores.loss_B.detach().sum().double().cpu()
-            count_sum = count_sum + scores.count_B.sum().double().cpu()
+            step = step or make_step(settings.optimizer, active_P)
+            with torch.no_grad():
+                step(flat.value_P, grad_P)
     _set_mode(tuned, training=False)
-    return {"loss": float(loss_sum / count_sum.clamp(min=1))}
+    return {} if rows is not None else {"loss": float(loss_sum / count_sum.clamp(min=1))}
+
+
+def _backward(
+    tuned: TunedModel, flat: FlatDelta, settings: LocalSettings, batch: Batch, keys_B: Tensor
+) -> Scores:
+    """Leave the gradient of a batch's mean loss in `flat`."""
+    flat.clear()
+    with tuned.dropout.using(keys_B), autocast(settings):
+        scores = tuned.loaded.task.score(tuned.model, batch)
+        loss = mean_loss(scores)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+    return scores
 
 
 def _set_mode(tuned: TunedModel, *, training: bool) -> None:

@@ -14,7 +14,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -34,10 +33,7 @@ from fedpeft.tuning.tuned import TunedModel
 __all__ = [
     "GradientPrivacy",
     "RowGradients",
-    "author",
-    "by_example",
     "check_rows",
-    "corrected",
     "draw",
     "kept_root",
     "noised",
@@ -58,6 +54,10 @@ RowGradients: TypeAlias = Callable[[Batch, Tensor], Tensor]
 class GradientPrivacy:
     """How gradients are clipped and noised.
 
+    `by_example` and `secret` together are differential privacy of single examples; without them it
+    is the paper's mechanism, which guarantees nothing: as its formula says, or without a clip and
+    not `divided`, as its code does.
+
     Attributes:
       clip_norm: bound C, > 0, of an example's gradient or of a batch's mean; infinite: no clip.
       deviation: of the noise before it is divided.
@@ -71,29 +71,6 @@ class GradientPrivacy:
     by_example: bool = False
     divided: bool = True
     secret: bool = False
-
-
-def by_example(
-    clip_norm: float, deviation: float, *, reproducible: bool = False
-) -> GradientPrivacy:
-    """Clip each example's gradient and noise their sum: differential privacy of single examples.
-
-    Args:
-      clip_norm: bound C, > 0.
-      deviation: of the noise on the sum.
-      reproducible: noise from the turn's seed: for tests, not private.
-    """
-    return GradientPrivacy(clip_norm, deviation, by_example=True, secret=not reproducible)
-
-
-def author(deviation: float) -> GradientPrivacy:
-    """Noise the mean gradient as the paper's code does: without a clip, and with no guarantee."""
-    return GradientPrivacy(math.inf, deviation, divided=False)
-
-
-def corrected(clip_norm: float, deviation: float) -> GradientPrivacy:
-    """Clip and noise the mean gradient by the paper's correct formula: still with no guarantee."""
-    return GradientPrivacy(clip_norm, deviation)
 
 
 def with_root(chosen: GradientPrivacy | None, turn: ClientTurn) -> ClientTurn:

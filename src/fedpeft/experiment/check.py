@@ -35,7 +35,7 @@ def problems_of(experiment: Experiment, plugins: Plugins) -> list[str]:
         lambda experiment: _wire(experiment, plugins),
         _engine,
         lambda experiment: _data(experiment, plugins),
-        _privacy,
+        privacy_problems,
     ]
     return [line for check in checks for line in check(experiment)]
 
@@ -155,10 +155,6 @@ def _deployment(experiment: Experiment) -> Iterator[str]:
         yield "federation.mode: found 'buffered', on a simulated clock; a deployment is synchronous"
     if experiment.federation.evaluate_clients:
         yield "federation.evaluate_clients: a deployment's server does not know the sites' data"
-
-
-def _privacy(experiment: Experiment) -> Iterator[str]:
-    yield from privacy_problems(experiment, num_clients(experiment))
 
 
 def _data(experiment: Experiment, plugins: Plugins) -> Iterator[str]:

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.experiment.privacy import PRIVACY_MODES
 
 __all__ = ["privacy_problems"]
 
 
-def privacy_problems(experiment: Experiment, clients: int | None) -> Iterator[str]:
-    """Yield every unsound or contradictory privacy setting, a line each.
-
-    Args:
-      experiment: that passed the schema.
-      clients: how many there will be; None where only the data can tell.
-    """
-    mode = PRIVACY_MODES[experiment.privacy.mode]
+def privacy_problems(experiment: Experiment) -> Iterator[str]:
+    """Yield every unsound or contradictory privacy setting of an experiment, a line each."""
+    mode, clients = PRIVACY_MODES[experiment.privacy.mode], num_clients(experiment)
     if experiment.federation.sampling == "poisson":
-        yield from _poisson(experiment, clients)
+        yield from _poisson(experiment.privacy.mode, clients)
     yield from mode.problems(experiment.privacy, clients)
     if mode.unit is not None:
         yield from _outside(experiment)
 
 
-def _poisson(experiment: Experiment, clients: int | None) -> Iterator[str]:
-    mode = experiment.privacy.mode
+def _poisson(mode: str, clients: int | None) -> Iterator[str]:
     if not PRIVACY_MODES[mode].secret_cohorts:
         allowed = " or ".join(repr(name) for name, m in PRIVACY_MODES.items() if m.secret_cohorts)
         yield (

@@ -87,19 +87,20 @@ def _guard(chosen: PrivacyConfig) -> Guard:
 
 
 def _example(chosen: PrivacyConfig) -> GradientPrivacy:
-    from fedpeft.client.private import by_example
+    from fedpeft.client.private import GradientPrivacy
 
-    guard = _guard(chosen)
-    return by_example(guard.clip_norm, guard.deviation, reproducible=guard.reproducible)
+    secret = not chosen.reproducible_noise
+    return GradientPrivacy(chosen.clip_norm, chosen.deviation, by_example=True, secret=secret)
 
 
 def _paper(chosen: PrivacyConfig) -> GradientPrivacy:
-    from fedpeft.client.private import author, corrected
+    from fedpeft.client.private import GradientPrivacy
 
     epsilon, bound = chosen.epsilon or 5.0, chosen.clip_norm
     if chosen.variant == "author":
-        return author(author_deviation(epsilon, chosen.delta, bound))
-    return corrected(bound, gaussian_deviation(epsilon, chosen.delta, 2 * bound))
+        noise = author_deviation(epsilon, chosen.delta, bound)
+        return GradientPrivacy(math.inf, noise, divided=False)
+    return GradientPrivacy(bound, gaussian_deviation(epsilon, chosen.delta, 2 * bound))
 
 
 def _noise_problems(chosen: PrivacyConfig, clients: int | None) -> Iterator[str]:
@@ -201,3 +202,8 @@ class PrivacyConfig(BaseModel):
     reproducible_noise: bool = Field(
         False, description="noise from the seed, for tests: not private"
     )
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the noise on what is clipped, before anything is divided."""
+        return self.noise_multiplier * self.clip_norm if self.noise_multiplier else 0.0

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.experiment.check import problems_of
 from fedpeft.experiment.check_privacy import privacy_problems
-from fedpeft.experiment.experiment import Experiment, num_clients
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.plugins import Plugins, installed
 from fedpeft.experiment.schema import explain, listed
 
@@ -133,7 +133,7 @@ def validate(table: Mapping[str, Any], where: str, plugins: Plugins | None = Non
     known = installed() if plugins is None else plugins
     lines = list(dict.fromkeys(lines + problems_of(experiment, known)))
     if lines:
-        unsound = set(privacy_problems(experiment, num_clients(experiment)))
+        unsound = set(privacy_problems(experiment))
         raise (PrivacyError if set(lines) <= unsound else ConfigError)(listed(where, lines))
     return experiment
 

@@ -8,7 +8,9 @@
     fedadagrad ...                      v <- v + u^2
                delta <- delta + lr m / (sqrt(v) + tau)
 
-Buffers are never optimised: their weighted mean is set.
+Buffers are never optimised: their weighted mean is set. Under privacy the sum is divided by a
+constant of the run (`constant_denominator`): the noise is scaled for it, and a sum divided by fewer
+clients would move further than the noise hides.
 
 References:
   McMahan et al. 2017 (FedAvg); Hsu et al., Measuring the Effects of Non-Identical Data
@@ -26,10 +28,12 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.turns import BUFFERS, DELTA, Memory, Payload
+from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import ConfigError, DeltaMismatchError, RoundError
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
 
 __all__ = [
+    "constant_denominator",
     "fedadagrad",
     "fedadam",
     "fedavg",
@@ -197,3 +201,20 @@ def weighted_mean(updates: Iterable[ClientUpdate], context: RoundContext) -> Upd
     if delta is None:
         raise RoundError(f"round {context.round}: no client answered; there is nothing to combine")
     return Update(delta.div_(weight), buffers.div_(weight), weight)
+
+
+def constant_denominator(algorithm: Algorithm, spec: DeltaSpec) -> Algorithm:
+    """Return the algorithm with a mean that divides by the expected cohort, a constant of the run.
+
+    Every update counts once, whatever weight it claims; a round in which nobody answered gives
+    zeros, which are noised like any other sum.
+    """
+
+    def combine(updates: Iterable[ClientUpdate], context: RoundContext) -> Update:
+        total_P = torch.zeros(spec.num_params, dtype=spec.dtype)
+        for update in updates:
+            total_P.add_(update.payload[DELTA])
+        mean_P = total_P.div_(context.expected_cohort)
+        return Update(mean_P, torch.empty(0), context.expected_cohort)
+
+    return replace(algorithm, combine=combine)

@@ -15,7 +15,7 @@ from fedpeft.client.evaluate import evaluate
 from fedpeft.client.frozen.tail import last_block, short_tail
 from fedpeft.client.local import LocalSettings, local_trainer
 from fedpeft.client.optimizers import OptimizerSettings
-from fedpeft.client.private import by_example
+from fedpeft.client.private import GradientPrivacy
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.data.examples import ClientData
 from fedpeft.models.source import ModelRequest, load_model
@@ -120,7 +120,7 @@ def turn(examples):
     return ClientTurn(1, "client", data, {}, 7, 0)
 
 
-@pytest.mark.parametrize("privacy", [None, by_example(1.0, 0.0, reproducible=True)])
+@pytest.mark.parametrize("privacy", [None, GradientPrivacy(1.0, 0.0, by_example=True)])
 @pytest.mark.parametrize("name", [IMAGE, TEXT])
 def test_a_turn_and_an_evaluation_are_those_of_the_stock_model(monkeypatch, name, privacy):
     settings = LocalSettings(2, 4, OptimizerSettings(lr=0.02), privacy=privacy)

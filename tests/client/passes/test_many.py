@@ -7,6 +7,7 @@ makes steps of a gradient that is nothing but rounding.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from fedpeft.client.passes import gradients as many_gradients
 from fedpeft.client.passes import many
 from fedpeft.client.passes.batches import ClientBatch, join, split_by_size
 from fedpeft.client.passes.many import MANY_METHODS, many_trainer, why_one_by_one
-from fedpeft.client.private import author, by_example, corrected
+from fedpeft.client.private import GradientPrivacy
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.core.errors import DataError
 from fedpeft.data.examples import ClientData
@@ -200,7 +201,11 @@ def test_options_of_the_methods(method, options):
     compare(lambda: tuned(IMAGE, method, **options), settings(), Table(IMAGE))
 
 
-PRIVATE = [author(0.01), corrected(0.5, 0.01), by_example(0.5, 0.01, reproducible=True)]
+PRIVATE = [
+    GradientPrivacy(math.inf, 0.01, divided=False),
+    GradientPrivacy(0.5, 0.01),
+    GradientPrivacy(0.5, 0.01, by_example=True),
+]
 OTHERS = [
     {"prox_mu": 0.5},
     {"optimizer": OptimizerSettings(lr=0.05, momentum=0.0)},
