@@ -210,7 +210,7 @@ def test_the_servers_facts_fit_its_site(tmp_path):
 
     asked = server()
     tuned, data = build_tuned(Resolved(asked), 10), load_run_data(Resolved(asked))
-    expected = sites.server_facts(asked, tuned, data)
+    expected = sites.shared_facts(asked, tuned, data)
     ready = prepare(own(tmp_path), dump_experiment(asked))
     assert compare(expected, ready.facts) == []
     other = prepare(own(tmp_path), dump_experiment(server({"seed": 2})))

@@ -27,7 +27,7 @@ from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.memories import Memories
 from fedpeft.engines.scoring import Scorer, score_all
 from fedpeft.engines.workers import Died, WorkerPool, one_thread
-from fedpeft.rounds.client_half import ClientHalf, run_turn, run_turns
+from fedpeft.rounds.client_half import ClientHalf, run_turns
 from fedpeft.rounds.job import Failure, Job, Reply
 from fedpeft.rounds.round import turn_seed
 
@@ -258,30 +258,21 @@ class _Work:
         return self._scorer.score(items)
 
     def take(self, items: _Pass) -> _Answers:
-        """Take the turns of a pass."""
-        if len(items) == 1:
-            return (self._one(items[0]),)
+        """Take the turns of a pass; where it fails, those of its clients one by one."""
         began = time.perf_counter()
         try:
             turns = [self._turn(item) for item in items]
             taken = run_turns(self._get_half(), items[0].blob, turns)
-        except _FAULTS:
-            logger.debug("a pass failed; its clients train one by one", exc_info=True)
-            return tuple(self._one(item) for item in items)
+        except _FAULTS as error:
+            logger.debug("%s failed", ", ".join(item.client for item in items), exc_info=True)
+            if len(items) > 1:
+                return tuple(answer for item in items for answer in self.take((item,)))
+            return (_Answer(Failure(items[0].client, f"{type(error).__name__}: {error}")),)
         seconds = (time.perf_counter() - began) / len(items)
         return tuple(
             _Answer(Reply(item.client, blob, seconds), memory)
             for item, (blob, memory) in zip(items, taken, strict=True)
         )
-
-    def _one(self, item: _Item) -> _Answer:
-        began = time.perf_counter()
-        try:
-            blob, memory = run_turn(self._get_half(), item.blob, self._turn(item))
-        except _FAULTS as error:
-            logger.debug("client %s failed", item.client, exc_info=True)
-            return _Answer(Failure(item.client, f"{type(error).__name__}: {error}"))
-        return _Answer(Reply(item.client, blob, time.perf_counter() - began), memory)
 
     def _get_half(self) -> ClientHalf:
         if self._half is None:

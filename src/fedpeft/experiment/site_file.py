@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import is_loopback, nearest
@@ -31,11 +31,30 @@ __all__ = [
 ]
 
 
+def _absolute(value: str, info: ValidationInfo) -> str:
+    """Make a path absolute that is relative to the folder of the site's file."""
+    return str((info.context or Path()) / Path(value).expanduser())
+
+
+def _source(value: str, info: ValidationInfo) -> str:
+    path = Path(_absolute(value, info))
+    return str(path) if path.exists() or path.suffix or "/" in value else value
+
+
+def _key(value: str, info: ValidationInfo) -> str:
+    return value if value.startswith("ssh-") else _absolute(value, info)
+
+
+Place = Annotated[str, AfterValidator(_absolute)]
+
+
 class SiteDataConfig(BaseModel):
     """`[data]`: the site's own examples. Only this file can name them."""
 
     model_config = STRICT
-    source: str = Field(description="a local file or folder, or a bundled name")
+    source: Annotated[str, AfterValidator(_source)] = Field(
+        description="a local file or folder, or a bundled name"
+    )
     train_split: str | None = Field(None, description="`train` by default; a lone split is taken")
     image: str | None = Field(None, description="column of the images; found by its name")
     text: str | None = Field(None, description="column of the texts; found by its name")
@@ -54,7 +73,7 @@ class SiteModelConfig(BaseModel):
     allow: list[str] | None = Field(
         None, description="names that may be loaded; bundled ones and presets by default"
     )
-    folders: dict[str, str] = Field(
+    folders: dict[str, Place] = Field(
         default_factory=dict, description="the server's name of a model -> a folder of this site"
     )
 
@@ -64,9 +83,11 @@ class SuperLinkConfig(BaseModel):
 
     model_config = STRICT
     address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
-    root_certificates: str | None = Field(None, description="PEM file that vouches for the server")
-    private_key: str | None = Field(None, description="this site's key, registered at the server")
-    trusted_keys: list[str] = Field(
+    root_certificates: Place | None = Field(
+        None, description="PEM file that vouches for the server"
+    )
+    private_key: Place | None = Field(None, description="this site's key, registered at the server")
+    trusted_keys: list[Annotated[str, AfterValidator(_key)]] = Field(
         default_factory=list,
         description="`ssh-ed25519 ...` lines, or files with one: who may sign app bundles",
     )
@@ -127,7 +148,9 @@ class SiteConfig(BaseModel):
     name: str = Field(
         description="of this client in the federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
     )
-    state: str = Field("state", description="folder of memories, socket and budget; private")
+    state: Place = Field(
+        "state", description="folder of memories, socket and budget; private", validate_default=True
+    )
     data: SiteDataConfig
     model: SiteModelConfig = Field(default_factory=SiteModelConfig)
     superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
@@ -147,11 +170,10 @@ def read_site(file: Path) -> SiteConfig:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read as TOML: {error}") from error
     try:
-        site = SiteConfig.model_validate(table)
+        return SiteConfig.model_validate(table, context=file.absolute().parent)
     except ValidationError as error:
         lines = [problem.line for problem in explain(error, SiteConfig)]
         raise ConfigError(listed(str(file), lines)) from error
-    return _absolute(site, file.absolute().parent)
 
 
 def site_problems(site: SiteConfig, *, part: str = "all", unprotected: bool = False) -> list[str]:
@@ -225,30 +247,3 @@ def _open_network(site: SiteConfig, unprotected: bool) -> Iterator[str]:
                 f"superlink.{key}: not set, and {link.address} is not this machine: {risk}. Set "
                 "it, or say --i-accept-an-unprotected-network"
             )
-
-
-def _absolute(site: SiteConfig, folder: Path) -> SiteConfig:
-    def path(value: str | None) -> str | None:
-        return None if value is None else str(folder / Path(value).expanduser())
-
-    def key(value: str) -> str:
-        return value if value.startswith("ssh-") else str(path(value))
-
-    link, source = site.superlink, folder / Path(site.data.source).expanduser()
-    is_path = source.exists() or source.suffix or "/" in site.data.source
-    return site.model_copy(
-        update={
-            "state": path(site.state),
-            "data": site.data.model_copy(update={"source": str(source)}) if is_path else site.data,
-            "model": site.model.model_copy(
-                update={"folders": {n: str(path(f)) for n, f in site.model.folders.items()}}
-            ),
-            "superlink": link.model_copy(
-                update={
-                    "root_certificates": path(link.root_certificates),
-                    "private_key": path(link.private_key),
-                    "trusted_keys": [key(value) for value in link.trusted_keys],
-                }
-            ),
-        }
-    )

@@ -108,23 +108,21 @@ class Control:
         from flwr.proto.control_pb2 import StartRunRequest
         from flwr.supercore.fab import Fab
 
-        content = make_bundle()
-        fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        given = user_config_to_proto(dict(configuration))
+        content, what = make_bundle(), "start a run"
+        request = StartRunRequest(override_config=user_config_to_proto(dict(configuration)))
+        store: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if signatures:
-            request = StartRunRequest(app_spec=_SPEC, override_config=given, federation="")
-            with (
-                Store(content, signatures, port=port),
-                self._asking(
-                    "start a signed run: was flower-superlink started with "
-                    f"FLWR_SUPERGRID_API_URL=http://127.0.0.1:{port}, on this machine?"
-                ),
-            ):
-                answer = self._client.StartRun(request)
+            request.app_spec = _SPEC
+            store = Store(content, signatures, port=port)
+            what = (
+                "start a signed run: was flower-superlink started with "
+                f"FLWR_SUPERGRID_API_URL=http://127.0.0.1:{port}, on this machine?"
+            )
         else:
-            request = StartRunRequest(fab=fab_to_proto(fab), override_config=given, federation="")
-            with self._asking("start a run"):
-                answer = self._client.StartRun(request)
+            fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
+            request.fab.CopyFrom(fab_to_proto(fab))
+        with store, self._asking(what):
+            answer = self._client.StartRun(request)
         if not answer.HasField("run_id"):
             raise EngineError(
                 f"engine: the SuperLink at {self._link.address} did not take the run; its log says "

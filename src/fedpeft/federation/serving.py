@@ -32,7 +32,7 @@ from fedpeft.experiment.engines import DEADLINE, WAIT, EngineConfig
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment, validate
 from fedpeft.experiment.resolve import Resolved
-from fedpeft.federation.site_side import server_facts
+from fedpeft.federation.site_side import shared_facts
 from fedpeft.rounds.handshake import compare, write_facts
 from fedpeft.runs.files import write_text
 from fedpeft.runs.folder import RunFolder, peek
@@ -67,16 +67,12 @@ def serve(grid: Grid, configuration: Mapping[str, str | bool | int | float]) -> 
     if not folder.path.is_absolute():
         raise ConfigError(f"--out: found {folder.path}; a deployment needs an absolute path")
     server = _prepare(experiment)
-    if configuration["task"] == "run":
-        resume = bool(configuration["resume"])
-        if peek(server.experiment, folder, resume=resume) is not None:
-            return
+    trains, resume = configuration["task"] == "run", bool(configuration["resume"])
+    if trains and peek(server.experiment, folder, resume=resume) is not None:
+        return
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path, patience=_LOCK_PATIENCE):
-        if configuration["task"] == "run":
-            _run(grid, server, folder)
-        else:
-            _greet(grid, server, folder)
+        (_run if trains else _greet)(grid, server, folder)
 
 
 @dataclass(frozen=True)
@@ -126,9 +122,8 @@ def _text_for_sites(experiment: Experiment) -> str:
 def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
     experiment = server.experiment
     if not folder.experiment.exists():
-        write_text(
-            folder.experiment, dump_experiment(experiment)
-        )  # a folder with anything in it is a run folder
+        # a folder with anything in it is a run folder
+        write_text(folder.experiment, dump_experiment(experiment))
     ledger = Ledger(folder.path, secret=experiment.federation.sampling == "poisson")
     ledger.note("started", {"run_id": ledger.run_id, "resumed": folder.rounds.exists()})
     sites = _meet(grid, server, ledger)
@@ -161,13 +156,9 @@ def _greet(grid: Grid, server: _Server, folder: RunFolder) -> None:
 def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
     """Shake hands with every site of the experiment."""
     experiment = server.experiment
-    facts = server_facts(experiment, server.tuned, server.data)
-    greeting = Greeting(
-        server.text,
-        ledger.run_id,
-        write_facts(facts),
-        functools.partial(compare, facts),
-    )
+    facts = shared_facts(experiment, server.tuned, server.data)
+    judge = functools.partial(compare, facts)
+    greeting = Greeting(server.text, ledger.run_id, write_facts(facts), judge)
     sites = Sites(grid, greeting, names=ledger.names, watch=ledger.watch)
     expected = experiment.data.partition.clients or 1
     ledger.fix(sites.meet(expected, experiment.engine.wait or WAIT))
@@ -181,14 +172,6 @@ def _of_sites(data: Federated, names: Sequence[str]) -> Federated:
 
 
 def _tell(ledger: Ledger, done: RoundDone) -> None:
-    ledger.note(
-        "round",
-        {
-            "round": done.record["round"],
-            "metrics": done.record["metrics"],
-            "bytes_up": done.record["bytes_up"],
-            "bytes_down": done.record["bytes_down"],
-            "seconds": done.record["seconds"],
-        },
-    )
+    told = ("round", "metrics", "bytes_up", "bytes_down", "seconds")
+    ledger.note("round", {key: done.record[key] for key in told})
     ledger.save()

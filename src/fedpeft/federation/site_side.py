@@ -48,7 +48,7 @@ from fedpeft.runs.files import write_whole
 from fedpeft.runs.folder import experiment_digest
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["agree", "make_site", "prepare", "refusals", "server_facts"]
+__all__ = ["agree", "make_site", "prepare", "refusals", "shared_facts"]
 
 
 def make_site(site: SiteConfig) -> Site:
@@ -89,7 +89,7 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
     return Prepared(
         side.half(),
         ClientData(side.data.train, rows),
-        _facts(server, tuned, data) | _site_facts(site, len(data.train) if told else None),
+        shared_facts(server, tuned, data) | _site_facts(site, len(data.train) if told else None),
         once=privacy.mode.noise_by == "client",
         charge=functools.partial(charge, site, experiment),
     )
@@ -137,15 +137,21 @@ def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
         yield "engine.precision: found 'bf16'; this site trains on a CPU and allows 'fp32'"
 
 
-def server_facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:
-    """Return what a server tells and expects in a handshake.
+def shared_facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:
+    """Return what both sides tell in a handshake, and compare.
 
     Args:
-      experiment: resolved; the very text that sites are sent.
-      tuned: the server's model.
-      data: the server's; its label names are those of the federation.
+      experiment: resolved; as it is in the very text that sites are sent.
+      tuned: this side's model.
+      data: this side's; at the server, its label names are those of the federation.
     """
-    return _facts(experiment, tuned, data)
+    found = versions(VERSIONS)
+    return {
+        **model_facts(tuned),
+        "experiment": experiment_digest(experiment),
+        "labels": label_fact(data.label_names),
+        **{f"version.{package}": found[package] or "" for package in (*VERSIONS, "python")},
+    }
 
 
 def _read(text: str) -> Experiment:
@@ -250,16 +256,6 @@ def _check_size(tuned: TunedModel, site: SiteConfig) -> None:
             f"tuning: the delta has {size} bytes; this site allows {site.allow.max_message_bytes} "
             "(allow.max_message_bytes)"
         )
-
-
-def _facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:
-    found = versions(VERSIONS)
-    return {
-        **model_facts(tuned),
-        "experiment": experiment_digest(experiment),
-        "labels": label_fact(data.label_names),
-        **{f"version.{package}": found[package] or "" for package in (*VERSIONS, "python")},
-    }
 
 
 def _site_facts(site: SiteConfig, num_examples: int | None) -> dict[str, str]:

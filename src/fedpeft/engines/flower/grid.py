@@ -6,7 +6,8 @@ read spoils no other; a connection that fails is an error of the engine, not of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -103,20 +104,15 @@ def pull_one(grid: Grid, sent: str) -> list[Message | Unreadable]:
         return [Unreadable(f"{type(error).__name__}: {error}"[:300])]
 
 
-class _reached:
+@contextlib.contextmanager
+def _reached(what: str) -> Iterator[None]:
     """Turn a connection that fails inside the block into an `EngineError`."""
+    import httpx
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
-        import httpx
-
-        if kind is not None and issubclass(kind, (httpx.HTTPError, ConnectionError)):
-            raise EngineError(
-                f"engine: the SuperLink cannot be reached to {self._what}: {error}. Start it again "
-                "and go on with --resume"
-            ) from (error if isinstance(error, BaseException) else None)
+    try:
+        yield
+    except (httpx.HTTPError, ConnectionError) as error:
+        raise EngineError(
+            f"engine: the SuperLink cannot be reached to {what}: {error}. Start it again and go on "
+            "with --resume"
+        ) from error
