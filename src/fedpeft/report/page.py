@@ -259,11 +259,10 @@ def _failed(record: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def _meaning(panels: Sequence[DrawnPanel]) -> str:
-    metrics = {drawn.panel.metric for drawn in panels}
+    metrics = dict.fromkeys(drawn.panel.metric for drawn in panels)
+    shown = {html.escape(m.title): html.escape(m.about, quote=False) for m in metrics if m.about}
     body = "".join(
-        f"<dt>{term}</dt><dd>{text}</dd>"
-        for term, text in MEANINGS.items()
-        if term.lower() in metrics or term not in ("Accuracy", "Perplexity")
+        f"<dt>{term}</dt><dd>{text}</dd>" for term, text in {**shown, **MEANINGS}.items()
     )
     return f'<section id="meaning"><h2>What the figures mean</h2><dl>{body}</dl></section>\n'
 
