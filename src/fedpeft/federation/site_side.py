@@ -216,7 +216,7 @@ def _load(experiment: Experiment, site: SiteConfig) -> Federated:
     """Load all of the site's own examples, in the order of its files."""
     resolved = Resolved(experiment, Plugins())
     shape = sketch_model(model_request(resolved, experiment.model.num_labels or 2))
-    wanted, own = data_request(resolved, shape.task.name), site.data
+    wanted, own = data_request(resolved, shape.task), site.data
     return load_data(
         DataRequest(
             source=own.source,
