@@ -274,7 +274,8 @@ def _setup(panels: Sequence[DrawnPanel], runs: Sequence[Run]) -> str:
         for key in keys
         if len({str(run.settings.get(key)) for run in runs}) == 1 and runs[0].settings[key] != []
     ]
-    environment = runs[0].environment if runs else {}
+    found = runs[0].environment if runs else {}
+    environment = {key: value for key, value in found.items() if key != "metric"}
     folders = "".join(f"<li><code>{html.escape(str(run.folder))}</code></li>" for run in runs)
     return (
         f'<section id="setup"><h2>Setup</h2>{_differing(panels)}'
