@@ -113,6 +113,8 @@ def preset_config(preset: Preset) -> ModelConfig:
 def infer_task(config: ModelConfig, *, where: str) -> Task:
     """Tell the task from a config: by its class names, else by what the model type can do.
 
+    Of tasks with equal inputs and the same kind of head, the first row of `TASKS` is the usual one.
+
     Raises:
       ModelError: if the model can do none of our tasks, or several and nothing says which.
     """
@@ -122,16 +124,17 @@ def infer_task(config: ModelConfig, *, where: str) -> Task:
         for task in TASKS.values():
             if architecture.endswith(task.class_endings):
                 return task
-    able = _tasks_of(config)
-    is_encoder = getattr(config, "is_decoder", None) is False
-    reading = [task for task in able if task.inputs == "text" and task.targets == "class"]
-    if len(able) == 1 or (is_encoder and reading):
-        return able[0] if len(able) == 1 else reading[0]
-    names = [task.name for task in able]
+    usual = {(task.inputs, task.new_head): task for task in reversed(_tasks_of(config))}
+    classifier = usual.get(("text", True))
+    if len(usual) == 1:
+        return next(iter(usual.values()))
+    if classifier is not None and getattr(config, "is_decoder", None) is False:
+        return classifier
+    names = [task.name for task in _tasks_of(config)]
     raise ModelError(
         f"model {where!r}: type {config.model_type!r} can do {names or 'none of our tasks'}; "
         f"set the task to one of {', '.join(names or TASKS)}"
-        + ("" if able else ", or wrap the module from Python")
+        + ("" if names else ", or wrap the module from Python")
     )
 
 
