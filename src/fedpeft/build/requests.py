@@ -23,7 +23,7 @@ def model_request(resolved: Resolved, num_labels: int | None) -> ModelRequest:
     model = experiment.model
     return ModelRequest(
         name=model.name,
-        task=model.task,
+        task=resolved.task,
         num_labels=num_labels,
         config=model.config,
         revision=model.revision,

@@ -29,7 +29,7 @@ def problems_of(experiment: Experiment, plugins: Plugins) -> list[str]:
       plugins: what names may mean beside ours.
     """
     checks: list[Callable[[Experiment], Iterator[str]]] = [
-        _model,
+        lambda experiment: _model(experiment, plugins),
         lambda experiment: _tuning(experiment, plugins),
         lambda experiment: _federation(experiment, plugins),
         stability_problems,
@@ -50,10 +50,12 @@ def _lines(call: Callable[[], Any]) -> Iterator[str]:
         yield from (line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def _model(experiment: Experiment) -> Iterator[str]:
-    task = experiment.model.task
-    if task is not None and task not in TASKS:
-        yield f"model.task: {task!r} is unknown; {nearest(task, TASKS)}"
+def _model(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
+    task, tasks = experiment.model.task, (*TASKS, *plugins.of("tasks"))
+    if task is not None and task not in tasks:
+        yield f"model.task: {task!r} is unknown; {nearest(task, tasks)}"
+    elif task is not None:
+        yield from _lines(lambda: tables.task_rule(task, plugins))
 
 
 def _tuning(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
