@@ -78,7 +78,7 @@ def write_finished(folder: Path, chosen: Experiment) -> Path:
     tensors = tuned.spec.unflatten(delta) | tuned.buffer_spec.unflatten(read_buffers(tuned) + 0.5)
     write_delta(folder / "delta.safetensors", tensors, {"format": "fedpeft-delta-1"})
     (folder / "experiment.toml").write_text(dump_experiment(chosen))
-    metric = tuned.loaded.task.metric
+    metric = tuned.loaded.task.headline.name
     write_records(folder, metric=metric, rounds=2)
     partition = {"clients": ["a", "b"], "labels": ["x", "y", "z"], "counts": [[3, 0, 1], [0, 2, 2]]}
     (folder / "partition.json").write_text(json.dumps(partition))

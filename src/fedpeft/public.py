@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fedpeft.client.turns import LocalTrainer
 from fedpeft.core.errors import FedpeftError
+from fedpeft.core.metrics import Metric
 from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import Partition, PartitionRequest
@@ -15,7 +16,7 @@ from fedpeft.experiment.callbacks import Callback
 from fedpeft.launch.simulate import Result, run, simulate
 from fedpeft.models.heads import init_head
 from fedpeft.models.source import ModelRequest, load_model
-from fedpeft.models.tasks import Scores, Task, classification_task
+from fedpeft.models.tasks import Scores, Task, classification_task, custom_task
 from fedpeft.models.wrap import wrap_module
 from fedpeft.rounds.job import Engine
 from fedpeft.rounds.round import RoundRecord
@@ -34,6 +35,7 @@ __all__ = [
     "Engine",
     "FedpeftError",
     "LocalTrainer",
+    "Metric",
     "ModelRequest",
     "Partition",
     "PartitionRequest",
@@ -48,6 +50,7 @@ __all__ = [
     "TuningMethod",
     "TuningRequest",
     "classification_task",
+    "custom_task",
     "from_torch",
     "init_head",
     "load",

@@ -18,6 +18,7 @@ from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.data.summary import label_table, sizes
 from fedpeft.models.loaded import ImageInput
+from fedpeft.models.tasks import TEXT_CLASSIFICATION
 
 DIGITS = ImageInput(8, 8, 1, (0.5,), (0.5,), 1 / 16)
 PARTS = PartitionRequest(clients=8, alpha=0.5, min_examples=1)
@@ -148,6 +149,17 @@ def test_language_models_have_no_labels_to_skew(plays, text_input):
     data = load_data(replace(request, partition=replace(PARTS, scheme="iid")), text_input)
     with pytest.raises(DataError, match=r"no labels to count"):
         label_table(data)
+
+
+def test_a_task_of_ones_own_names_its_columns(plays, text_input):
+    task = replace(TEXT_CLASSIFICATION, name="topics", columns={"label": ("topic",)})
+    own = load_data(replace(plays, task=task, columns=Columns()), text_input)
+    assert np.array_equal(own.labels, load_data(plays, text_input).labels)
+    with pytest.raises(DataError, match=r"data.label: none of the columns .* has a usual name"):
+        load_data(replace(plays, columns=Columns()), text_input)
+    untold = replace(task, inputs=None)
+    with pytest.raises(DataError, match=r"no files are read for the task topics: pass a torch"):
+        load_data(replace(plays, task=untold), text_input)
 
 
 def test_validation_is_held_out_where_the_source_has_none(plays, text_input):

@@ -6,18 +6,22 @@ import sys
 
 import pytest
 
+import fedpeft
 from fedpeft.cli.listing import LISTS
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment import tables
 from fedpeft.experiment.plugins import Plugins, installed, origin_of
 from fedpeft.experiment.read import validate
+from fedpeft.results.runs import read_run
 from fedpeft.server.algorithms import weighted_mean
 
 MODULE = '''
 import dataclasses
+from fedpeft.core.metrics import Metric
 from fedpeft.data.schemes import PARTITIONS
 from fedpeft.server.algorithms import fedavg
 from fedpeft.server.sampling import fixed
+from fedpeft.models.tasks import IMAGE_CLASSIFICATION
 from fedpeft.tuning.methods import METHODS
 
 def half(*, lr: float = 0.5):
@@ -27,7 +31,12 @@ def half(*, lr: float = 0.5):
 def wrong():
     return 3
 
+def share_wrong(loss, count, correct):
+    return 1 - correct / count
+
 even = PARTITIONS["iid"]
+errors = Metric("wrong", "min", share_wrong)
+signs = dataclasses.replace(IMAGE_CLASSIFICATION, name="signs", metric=errors)
 slim = METHODS["head"]
 later = fixed
 raise_on = "import"
@@ -44,6 +53,10 @@ odd = {module}:half
 
 [fedpeft.methods]
 slim = {module}:slim
+
+[fedpeft.tasks]
+signs = {module}:signs
+wrong = {module}:half
 
 [fedpeft.samplers]
 later = {module}:later
@@ -105,12 +118,28 @@ def test_nothing_is_known_without_plugins(package):
         ),
         ({"federation": {"algorithm": "half", "options": {"mu": 1}}}, "half has no such option"),
         ({"federation": {"algorithm": "half", "options": {"lr": -1.0}}}, "options.lr: found -1.0"),
+        ({"model": {"task": "wrong"}}, "'wrong' of fedpeft.tasks is a function; it must be a Task"),
+        ({"model": {"task": "sign"}}, "model.task: 'sign' is unknown; did you mean 'signs'"),
         ({"data": {"partition": {"scheme": "odd"}}}, "'odd' of fedpeft.partitions is a function"),
     ],
 )
 def test_what_is_wrong_with_a_plug_in_is_said(package, settings, words):
     with pytest.raises(ConfigError, match=words):
         validate(settings, "test")
+
+
+def test_a_run_has_the_task_and_the_metric_of_a_package(package, tmp_path):
+    table = {
+        "data": {"partition": {"clients": 8}},
+        "federation": {"rounds": 1, "clients_per_round": 2},
+        "client": {"epochs": 1},
+        "engine": {"workers": 1},
+    }
+    usual = fedpeft.run(table, out=tmp_path / "usual")
+    own = fedpeft.run({**table, "model": {"task": "signs"}}, out=tmp_path / "own")
+    assert own["best_wrong"] == own["wrong"] == pytest.approx(1 - usual["accuracy"])
+    assert own["delta_digest"] == usual["delta_digest"] and "accuracy" not in own
+    assert read_run(tmp_path / "own").metric.better == "min"
 
 
 def test_a_package_does_not_replace_a_name_of_ours(package):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +17,10 @@ from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.experiment import read
 from fedpeft.experiment.resolve import resolve
 from fedpeft.launch import start
+from fedpeft.report.write import write_report
+from fedpeft.results.runs import read_run
 from fedpeft.runs.records import read_records
+from fedpeft.runs.status import read_status
 
 
 def forward(net, batch):
@@ -167,3 +173,49 @@ def test_unsound_privacy_is_refused():
         simulate("head", privacy={"modus": "central"})
     with pytest.raises(ConfigError, match=r"privacy\.mode: model.*privacy=\{\.\.\.\}"):
         simulate("head", settings={"privacy.mode": "central"})
+
+
+class Points(torch.utils.data.Dataset):
+    def __init__(self, seed: int, count: int) -> None:
+        self.x = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return {"inputs": self.x[index], "labels": self.x[index].sum()}
+
+
+def absolute(net, batch):
+    return (net(batch["inputs"])[:, 0] - batch["labels"]).abs()
+
+
+def mean_error(loss, count, correct):
+    return loss / count
+
+
+MAE = fedpeft.Metric("mae", "min", mean_error, label="MAE", lowest=0.0, digits=3)
+
+
+def test_a_metric_of_ones_own_reaches_summary_status_and_report(tmp_path):
+    task = fedpeft.custom_task(absolute, metric=MAE)
+    for seed in (1, 2):
+        loaded = fedpeft.wrap_module(net(), task=task, head=["4"], name="perceptron")
+        tuned = fedpeft.tune(loaded, fedpeft.TuningRequest("head", seed=seed))
+        points = fedpeft.from_torch(
+            Points(0, 80), Points(1, 40), fedpeft.PartitionRequest("iid", clients=8)
+        )
+        settings = {**SETTINGS, "seed": seed, "client.lr": 0.01}
+        result = fedpeft.simulate(tuned, points, settings, out=tmp_path / "runs" / str(seed))
+    figures = [record["metrics"]["mae"] for record in result.records]
+    assert result.totals.best == min(figures) == figures[-1] < figures[0]
+    summary = json.loads((tmp_path / "runs" / "2" / "summary.json").read_text())
+    assert (summary["metric"], summary["best_mae"]) == ("mae", min(figures))
+    assert "best_accuracy" not in summary and "accuracy" not in summary
+    status = read_status(tmp_path / "runs" / "2")
+    assert (status["metric"], status["best_mae"]) == ("mae", min(figures))
+    read = read_run(tmp_path / "runs" / "2")
+    assert read.metric == dataclasses.replace(MAE, from_sums=None)
+    write_report([tmp_path / "runs"], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "MAE, test set (lower is better)" in page and "ccuracy" not in page

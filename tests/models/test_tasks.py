@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 
@@ -10,17 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.errors import ConfigError, ModelError
+from fedpeft.core.metrics import Metric
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import (
     CAUSAL_LM,
     IMAGE_CLASSIFICATION,
+    TASKS,
     Scores,
     Task,
     classification_task,
     custom_task,
     mean_loss,
+    task_named,
 )
+from fedpeft.tuning.methods import TuningRequest, tune
+from fedpeft.tuning.prefix import probe_batch
 
 
 def forward(model, batch):
@@ -100,3 +106,52 @@ def test_perplexity_is_the_exponential_of_the_mean_loss():
     task = Task("lm", forward, metric="perplexity")
     assert task.metrics(8.0, 4.0, 0.0)["perplexity"] == pytest.approx(math.exp(2))
     assert math.isnan(task.metrics(0.0, 0.0, 0.0)["perplexity"])
+
+
+def test_a_task_with_an_unknown_metric_is_refused_where_it_is_made():
+    with pytest.raises(ConfigError, match="task 'mine': metric 'mae' is unknown; choose loss"):
+        Task("mine", forward, metric="mae")
+
+
+def test_a_metric_of_ones_own_is_reported():
+    rmse = Metric("rmse", "min", lambda loss, count, correct: math.sqrt(loss / count))
+    task = custom_task(squared, metric=rmse)
+    assert task.metrics(12.0, 3.0, 0.0) == {"loss": 4.0, "rmse": 2.0}
+    assert math.isnan(task.metrics(0.0, 0.0, 0.0)["rmse"])
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_what_a_row_says_of_the_libraries_is_true(task):
+    import peft
+    import transformers
+    from transformers.pipelines import SUPPORTED_TASKS
+
+    assert task.auto_class in {cls.__name__ for cls in SUPPORTED_TASKS[task.pipeline]["pt"]}
+    assert hasattr(transformers, task.auto_class)
+    if task.inputs == "text":
+        assert task.peft_type in peft.TaskType.__members__
+
+
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-llama", "tiny-videomae"])
+def test_no_name_of_a_task_is_asked(name):
+    row = load_model(ModelRequest(f"preset:{name}", seed=1)).task
+    labels = 3 if row.new_head else None
+    known, renamed = (
+        tune(
+            load_model(ModelRequest(f"preset:{name}", task, labels, seed=1)), TuningRequest("lora")
+        )
+        for task in (row, dataclasses.replace(row, name="another"))
+    )
+    assert renamed.spec == known.spec
+    batch = probe_batch(known)
+    scores = [tuned.loaded.task.score(tuned.model, batch).loss_B for tuned in (known, renamed)]
+    assert torch.equal(*scores)
+    other = dataclasses.replace(row, new_head=not row.new_head)  # the fields are asked
+    changed = load_model(ModelRequest(f"preset:{name}", other, seed=1))
+    assert tune(changed, TuningRequest("lora")).spec != known.spec
+
+
+def test_an_unknown_task_is_an_error():
+    with pytest.raises(ModelError, match="task 'translation': unknown; choose one of image-class"):
+        task_named("translation")
+    assert task_named(CAUSAL_LM) is CAUSAL_LM is task_named("causal-lm")

@@ -8,6 +8,7 @@ import pytest
 import tomli_w
 
 from fedpeft.core.errors import ConfigError, RunFolderError
+from fedpeft.core.metrics import ACCURACY, PERPLEXITY
 from fedpeft.pictures.labels import Box, spread
 from fedpeft.pictures.style import strokes
 from fedpeft.report.figures import curve_of
@@ -171,8 +172,8 @@ def test_a_method_has_one_colour_in_every_figure():
 
 def test_numbers_are_written_with_their_units():
     assert bytes_text(2**20) == "1.05 MB · 1.00 MiB"
-    assert metric_text(Spread(0.8512, 0.0123), "accuracy") == "85.1 ± 1.2 %"
-    assert metric_text(Spread(12.345, None), "perplexity") == "12.35"
+    assert metric_text(Spread(0.8512, 0.0123), ACCURACY) == "85.1 ± 1.2 %"
+    assert metric_text(Spread(12.345, None), PERPLEXITY) == "12.35"
 
 
 def test_the_partition_is_described(sweep):

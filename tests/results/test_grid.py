@@ -9,6 +9,7 @@ import tomli_w
 
 from fedpeft.cli import main
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.metrics import ACCURACY
 from fedpeft.report.claims import claims_section, claims_words
 from fedpeft.report.factors import budgets, curve_parts, forests, parts, varied
 from fedpeft.report.write import Wanted, write_report
@@ -262,10 +263,10 @@ def test_diagnostics_are_shown_on_request_alone(tmp_path):
 
 
 def test_the_interval_is_that_of_students_t():
-    low, high = Spread.of([0.5, 0.6, 0.7]).interval()
+    low, high = Spread.of([0.5, 0.6, 0.7]).interval(ACCURACY)
     assert (low, high) == pytest.approx((0.6 - 0.248414, 0.6 + 0.248414), abs=1e-5)
-    assert Spread.of([0.1, 0.9]).interval(most=1.0) == (0.0, 1.0)
-    assert Spread.of([0.5]).interval() is None
+    assert Spread.of([0.1, 0.9]).interval(ACCURACY) == (0.0, 1.0)
+    assert Spread.of([0.5]).interval(ACCURACY) is None
 
 
 def test_the_fewest_settings_tell_rows_apart():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.metrics import ACCURACY
 from fedpeft.runs.records import Record, append_record, cut_records, read_records, totals
 
 
@@ -75,10 +76,10 @@ def test_totals_are_sums_and_extremes() -> None:
     ]
     found = totals(lines)
     assert (found.rounds, found.bytes_up, found.bytes_down, found.seconds) == (4, 100, 400, 2.0)
-    assert (found.last["accuracy"], found.best_accuracy) == (0.625, 0.75)
-    assert found.best_perplexity is None
+    assert (found.last["accuracy"], found.best) == (0.625, 0.75)
+    assert found.metric is ACCURACY
 
 
 def test_best_perplexity_is_the_lowest() -> None:
     lines = [record(1, loss=2.0, perplexity=9.0), record(2, loss=3.0, perplexity=20.0)]
-    assert totals(lines).best_perplexity == 9.0
+    assert totals(lines).best == 9.0

@@ -22,7 +22,7 @@ from fedpeft.models.tasks import mean_loss
 from fedpeft.tuning import hf_peft
 from fedpeft.tuning.methods import METHODS, TuningRequest, resolve_options, tune
 from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES
-from fedpeft.tuning.surgery import head_parameters, trains_head, wire_name
+from fedpeft.tuning.surgery import head_parameters, wire_name
 from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
 
 OWN = ("scratch", "full", "head", "bias", "adapter", "prompt")
@@ -183,7 +183,7 @@ def has_names_of_ours(case: Case) -> None:
 def starts_from_one_head(case: Case) -> None:
     """The head is in the delta, with the values that loading gave it."""
     loaded = case.make(case.kind)
-    if not trains_head(loaded):
+    if not loaded.task.new_head:
         return
     parameters = _built(case).parameters
     for path in head_parameters(loaded):

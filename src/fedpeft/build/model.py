@@ -82,7 +82,7 @@ def load_run_data(resolved: Resolved) -> Federated:
     """
     num_labels = resolved.experiment.model.num_labels
     shape = sketch_model(model_request(resolved, num_labels or 2))
-    return load_data(data_request(resolved, shape.task.name), shape.inputs)
+    return load_data(data_request(resolved, shape.task), shape.inputs)
 
 
 def fit_labels(resolved: Resolved, data: Federated) -> Resolved:

@@ -11,6 +11,7 @@ from fedpeft.experiment.experiment import Normalization
 from fedpeft.experiment.rates import learning_rate
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.source import ModelRequest
+from fedpeft.models.tasks import Task
 from fedpeft.tuning.methods import TuningRequest
 
 __all__ = ["data_request", "local_settings", "model_request", "tuning_request"]
@@ -22,7 +23,7 @@ def model_request(resolved: Resolved, num_labels: int | None) -> ModelRequest:
     model = experiment.model
     return ModelRequest(
         name=model.name,
-        task=model.task,
+        task=resolved.task,
         num_labels=num_labels,
         config=model.config,
         revision=model.revision,
@@ -38,7 +39,7 @@ def tuning_request(resolved: Resolved) -> TuningRequest:
     return TuningRequest(tuning.method, tuning.options, blocks, seed, resolved.method)
 
 
-def data_request(resolved: Resolved, task: str) -> DataRequest:
+def data_request(resolved: Resolved, task: str | Task) -> DataRequest:
     """Return the request for an experiment's data, for a task."""
     experiment = resolved.experiment
     data, partition = experiment.data, experiment.data.partition

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from fedpeft.client.evaluate import Evaluation
@@ -27,19 +26,19 @@ def scored_once(score: Callable[[ServerState], Evaluation]) -> Callable[[ServerS
 
 def score_clients(evaluation: Evaluation, tuned: TunedModel, data: Federated) -> dict[str, float]:
     """Score each client: on its own test rows, or by class in the client's own proportions."""
-    metric = tuned.loaded.task.metric
+    task = tuned.loaded.task
+
+    def scored(rows: list[int]) -> float:
+        return task.metrics(*evaluation.sums(rows))[task.headline.name]
+
     if data.test_clients:
-        return {
-            client: tuned.loaded.task.metrics(*evaluation.sums(rows.tolist()))[metric]
-            for client, rows in data.test_clients.items()
-        }
+        return {client: scored(rows.tolist()) for client, rows in data.test_clients.items()}
     if data.labels is None or data.num_labels is None:
         return {}
-    right = [
-        evaluation.sums((evaluation.label_N == label).nonzero().flatten().tolist())
+    by_class = [
+        scored((evaluation.label_N == label).nonzero().flatten().tolist())
         for label in range(data.num_labels)
     ]
-    by_class = [correct / count if count else math.nan for _, count, correct in right]
     return {
         client: sum(by_class[label] for label in data.labels[rows]) / len(rows)
         for client, rows in data.clients.items()

@@ -95,8 +95,8 @@ def _say(found: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> No
 def _status_lines(found: Mapping[str, Any]) -> list[str]:
     from fedpeft.core.words import byte_words
 
-    metrics = [f"{n} {found['metrics'][n]:.4g}" for n in ("accuracy", "perplexity", "loss")
-               if n in found["metrics"]]  # fmt: skip
+    names = dict.fromkeys((found["metric"], "loss"))
+    metrics = [f"{n} {found['metrics'][n]:.4g}" for n in names if n in found["metrics"]]
     privacy = [] if found["epsilon"] is None else [f"epsilon {found['epsilon']:.4g}"]
     sent = byte_words(found["bytes_up"] + found["bytes_down"])
     lines = [

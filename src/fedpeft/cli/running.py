@@ -21,7 +21,7 @@ from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.launch.progress import Report, show_progress, time_words
 from fedpeft.launch.start import run
 from fedpeft.launch.sweep import Event, Failed, Finished, RowResult, results_json, sweep
-from fedpeft.launch.sweep_table import TableLine, table_lines
+from fedpeft.launch.sweep_table import TableLine, headline_of, table_lines
 from fedpeft.runs.folder import RunFolder, default_out
 from fedpeft.runs.watch import RoundDone
 
@@ -110,7 +110,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """Say what came out, in a few lines."""
     if "delta_digest" not in summary:
         return [f"done; the run folder is on the SuperLink's machine: {summary['run_dir']}"]
-    metric = "perplexity" if "perplexity" in summary else "accuracy"
+    metric = headline_of(summary)
     score = f"{metric} {summary.get(metric, math.nan):.4g}"
     best = summary.get(f"best_{metric}", math.nan)
     took = time_words(float(summary["seconds"]))

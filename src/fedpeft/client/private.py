@@ -26,7 +26,7 @@ from fedpeft.client.masks import can_batch_text, with_spread_mask
 from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import PrivacyError
 from fedpeft.core.noise import clip, draw_root, gaussian, seeded_root
-from fedpeft.models.tasks import CAUSAL_LM, TEXT_CLASSIFICATION, Batch, mean_loss
+from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.methods import METHODS
 from fedpeft.tuning.tuned import TunedModel
 
@@ -44,7 +44,6 @@ __all__ = [
 
 _ROOT = "gradient.root"
 _CHUNK_BYTES = 256 * 2**20
-_TEXT_TASKS = (TEXT_CLASSIFICATION.name, CAUSAL_LM.name)
 
 RowGradients: TypeAlias = Callable[[Batch, Tensor], Tensor]
 """From a batch of B examples and dropout keys [B] to gradients [B, P], a row an example."""
@@ -121,7 +120,7 @@ def row_gradients(tuned: TunedModel) -> RowGradients:
     text where masks cannot be batched (`fedpeft.client.masks`).
     """
     method = METHODS.get(tuned.method)
-    text = tuned.loaded.task.name in _TEXT_TASKS
+    text = tuned.loaded.task.inputs == "text"
     if text and not can_batch_text(tuned):
         return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
     if method is None or not method.vmaps:

@@ -25,11 +25,12 @@ from fedpeft.data.pictures import read_pixels
 from fedpeft.data.request import DataRequest
 from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source
-from fedpeft.data.tables import Table, draw_holdout, find_column, select, values_of
+from fedpeft.data.tables import Table, column_of, draw_holdout, select, values_of
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.texts import BLOCK_LENGTH, Tokenizer, blocks_of, load_tokenizer, tokenize
 from fedpeft.data.transforms import canvas_of, view_of
 from fedpeft.models.loaded import ImageInput, InputSpec, TextInput, VideoInput
+from fedpeft.models.tasks import TASKS, Task, task_named
 
 __all__ = ["draw_budget", "load_data", "read_rows"]
 
@@ -77,15 +78,17 @@ def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
     _check(request, inputs)
     splits = read_source(request)
     train, test = _train_and_evaluation(choose_splits(splits, request), request)
-    content = _LOADERS[request.task](_Tables(train, test, splits.full_scale), request, inputs)
+    task = task_named(request.task)
+    load = _LOADERS[task.inputs, task.targets]
+    content = load(_Tables(train, test, splits.full_scale), request, inputs)
     own, test_own = content.owners
     scheme = request.partition.scheme
     natural = scheme == "natural"
     row = row_of(request.partition)
-    if content.classes is None and row is not None and row.needs == "labels":
+    if content.labels is None and row is not None and row.needs == "labels":
         raise DataError(
-            f"data.partition.scheme: {scheme!r} needs labels, a language model's texts have none; "
-            "allowed are iid, quantity and natural"
+            f"data.partition.scheme: {scheme!r} needs labels, examples for {task.name} have no "
+            "class; allowed are iid, quantity and natural"
         )
     return Federated(
         train=content.train,
@@ -131,16 +134,15 @@ def read_rows(request: DataRequest) -> tuple[Table, Table]:
     """
     found = choose_splits(read_source(request), request)
     train, test = _train_and_evaluation(found, request)
-    drawn = draw_budget(len(train), request) if request.task != "causal-lm" else None
-    if drawn is None:
+    if task_named(request.task).targets == "tokens":
         return train, test
+    drawn = draw_budget(len(train), request)
     rows = np.arange(len(drawn)) if request.fidelity == "paper" else drawn
     return select(train, rows), test
 
 
 def _check(request: DataRequest, inputs: InputSpec) -> None:
     for field, found, allowed in (
-        ("task", request.task, tuple(_LOADERS)),
         ("fidelity", request.fidelity, (None, "paper")),
         ("evaluate_on", request.evaluate_on, ("test", "validation")),
     ):
@@ -148,11 +150,18 @@ def _check(request: DataRequest, inputs: InputSpec) -> None:
             raise DataError(
                 f"data.{field}: found {found!r}; allowed are {', '.join(map(str, allowed))}"
             )
-    wanted = _INPUTS.get(request.task, TextInput)
+    if request.task not in TASKS and not isinstance(request.task, Task):
+        raise DataError(f"data.task: found {request.task!r}; allowed are {', '.join(TASKS)}")
+    task = task_named(request.task)
+    if (task.inputs, task.targets) not in _LOADERS:
+        raise DataError(
+            f"data: no files are read for the task {task.name}: pass a torch data set from Python"
+        )
+    wanted = _INPUTS[task.inputs]
     if not isinstance(inputs, wanted):
         kinds = {ImageInput: "pictures", TextInput: "texts", VideoInput: "clips"}
         raise DataError(
-            f"data: the task {request.task} feeds {kinds[wanted]}, the model takes "
+            f"data: the task {task.name} feeds {kinds[wanted]}, the model takes "
             f"{kinds.get(type(inputs), 'inputs of its own: pass a torch data set from Python')}"
         )
 
@@ -173,7 +182,7 @@ def _train_and_evaluation(
 
 def _hold_out(train: Table, request: DataRequest, *, fraction: float) -> tuple[Table, Table]:
     kinds = ("client", "label") if request.partition.scheme == "natural" else ("label", "client")
-    columns = [find_column(train, kind, request.columns, required=False) for kind in kinds]
+    columns = [column_of(train, kind, request, required=False) for kind in kinds]
     column = next((name for name in columns if name is not None), None)
     groups = values_of(train.columns[column]) if column else [""] * len(train)
     kept, held = draw_holdout(groups, fraction=fraction)
@@ -283,7 +292,7 @@ def _blocks(
 
 def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
     """Return a column that both tables must have."""
-    column = find_column(tables.train, kind, request.columns, required=True)
+    column = column_of(tables.train, kind, request, required=True)
     assert column is not None, "required"
     if column not in tables.test.columns:
         raise DataError(
@@ -306,7 +315,7 @@ def _owners(
     train: Table, test: Table, request: DataRequest
 ) -> tuple[list[str] | None, list[str] | None]:
     natural = request.partition.scheme == "natural"
-    column = find_column(train, "client", request.columns, required=natural)
+    column = column_of(train, "client", request, required=natural)
     if column is None:
         return None, None
     return read_names(train, column), read_names(test, column) if column in test.columns else None
@@ -319,13 +328,15 @@ def _rows_by_name(names: Sequence[str]) -> dict[str, IntArray]:
     return {name: np.array(rows[name], np.int64) for name in sorted(rows)}
 
 
-_LOADERS: Mapping[str, Callable[[_Tables, DataRequest, InputSpec], _Content]] = {
-    "image-classification": _pictures,
-    "text-classification": _classified_texts,
-    "causal-lm": _documents,
-    "video-classification": _clips,
+_INPUTS: Mapping[str | None, type[ImageInput | TextInput | VideoInput]] = {
+    "image": ImageInput,
+    "text": TextInput,
+    "video": VideoInput,
 }
-_INPUTS: Mapping[str, type[ImageInput | TextInput | VideoInput]] = {
-    "image-classification": ImageInput,
-    "video-classification": VideoInput,
+_LOADERS: Mapping[tuple[str | None, str], Callable[[_Tables, DataRequest, InputSpec], _Content]] = {
+    ("image", "class"): _pictures,
+    ("text", "class"): _classified_texts,
+    ("text", "tokens"): _documents,
+    ("video", "class"): _clips,
 }
+"""By what a task takes and what it predicts."""

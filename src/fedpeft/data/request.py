@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fedpeft.data.schemes import PartitionRequest
+from fedpeft.models.tasks import Task
 
 __all__ = ["Columns", "DataRequest", "TransformSpec"]
 
@@ -55,7 +56,7 @@ class DataRequest:
 
     Attributes:
       source: bundled name, file, folder or hub id.
-      task: `image-classification`, `text-classification`, `causal-lm` or `video-classification`.
+      task: what the model does: a task, or the name of a row of `fedpeft.models.tasks.TASKS`.
       columns: names of columns.
       train_split: name of the split to train on; None is `train`.
       test_split: name of the split to test on; None is `test`, else a validation split, else 20 %
@@ -78,7 +79,7 @@ class DataRequest:
     """
 
     source: str = "digits"
-    task: str = "image-classification"
+    task: str | Task = "image-classification"
     columns: Columns = field(default_factory=Columns)
     train_split: str | None = None
     test_split: str | None = None

@@ -27,6 +27,7 @@ from fedpeft.data.files import (
 )
 from fedpeft.data.request import DataRequest
 from fedpeft.data.tables import Splits, Table, select, values_of
+from fedpeft.models.tasks import task_named
 
 __all__ = ["choose_splits", "read_source"]
 
@@ -43,7 +44,7 @@ def read_source(request: DataRequest) -> Splits:
     if request.source in BUNDLED_DATASETS:
         return BUNDLED_DATASETS[request.source].read()
     path = Path(request.source).expanduser()
-    if request.task == "video-classification" and path.exists():
+    if task_named(request.task).inputs == "video" and path.exists():
         return Splits(read_clip_folder(path) if path.is_dir() else read_clip_file(path))
     if path.is_dir():
         return Splits(_read_folder(path))

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.request import Columns
+from fedpeft.data.request import Columns, DataRequest
+from fedpeft.models.tasks import task_named
 
 __all__ = [
     "USUAL_NAMES",
@@ -23,6 +24,7 @@ __all__ = [
     "Rows",
     "Splits",
     "Table",
+    "column_of",
     "draw_holdout",
     "find_column",
     "select",
@@ -111,7 +113,14 @@ def values_of(column: Column) -> list[object]:
     return list(iter(column))
 
 
-def find_column(table: Table, kind: str, columns: Columns, *, required: bool) -> str | None:
+def find_column(
+    table: Table,
+    kind: str,
+    columns: Columns,
+    *,
+    required: bool,
+    names: Mapping[str, tuple[str, ...]] | None = None,
+) -> str | None:
     """Return the column of a kind: the one that is named, else the first with a usual name.
 
     Args:
@@ -119,6 +128,7 @@ def find_column(table: Table, kind: str, columns: Columns, *, required: bool) ->
       kind: `image`, `video`, `text`, `label` or `client`.
       columns: what the experiment names.
       required: whether its absence is an error.
+      names: kind -> names that are tried before the usual ones.
 
     Raises:
       DataError: listing the columns found.
@@ -129,15 +139,22 @@ def find_column(table: Table, kind: str, columns: Columns, *, required: bool) ->
         if named not in table.columns:
             raise DataError(f"data.{kind}: there is no column {named!r}; found are {found}")
         return str(named)
-    for name in USUAL_NAMES[kind]:
+    usual = (*(names or {}).get(kind, ()), *USUAL_NAMES[kind])
+    for name in usual:
         if name in table.columns:
             return name
     if required:
         raise DataError(
             f"data.{kind}: none of the columns {found} has a usual name "
-            f"({', '.join(USUAL_NAMES[kind])}): name it in data.{kind}"
+            f"({', '.join(usual)}): name it in data.{kind}"
         )
     return None
+
+
+def column_of(table: Table, kind: str, request: DataRequest, *, required: bool) -> str | None:
+    """Return the column of a kind as `find_column`, by the names of the request and its task."""
+    names = task_named(request.task).columns
+    return find_column(table, kind, request.columns, required=required, names=names)
 
 
 def draw_holdout(

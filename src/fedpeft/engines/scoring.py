@@ -68,13 +68,12 @@ def make_scorer(tuned: TunedModel, examples: ExampleSet, settings: LocalSettings
       examples: the server's test set.
       settings: of local training; the batch size is read where logits are as wide as a vocabulary.
     """
-    by_token = tuned.loaded.task.metric == "perplexity"
     kind = torch.device(settings.device).type
     return Scorer(
         tuned,
         examples,
         settings,
-        settings.batch_size if by_token else _BATCH.get(kind, 256),
+        settings.batch_size if tuned.loaded.task.per_token else _BATCH.get(kind, 256),
     )
 
 

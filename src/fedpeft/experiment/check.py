@@ -15,6 +15,7 @@ from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.experiment.plugins import Plugins
 from fedpeft.experiment.privacy import PRIVACY_MODES
+from fedpeft.models.tasks import TASKS
 from fedpeft.tuning.methods import METHODS, resolve_options
 
 __all__ = ["problems_of"]
@@ -28,6 +29,7 @@ def problems_of(experiment: Experiment, plugins: Plugins) -> list[str]:
       plugins: what names may mean beside ours.
     """
     checks: list[Callable[[Experiment], Iterator[str]]] = [
+        lambda experiment: _model(experiment, plugins),
         lambda experiment: _tuning(experiment, plugins),
         lambda experiment: _federation(experiment, plugins),
         stability_problems,
@@ -46,6 +48,14 @@ def _lines(call: Callable[[], Any]) -> Iterator[str]:
         call()
     except FedpeftError as error:
         yield from (line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _model(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
+    task, tasks = experiment.model.task, (*TASKS, *plugins.of("tasks"))
+    if task is not None and task not in tasks:
+        yield f"model.task: {task!r} is unknown; {nearest(task, tasks)}"
+    elif task is not None:
+        yield from _lines(lambda: tables.task_rule(task, plugins))
 
 
 def _tuning(experiment: Experiment, plugins: Plugins) -> Iterator[str]:

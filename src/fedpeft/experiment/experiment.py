@@ -44,10 +44,13 @@ class ModelConfig(BaseModel):
         "vit-glyphs-8", description="hub id, local folder, bundled name or preset:NAME"
     )
     config: str | None = Field(None, description="the architecture, when the hub cannot be reached")
-    task: (
-        Literal["image-classification", "text-classification", "causal-lm", "video-classification"]
-        | None
-    ) = Field(None, description="found from the model where it is not ambiguous")
+    task: str | None = Field(
+        None,
+        description=(
+            "such as `image-classification`, see `fedpeft list models`; found from the model where "
+            "it is not ambiguous"
+        ),
+    )
     num_labels: Positive | None = Field(None, description="classes; found from the data by `run`")
     revision: str | None = Field(None, description="of a hub model: branch, tag or commit")
 

@@ -30,6 +30,7 @@ from fedpeft.experiment.experiment import (
 from fedpeft.experiment.plugins import Plugins, installed, origin_of
 from fedpeft.experiment.rates import learning_rate
 from fedpeft.models.locate import BUNDLED
+from fedpeft.models.tasks import Task
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.state import Algorithm
 from fedpeft.server.traces import PHONES
@@ -106,6 +107,12 @@ class Resolved:
         """What else happens around rounds."""
         named = tables.make_callbacks(self.experiment.run.callbacks, self.plugins)
         return (*named, *self.given.callbacks)
+
+    @property
+    def task(self) -> Task | str | None:
+        """The task of a plug-in, the name of one of ours, or None: the model tells it."""
+        name = self.experiment.model.task
+        return name and (tables.task_rule(name, self.plugins) or name)
 
     @property
     def method(self) -> TuningMethod | None:
@@ -223,6 +230,7 @@ def origins(resolved: Resolved) -> dict[str, ObjectConfig]:
         "algorithms": {"federation.algorithm": experiment.federation.algorithm},
         "samplers": {"federation.sampling": experiment.federation.sampling},
         "methods": {"tuning.method": experiment.tuning.method},
+        "tasks": {"model.task": experiment.model.task or ""},
         "partitions": {"data.partition.scheme": experiment.data.partition.scheme},
         "stages": {
             f"wire.{way}[{i}]": str(spec.get("name"))

@@ -20,6 +20,7 @@ from fedpeft.core.words import nearest
 from fedpeft.data.schemes import PARTITIONS, Partition
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.plugins import Plugins
+from fedpeft.models.tasks import TASKS, Task
 from fedpeft.server import algorithms, sampling
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.state import Algorithm
@@ -43,6 +44,7 @@ __all__ = [
     "options_of",
     "partition_rule",
     "summary_of",
+    "task_rule",
 ]
 
 T = TypeVar("T")
@@ -135,6 +137,7 @@ _OURS: Mapping[str, Mapping[str, object]] = {
     "partitions": PARTITIONS,
     "samplers": SAMPLERS,
     "stages": STAGES,
+    "tasks": TASKS,
 }
 
 
@@ -151,6 +154,11 @@ def method_rule(name: str, plugins: Plugins) -> TuningMethod | None:
 def partition_rule(name: str, plugins: Plugins) -> Partition | None:
     """Return the partition of a plug-in; None for one of ours, or an unknown one."""
     return _row(PARTITIONS, "partitions", name, Partition, plugins)
+
+
+def task_rule(name: str, plugins: Plugins) -> Task | None:
+    """Return the task of a plug-in; None for one of ours, or an unknown one."""
+    return _row(TASKS, "tasks", name, Task, plugins)
 
 
 def _row(ours: Mapping[str, T], group: str, name: str, kind: type[T], plugins: Plugins) -> T | None:

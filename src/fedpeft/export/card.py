@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedpeft.models.tasks import Task
 from fedpeft.results.runs import Group, Run, describe_partition
 from fedpeft.results.table import (
     Row,
@@ -28,13 +29,6 @@ from fedpeft.runs.load import ExportInfo
 __all__ = ["CardFacts", "model_card"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_AUTO = {
-    "image-classification": "AutoModelForImageClassification",
-    "text-classification": "AutoModelForSequenceClassification",
-    "causal-lm": "AutoModelForCausalLM",
-    "video-classification": "AutoModelForVideoClassification",
-}
-_PIPELINE = {**{task: task for task in _AUTO}, "causal-lm": "text-generation"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class CardFacts:
 
     run: Run
     info: ExportInfo
-    task: str
+    task: Task
     base_card: str
     backbone_class: str
 
@@ -85,7 +79,7 @@ def _header(facts: CardFacts) -> str:
         lines.append(f"base_model: {json.dumps(model)}")
     if _HUB_ID.fullmatch(source):
         lines += ["datasets:", f"- {json.dumps(source)}"]
-    lines += [f"pipeline_tag: {_PIPELINE[facts.task]}", "metrics:", f"- {facts.run.metric}"]
+    lines += [f"pipeline_tag: {facts.task.pipeline}", "metrics:", f"- {facts.run.metric.name}"]
     tags = ["federated-learning", "parameter-efficient-fine-tuning", "fedpeft", facts.run.method]
     lines += ["tags:", *(f"- {json.dumps(tag)}" for tag in tags)]
     return "\n".join(["---", *lines, "---", ""])
@@ -107,7 +101,7 @@ def _lead(facts: CardFacts) -> str:
         else "The licence of the base model is not known here: look it up before you pass this on."
     )
     return (
-        f"`{experiment.model.name}` ({facts.backbone_class}, {facts.task}), fine-tuned by the "
+        f"`{experiment.model.name}` ({facts.backbone_class}, {facts.task.name}), fine-tuned by the "
         f"method **{facts.run.method}** over {experiment.federation.rounds} federated rounds on "
         f"`{experiment.data.source}` with fedpeft. "
         f"{terms}\n"
@@ -120,8 +114,8 @@ def _results(facts: CardFacts, row: Row) -> str:
     best = f"{metric_text(row.best, metric)} (round {row.best_round}"
     lines = [
         ("Evaluated on", f"the server's whole {split} set"),
-        (f"{metric.capitalize()}, last round", metric_text(row.last, metric)),
-        (f"{metric.capitalize()}, best round", f"{best}; picked by looking at that set)"),
+        (f"{metric.title}, last round", metric_text(row.last, metric)),
+        (f"{metric.title}, best round", f"{best}; picked by looking at that set)"),
         ("Seed", f"{settings.get('seed')} (one run: no spread is known)"),
     ]
     return _table("Results", lines)
@@ -196,9 +190,8 @@ def _privacy(row: Row) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
-    auto, info = _AUTO[facts.task], facts.info
-    seen = facts.task in ("image-classification", "video-classification")
-    call = "pixel_values=x" if seen else "**tokens"
+    auto, info = facts.task.auto_class, facts.info
+    call = "**tokens" if facts.task.inputs == "text" else "pixel_values=x"
     stock = facts.backbone_class != "ShuffleNet"
     lines = ["## How to load", ""]
     if info.kind == "merged" and stock:
@@ -240,7 +233,7 @@ def _peft_lines(facts: CardFacts, auto: str) -> Iterator[str]:
         f"base = {base}",
         "model = PeftModel.from_pretrained(base, folder).eval()",
     )
-    if facts.task == "causal-lm" and facts.run.method in ("prompt_tuning", "p_tuning"):
+    if facts.task.per_token and facts.run.method in ("prompt_tuning", "p_tuning"):
         yield (
             "`peft` returns logits of the learned tokens too, before those of the text; "
             "`fedpeft.load` returns those of the text alone.\n"

@@ -279,7 +279,7 @@ def _facts(job: _Job, info: ExportInfo) -> CardFacts:
     return CardFacts(
         run=read_run(job.run.folder),
         info=info,
-        task=job.run.tuned.loaded.task.name,
+        task=job.run.tuned.loaded.task,
         base_card=card.read_text("utf-8") if card and card.is_file() else "",
         backbone_class=type(job.run.tuned.loaded.module).__name__,
     )

@@ -31,7 +31,7 @@ from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.plugins import Plugins, installed
+from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.read import validate
 from fedpeft.experiment.resolve import Resolved
@@ -220,9 +220,9 @@ def _taken(server: Experiment, site: SiteConfig) -> dict[str, Any]:
 
 def _load(experiment: Experiment, site: SiteConfig) -> Federated:
     """Load all of the site's own examples, in the order of its files."""
-    resolved = Resolved(experiment, Plugins())
+    resolved = Resolved(experiment, installed().only(site.allow.plugins))
     shape = sketch_model(model_request(resolved, experiment.model.num_labels or 2))
-    wanted, own = data_request(resolved, shape.task.name), site.data
+    wanted, own = data_request(resolved, shape.task), site.data
     return load_data(
         DataRequest(
             source=own.source,

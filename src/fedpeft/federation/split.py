@@ -27,12 +27,13 @@ from fedpeft.data.clips import ClipExamples, StoredClips
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import read_rows
 from fedpeft.data.request import DataRequest
-from fedpeft.data.tables import Table, find_column, values_of
+from fedpeft.data.tables import Table, column_of, values_of
 from fedpeft.data.tensors import ImageExamples
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.models.source import sketch_model
+from fedpeft.models.tasks import task_named
 from fedpeft.runs.files import write_text
 
 __all__ = ["Door", "split"]
@@ -78,7 +79,7 @@ def split(experiment: Experiment, to: Path, door: Door) -> list[Path]:
     data = load_run_data(resolved)
     num_labels = resolved.experiment.model.num_labels or 2
     shape = sketch_model(model_request(resolved, num_labels))
-    request = data_request(resolved, shape.task.name)
+    request = data_request(resolved, shape.task)
     write = _writer(request, data)
     folders = []
     for client, rows in data.clients.items():
@@ -98,8 +99,10 @@ def _writer(request: DataRequest, data: Federated) -> Writer:
         return _picture_writer(data)
     if isinstance(data.train, ClipExamples):
         return _clip_writer(data)
-    if request.task == "causal-lm":
+    if task_named(request.task).targets == "tokens":
         return _document_writer(request)
+    if data.labels is None:
+        raise DataError("split: only data with a class for each example is parted into files")
     return _text_writer(request, data)
 
 
@@ -177,7 +180,7 @@ def _document_writer(request: DataRequest) -> Writer:
 
 
 def _column(table: Table, kind: str, request: DataRequest) -> str:
-    column = find_column(table, kind, request.columns, required=True)
+    column = column_of(table, kind, request, required=True)
     assert column is not None, "required"
     return column
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere; accuracy, bytes, time left."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; metric, bytes, time left."""
 
 from __future__ import annotations
 
@@ -45,10 +45,9 @@ def show_progress(stream: TextIO) -> Iterator[Report]:
 
 
 def _metrics(done: RoundDone) -> list[str]:
-    last = done.totals.last
-    return [
-        f"{name} {last[name]:.4g}" for name in ("accuracy", "perplexity", "loss") if name in last
-    ]
+    last, headline = done.totals.last, done.totals.metric.name
+    names = dict.fromkeys((headline, "loss"))
+    return [f"{name} {last[name]:.4g}" for name in names if name in last]
 
 
 def _print_line(stream: TextIO, name: str, event: RoundDone | str) -> None:

@@ -147,7 +147,7 @@ def simulate(
     finally:
         built.engine.close()
     tuned.model.eval()
-    return Result(tuned.model, tuned, tuple(records), totals(records))
+    return Result(tuned.model, tuned, tuple(records), totals(records, tuned.loaded.task.headline))
 
 
 def _experiment(

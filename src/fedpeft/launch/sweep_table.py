@@ -1,6 +1,6 @@
 """The table of a sweep: one line for all runs that differ in nothing but the seed.
 
-mean ± sample deviation over the seeds of accuracy (or perplexity) and seconds
+mean ± sample deviation over the seeds of the headline metric and seconds
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TableLine", "table_lines"]
+from fedpeft.core.metrics import metric_in
+
+__all__ = ["TableLine", "headline_of", "table_lines"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class TableLine:
       label: what sets the line apart: the method, and other settings of the row.
       finished: how many of the runs have finished.
       runs: how many there are.
-      metric: `accuracy` or `perplexity`.
+      metric: name of the headline.
       mean: of the metric over the finished runs; NaN where there is none.
       deviation: sample deviation of the metric; NaN with fewer than two runs.
       trained: trainable parameters.
@@ -57,6 +59,11 @@ def table_lines(results: Sequence[Mapping[str, Any]]) -> list[TableLine]:
     return [_line(label, members) for label, members in groups.items()]
 
 
+def headline_of(summary: Mapping[str, Any]) -> str:
+    """Return the name of the metric by which a run is judged, from its summary."""
+    return str(summary.get("metric") or metric_in([summary]).name)
+
+
 def _label(result: Mapping[str, Any]) -> str:
     parts = [
         f"{key.rpartition('.')[2]} {value}"
@@ -68,9 +75,9 @@ def _label(result: Mapping[str, Any]) -> str:
 
 def _line(label: str, members: Sequence[Mapping[str, Any]]) -> TableLine:
     done = [member for member in members if "delta_digest" in member]
-    metric = "perplexity" if any("perplexity" in member for member in done) else "accuracy"
-    scores = [float(member[metric]) for member in done]
     first: Mapping[str, Any] = done[0] if done else {}
+    metric = headline_of(first)
+    scores = [float(member[metric]) for member in done]
     turns = [int(member["rounds"]) * int(member["cohort"]) for member in done]
     return TableLine(
         label=label,

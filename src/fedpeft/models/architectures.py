@@ -13,6 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +31,7 @@ from fedpeft.models.shufflenet import (
     load_shufflenet,
     read_shufflenet_config,
 )
-from fedpeft.models.tasks import (
-    CAUSAL_LM,
-    IMAGE_CLASSIFICATION,
-    TASKS,
-    TEXT_CLASSIFICATION,
-    VIDEO_CLASSIFICATION,
-)
+from fedpeft.models.tasks import IMAGE_CLASSIFICATION, TASKS, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -54,21 +49,6 @@ __all__ = [
 ]
 
 ModelConfig: TypeAlias = "PreTrainedConfig | ShuffleNetConfig"
-
-_AUTO = {
-    IMAGE_CLASSIFICATION.name: "AutoModelForImageClassification",
-    TEXT_CLASSIFICATION.name: "AutoModelForSequenceClassification",
-    CAUSAL_LM.name: "AutoModelForCausalLM",
-    VIDEO_CLASSIFICATION.name: "AutoModelForVideoClassification",
-}
-_SUFFIXES = {
-    "ForImageClassification": IMAGE_CLASSIFICATION.name,
-    "ForImageClassificationWithTeacher": IMAGE_CLASSIFICATION.name,
-    "ForSequenceClassification": TEXT_CLASSIFICATION.name,
-    "ForCausalLM": CAUSAL_LM.name,
-    "LMHeadModel": CAUSAL_LM.name,
-    "ForVideoClassification": VIDEO_CLASSIFICATION.name,
-}
 
 
 @dataclass(frozen=True)
@@ -130,60 +110,66 @@ def preset_config(preset: Preset) -> ModelConfig:
     return config
 
 
-def infer_task(config: ModelConfig, *, where: str) -> str:
-    """Tell the task's name from a config: by its class names, else by what the model type can do.
+def infer_task(config: ModelConfig, *, where: str) -> Task:
+    """Tell the task from a config: by its class names, else by what the model type can do.
+
+    Of tasks with equal inputs and the same kind of head, the first row of `TASKS` is the usual one.
 
     Raises:
       ModelError: if the model can do none of our tasks, or several and nothing says which.
     """
     if isinstance(config, ShuffleNetConfig):
-        return IMAGE_CLASSIFICATION.name
+        return IMAGE_CLASSIFICATION
     for architecture in getattr(config, "architectures", None) or ():
-        for suffix, task in _SUFFIXES.items():
-            if architecture.endswith(suffix):
+        for task in TASKS.values():
+            if architecture.endswith(task.class_endings):
                 return task
-    able = [task for task in _AUTO if _classes(config, task)]
-    if getattr(config, "is_decoder", None) is False and TEXT_CLASSIFICATION.name in able:
-        return TEXT_CLASSIFICATION.name
-    if len(able) == 1:
-        return able[0]
+    usual = {(task.inputs, task.new_head): task for task in reversed(_tasks_of(config))}
+    classifier = usual.get(("text", True))
+    if len(usual) == 1:
+        return next(iter(usual.values()))
+    if classifier is not None and getattr(config, "is_decoder", None) is False:
+        return classifier
+    names = [task.name for task in _tasks_of(config)]
     raise ModelError(
-        f"model {where!r}: type {config.model_type!r} can do {able or 'none of our tasks'}; "
-        f"set the task to one of {', '.join(able or TASKS)}"
-        + ("" if able else ", or wrap the module from Python")
+        f"model {where!r}: type {config.model_type!r} can do {names or 'none of our tasks'}; "
+        f"set the task to one of {', '.join(names or TASKS)}"
+        + ("" if names else ", or wrap the module from Python")
     )
 
 
 def fit_config(
-    config: ModelConfig, task: str, *, num_labels: int | None, where: str
+    config: ModelConfig, task: Task, *, num_labels: int | None, where: str
 ) -> ModelConfig:
     """Return a copy of a config for a task: its class, its number of labels, no dropout.
 
     Raises:
-      ModelError: if the task is unknown, or not one of this model's.
+      ModelError: if the task is not one of this model's.
     """
-    if task not in TASKS:
-        raise ModelError(f"task {task!r}: unknown; choose one of {', '.join(TASKS)}")
     if isinstance(config, ShuffleNetConfig):
-        if task != IMAGE_CLASSIFICATION.name:
-            raise _unfit(where, config.model_type, task, [IMAGE_CLASSIFICATION.name])
+        if task != IMAGE_CLASSIFICATION:
+            raise _unfit(where, config.model_type, task, [IMAGE_CLASSIFICATION])
         labels = config.num_labels if num_labels is None else num_labels
         return dataclasses.replace(config, num_labels=labels)
     classes = _classes(config, task)
     if not classes:
-        raise _unfit(where, config.model_type, task, [t for t in _AUTO if _classes(config, t)])
+        raise _unfit(where, config.model_type, task, _tasks_of(config))
     fitted = copy.deepcopy(config)
     named = [c for c in getattr(config, "architectures", None) or () if c in classes]
     fitted.architectures = [named[0] if named else classes[0]]
     zero_dropout(fitted)
-    if task != CAUSAL_LM.name and num_labels is not None:
+    if task.new_head and num_labels is not None:
         fitted.num_labels = num_labels
-    if task == TEXT_CLASSIFICATION.name and getattr(fitted, "pad_token_id", None) is None:
+    if (
+        task.inputs == "text"
+        and task.targets == "class"
+        and getattr(fitted, "pad_token_id", None) is None
+    ):
         fitted.pad_token_id = _first_id(getattr(fitted, "eos_token_id", None))
     return fitted
 
 
-def build(config: ModelConfig, task: str, *, attention: str | None) -> nn.Module:
+def build(config: ModelConfig, task: Task, *, attention: str | None) -> nn.Module:
     """Build an untrained module on the current device, drawing from the global generators.
 
     Raises:
@@ -193,7 +179,7 @@ def build(config: ModelConfig, task: str, *, attention: str | None) -> nn.Module
         return ShuffleNet(config)
     import transformers
 
-    auto = getattr(transformers, _AUTO[task])
+    auto = getattr(transformers, task.auto_class)
     with quiet(), _explained(config.model_type, attention):
         module: nn.Module = auto.from_config(
             config, dtype=torch.float32, trust_remote_code=False, **_attention(attention)
@@ -201,7 +187,9 @@ def build(config: ModelConfig, task: str, *, attention: str | None) -> nn.Module
     return module
 
 
-def load_weights(folder: Path, config: ModelConfig, task: str, *, attention: str | None) -> Weights:
+def load_weights(
+    folder: Path, config: ModelConfig, task: Task, *, attention: str | None
+) -> Weights:
     """Build a module and fill it from the safetensors files of a folder.
 
     Raises:
@@ -214,7 +202,7 @@ def load_weights(folder: Path, config: ModelConfig, task: str, *, attention: str
     _check_files(folder)
     import transformers
 
-    auto = getattr(transformers, _AUTO[task])
+    auto = getattr(transformers, task.auto_class)
     with quiet(), _explained(str(folder), attention):
         module, info = auto.from_pretrained(
             folder,
@@ -242,21 +230,27 @@ def tensor_names(folder: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def _classes(config: PreTrainedConfig, task: str) -> list[str]:
+def _tasks_of(config: PreTrainedConfig) -> list[Task]:
+    return [task for task in TASKS.values() if _classes(config, task)]
+
+
+def _classes(config: PreTrainedConfig, task: Task) -> list[str]:
     """Names of the library's classes for a config and a task, the usual one first."""
     import transformers
 
-    mapping = getattr(transformers, _MAPPINGS[task])
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", task.auto_class.removeprefix("Auto"))
+    mapping = getattr(transformers, f"{words.upper()}_MAPPING")
     if type(config) not in mapping:
         return []
     found = mapping[type(config)]
     return [cls.__name__ for cls in (found if isinstance(found, list | tuple) else [found])]
 
 
-def _unfit(where: str, model_type: str, task: str, able: list[str]) -> ModelError:
+def _unfit(where: str, model_type: str, task: Task, able: list[Task]) -> ModelError:
+    names = ", ".join(each.name for each in able)
     return ModelError(
-        f"model {where!r}: type {model_type!r} has no {task} form; "
-        f"it can do {', '.join(able) or 'none of our tasks'}: choose another model or task"
+        f"model {where!r}: type {model_type!r} has no {task.name} form; "
+        f"it can do {names or 'none of our tasks'}: choose another model or task"
     )
 
 
@@ -298,11 +292,3 @@ def _first_line(error: BaseException) -> str:
 def _first_id(tokens: object) -> object:
     """The token that pads where the model names none: the last position is then found by it."""
     return tokens[0] if isinstance(tokens, list) and tokens else tokens
-
-
-_MAPPINGS = {
-    IMAGE_CLASSIFICATION.name: "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
-    TEXT_CLASSIFICATION.name: "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
-    CAUSAL_LM.name: "MODEL_FOR_CAUSAL_LM_MAPPING",
-    VIDEO_CLASSIFICATION.name: "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING",
-}

@@ -38,7 +38,7 @@ from fedpeft.models.loaded import InputSpec, LoadedModel
 from fedpeft.models.locate import Place, is_local, locate
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import zero_dropout
-from fedpeft.models.tasks import CAUSAL_LM, IMAGE_CLASSIFICATION, TASKS, VIDEO_CLASSIFICATION
+from fedpeft.models.tasks import Task, task_named
 
 __all__ = ["ModelRequest", "load_model", "sketch_model"]
 
@@ -49,8 +49,7 @@ class ModelRequest:
 
     Attributes:
       name: hub id, local folder, bundled name, or `preset:NAME` (untrained).
-      task: `image-classification`, `text-classification`, `causal-lm` or `video-classification`;
-        None is told from the config.
+      task: a task, or the name of a row of `TASKS`; None is told from the config.
       num_labels: classes of a new head; None keeps the head that the files hold.
       config: where the architecture is read from if the name needs a network: `preset:NAME`, a
         folder or a `config.json`; serves `sketch_model`, and a folder of weights without a config.
@@ -62,7 +61,7 @@ class ModelRequest:
     """
 
     name: str
-    task: str | None = None
+    task: str | Task | None = None
     num_labels: int | None = None
     config: str | None = None
     revision: str | None = None
@@ -118,7 +117,7 @@ def sketch_model(request: ModelRequest) -> LoadedModel:
     return dataclasses.replace(loaded, fresh=_parameters_under(module, fresh_paths))
 
 
-def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, str]:
+def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, Task]:
     """Read the config of a place and fit it to the task, which is told from it if need be."""
     preset = PRESETS[place.preset] if place.preset is not None else None
     if preset is not None:
@@ -128,7 +127,8 @@ def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, str]:
         config = preset_config(preset)
     else:
         config = _read(request, place)
-    task = request.task or (preset.task if preset else infer_task(config, where=request.name))
+    named = request.task or (preset.task if preset else None)
+    task = task_named(named) if named else infer_task(config, where=request.name)
     return fit_config(config, task, num_labels=request.num_labels, where=request.name), task
 
 
@@ -143,14 +143,14 @@ def _read(request: ModelRequest, place: Place) -> ModelConfig:
     return read_config(other.folder)
 
 
-def _describe(request: ModelRequest, place: Place, module: nn.Module, task: str) -> LoadedModel:
+def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task) -> LoadedModel:
     """Put a module into eval mode without dropout, and tell its head and inputs."""
     zero_dropout(module.eval())
     family = family_of(module)
     own = place.folder if place.name == request.name else None
     return LoadedModel(
         module=module,
-        task=TASKS[task],
+        task=task,
         family=family,
         head=_head(module, family, request.name),
         inputs=_inputs(request, module, task, own),
@@ -171,20 +171,18 @@ def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:
     return found
 
 
-def _inputs(request: ModelRequest, module: nn.Module, task: str, folder: Path | None) -> InputSpec:
+def _inputs(request: ModelRequest, module: nn.Module, task: Task, folder: Path | None) -> InputSpec:
     config, family = getattr(module, "config", None), family_of(module)
-    if task == IMAGE_CLASSIFICATION.name:
+    if task.inputs == "image":
         return image_input(config, family, folder)
-    if task == VIDEO_CLASSIFICATION.name:
+    if task.inputs == "video":
         return video_input(config, family, folder)
-    if folder is not None:
-        return text_input(config, family, folder)
-    return text_input(config, family, "" if is_local(request.name) else request.name)
+    return text_input(config, family, folder or ("" if is_local(request.name) else request.name))
 
 
 def _fresh_paths(loaded: LoadedModel, request: ModelRequest, weights: Weights) -> tuple[str, ...]:
     """Module paths that get new weights: a classifier's head, and what belongs to it if absent."""
-    if loaded.task.name == CAUSAL_LM.name:
+    if not loaded.task.new_head:
         return ()
     bad = weights.missing | weights.misshapen
     renewed = (

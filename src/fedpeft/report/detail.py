@@ -70,7 +70,7 @@ def _command(first: Run, run: Run) -> list[str]:
 
 
 def _seeds(group: Group) -> str:
-    heads = ("Seed", group.runs[0].metric.capitalize(), "Bytes up", "Bytes down", "Time", "ε")
+    heads = ("Seed", group.runs[0].metric.title, "Bytes up", "Bytes down", "Time", "ε")
     head = "".join(f'<th scope="col">{text}</th>' for text in (*heads, "Delta, SHA-256"))
     body = "".join(_seed(group, run) for run in group.runs)
     started = {_seed_of(run) for run in group.runs}

@@ -71,7 +71,7 @@ def _both(
 
 
 def _dots(panel: Panel, index: int) -> dict[str, Figure]:
-    noun = panel.metric.capitalize()
+    noun = panel.metric.title
     found: dict[str, Figure] = {}
     if budgets(panel):
         pictures = _both(
@@ -113,7 +113,7 @@ def _draw_curves(what: tuple[Panel, Axis, float | None], name: str, width: float
 
 
 def _small(panel: Panel, name: str) -> list[Figure]:
-    noun = panel.metric.capitalize()
+    noun = panel.metric.title
     return [
         Figure(
             (draw_curves(panel, axis, name=f"{axis}{name}", width=4.6),),
@@ -130,16 +130,16 @@ def _target(panel: Panel, asked: float | None) -> tuple[float | None, str]:
     rows = {group.method: row_of(group) for group in panel.groups if group.method in _TUNED}
     reached = [row.last.mean for row in rows.values() if row.last and not row.status]
     others = {group.method for group in panel.groups} - set(_TUNED)
-    if panel.metric != "accuracy" or len(reached) < len(_TUNED) or not others:
+    if panel.metric.better == "min" or len(reached) < len(_TUNED) or not others:
         return None, ""
     return min(reached), "The target is what all of bias, adapter and prompt reach in the end. "
 
 
 def _caption(panel: Panel, axis: str, target: tuple[float | None, str]) -> str:
 
-    noun = panel.metric.capitalize()
+    noun = panel.metric.title
     if axis == "bytes":
-        order = "Lower" if panel.metric == "perplexity" else "Higher"
+        order = "Higher" if panel.metric.better == "max" else "Lower"
         return (
             f"<b>{noun} against bytes sent.</b> Both ways, all clients, as encoded, added up round "
             f"by round. {order} and further left is better. {target[1]}"
@@ -168,9 +168,7 @@ def _reached(panel: Panel, target: float | None) -> str:
     for group in panel.groups:
         curve = curve_of(group, "bytes")
         hits = [
-            x
-            for x, y in zip(curve.x, curve.mean, strict=True)
-            if (y <= target if panel.metric == "perplexity" else y >= target)
+            x for x, y in zip(curve.x, curve.mean, strict=True) if panel.metric.reaches(y, target)
         ]
         costs[group.label] = hits[0] if hits else None
     there = sorted((cost, label) for label, cost in costs.items() if cost is not None)

@@ -166,8 +166,7 @@ def draw_budgets(panel: Panel, *, name: str, width: float = 5.8) -> Picture:
         labels = [_plot(axes, method, stroke, line) for method, stroke, line in lines if line]
         axes.set_xticks(sorted({x for _, _, line in lines for x, _ in line}))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        if panel.metric == "accuracy":
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: panel.metric.tick(y)))
         axes.set_xlabel("Training examples of all clients")
         axes.set_title(metric_axis(panel), loc="left", fontsize=9, color=LIGHT["soft"], pad=10)
         place_labels(figure, axes, labels)

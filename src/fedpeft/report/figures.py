@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fedpeft.core.metrics import Metric
 from fedpeft.pictures.labels import Label, place_labels
 from fedpeft.pictures.style import LIGHT, Picture, Stroke, picture_of, strokes, styled
 from fedpeft.results.runs import Group, Panel
@@ -56,7 +57,7 @@ class Curve:
     Attributes:
       x: rounds, mean bytes so far, or mean simulated seconds so far.
       mean: of the metric over the seeds that have reached this round.
-      low: worst value of a seed there (or best, for perplexity: simply the smallest).
+      low: the smallest value of a seed there.
       high: the largest.
     """
 
@@ -98,9 +99,8 @@ def drawn_axes(panel: Panel) -> tuple[Axis, ...]:
 def metric_axis(panel: Panel) -> str:
     """Name the metric of a panel, with its split and what is better."""
     split = f"{panel.evaluated_on} set"
-    if panel.metric == "perplexity":
-        return f"Perplexity, {split} (log scale, lower is better)"
-    return f"Accuracy, {split}"
+    notes = ["log scale"] * panel.metric.log + ["lower is better"] * (panel.metric.better == "min")
+    return f"{panel.metric.title}, {split}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def draw_curves(
@@ -199,14 +199,13 @@ def _scales(axes: Axes, panel: Panel, axis: Axis) -> None:
         _time_axis(axes)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    if panel.metric == "perplexity":
+    if panel.metric.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
+    elif panel.metric.percent:
         _widen(axes, 0.04)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: panel.metric.tick(y)))
 
 
 _TIME_UNITS = {"seconds": 1.0, "minutes": 60.0, "hours": 3_600.0, "days": 86_400.0}
@@ -257,11 +256,10 @@ def _plot(axes: Axes, group: Group, stroke: Stroke, how: tuple[Axis, float]) -> 
     return Label(text, curve.x[-1], curve.mean[-1], colour)
 
 
-def _target_line(axes: Axes, target: float, metric: str) -> None:
-    text = f"{target:g}" if metric == "perplexity" else f"{100 * target:.3g} %"
+def _target_line(axes: Axes, target: float, metric: Metric) -> None:
     axes.axhline(target, color=LIGHT["soft"], linewidth=0.9, linestyle=(0, (2, 2)))
     axes.annotate(
-        f"target {text}",
+        f"target {metric.tick(target)}",
         (0, target),
         (2, 3),
         xycoords=("axes fraction", "data"),
@@ -303,7 +301,7 @@ _HEADINGS: Mapping[str, str] = {
 _COLUMNS = {"metric": 1.20, "trained": 1.41, "message": 1.57, "total": 1.74, "time": 1.88}
 
 
-def _cells(group: Group, metric: str) -> Mapping[str, str]:
+def _cells(group: Group, metric: Metric) -> Mapping[str, str]:
     row = row_of(group)
     return {
         "metric": metric_text(row.last, metric),
@@ -346,10 +344,9 @@ def _dot_axes(axes: Axes, panel: Panel) -> None:
     axes.set_yticks(range(len(count)), [group.label for group in count])
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.set_xlabel(metric_axis(panel))
-    if panel.metric == "perplexity":
+    written = FuncFormatter(lambda x, _: panel.metric.tick(x))
+    if panel.metric.log:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    else:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.4g} %"))
+        axes.xaxis.set_minor_formatter(written)
+    axes.xaxis.set_major_formatter(written)
     axes.margins(x=0.08)

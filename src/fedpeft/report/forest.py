@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedpeft.core.metrics import Metric
 from fedpeft.pictures.style import LIGHT, Picture, Stroke, picture_of, strokes, styled
 from fedpeft.results.runs import Group
-from fedpeft.results.table import Spread, interval_text, metric_text, most_of
+from fedpeft.results.table import Spread, interval_text, metric_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,14 +49,14 @@ class Forest:
     Attributes:
       title: of the picture.
       axis: what the metric is called.
-      metric: `accuracy` or `perplexity`.
+      metric: what the scores are.
       sections: from top to bottom.
       span: smallest and largest metric shown; pictures side by side share it.
     """
 
     title: str
     axis: str
-    metric: str
+    metric: Metric
     sections: tuple[Section, ...]
     span: tuple[float, float]
 
@@ -158,7 +159,7 @@ def _dots(axes: Axes, scores: Sequence[float], how: tuple[float, Stroke, Forest]
         )
         return
     low, high = forest.span
-    ends = spread.interval(most=most_of(forest.metric))
+    ends = spread.interval(forest.metric)
     if ends:
         cut = [max(low, ends[0]), min(high, ends[1])]
         axes.plot(cut, [place, place], color=stroke.colour, linewidth=1.5)
@@ -184,9 +185,7 @@ def _look(axes: Axes, forest: Forest, *, ticks: int) -> None:
     axes.grid(visible=True, axis="x")
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks))
-    unit = 1 if forest.metric == "perplexity" else 100
-    end = "" if forest.metric == "perplexity" else " %"
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{unit * x:.4g}{end}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: forest.metric.tick(x)))
     axes.set_xlabel(forest.axis)
 
 
@@ -196,7 +195,7 @@ def _text(forest: Forest) -> str:
         rows = []
         for label, group in section.rows:
             spread = Spread.of(_scores(group))
-            ends = spread.interval(most=most_of(forest.metric)) if spread else None
+            ends = spread.interval(forest.metric) if spread else None
             sure = f", 95 % interval {interval_text(ends, forest.metric)}" if ends else ""
             rows.append(f"{label} {metric_text(spread, forest.metric)}{sure}")
         said.append(": ".join(filter(None, [section.heading, "; ".join(rows)])))

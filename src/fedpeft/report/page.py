@@ -259,11 +259,10 @@ def _failed(record: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def _meaning(panels: Sequence[DrawnPanel]) -> str:
-    metrics = {drawn.panel.metric for drawn in panels}
+    metrics = dict.fromkeys(drawn.panel.metric for drawn in panels)
+    shown = {html.escape(m.title): html.escape(m.about, quote=False) for m in metrics if m.about}
     body = "".join(
-        f"<dt>{term}</dt><dd>{text}</dd>"
-        for term, text in MEANINGS.items()
-        if term.lower() in metrics or term not in ("Accuracy", "Perplexity")
+        f"<dt>{term}</dt><dd>{text}</dd>" for term, text in {**shown, **MEANINGS}.items()
     )
     return f'<section id="meaning"><h2>What the figures mean</h2><dl>{body}</dl></section>\n'
 
@@ -275,7 +274,8 @@ def _setup(panels: Sequence[DrawnPanel], runs: Sequence[Run]) -> str:
         for key in keys
         if len({str(run.settings.get(key)) for run in runs}) == 1 and runs[0].settings[key] != []
     ]
-    environment = runs[0].environment if runs else {}
+    found = runs[0].environment if runs else {}
+    environment = {key: value for key, value in found.items() if key != "metric"}
     folders = "".join(f"<li><code>{html.escape(str(run.folder))}</code></li>" for run in runs)
     return (
         f'<section id="setup"><h2>Setup</h2>{_differing(panels)}'

@@ -10,6 +10,7 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fedpeft.core.metrics import Metric
 from fedpeft.pictures.style import strokes
 from fedpeft.report.detail import detail
 from fedpeft.results.runs import Group, Panel
@@ -20,7 +21,6 @@ from fedpeft.results.table import (
     count_text,
     interval_text,
     metric_text,
-    most_of,
     row_of,
     seconds_text,
     short_bytes,
@@ -59,8 +59,8 @@ def rows_table(panel: Panel, *, diagnostics: bool = False) -> str:
     """
     rows = [row_of(group) for group in panel.groups]
     marks = strokes([group.method for group in panel.groups])
-    noun = panel.metric.capitalize()
-    better = "ascending" if panel.metric == "perplexity" else "descending"
+    noun = panel.metric.title
+    better = "descending" if panel.metric.better == "max" else "ascending"
     head = "".join(_heading(*each) for each in _heads(noun, better))
     best = _best_of(rows, panel.metric)
     body = "".join(
@@ -98,7 +98,7 @@ def _heading(name: str, sub: str, first: str) -> str:
 
 
 def _caption(panel: Panel, rows: Sequence[Row]) -> str:
-    noun = panel.metric.capitalize()
+    noun = panel.metric.title
     said = f"{noun} after the last round is the result; the best round flatters."
     if not any(row.privacy_note for row in rows):
         said += " No differential privacy was used: ε is none."
@@ -107,10 +107,9 @@ def _caption(panel: Panel, rows: Sequence[Row]) -> str:
     return said
 
 
-def _best_of(rows: Iterable[Row], metric: str) -> Row | None:
+def _best_of(rows: Iterable[Row], metric: Metric) -> Row | None:
     """The finished row with the best last round; None if there is no single one."""
-    sign = -1 if metric == "perplexity" else 1
-    known = [(sign * row.last.mean, row) for row in rows if row.last and not row.status]
+    known = [(metric.sign * row.last.mean, row) for row in rows if row.last and not row.status]
     top = max((value for value, _ in known), default=0.0)
     first = [row for value, row in known if value == top]
     return first[0] if len(known) > 1 and len(first) == 1 else None
@@ -150,7 +149,7 @@ def _plain(value: float) -> str:
 def _cells(group: Group, row: Row, look: _Look) -> list[_Cell]:
     metric = group.runs[0].metric
     last = metric_text(row.last, metric)
-    sure = row.last.interval(most=most_of(metric)) if row.last else None
+    sure = row.last.interval(metric) if row.last else None
     ends = (row.last.low, row.last.high) if row.last else None
     share = "" if row.share is None else f"{100 * row.share:.3g} %"
     best = f"round {row.best_round}" if row.best_round and len(row.seeds) == 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 
+from fedpeft.core.metrics import Metric
 from fedpeft.results.claims import Comparison, compare
 from fedpeft.results.runs import Group, Panel
 from fedpeft.results.table import metric_text, row_of
@@ -18,23 +19,21 @@ def leader(panel: Panel, name: str) -> str:
       panel: the rows.
       name: of their grid.
     """
-    worse = panel.metric == "perplexity"
+    metric = panel.metric
     known = [(row.last.mean, group) for group in panel.groups if (row := row_of(group)).last]
     done = sorted(
         ((mean, group) for mean, group in known if group.is_finished),
-        key=lambda pair: pair[0],
-        reverse=not worse,
+        key=lambda pair: metric.sign * pair[0],
+        reverse=True,
     )
     if len(done) < 2:
         return ""
     first, second = done[0][1], done[1][1]
-    scores = [
-        f"{group.label}, {metric_text(row_of(group).last, panel.metric)}" for _, group in done
-    ]
-    found = _lead(first, second, -1 if worse else 1)
-    sure = "" if found is None else f"; {_sure(found, panel.metric)}"
+    scores = [f"{group.label}, {metric_text(row_of(group).last, metric)}" for _, group in done]
+    found = _lead(first, second, metric.sign)
+    sure = "" if found is None else f"; {_sure(found, metric)}"
     return (
-        f"{name}: {'lowest' if worse else 'highest'} mean {panel.metric} of "
+        f"{name}: {'highest' if metric.better == 'max' else 'lowest'} mean {metric.name} of "
         f"{len(done)} rows has {scores[0]}; next is {scores[1]}{sure}."
     )
 
@@ -54,8 +53,8 @@ def _by_seed(group: Group) -> dict[int, float]:
     }
 
 
-def _sure(found: Comparison, metric: str) -> str:
-    factor, unit = (1, "") if metric == "perplexity" else (100, " points")
+def _sure(found: Comparison, metric: Metric) -> str:
+    factor, unit = metric.scale, " points" if metric.percent else ""
     verdict = {"undecided": "not told apart by these seeds (under two standard errors)"}
     said = verdict.get(found.verdict, "more than two standard errors apart")
     return (

@@ -1,4 +1,4 @@
-"""What the figures of a report mean, in words; the texts are HTML."""
+"""What the figures of a report mean, beside its metrics, in words; the texts are HTML."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from collections.abc import Mapping
 __all__ = ["MEANINGS"]
 
 MEANINGS: Mapping[str, str] = {
-    "Accuracy": (
-        "Share of the server's whole evaluation set that the model gets right after a round."
-    ),
-    "Perplexity": (
-        "exp of the mean loss, in nats, over the predicted tokens of the server's whole evaluation "
-        "set; 1 is perfect."
-    ),
     "Last and best round": (
         "The last round is the result. The best round is picked by looking at the evaluation set, "
         "so it flatters."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.metrics import Metric, metric_in
 from fedpeft.results.names import say, telling
 
 __all__ = [
@@ -80,10 +81,10 @@ class Run:
         return str(self.settings.get("tuning.method", "?"))
 
     @property
-    def metric(self) -> str:
-        """`accuracy` or `perplexity`."""
+    def metric(self) -> Metric:
+        """The headline of its task."""
         seen = [record.get("metrics", {}) for record in self.rounds] + [self.summary or {}]
-        return "perplexity" if any("perplexity" in figures for figures in seen) else "accuracy"
+        return metric_in(seen, self.environment.get("metric"))
 
     @property
     def planned_rounds(self) -> int:
@@ -92,10 +93,10 @@ class Run:
 
     def curve(self) -> list[tuple[int, int, float]]:
         """Evaluated rounds: (round, bytes so far both ways and over all clients, metric)."""
-        points, total = [], 0
+        points, total, name = [], 0, self.metric.name
         for record in self.rounds:
             total += int(record.get("bytes_up", 0)) + int(record.get("bytes_down", 0))
-            value = record.get("metrics", {}).get(self.metric)
+            value = record.get("metrics", {}).get(name)
             if value is not None:
                 points.append((int(record["round"]), total, float(value)))
         return points
@@ -163,14 +164,14 @@ class Panel:
     Attributes:
       source: of the data.
       evaluated_on: `test` or `validation`.
-      metric: `accuracy` or `perplexity`.
+      metric: the headline of the runs.
       groups: in the order in which the runs were given.
       differing: settings that differ between the groups.
     """
 
     source: str
     evaluated_on: str
-    metric: str
+    metric: Metric
     groups: tuple[Group, ...]
     differing: tuple[str, ...] = field(default_factory=tuple)
 
@@ -301,7 +302,7 @@ def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def panels_of(runs: Iterable[Run]) -> list[Panel]:
     """Group runs by seed, and groups by what can be compared, in the order given."""
-    panels: dict[tuple[str, str, str], list[Run]] = {}
+    panels: dict[tuple[str, str, Metric], list[Run]] = {}
     for run in runs:
         source = str(run.settings.get("data.source", "?"))
         split = str(run.settings.get("data.evaluate_on", "test"))
@@ -309,7 +310,7 @@ def panels_of(runs: Iterable[Run]) -> list[Panel]:
     return [_panel(key, members) for key, members in panels.items()]
 
 
-def _panel(key: tuple[str, str, str], runs: Sequence[Run]) -> Panel:
+def _panel(key: tuple[str, str, Metric], runs: Sequence[Run]) -> Panel:
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(json.dumps(_compared(run), sort_keys=True, default=str), []).append(run)

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fedpeft.core.metrics import Metric
 from fedpeft.results.runs import Group, Panel, Run
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "epsilon_text",
     "interval_text",
     "metric_text",
-    "most_of",
     "row_of",
     "seconds_text",
     "short_bytes",
@@ -56,22 +56,17 @@ class Spread:
         std = statistics.stdev(values) if len(values) > 1 else None
         return Spread(statistics.fmean(values), std, min(values), max(values), len(values))
 
-    def interval(self, *, most: float = math.inf) -> tuple[float, float] | None:
+    def interval(self, metric: Metric) -> tuple[float, float] | None:
         """The 95 % interval of the mean over seeds, by Student's t; None for one seed.
 
-        It is cut to what the figure can be: 0 to `most`.
+        It is cut to what the metric can be.
         """
         if self.std is None:
             return None
         from scipy.special import stdtrit
 
         half = float(stdtrit(self.count - 1, 0.975)) * self.std / math.sqrt(self.count)
-        return max(0.0, self.mean - half), min(most, self.mean + half)
-
-
-def most_of(metric: str) -> float:
-    """Return the largest value that a metric can have."""
-    return math.inf if metric == "perplexity" else 1.0
+        return metric.bounded(self.mean - half), metric.bounded(self.mean + half)
 
 
 @dataclass(frozen=True)
@@ -121,8 +116,8 @@ def row_of(group: Group) -> Row:
     """Work out the figures of a group, over the runs that count."""
     runs = group.counted
     curves = [run.curve() for run in runs]
-    pick = min if group.runs[0].metric == "perplexity" else max
-    bests = [pick(curve, key=lambda point: point[2]) for curve in curves if curve]
+    sign = group.runs[0].metric.sign
+    bests = [max(curve, key=lambda point: sign * point[2]) for curve in curves if curve]
     trained, total = (_count_of(group, f"{kind}_parameters") for kind in ("trainable", "total"))
     return Row(
         label=group.label,
@@ -216,12 +211,12 @@ def as_csv(panels: Sequence[Panel]) -> str:
 
 
 def _line(panel: Panel, row: Row) -> list[object]:
-    interval = (row.last.interval(most=most_of(panel.metric)) if row.last else None) or (None, None)
+    interval = (row.last.interval(panel.metric) if row.last else None) or (None, None)
     ends = (row.last.low, row.last.high) if row.last else (None, None)
     told = (row.total_bytes, row.bytes_up, row.bytes_down, row.seconds)
     seeds = " ".join(map(str, row.seeds))
     return [
-        *(panel.source, panel.evaluated_on, panel.metric, row.label, seeds),
+        *(panel.source, panel.evaluated_on, panel.metric.name, row.label, seeds),
         *(*_both(row.last), *interval, *ends, *_both(row.best)),
         *(row.trained, row.share, row.payload, row.encoded_up, row.encoded_down),
         *(each.mean if each else None for each in told),
@@ -233,21 +228,19 @@ def _both(spread: Spread | None) -> tuple[float | None, float | None]:
     return (spread.mean, spread.std) if spread else (None, None)
 
 
-def metric_text(spread: Spread | None, metric: str) -> str:
+def metric_text(spread: Spread | None, metric: Metric) -> str:
     """Write a metric for people: accuracy in percent, perplexity as it is."""
     if spread is None:
         return "–"
-    factor, digits, unit = (1, 2, "") if metric == "perplexity" else (100, 1, " %")
-    deviation = "" if spread.std is None else f" ± {spread.std * factor:.{digits}f}"
-    return f"{spread.mean * factor:.{digits}f}{deviation}{unit}"
+    deviation = "" if spread.std is None else f" ± {metric.text(spread.std)}"
+    return f"{metric.text(spread.mean)}{deviation}{metric.unit}"
 
 
-def interval_text(ends: tuple[float, float] | None, metric: str) -> str:
+def interval_text(ends: tuple[float, float] | None, metric: Metric) -> str:
     """Write an interval of a metric for people."""
     if ends is None or any(map(math.isnan, ends)):
         return "–"
-    factor, digits, unit = (1, 2, "") if metric == "perplexity" else (100, 1, " %")
-    return f"{ends[0] * factor:.{digits}f} to {ends[1] * factor:.{digits}f}{unit}"
+    return f"{metric.text(ends[0])} to {metric.text(ends[1])}{metric.unit}"
 
 
 def epsilon_text(row: Row) -> str:

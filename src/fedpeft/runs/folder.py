@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.errors import ConfigError, RunFolderError
+from fedpeft.core.metrics import Metric, metric_in
 from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.runs.files import TEMPORARY, write_whole
@@ -40,6 +41,7 @@ __all__ = [
     "may_start",
     "peek",
     "read_summary",
+    "recorded_metric",
     "stored_experiment",
     "with_recorded_passes",
     "write_delta",
@@ -236,6 +238,15 @@ def read_summary(folder: RunFolder) -> dict[str, object]:
     if not isinstance(summary, dict):
         raise RunFolderError(f"{folder.summary}: found no JSON object; delete it and --resume")
     return summary
+
+
+def recorded_metric(folder: RunFolder) -> Metric | None:
+    """Return the headline metric that `environment.json` keeps; None where it keeps none."""
+    try:
+        recorded = json.loads(folder.environment.read_text("utf-8")).get("metric")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return metric_in([], recorded) if recorded else None
 
 
 def write_delta(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -170,7 +170,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _load_export(folder: Path) -> nn.Module:
     info = _read_info(folder / EXPORT_FILE)
     if info.kind == "merged":
-        request = ModelRequest(name=str(folder.resolve()), task=info.experiment.model.task)
+        request = ModelRequest(name=str(folder.resolve()), task=Resolved(info.experiment).task)
         return load_model(request).module.eval()
     loaded = _load_base(folder, info)
     found = fingerprint(loaded.module, loaded.family, exclude=_delta_names(folder))
@@ -194,7 +194,7 @@ def _load_base(folder: Path, info: ExportInfo) -> LoadedModel:
     loaded = load_model(
         ModelRequest(
             name=str((folder / info.base).resolve()) if info.base else model.name,
-            task=model.task,
+            task=Resolved(info.experiment).task,
             num_labels=model.num_labels,
             revision=None if info.base else model.revision,
             head_init=info.experiment.tuning.head_init,

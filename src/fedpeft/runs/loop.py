@@ -70,7 +70,7 @@ def run_experiment(
     Raises:
       RunFolderError: if the folder's newest checkpoint or its records cannot be used.
     """
-    experiment = built.experiment
+    experiment, metric = built.experiment, built.tuned.loaded.task.headline
     state = _restore(built, folder)
     records = [brief(record) for record in cut_records(folder.rounds, state.round)]
     _write_head(built, folder)
@@ -87,9 +87,9 @@ def run_experiment(
         memories = built.engine.memories(state.committed)
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records.append(brief(record))
-        on_round(done_of(record, records, experiment.federation.rounds))
+        on_round(done_of(record, totals(records, metric), experiment.federation.rounds))
         stopped = stops(built.callbacks, record)
-    summary = _finish(built, folder, state, totals(records))
+    summary = _finish(built, folder, state, totals(records, metric))
     ended(built.callbacks, summary)
     return summary
 
@@ -119,7 +119,8 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
         write_text(folder.experiment, text)
     if not folder.environment.exists():
         data = {"name": built.data.name, "digest": built.data.digest}
-        found = {**describe_environment(built.experiment.seed), "data": data}
+        metric = built.tuned.loaded.task.headline.as_json()
+        found = {**describe_environment(built.experiment.seed), "data": data, "metric": metric}
         write_json(folder.environment, found)
     partition = _partition(built.data)
     public = partition is not None and not built.privacy.private
@@ -216,17 +217,14 @@ def summary_of(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object
     experiment, plan = built.experiment, built.plan
     done = so_far.rounds >= experiment.federation.rounds
     goes_on = built.privacy.goes_on(so_far.rounds)
-    best = {
-        "best_accuracy": so_far.best_accuracy,
-        "best_perplexity": so_far.best_perplexity,
-    }
     return {
         "name": experiment.name,
         "method": experiment.tuning.method,
         "seed": experiment.seed,
         "rounds": so_far.rounds,
         **so_far.last,
-        **{key: value for key, value in best.items() if value is not None},
+        "metric": so_far.metric.name,
+        **({} if so_far.best is None else {f"best_{so_far.metric.name}": so_far.best}),
         "trainable_parameters": plan.spec.num_params,
         "total_parameters": sum(p.numel() for p in built.tuned.model.parameters()),
         "payload_bytes": plan.spec.num_bytes + plan.buffer_spec.num_bytes,

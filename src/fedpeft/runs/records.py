@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.metrics import Metric, metric_in
 from fedpeft.rounds.round import RoundRecord
 from fedpeft.runs.files import write_text
 
@@ -47,8 +48,8 @@ class Totals:
       bytes_down: as encoded, all clients.
       seconds: wall time of rounds and evaluations.
       last: the metrics of the last evaluation; {} before the first.
-      best_accuracy: highest so far; None without accuracy.
-      best_perplexity: lowest so far; None without perplexity.
+      metric: the headline.
+      best: its best value so far; None before the first evaluation.
     """
 
     rounds: int
@@ -56,8 +57,8 @@ class Totals:
     bytes_down: int
     seconds: float
     last: Mapping[str, float]
-    best_accuracy: float | None
-    best_perplexity: float | None
+    metric: Metric
+    best: float | None
 
 
 def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float = 0.0) -> Record:
@@ -145,24 +146,24 @@ def brief(record: Record) -> Record:
     }
 
 
-def totals(records: list[Record]) -> Totals:
+def totals(records: list[Record], metric: Metric | None = None) -> Totals:
     """Sum up the rounds so far.
 
     Args:
       records: whole lines, or what `brief` keeps of them.
+      metric: the headline; None is told from the figures, as `metric_in` does.
     """
     metrics = [_metrics(record) for record in records]
     evaluated = [each for each in metrics if "loss" in each]
-    accuracies = [each["accuracy"] for each in evaluated if "accuracy" in each]
-    perplexities = [each["perplexity"] for each in evaluated if "perplexity" in each]
+    metric = metric or metric_in(evaluated)
     return Totals(
         rounds=len(records),
         bytes_up=sum(int(str(record["bytes_up"])) for record in records),
         bytes_down=sum(int(str(record["bytes_down"])) for record in records),
         seconds=sum(float(str(record["seconds"])) for record in records),
         last=evaluated[-1] if evaluated else {},
-        best_accuracy=max(accuracies, default=None),
-        best_perplexity=min(perplexities, default=None),
+        metric=metric,
+        best=metric.best(each[metric.name] for each in evaluated if metric.name in each),
     )
 
 

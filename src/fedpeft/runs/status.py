@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
+from fedpeft.runs.folder import RunFolder, read_summary, recorded_metric, stored_experiment
 from fedpeft.runs.ledger import read_ledger
 from fedpeft.runs.lock import holder
 from fedpeft.runs.records import read_records, totals
@@ -42,7 +42,7 @@ def read_status(path: Path, *, now: float | None = None) -> dict[str, Any]:
     folder = RunFolder(path)
     experiment = stored_experiment(folder)
     records = read_records(folder.rounds)
-    so_far = totals(records)
+    so_far = totals(records, recorded_metric(folder))
     summary = read_summary(folder) if folder.summary.exists() else None
     at_work = holder(path)
     done = summary is not None and int(str(summary["rounds"])) == so_far.rounds
@@ -58,7 +58,8 @@ def read_status(path: Path, *, now: float | None = None) -> dict[str, Any]:
         "round": so_far.rounds,
         "rounds": experiment.federation.rounds,
         "metrics": dict(so_far.last),
-        "best_accuracy": so_far.best_accuracy,
+        "metric": so_far.metric.name,
+        f"best_{so_far.metric.name}": so_far.best,
         "epsilon": last.get("epsilon"),
         "bytes_up": so_far.bytes_up,
         "bytes_down": so_far.bytes_down,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedpeft.runs.records import Record, Totals, totals
+from fedpeft.runs.records import Record, Totals
 
 __all__ = ["RoundDone", "done_of"]
 
@@ -26,8 +26,7 @@ class RoundDone:
     seconds_left: float
 
 
-def done_of(record: Record, records: list[Record], rounds: int) -> RoundDone:
-    """Say how far a run of `rounds` rounds is: its newest line, and all lines so far."""
-    so_far = totals(records)
+def done_of(record: Record, so_far: Totals, rounds: int) -> RoundDone:
+    """Say how far a run of `rounds` rounds is: its newest line, and the totals so far."""
     left = so_far.seconds / so_far.rounds * (rounds - so_far.rounds)
     return RoundDone(record, so_far, rounds, left)

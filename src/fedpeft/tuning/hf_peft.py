@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from fedpeft.core import seeds
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import hidden_size
-from fedpeft.models.tasks import CAUSAL_LM
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.peft_names import PeftNames
 from fedpeft.tuning.peft_options import config_class
@@ -149,7 +148,7 @@ def _prompt_fields(patient: Patient) -> dict[str, object]:
     if name in KEY_VALUE and not takes_cache:
         raise _error(patient, "this model takes no key-value cache; choose prompt_tuning")
     return {
-        "task_type": "CAUSAL_LM" if loaded.task.name == CAUSAL_LM.name else "SEQ_CLS",
+        "task_type": loaded.task.peft_type,
         "token_dim": hidden_size(loaded.module, loaded.family),
         "num_attention_heads": getattr(loaded.module.config, "num_attention_heads", None),
     }
@@ -250,7 +249,7 @@ def _key_dropouts(patient: Patient, model: nn.Module, names: PeftNames) -> None:
 
 
 def _cut_virtual_tokens(patient: Patient, model: nn.Module) -> None:
-    if patient.loaded.task.name == CAUSAL_LM.name:
+    if patient.loaded.task.per_token:
         num_tokens = cast(int, patient.options["num_virtual_tokens"])
         model.register_forward_hook(_CutVirtualTokens(num_tokens))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.errors import TuningError
 from fedpeft.tuning.peft_table import PROMPT_LEARNING, short_form
-from fedpeft.tuning.surgery import head_parameters, trains_head
+from fedpeft.tuning.surgery import head_parameters
 from fedpeft.tuning.tuned import TunedModel
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _tensors(tuned: TunedModel, wrapper: nn.Module) -> dict[str, Tensor]:
     state = get_peft_model_state_dict(wrapper, save_embedding_layers=False)
     prompted = short_form(tuned.method)[0] in PROMPT_LEARNING
     prefix = "base_model." if prompted else "base_model.model."
-    if trains_head(tuned.loaded):
+    if tuned.loaded.task.new_head:
         live = dict(tuned.loaded.module.named_parameters())
         state |= {f"{prefix}{name}": live[name] for name in head_parameters(tuned.loaded)}
     return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from fedpeft.models.families import PLAIN
 from fedpeft.models.loaded import LoadedModel
-from fedpeft.models.tasks import CAUSAL_LM, IMAGE_CLASSIFICATION, VIDEO_CLASSIFICATION
 
 __all__ = [
     "KEY_VALUE",
@@ -187,11 +186,8 @@ def kind_of(loaded: LoadedModel) -> str:
         return family.name
     if family is PLAIN or not family.block:
         return "plain"
-    if loaded.task.name == IMAGE_CLASSIFICATION.name:
-        return "vit"
-    if loaded.task.name == VIDEO_CLASSIFICATION.name:
-        return "videomae"
-    return "llama" if loaded.task.name == CAUSAL_LM.name else "bert"
+    kinds = {"image": "vit", "video": "videomae"}
+    return kinds.get(loaded.task.inputs or "", "bert" if loaded.task.new_head else "llama")
 
 
 def verdict(name: str, loaded: LoadedModel) -> str:

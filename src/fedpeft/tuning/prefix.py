@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fedpeft.models.bypass import PREFIX, Rest, entry_of, skippable
 from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
-from fedpeft.models.tasks import TASKS, Batch, mean_loss
+from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.tuned import TunedModel
 
@@ -191,7 +191,7 @@ def probe_batch(tuned: TunedModel, *, tokens: int = 8) -> Batch | None:
         ids = torch.zeros(2, tokens, dtype=torch.int64, device=device)
         # With four axes a mask is taken as it is: any other is looked into, and `meta` has nothing.
         mask = torch.zeros(2, 1, tokens, tokens, device=device)
-        targets = ids if tuned.loaded.task is TASKS["causal-lm"] else labels
+        targets = ids if tuned.loaded.task.per_token else labels
         return {"input_ids": ids, "attention_mask": mask, "labels": targets}
     if isinstance(inputs, ImageInput):
         size: tuple[int, ...] = (inputs.channels, inputs.height, inputs.width)
@@ -213,7 +213,7 @@ def _not_for(tuned: TunedModel) -> str:
         return f"method {tuned.method} trains the whole model"
     if tuned.local:
         return "parts of the delta stay at the clients"
-    if tuned.loaded.task not in TASKS.values():
+    if tuned.loaded.task.inputs is None:
         return "the task is the user's own"
     if tuned.model is not tuned.loaded.module:
         return f"method {tuned.method} puts learned tokens before the first block"

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import hidden_size
-from fedpeft.models.tasks import IMAGE_CLASSIFICATION, VIDEO_CLASSIFICATION
 from fedpeft.tuning.dropout import DropoutKeys, KeyedDropout
 from fedpeft.tuning.surgery import (
     PROMPT_ROOT,
@@ -121,7 +120,7 @@ def prompt(patient: Patient) -> Surgery:
 def _check_family(patient: Patient) -> None:
     loaded = patient.loaded
     config = getattr(loaded.module, "config", None)
-    is_seen = loaded.task.name in (IMAGE_CLASSIFICATION.name, VIDEO_CLASSIFICATION.name)
+    is_seen = loaded.task.inputs in ("image", "video")
     if not (is_seen and loaded.family.block and hasattr(config, "patch_size")):
         raise TuningError(
             f"tuning.method prompt: {loaded.source} (family {loaded.family.name}) is not an image "

@@ -21,7 +21,6 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import block_of, canonical, num_blocks
 from fedpeft.models.loaded import LoadedModel
-from fedpeft.models.tasks import CAUSAL_LM
 from fedpeft.tuning.dropout import DropoutKeys
 from fedpeft.tuning.tuned import TunedModel
 
@@ -36,7 +35,6 @@ __all__ = [
     "head_parameters",
     "in_range",
     "is_meta",
-    "trains_head",
     "wire_name",
 ]
 
@@ -132,18 +130,13 @@ def wire_name(loaded: LoadedModel, path: str) -> str:
     return canonical(loaded.family, path)
 
 
-def trains_head(loaded: LoadedModel) -> bool:
-    """Whether a parameter-efficient method trains the head too.
+def head_parameters(loaded: LoadedModel) -> frozenset[str]:
+    """In-memory names of the parameters that every method trains: the head, and what is new.
 
     A classifier's head is new and small: it is always trained. A language model's head is
     pretrained, and as large as its vocabulary: only `head`, `full` and `scratch` train it.
     """
-    return loaded.task.name != CAUSAL_LM.name
-
-
-def head_parameters(loaded: LoadedModel) -> frozenset[str]:
-    """In-memory names of the parameters that every method trains: the head, and what is new."""
-    if not trains_head(loaded):
+    if not loaded.task.new_head:
         return loaded.fresh
     inside = (n for n, _ in loaded.module.named_parameters() if _is_under(n, loaded.head))
     return frozenset(inside) | loaded.fresh

@@ -23,7 +23,6 @@ from fedpeft.tuning.surgery import (
     head_parameters,
     in_range,
     is_meta,
-    trains_head,
 )
 
 __all__ = ["full", "head", "scratch"]
@@ -51,7 +50,7 @@ def scratch(patient: Patient) -> Surgery:
     loaded = patient.loaded
     module = loaded.module
     if not is_meta(module):
-        kept = head_parameters(loaded) if trains_head(loaded) else frozenset[str]()
+        kept = head_parameters(loaded) if loaded.task.new_head else frozenset[str]()
         module = _reinitialised(loaded, kept)
     return Surgery(module, [name for name, _ in module.named_parameters()], whole=True)
 

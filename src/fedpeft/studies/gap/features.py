@@ -153,7 +153,7 @@ def _set_features(loaded: LoadedModel, name: str, request: GapRequest) -> NDArra
     data = load_data(
         DataRequest(
             source=source,
-            task=loaded.task.name,
+            task=loaded.task,
             seed=request.seed,
             partition=PartitionRequest(scheme="iid", clients=1, min_examples=1),
             transforms=TransformSpec(normalize=request.normalize),
