@@ -1,4 +1,4 @@
-"""The glyphs of `fedpeft.data.glyphs` as distance fields, from which pictures are drawn.
+"""The glyphs of `glyphs.py` as distance fields, from which pictures are drawn.
 
     64x64 bitmaps and their classes -> two distance fields per (class, font)
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpeft.data.glyphs import CANVAS, HELD_OUT_FONTS, find_glyphs, is_wanted
-from fedpeft.data.thinning import FIELD_UNIT, distances, skeletons
+from glyphs import CANVAS, HELD_OUT_FONTS, find_glyphs, is_wanted
+from thinning import FIELD_UNIT, distances, skeletons
 
 __all__ = ["CANVAS", "FIELD_UNIT", "HELD_OUT_FONTS", "GlyphSet", "is_wanted", "render_all"]
 

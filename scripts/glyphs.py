@@ -8,7 +8,7 @@ size is normalised (Latin A, Greek Alpha, Cyrillic A; c and C) are one class.
 
 Five fonts and 60 classes are kept away from the training of the bundled model. The data set
 `glyphs` has the trained classes: its training split in the trained fonts, its test split in the
-others. It is rendered when it is asked for; no font and no picture is part of this package.
+others. `make_sets.py` renders it for the package, which has no font of its own.
 
 Legend of shape suffixes: G glyphs (one rendering of one code point), C classes, H W height, width.
 """
@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from fedpeft.core import seeds
 from fedpeft.data.tables import Splits, Table
-from fedpeft.data.thinning import FIELD_UNIT, Bitmap, distances, skeletons
+from thinning import FIELD_UNIT, Bitmap, distances, skeletons
 
 if TYPE_CHECKING:
     from PIL import ImageFont
