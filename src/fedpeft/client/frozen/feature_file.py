@@ -5,10 +5,10 @@
     labels  int64 [R]
     values  float32 [S, D]     record r has the rows from starts[r] to starts[r + 1]
 
-The file is one `numpy.memmap` of bytes, and the columns are views of it. Any number of processes may
-read and write one table without a lock: a record is the same whoever computes it, and one that is
-torn, truncated or damaged does not match its checksum, so that it counts as absent and is written
-again. Legend: R records, S rows of values, D width.
+The file is one `numpy.memmap` of bytes, and the columns are views of it. Any number of processes
+may read and write one table without a lock: a record is the same whoever computes it, and one that
+is torn, truncated or damaged does not match its checksum, so that it counts as absent and is
+written again. Legend: R records, S rows of values, D width.
 """
 
 from __future__ import annotations
