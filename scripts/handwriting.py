@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glyphs import CANVAS, FIELD_UNIT, GlyphSet
+from glyph_fields import CANVAS, FIELD_UNIT, GlyphSet
 
 __all__ = ["draw", "normalise"]
 

@@ -32,7 +32,7 @@ CONFINED: Mapping[str, tuple[str, ...]] = {
     "flwr": ("engines/flower/", "federation/"),
     "ray": ("engines/flower/",),
     "peft": ("tuning/",),
-    "matplotlib": ("pictures/", "report/", "studies/", "plan/pictures.py", "data/glyphs.py"),
+    "matplotlib": ("pictures/", "report/", "studies/", "plan/pictures.py"),
 }
 """Libraries that only these rooms or files may import."""
 

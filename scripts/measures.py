@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, ViTForImageClassification
 
 from fedpeft.core import seeds
-from glyphs import GlyphSet
+from glyph_fields import GlyphSet
 from handwriting import draw, normalise
 
 __all__ = ["Examination", "measure", "pixel_floor", "prepare"]

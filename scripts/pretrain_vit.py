@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.core import seeds
-from glyphs import GlyphSet, render_all
+from glyph_fields import GlyphSet, render_all
 from handwriting import draw, normalise
 from measures import Examination, measure, pixel_floor, prepare
 from model_card import Facts, write_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.bundled import BUNDLED_DATASETS, draw_digits_split, read_digits
+from fedpeft.data.bundled import BUNDLED_DATASETS, read_set
 from fedpeft.data.docstrings import read_docstrings, summary_of
 from fedpeft.models.tasks import TASKS
+from make_sets import SETS, draw_digits_split, packed
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +21,48 @@ def docstrings():
 
 
 def test_stored_split_is_the_one_that_is_drawn():
-    text = resources.files("fedpeft.data").joinpath("digits_split.json").read_text("utf-8")
-    assert json.loads(text) == draw_digits_split(load_digits().target)
+    pictures, labels = load_digits(return_X_y=True)
+    tables = read_set("digits").tables
+    drawn = draw_digits_split(labels)
+    assert list(tables) == list(drawn)
+    for split, rows in drawn.items():
+        columns = tables[split].columns
+        assert np.array_equal(columns["image"].reshape(-1, 64), pictures[rows])
+        assert np.array_equal(columns["label"], labels[rows])
+
+
+QUICK_SETS = ("digits", "digits-inverted", "digits-blurred", "digits-permuted")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK_SETS else pytest.mark.slow) for n in SETS]
+)
+def test_stored_sets_are_those_that_are_made(name):
+    stored = resources.files("fedpeft.data").joinpath("sets", f"{name}.npz").read_bytes()
+    made = SETS[name]()
+    assert stored == packed(made)
+    read = BUNDLED_DATASETS[name].read()
+    assert (read.full_scale, read.digest) == (made.full_scale, "")
+    assert {n: list(t.columns) for n, t in read.tables.items()} == {
+        n: list(t.columns) for n, t in made.tables.items()
+    }
+    for split, table in made.tables.items():
+        assert read.tables[split].names == table.names
+        for column, values in table.columns.items():
+            found = read.tables[split].columns[column]
+            assert found.dtype == values.dtype and np.array_equal(found, values)
+
+
+def test_another_picture_is_another_file():
+    """The negative control of the comparison above."""
+    made = SETS["digits"]()
+    made.tables["test"].columns["image"][3, 2, 1] += 1
+    stored = resources.files("fedpeft.data").joinpath("sets", "digits.npz").read_bytes()
+    assert stored != packed(made)
 
 
 def test_digits_are_parted_without_loss_and_stratified():
-    tables = read_digits().tables
+    tables = read_set("digits").tables
     assert {name: len(table) for name, table in tables.items()} == {
         "train": 1258, "validation": 180, "test": 359,
     }  # fmt: skip
@@ -37,8 +73,8 @@ def test_digits_are_parted_without_loss_and_stratified():
 
 
 def test_digits_keep_their_scale():
-    images = read_digits().tables["train"].columns["image"]
-    assert images.dtype == np.uint8 and images.max() == 16 == read_digits().full_scale
+    images = read_set("digits").tables["train"].columns["image"]
+    assert images.dtype == np.uint8 and images.max() == 16 == read_set("digits").full_scale
 
 
 def test_every_row_of_the_table_says_what_it_is():
@@ -88,13 +124,3 @@ def test_summary_stops_at_the_first_section():
 def test_docstrings_need_two_packages():
     with pytest.raises(DataError, match=r"found are networkx"):
         read_docstrings(("networkx", "not_installed_at_all"))
-
-
-def test_digits_are_those_of_scikit_learn():
-    from sklearn.datasets import load_digits
-
-    from fedpeft.data.bundled import _digit_rows
-
-    pictures, labels = load_digits(return_X_y=True)
-    rows = _digit_rows()
-    assert np.array_equal(rows[:, :64], pictures) and np.array_equal(rows[:, 64], labels)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedpeft.data.bundled import BUNDLED_DATASETS
-from fedpeft.data.glyphs import CANVAS, NUM_GLYPH_LABELS, count_ink, is_wanted, read_glyphs
-from fedpeft.data.thinning import FIELD_UNIT, distances, skeletons
+from fedpeft.data.bundled import BUNDLED_DATASETS, read_set
+from glyphs import CANVAS, NUM_GLYPH_LABELS, count_ink, is_wanted
+from thinning import FIELD_UNIT, distances, skeletons
 
 WANTED = {"A": True, "ж": True, "→": True, "7": False, "²": False, "Ⅳ": False, "é": False}
 
@@ -34,9 +34,8 @@ def test_skeleton_of_a_bar_is_a_line_and_distances_are_from_it():
     assert distances(bar, signed=False)[0, 6, 10] == 0
 
 
-@pytest.mark.slow
 def test_glyphs_have_the_classes_of_the_bundled_model():
-    tables = read_glyphs().tables
+    tables = read_set("glyphs").tables
     train, test = (tables[name].columns for name in ("train", "test"))
     assert len(tables["train"].names["label"]) == NUM_GLYPH_LABELS
     assert set(test["label"]) <= set(train["label"]) == set(range(NUM_GLYPH_LABELS))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from fedpeft.data.motion import MOTIONS, MotionSpec, _places, make_motion, read_motion
+from motion import MOTIONS, MotionSpec, _places, make_motion, read_motion
 
 
 @pytest.fixture(scope="module")

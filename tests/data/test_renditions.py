@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedpeft.data.bundled import BUNDLED_DATASETS, read_digits
-from fedpeft.data.renditions import RENDITIONS, blur, invert, permute, strokes
+from fedpeft.data.bundled import BUNDLED_DATASETS, read_set
+from renditions import RENDITIONS, blur, invert, permute, strokes
 
 
 @pytest.mark.parametrize("word", RENDITIONS)
 def test_rows_labels_and_scale_stay(word):
-    digits, other = read_digits(), BUNDLED_DATASETS[f"digits-{word}"].read()
+    digits, other = read_set("digits"), BUNDLED_DATASETS[f"digits-{word}"].read()
     assert other.full_scale == 16 and list(other.tables) == list(digits.tables)
     for name, table in digits.tables.items():
         images = other.tables[name].columns["image"]
@@ -22,14 +22,14 @@ def test_rows_labels_and_scale_stay(word):
 
 @pytest.mark.parametrize("change", RENDITIONS.values(), ids=RENDITIONS)
 def test_a_picture_is_changed_without_its_neighbours_and_never_in_place(change):
-    images = read_digits().tables["test"].columns["image"][:7]
+    images = read_set("digits").tables["test"].columns["image"][:7]
     before = images.copy()
     assert np.array_equal(change(images)[3:4], change(images[3:4]))
     assert np.array_equal(images, before)
 
 
 def test_inverting_twice_is_nothing():
-    images = read_digits().tables["test"].columns["image"]
+    images = read_set("digits").tables["test"].columns["image"]
     assert np.array_equal(invert(invert(images)), images)
     assert invert(np.zeros((1, 8, 8), np.uint8)).min() == 16
 
@@ -42,7 +42,7 @@ def test_blur_of_a_point_is_the_kernel():
 
 
 def test_permuted_pixels_are_the_same_numbers_in_one_order():
-    images = read_digits().tables["test"].columns["image"]
+    images = read_set("digits").tables["test"].columns["image"]
     assert np.array_equal(
         np.sort(permute(images).reshape(len(images), -1)), np.sort(images.reshape(len(images), -1))
     )

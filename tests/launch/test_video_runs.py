@@ -14,7 +14,6 @@ from transformers import AutoModelForVideoClassification
 
 import fedpeft
 from fedpeft.client.private import one_by_one, row_gradients
-from fedpeft.data.motion import MotionSpec, make_motion
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import read_experiment, validate
 from fedpeft.experiment.resolve import resolve
@@ -24,6 +23,7 @@ from fedpeft.models.quiet import quiet
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.plan.plan import make_plan
 from fedpeft.tuning.methods import METHODS, TuningRequest, tune
+from motion import MotionSpec, make_motion
 
 ROOT = Path(__file__).parents[2]
 OFFERED = [name for name, method in METHODS.items() if "videomae" not in method.refused]

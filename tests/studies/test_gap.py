@@ -141,13 +141,15 @@ def test_wrong_sets_are_refused(change, message):
 def test_features_are_the_final_norm_cls_token():
     import torch
 
-    from fedpeft.data.bundled import read_digits
+    from fedpeft.data.bundled import read_set
     from fedpeft.models.source import ModelRequest, load_model
 
     found = read_features(GapRequest("vit-glyphs-8", {"d": "digits"}, sample=5, seed=3))["d"]
     all_rows = read_features(GapRequest("vit-glyphs-8", {"d": "digits"}))["d"]
     model = load_model(ModelRequest("vit-glyphs-8")).module
-    pixels = torch.from_numpy(read_digits().tables["test"].columns["image"][:1].astype(np.float32))
+    pixels = torch.from_numpy(
+        read_set("digits").tables["test"].columns["image"][:1].astype(np.float32)
+    )
     hidden = model.vit((pixels / 16 - 0.5)[:, None] / 0.5).last_hidden_state[0, 0]
     assert all_rows[0] == pytest.approx(hidden.detach().double().numpy(), abs=1e-4)
     assert found.shape == (5, 128) and len(all_rows) == 359

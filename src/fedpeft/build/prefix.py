@@ -345,18 +345,18 @@ def _opener(
             "transformers": version("transformers"),
         }
 
-    def open_table(examples: ExampleSet, layout: Layout, seed: int | None) -> FeatureFile:
+    def mapped(examples: ExampleSet, layout: Layout, seed: int | None) -> npt.NDArray[np.uint8]:
         size = layout.bytes(width)
         if layouts.in_memory:
-            return FeatureFile(memory_file(size), layout.starts, width)
-        content = content_digest(examples)
-        if content is None:
-            return FeatureFile(private_file(cache_folder(), size), layout.starts, width)
+            return memory_file(size)
+        if (content := content_digest(examples)) is None:
+            return private_file(cache_folder(), size)
         key = _key({**common, "examples": content, "view": seed, "order": content_digest(layout)})
-        file = file_in_folder(cache_folder(), key, size, limit)
-        return FeatureFile(file, layout.starts, width)
+        return file_in_folder(cache_folder(), key, size, limit)
 
-    return open_table
+    return lambda examples, layout, seed: FeatureFile(
+        mapped(examples, layout, seed), layout.starts, width
+    )
 
 
 def _key(parts: Mapping[str, object]) -> str:

@@ -22,7 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.files import IMAGE_SUFFIXES
+from fedpeft.data.files import (
+    IMAGE_SUFFIXES,
+    part_by_suffix,
+    read_arrays,
+    read_split_files,
+)
 from fedpeft.data.tables import USUAL_NAMES, Table
 
 __all__ = ["CLIP_SUFFIXES", "ClipFile", "read_clip_file", "read_clip_folder"]
@@ -31,7 +36,6 @@ Array = npt.NDArray[np.generic]
 
 _ANIMATED = (".gif", ".webp")
 _FILMS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ def read_clip_folder(path: Path) -> dict[str, Table]:
     """
     files = [file for file in sorted(path.iterdir()) if file.suffix in _TENSORS]
     if files:
-        return _read_split_files(files)
+        if len(files) == 1:
+            return read_clip_file(files[0])
+        return read_split_files(files, [file.stem for file in files], read_clip_file)
     folders = _folders(path)
     if any(folder.name == "train" for folder in folders):
         tables = {folder.name: _read_classes(folder) for folder in folders}
@@ -91,24 +97,7 @@ def read_clip_file(path: Path) -> dict[str, Table]:
             f"files that end in {', '.join(_TENSORS)}"
         )
     arrays = _TENSORS[path.suffix](path)
-    splits: dict[str, dict[str, Array]] = {}
-    for name, array in arrays.items():
-        stem, _, split = name.rpartition("_")
-        inside = stem and split in _SPLITS
-        splits.setdefault(split if inside else "train", {})[stem if inside else name] = array
-    return {split: _table(path, columns) for split, columns in splits.items()}
-
-
-def _read_split_files(files: Sequence[Path]) -> dict[str, Table]:
-    if len(files) == 1:
-        return read_clip_file(files[0])
-    tables = {}
-    for file in files:
-        parts = read_clip_file(file)
-        if len(parts) > 1:
-            raise DataError(f"data.source: {file} has several splits, as do its neighbours")
-        tables[file.stem] = next(iter(parts.values()))
-    return tables
+    return {split: _table(path, columns) for split, columns in part_by_suffix(arrays).items()}
 
 
 def _table(path: Path, columns: Mapping[str, Array]) -> Table:
@@ -208,16 +197,6 @@ def _npy(path: Path) -> dict[str, Array]:
         raise DataError(f"data.source: {path} is not a plain npy file: {error}") from error
 
 
-def _npz(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in archive.files}
-    except (ValueError, OSError, AttributeError, EOFError) as error:
-        raise DataError(
-            f"data.source: {path} is not an npz file of plain arrays: {error}"
-        ) from error
-
-
 def _safetensors(path: Path) -> dict[str, Array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -250,7 +229,7 @@ def _pt(path: Path) -> dict[str, Array]:
 
 _TENSORS: Mapping[str, Callable[[Path], dict[str, Array]]] = {
     ".safetensors": _safetensors,
-    ".npz": _npz,
+    ".npz": read_arrays,
 }
 _ARRAYS: Mapping[str, Callable[[Path], dict[str, Array]]] = {**_TENSORS, ".npy": _npy, ".pt": _pt}
 _READERS: Mapping[str, Callable[[Path], Sequence[object]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +23,17 @@ __all__ = [
     "ImageFiles",
     "from_datasets",
     "full_scale_of",
+    "part_by_suffix",
+    "read_arrays",
     "read_csv",
     "read_image_folder",
     "read_jsonl",
     "read_npz",
     "read_parquet",
+    "read_split_files",
 ]
+
+Array = npt.NDArray[np.generic]
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -105,20 +110,11 @@ def read_npz(path: Path) -> dict[str, Table]:
     An array of words beside the columns names their numbers: `classes` those of `y`, and
     `domains` those of `domain`. A number `full_scale` is the pixel value of white, else 255.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except (ValueError, OSError, AttributeError) as error:
-        raise DataError(
-            f"data.source: {path} is not an npz file of plain arrays: {error}"
-        ) from error
-    splits: dict[str, dict[str, npt.NDArray[np.generic]]] = {}
+    arrays = read_arrays(path)
+    splits: dict[str, dict[str, Array]] = {}
     if "x_train" in arrays:
-        for name, array in arrays.items():
-            stem, _, split = name.rpartition("_")
-            if stem and split in ("train", "validation", "test"):
-                splits.setdefault(split, {})[stem] = array
-        splits = {split: _aligned(columns) for split, columns in splits.items() if "x" in columns}
+        parted = part_by_suffix(arrays).items()
+        splits = {split: _aligned(columns) for split, columns in parted if "x" in columns}
     elif "x" in arrays:
         splits["train"] = _aligned(arrays)
     else:
@@ -131,6 +127,53 @@ def read_npz(path: Path) -> dict[str, Table]:
     for split, columns in splits.items():
         known = {c: words[w] for c in columns for w in _names_of(c) if w in words}
         tables[split] = Table(columns, known)
+    return tables
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Read all arrays of an npz file.
+
+    Raises:
+      DataError: if it is none, or needs unpickling.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: np.asarray(archive[name]) for name in archive.files}
+    except (ValueError, OSError, AttributeError, EOFError) as error:
+        raise DataError(
+            f"data.source: {path} is not an npz file of plain arrays: {error}"
+        ) from error
+
+
+def part_by_suffix(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """Part arrays by the split that their names end in (`x_test`); others belong to `train`."""
+    splits: dict[str, dict[str, Array]] = {}
+    for name, array in arrays.items():
+        stem, _, split = name.rpartition("_")
+        inside = stem and split in ("train", "validation", "test")
+        splits.setdefault(split if inside else "train", {})[stem if inside else name] = array
+    return splits
+
+
+def read_split_files(
+    files: Sequence[Path], names: Sequence[str], read: Callable[[Path], Mapping[str, Table]]
+) -> dict[str, Table]:
+    """Read files of one split each.
+
+    Args:
+      files: where they are.
+      names: of their splits.
+      read: gives the splits of a file.
+
+    Raises:
+      DataError: if a file has several splits.
+    """
+    tables = {}
+    for name, file in zip(names, files, strict=True):
+        parts = read(file)
+        if len(parts) > 1:
+            raise DataError(f"data.source: {file} has several splits, as do its neighbours")
+        tables[name] = next(iter(parts.values()))
     return tables
 
 
@@ -179,8 +222,8 @@ def _parse(path: Path, number: int, line: str) -> dict[str, object]:
 
 
 def _aligned(
-    columns: Mapping[str, npt.NDArray[np.generic]],
-) -> dict[str, npt.NDArray[np.generic]]:
+    columns: Mapping[str, Array],
+) -> dict[str, Array]:
     """Keep the arrays that have one row for each row of `x`."""
     rows = len(columns["x"])
     if "y" in columns and len(columns["y"]) != rows:

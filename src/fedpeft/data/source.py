@@ -24,6 +24,7 @@ from fedpeft.data.files import (
     from_datasets,
     full_scale_of,
     read_image_folder,
+    read_split_files,
 )
 from fedpeft.data.request import DataRequest
 from fedpeft.data.tables import Splits, Table, select, values_of
@@ -138,13 +139,7 @@ def _read_files(files: list[Path]) -> Mapping[str, Table]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         return _read_hub_layout(files[0].parent)
-    tables = {}
-    for name, file in zip(names, files, strict=True):
-        parts = _read_file(file)
-        if len(parts) > 1:
-            raise DataError(f"data.source: {file} has several splits, as do its neighbours")
-        tables[name] = next(iter(parts.values()))
-    return tables
+    return read_split_files(files, names, _read_file)
 
 
 def _read_saved(path: Path) -> Mapping[str, Table]:

@@ -32,12 +32,12 @@ class DropoutKeys:
 
     @contextlib.contextmanager
     def using(self, keys_B: Tensor) -> Iterator[None]:
-        """Set the keys for the forward passes inside the block."""
-        self.keys_B = keys_B
+        """Set the keys for the forward passes inside the block, and restore what was set before."""
+        before, self.keys_B = self.keys_B, keys_B
         try:
             yield
         finally:
-            self.keys_B = None
+            self.keys_B = before
 
 
 class KeyedDropout(nn.Module):

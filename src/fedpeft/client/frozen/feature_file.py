@@ -5,15 +5,15 @@
     labels  int64 [R]
     values  float32 [S, D]     record r has the rows from starts[r] to starts[r + 1]
 
-Any number of processes may read and write one table without a lock: a record is the same whoever
-computes it, and one that is torn, truncated or damaged does not match its checksum, so that it
-counts as absent and is written again. Legend: R records, S rows of values, D width.
+The file is one `numpy.memmap` of bytes, and the columns are views of it. Any number of processes
+may read and write one table without a lock: a record is the same whoever computes it, and one that
+is torn, truncated or damaged does not match its checksum, so that it counts as absent and is
+written again. Legend: R records, S rows of values, D width.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import tempfile
 import time
@@ -29,6 +29,7 @@ from fedpeft.core.errors import EngineError
 __all__ = ["FeatureFile", "bytes_of", "file_in_folder", "memory_file", "private_file"]
 
 Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 _HEADER = 4096
 _MARK = 1 << 32
 _STALE = 3600.0
@@ -47,20 +48,16 @@ class FeatureFile:
     """A table of features, open in this process and in those that are forked from it.
 
     Args:
-      file: descriptor of a file of the right size.
+      whole: the mapped file, uint8, of the right size.
       starts: first row of each record, and the number of rows at the end; int64 [R + 1].
       width: numbers a row.
     """
 
-    def __init__(self, file: int, starts: Ints, width: int) -> None:
-        self._file, self._starts, self._width = file, starts, width
-        count, rows = len(starts) - 1, int(starts[-1])
-        size = bytes_of(count, rows, width)
-        whole = np.frombuffer(mmap.mmap(file, size), np.uint8)
-        self._marks = whole[_HEADER : _HEADER + 8 * count].view(np.int64)
-        self._labels = whole[_HEADER + 8 * count : _HEADER + 16 * count].view(np.int64)
-        values = whole[_HEADER + 16 * count : size].view(np.float32)
-        self._values = values.reshape(rows, width)
+    def __init__(self, whole: Bytes, starts: Ints, width: int) -> None:
+        self._starts, count = starts, len(starts) - 1
+        body = np.asarray(whole)[_HEADER:]
+        self._marks, self._labels = body[: 16 * count].view(np.int64).reshape(2, count)
+        self._values = body[16 * count :].view(np.float32).reshape(int(starts[-1]), width)
         self._checked = np.zeros(count, np.bool_)
 
     def missing(self, records: Ints) -> Ints:
@@ -90,33 +87,29 @@ class FeatureFile:
         values = self._values[self._starts[record] : self._starts[record + 1]]
         return _MARK | zlib.crc32(values.data, zlib.crc32(self._labels[record : record + 1].data))
 
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            os.close(self._file)
 
-
-def memory_file(size: int) -> int:
-    """Return the descriptor of a file in memory, or of a temporary one where there is no such."""
+def memory_file(size: int) -> Bytes:
+    """Map a file in memory, or a temporary one where there is no such."""
     if not hasattr(os, "memfd_create"):
         return private_file(Path(tempfile.gettempdir()), size)
-    file = os.memfd_create("fedpeft-prefix")
-    os.ftruncate(file, size)
-    return file
+    with open(os.memfd_create("fedpeft-prefix"), "r+b") as file:
+        file.truncate(size)
+        return np.memmap(file, np.uint8, "r+")
 
 
-def private_file(folder: Path, size: int) -> int:
-    """Return the descriptor of a file without a name: it goes when the last process ends.
+def private_file(folder: Path, size: int) -> Bytes:
+    """Map a file without a name: it goes when the last process ends.
 
     Raises:
       EngineError: if there is no room.
     """
-    file, name = _new(folder, size)
-    os.unlink(name)
-    return file
+    whole, path = _new(folder, size)
+    path.unlink()
+    return whole
 
 
-def file_in_folder(folder: Path, key: str, size: int, limit: int) -> int:
-    """Open the table of a key, from an earlier run or new.
+def file_in_folder(folder: Path, key: str, size: int, limit: int) -> Bytes:
+    """Map the table of a key, from an earlier run or new.
 
     Files that were not used for longest go where the folder would hold more than `limit` bytes; a
     run that still reads one keeps it to its end.
@@ -133,28 +126,17 @@ def file_in_folder(folder: Path, key: str, size: int, limit: int) -> int:
     """
     header = key.encode("ascii").ljust(_HEADER, b"\0")
     path = folder / f"{key[:32]}.prefix"
-    found = _reopen(path, header, size)
-    if found is not None:
-        return found
+    with contextlib.suppress(OSError, ValueError):  # missing, or empty
+        found = np.memmap(path, np.uint8, "r+")
+        if len(found) == size and found[:_HEADER].tobytes() == header:
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            return found
     _make_room(folder, limit - size)
-    file, name = _new(folder, size)
-    os.pwrite(file, header, 0)
-    os.replace(name, path)
-    return file
-
-
-def _reopen(path: Path, header: bytes, size: int) -> int | None:
-    """Open a table that is whole and of the right kind; what is not is left for the replacement."""
-    try:
-        file = os.open(path, os.O_RDWR)
-    except OSError:
-        return None
-    if os.fstat(file).st_size == size and os.pread(file, _HEADER, 0) == header:
-        with contextlib.suppress(OSError):
-            os.utime(path)
-        return file
-    os.close(file)
-    return None
+    whole, partial = _new(folder, size)
+    whole[:_HEADER] = np.frombuffer(header, np.uint8)
+    partial.replace(path)
+    return whole
 
 
 def _make_room(folder: Path, limit: int) -> None:
@@ -175,22 +157,22 @@ def _make_room(folder: Path, limit: int) -> None:
         held -= size
 
 
-def _new(folder: Path, size: int) -> tuple[int, str]:
+def _new(folder: Path, size: int) -> tuple[Bytes, Path]:
     """Make a file with all its bytes reserved, so that writing into it cannot fail later."""
-    file = -1
+    path = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file, name = tempfile.mkstemp(suffix=".partial", dir=folder)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file, 0, size)
-        else:
-            os.ftruncate(file, size)
+        with tempfile.NamedTemporaryFile(suffix=".partial", dir=folder, delete=False) as file:
+            path = Path(file.name)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            return np.memmap(path, np.uint8, "r+"), path
     except OSError as error:
-        if file >= 0:
-            os.close(file)
-            os.unlink(name)
+        if path is not None:
+            path.unlink()
         raise EngineError(
             f"client.prefix_cache: {size} bytes cannot be kept in {folder}: {error}. Free some "
             "room, set FEDPEFT_CACHE to another folder, or client.prefix_cache = 'off'"
         ) from error
-    return file, name

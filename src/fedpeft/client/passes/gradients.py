@@ -71,7 +71,7 @@ def stacked_gradients(
             part.view(-1, *shape).requires_grad_()
             for part, shape in zip(parts, spec.shapes, strict=True)
         ]
-        live.values, live.rows = dict(zip(spec.names, leaves, strict=True)), len(one.keys)
+        live.values = dict(zip(spec.names, leaves, strict=True))
         batch = to_device(one.tensors, settings.device)
         keys = one.keys.to(settings.device)
         with in_place(places), tuned.dropout.using(keys), autocast(settings):

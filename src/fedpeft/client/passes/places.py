@@ -9,30 +9,25 @@ imported; a class that is not in the table has no form, and its model trains one
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
-from fedpeft.client.passes.forms import (
-    Live,
-    Own,
-    Run,
-    conv1d,
-    convolution,
-    embedding,
-    layer_norm,
-    linear,
-    prompt,
-    rms_norm,
-    vit_embeddings,
-)
-from fedpeft.client.passes.forms_peft import ia3, is_plain_lora, lora
+from fedpeft.client.passes.forms import Live, Own, Run, layer_norm, linear, vmapped
 from fedpeft.tuning.prompt import Prompt
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["FORMS", "Form", "Place", "find_places", "in_place"]
+__all__ = ["FORMS", "Form", "LoraLayer", "Place", "find_places", "in_place"]
+
+
+class LoraLayer(Protocol):
+    """The part of `peft`'s linear LoRA layer that we use."""
+
+    base_layer: nn.Linear
+    lora_variant: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -43,14 +38,12 @@ class Form:
       make: from a module and its trained parameters to what replaces its method.
       trains: own names that may be trained; () for any.
       method: what is replaced.
-      whole: whether it speaks for the modules inside it too, but for a `base_layer`.
       fits: whether it can stand for this module.
     """
 
-    make: Callable[[Any, Own], Run]
+    make: Callable[[Any, Own], Run] = vmapped
     trains: tuple[str, ...] = ()
     method: str = "forward"
-    whole: bool = False
     fits: Callable[[Any], bool] = lambda module: True
 
 
@@ -64,7 +57,10 @@ class Place:
 
 
 def find_places(tuned: TunedModel, live: Live) -> list[Place] | str:
-    """Find a form for every trained parameter, or say which has none."""
+    """Find a form for every trained parameter, or say which has none.
+
+    A form speaks for the modules inside its module too.
+    """
     wire = {id(parameter): name for name, parameter in tuned.parameters.items()}
     inside: set[int] = set()
     covered: set[str] = set()
@@ -72,15 +68,18 @@ def find_places(tuned: TunedModel, live: Live) -> list[Place] | str:
     for path, module in tuned.model.named_modules():
         if id(module) in inside:
             continue
+        if (variant := _lora_variant(module)) not in _LORA_VARIANTS:
+            return f"{path} is a LoRA layer of the kind {variant}"
         form = _form_of(module)
-        own = _trained(module, wire, whole=form is not None and form.whole)
+        pairs = module.named_parameters(recurse=form is not None, remove_duplicate=False)
+        own = {name: wire[id(parameter)] for name, parameter in pairs if id(parameter) in wire}
         if not own:
             continue
         if form is None or (form.trains and not set(own) <= set(form.trains)):
             return f"{path or 'the model itself'} ({type(module).__name__}) trains {sorted(own)}"
-        if form.whole:
-            inside |= {id(part) for name, part in module.named_modules() if not _is_base(name)}
-        found.append(Place(module, form.method, form.make(module, Own(own, live))))
+        inside |= {id(part) for part in module.modules()}
+        run = form.make(module, Own(own, live, tuned.dropout))
+        found.append(Place(module, form.method, run))
         covered |= set(own.values())
     missing = [name for name in tuned.parameters if name not in covered]
     return f"{missing[0]} is not in the model's modules" if missing else found
@@ -104,14 +103,16 @@ def _form_of(module: nn.Module) -> Form | None:
     return form if form is not None and form.fits(module) else None
 
 
-def _trained(module: nn.Module, wire: Mapping[int, str], *, whole: bool) -> dict[str, str]:
-    """Own name -> wire name of a module's trained parameters."""
-    pairs = module.named_parameters(recurse=whole, remove_duplicate=False)
-    return {name: wire[id(p)] for name, p in pairs if id(p) in wire and not _is_base(name)}
+def _lora_variant(module: nn.Module) -> str:
+    """Return the class of what a LoRA layer of `peft` computes instead of plain LoRA, if any."""
+    variants: Mapping[str, object] = getattr(module, "lora_variant", {})
+    return next((type(v).__name__ for v in variants.values() if v is not None), "")
 
 
-def _is_base(name: str) -> bool:
-    return name == "base_layer" or name.startswith("base_layer.")
+def _is_dora(module: LoraLayer) -> bool:
+    """Whether a LoRA layer is DoRA; it takes the bias out again, which so must not train."""
+    bias = module.base_layer.bias
+    return bool(module.lora_variant) and (bias is None or not bias.requires_grad)
 
 
 def _has_plain_kernel(module: nn.Conv2d) -> bool:
@@ -124,24 +125,27 @@ def _is_plain_embedding(module: nn.Embedding) -> bool:
     return module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
 
 
+_LORA_VARIANTS = ("", "DoraLinearVariant")
+"""Plain LoRA calls linear layers, which have their form; DoRA is a whole."""
+
 _BOTH = ("weight", "bias")
-_RMS = Form(rms_norm, ("weight",))
+_RMS = Form(trains=("weight",))
 
 FORMS: Mapping[str, Form] = {
     "torch.nn.modules.linear.Linear": Form(linear, _BOTH),
     "torch.nn.modules.normalization.LayerNorm": Form(layer_norm, _BOTH),
-    "torch.nn.modules.sparse.Embedding": Form(embedding, ("weight",), fits=_is_plain_embedding),
-    "torch.nn.modules.conv.Conv2d": Form(convolution, _BOTH, fits=_has_plain_kernel),
-    "torch.nn.modules.conv.Conv3d": Form(convolution, ("bias",)),
-    "transformers.pytorch_utils.Conv1D": Form(conv1d, _BOTH),
+    "torch.nn.modules.sparse.Embedding": Form(trains=("weight",), fits=_is_plain_embedding),
+    "torch.nn.modules.conv.Conv2d": Form(trains=_BOTH, fits=_has_plain_kernel),
+    "torch.nn.modules.conv.Conv3d": Form(trains=("bias",)),
+    "transformers.pytorch_utils.Conv1D": Form(trains=_BOTH),
     "transformers.models.llama.modeling_llama.LlamaRMSNorm": _RMS,
     "transformers.models.qwen2.modeling_qwen2.Qwen2RMSNorm": _RMS,
     "transformers.models.qwen3.modeling_qwen3.Qwen3RMSNorm": _RMS,
-    "transformers.models.vit.modeling_vit.ViTEmbeddings": Form(
-        vit_embeddings, ("cls_token", "position_embeddings")
+    "transformers.models.vit.modeling_vit.ViTEmbeddings": Form(),
+    f"{Prompt.__module__}.Prompt": Form(
+        functools.partial(vmapped, method="append"), ("tokens",), method="append"
     ),
-    f"{Prompt.__module__}.Prompt": Form(prompt, ("tokens",), method="append"),
-    "peft.tuners.lora.layer.Linear": Form(lora, whole=True, fits=is_plain_lora),
-    "peft.tuners.ia3.layer.Linear": Form(ia3, whole=True),
+    "peft.tuners.lora.layer.Linear": Form(fits=_is_dora),
+    "peft.tuners.ia3.layer.Linear": Form(),
 }
 """Full name of a class -> its form."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.tables import Splits, Table
-from fedpeft.data.thinning import Bitmap, skeletons
+from thinning import Bitmap, skeletons
 
 __all__ = ["RENDITIONS", "blur", "invert", "permute", "render", "strokes"]
 
