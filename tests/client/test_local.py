@@ -43,6 +43,11 @@ def test_training_equals_torch_by_hand():
     )
 
 
+def test_a_clients_weight_is_its_number_of_examples():
+    results = train(support.tuned(), [turn("client-2"), turn("client-0")])
+    assert [result.weight for result in results] == [11.0, 3.0]
+
+
 def test_a_client_does_not_depend_on_who_trained_before():
     alone = train(support.tuned(), [turn("client-2")])[-1]
     after = train(support.tuned(), [turn("client-5"), turn("client-2")])[-1]

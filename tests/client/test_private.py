@@ -75,6 +75,13 @@ def spread(model):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
+def test_clipped_rows_and_noise_are_divided_by_the_batch_size_of_the_experiment():
+    """Rows of lengths 5 and 0.5 under a bound of 1, in a batch that was to have four."""
+    rows, noise = torch.tensor([[3.0, 4.0], [0.0, 0.5]]), torch.tensor([8.0, -2.0])
+    found = noised(EXAMPLE, clip_rows(rows, 1.0).sum(0), 4, noise)
+    torch.testing.assert_close(found, torch.tensor([0.6 + 8, 0.8 + 0.5 - 2]) / 4)
+
+
 @pytest.mark.parametrize("method", CLAIMED)
 def test_rows_equal_one_by_one_for_every_method_that_is_claimed(method):
     model = tuned_vit(method)

@@ -9,7 +9,16 @@ from fedpeft.core import seeds
 
 
 def test_derive_depends_on_every_step_of_the_path():
-    paths = [(1, "a", 2), (2, "a", 2), (1, "b", 2), (1, "a", 3), (1, "a", "2"), (1, "a"), (1,)]
+    paths = [
+        (1, "a", 2),
+        (1, 2, "a"),
+        (2, "a", 2),
+        (1, "b", 2),
+        (1, "a", 3),
+        (1, "a", "2"),
+        (1, "a"),
+        (1,),
+    ]
     values = {seeds.derive(*path) for path in paths}
     assert len(values) == len(paths)
     assert seeds.derive(1, "a", 2) == seeds.derive(1, "a", 2)

@@ -87,7 +87,7 @@ def test_a_whole_private_run_without_noise_is_fedavg_with_equal_weights():
     private, _ = run_turn(dataclasses.replace(half, up=chain, private=True), broadcast, turn)
     assert torch.equal(messages.decode(plain)[0][DELTA], messages.decode(private)[0][DELTA])
     assert messages.decode(private)[1] == dict(PRIVATE_NOTES)
-    assert messages.decode(plain)[1] != dict(PRIVATE_NOTES)
+    assert float(messages.decode(plain)[1]["weight"]) == len(turn.data) == 15
 
 
 @pytest.mark.parametrize("answers", [0, 1, 4])
@@ -102,6 +102,12 @@ def test_noise_and_denominator_do_not_depend_on_who_answers(answers):
     assert torch.allclose(noise, everyone.delta - reference.delta, atol=1e-6)
     assert record.update_norm == pytest.approx(float(noisy.delta.norm()))
     assert float(quiet.delta.norm()) <= answers * 2.0 / 4.0 + 1e-6
+
+
+def test_the_denominator_is_neither_the_cohort_nor_the_replies():
+    updates = updates_of(4)
+    state, _ = private_round(updates, (central(Guard(math.inf, 0.0)),), expected=7.0)
+    torch.testing.assert_close(state.delta, torch.stack([*updates.values()]).sum(0) / 7)
 
 
 def test_noise_of_the_mean_has_the_promised_deviation():
