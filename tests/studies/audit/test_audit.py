@@ -1,0 +1,79 @@
+"""`fedpeft audit` from the command line to the files: what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpeft.cli import main
+
+SETS = [
+    "model.name=preset:tiny-vit", "tuning.method=head", "data.budget=100",
+    "data.partition.clients=6", "federation.clients_per_round=3", "federation.rounds=2",
+    "privacy.mode=central", "privacy.noise_multiplier=8.0",
+]  # fmt: skip
+
+
+@pytest.fixture
+def audit(capsys):
+    def run(*options, sets=()):
+        given = [word for each in (*SETS, *sets) for word in ("--set", each)]
+        with pytest.raises(SystemExit) as end:
+            main(["audit", *given, "--no-training", "--canaries", "40", *map(str, options)])
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
+
+
+def test_an_audit_says_what_was_promised_and_what_was_seen(audit, tmp_path):
+    code, out, err = audit("--out", tmp_path)
+    assert code == 0 and "round 2 of 2" in err
+    assert "mode central, fixed sampling, noise multiplier 8" in out
+    assert "40 canary clients" in out and "nothing against the promise" in out
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["epsilon_lower_bound"] <= found["epsilon"] and not found["violated"]
+    assert len(found["cosines"]["present"]) == found["present"]
+    assert "<svg" in (tmp_path / "audit.svg").read_text()
+    assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_audit_of_local_noise_is_one_object(audit):
+    code, out, _ = audit("--json", sets=["privacy.mode=local"])
+    found = json.loads(out)
+    assert code == 0 and found["mode"] == "local" and "cosines" not in found
+    assert found["epsilon_lower_bound"] <= found["epsilon"] and not found["violated"]
+
+
+def test_without_the_noise_the_promise_is_seen_to_be_broken(audit):
+    code, out, _ = audit("--leave-out-noise", sets=["tuning.method=full"])
+    assert code == 0 and "the promise is broken" in out
+    assert "run with its noise left out on purpose" in out
+
+
+def test_audits_over_seeds_are_counted(audit, tmp_path):
+    code, out, err = audit("--seeds", 2, "--out", tmp_path)
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert code == 0 and "seed 2 of 2" in err
+    assert found["seeds"] == [1, 2] and found["exceeded"] <= found["allowed_failures"]
+    assert "<svg" in (tmp_path / "audit.svg").read_text()
+    assert "audits; allowed for a sound mechanism" in out
+
+
+@pytest.mark.parametrize(
+    ("sets", "options", "message"),
+    [
+        (["privacy.mode=none"], [], "no epsilon is promised"),
+        (["privacy.mode=example"], [], "canary clients are whole clients"),
+        (["privacy.noise_multiplier=0.0"], [], "found 0, which promises no epsilon"),
+        ([], ["--confidence", "1"], "--confidence: found 1.0; allowed is a number between 0 and 1"),
+        ([], ["--delta", "0"], "--delta: found 0.0; allowed is a number between 0 and 1"),
+        (["privacy.epsilon=0.001"], [], "which allows no round"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused(audit, sets, options, message):
+    if sets == ["privacy.mode=none"]:
+        sets = [*sets, "privacy.noise_multiplier=0.0"]
+    code, out, err = audit(*options, sets=sets)
+    assert code == 2 and not out and message in " ".join(err.split())
