@@ -13,23 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import TINY
 
 from fedpeft.cli import main
 
-TINY = """
-[model]
-name = "preset:tiny-vit"
-[data.partition]
-clients = 6
-alpha = 1.0
-[federation]
-rounds = 2
-clients_per_round = 2
-[client]
-epochs = 1
-[engine]
-workers = 1
-"""
 OPTIONS = {
     "run": {"--set", "--out", "--resume", "--json"},
     "sweep": {"--set", "--over", "--out", "--json"},

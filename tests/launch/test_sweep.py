@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import TINY
 
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.sweep_rows import parse_over, read_rows
@@ -24,18 +25,6 @@ from fedpeft.launch.sweep import (
 from fedpeft.launch.sweep_table import table_lines
 from fedpeft.runs.lock import LOCK
 
-TINY = """
-[model]
-name = "preset:tiny-vit"
-[data.partition]
-clients = 6
-alpha = 1.0
-[federation]
-rounds = 2
-clients_per_round = 2
-[client]
-epochs = 1
-"""
 ROWS = """
 [[sweep]]
 "tuning.method" = "head"
