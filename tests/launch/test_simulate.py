@@ -123,7 +123,7 @@ def test_clients_are_evaluated_in_memory_too():
     assert all(len(record["client_metrics"]) == 8 for record in result.records)
 
 
-PRIVATE = {"mode": "central", "noise_multiplier": 0.5, "reproducible_noise": True}
+PRIVATE = {"mode": "central", "noise_multiplier": 2.0, "reproducible_noise": True}
 
 
 def from_file(tmp_path, **privacy):
@@ -155,8 +155,8 @@ def test_a_private_simulation_equals_the_run_from_the_file(tmp_path):
     timeless = [[{**r, "seconds": 0} for r in found] for found in (records, result.records)]
     assert timeless[0] == timeless[1]
     assert result.records[-1]["epsilon"] == summary["epsilon"]
-    other = simulate("head", privacy={**PRIVATE, "noise_multiplier": 0.6})
-    assert other.records[0]["noise_deviation"] == pytest.approx(0.6 / 8)
+    other = simulate("head", privacy={**PRIVATE, "noise_multiplier": 2.4})
+    assert other.records[0]["noise_deviation"] == pytest.approx(2.4 / 8)
 
 
 def test_a_private_simulation_ends_at_its_budget():

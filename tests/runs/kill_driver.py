@@ -7,6 +7,7 @@ A trial is killed in a forked process, then resumed in another, both through the
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -18,11 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fedpeft.cli.running
-import fedpeft.launch.start  # noqa: F401  # one import for all trials
+import fedpeft.cli.running  # noqa: F401
 from fedpeft.cli import main
 from fedpeft.engines.local import LocalEngine
+from fedpeft.launch.sweep import _PRELOADED
 from fedpeft.runs.lock import LOCK
+
+for module in _PRELOADED:  # imported once for all trials
+    importlib.import_module(module)
 
 
 def command(args: list[str]) -> int:
