@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -68,6 +69,18 @@ def run(plan, number=5, state=None, engine=None, **options):
     return state, records, counting.jobs
 
 
+@functools.cache
+def synchronous():
+    """A run without a clock: the last state, all records and the engine's jobs."""
+    return run(planned(None))
+
+
+@functools.cache
+def straight(name):
+    """A run in trouble, without interruption and without workers."""
+    return run(TROUBLE[name])
+
+
 def facts(record):
     return dataclasses.replace(record, seconds=0.0)
 
@@ -94,11 +107,11 @@ def test_equal_turns_with_buffer_and_concurrency_of_a_cohort_are_synchronous(cha
     ids=["smaller buffer", "more at once", "unequal speeds"],
 )
 def test_away_from_the_limit_it_is_not_synchronous(changed):
-    assert not torch.equal(run(changed)[0].delta, run(planned(None))[0].delta)
+    assert not torch.equal(run(changed)[0].delta, synchronous()[0].delta)
 
 
 def test_conditions_without_trouble_change_nothing_but_the_record():
-    plain, records, _ = run(planned(None))
+    plain, records, _ = synchronous()
     state, others, _ = run(planned(world()))
     assert torch.equal(state.delta, plain.delta)
     assert [facts(r) for r in records] == [
@@ -119,32 +132,37 @@ TROUBLE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("plan", TROUBLE.values(), ids=TROUBLE)
-def test_workers_and_blocks_do_not_change_a_run(plan):
-    reference, records, _ = run(plan)
+QUICK = ("over-selection", "buffered top_k")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in TROUBLE]
+)
+def test_workers_and_blocks_do_not_change_a_run(name):
+    reference, records, _ = straight(name)
     for options in ({"num_workers": 2}, {"num_workers": 3, "block": 1}):
-        state, others, _ = run(plan, **options)
+        state, others, _ = run(TROUBLE[name], **options)
         assert torch.equal(state.delta, reference.delta)
         assert [facts(r) for r in others] == [facts(r) for r in records]
 
 
-@pytest.mark.parametrize("plan", TROUBLE.values(), ids=TROUBLE)
-def test_only_turns_that_count_are_computed(plan):
-    _, records, jobs = run(plan)
+@pytest.mark.parametrize("name", TROUBLE)
+def test_only_turns_that_count_are_computed(name):
+    _, records, jobs = straight(name)
     for record, job in zip(records, jobs, strict=True):
         assert set(job.cohort) == set(record.cohort) - set(record.failures)
-    assert plan is not TROUBLE["synchronous"] or any(r.failures for r in records)
+    assert name != "synchronous" or any(r.failures for r in records)
 
 
-@pytest.mark.parametrize("plan", TROUBLE.values(), ids=TROUBLE)
-def test_a_run_that_goes_on_from_its_state_is_the_same(plan):
-    straight, records, _ = run(plan)
+@pytest.mark.parametrize("name", TROUBLE)
+def test_a_run_that_goes_on_from_its_state_is_the_same(name):
+    plan, (whole, records, _) = TROUBLE[name], straight(name)
     engine = support.engine(DATA, up=plan.up)
     half, first, _ = run(plan, 2, engine=engine)
     again = support.engine(DATA, up=plan.up)
     again.restore(engine.memories(half.committed), half.committed)
     state, rest, _ = run(plan, 3, state=half, engine=again)
-    assert digest_of(state.delta) == digest_of(straight.delta)
+    assert digest_of(state.delta) == digest_of(whole.delta)
     assert [facts(r) for r in [*first, *rest]] == [facts(r) for r in records]
 
 
