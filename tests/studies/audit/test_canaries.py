@@ -89,17 +89,25 @@ def audited(kind, *, seed, noise=None):
     return epsilon, lower_bound(Evidence(COUNT, rule.guesses, right), DELTA, 0.95)
 
 
+SEEDS = pytest.mark.parametrize(
+    ("seeds", "allowed"), [(5, 2), pytest.param(20, 4, marks=pytest.mark.slow)]
+)
+
+
+@SEEDS
 @pytest.mark.parametrize("kind", CLAIMS)
-def test_twenty_sound_audits_exceed_epsilon_no_more_often_than_allowed(kind):
+def test_sound_audits_exceed_epsilon_no_more_often_than_allowed(kind, seeds, allowed):
     """At confidence 0.95, 4 of 20 may; 5 or more have a probability of 0.003."""
-    results = [audited(kind, seed=seed) for seed in range(20)]
-    assert sum(bound > epsilon for epsilon, bound in results) <= allowed_failures(20, 0.95) == 4
+    results = [audited(kind, seed=seed) for seed in range(seeds)]
+    failures = sum(bound > epsilon for epsilon, bound in results)
+    assert failures <= allowed_failures(seeds, 0.95) == allowed
 
 
+@SEEDS
 @pytest.mark.parametrize("kind", CLAIMS)
-def test_twenty_audits_without_noise_all_exceed_epsilon(kind):
-    results = [audited(kind, seed=seed, noise=0.0) for seed in range(20)]
-    assert all(bound > epsilon for epsilon, bound in results)
+def test_audits_without_noise_all_exceed_epsilon(kind, seeds, allowed):
+    results = [audited(kind, seed=seed, noise=0.0) for seed in range(seeds)]
+    assert sum(bound > epsilon for epsilon, bound in results) == seeds > allowed
 
 
 def test_a_canary_is_clipped_and_a_missing_clip_shows():
