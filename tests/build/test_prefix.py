@@ -94,7 +94,12 @@ def assert_same(one, two):
 
 @pytest.mark.parametrize(
     ("method", "blocks"),
-    [("head", None), ("bias", (1, 1)), ("adapter", (1, 1)), ("lora", (1, 1))],
+    [
+        ("bias", (1, 1)),
+        ("adapter", (1, 1)),
+        pytest.param("head", None, marks=pytest.mark.slow),
+        pytest.param("lora", (1, 1), marks=pytest.mark.slow),
+    ],
 )
 def test_texts_train_as_without(method, blocks):
     without = text_run(method, blocks, client__prefix_cache="off")
@@ -108,7 +113,12 @@ def test_language_models_train_as_without():
 
 @pytest.mark.parametrize(
     ("method", "blocks"),
-    [("head", None), ("bias", [1, 1]), ("prompt", [1, 1]), ("lora", [1, 1])],
+    [
+        ("head", None),
+        ("lora", [1, 1]),
+        pytest.param("bias", [1, 1], marks=pytest.mark.slow),
+        pytest.param("prompt", [1, 1], marks=pytest.mark.slow),
+    ],
 )
 def test_images_train_as_without(tmp_path, method, blocks):
     """Bit by bit: what an image gives does not depend on its batch."""
@@ -236,7 +246,13 @@ def test_augmented_examples_switch_it_off_or_have_views(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "blocks"), [("head", None), ("lora", [1, 1]), ("bias", None), ("full", None)]
+    ("method", "blocks"),
+    [
+        ("lora", [1, 1]),
+        ("full", None),
+        pytest.param("head", None, marks=pytest.mark.slow),
+        pytest.param("bias", None, marks=pytest.mark.slow),
+    ],
 )
 def test_plan_says_what_a_run_keeps(tmp_path, method, blocks):
     settings = {"tuning.method": method, "tuning.blocks": blocks, "client.epochs": 1}

@@ -11,6 +11,7 @@ from fedpeft.plan.pictures import draw_layer, write_figures
 
 def test_figures_tell_what_plan_and_modules_hold(tmp_path: Path) -> None:
     sets = ["model.name=preset:vit-base-patch16-224", "model.num_labels=100"]
+    sets.append("data.source=uoft-cs/cifar100")  # elsewhere: no digits are drawn 224 pixels wide
     files = write_figures(read_experiment(None, sets), tmp_path)
     assert [file.name for file in files] == [
         "fig1-cost.svg", "fig1-cost.png", "fig2-layer.svg", "fig2-layer.png"
