@@ -71,7 +71,9 @@ def test_plain_numbers_of_a_row_become_figures_and_checks():
     assert report_of("x", {"figures": [1]})["figures"] == [1]
 
 
-@pytest.mark.parametrize("method", ["lora", "bias", "adapter"])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("bias", "adapter"))]
+)
 def test_bare_loop_and_rounds_of_ours_give_one_delta(tmp_path, method):
     settings = settings_of(Cell(method, 2, 3, 2), 2, cohort=3, workers=1)
     folder = write_work(tmp_path / "work", settings)

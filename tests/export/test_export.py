@@ -21,18 +21,19 @@ AUTO = {
 }
 WHOLE = [
     ("vit", "scratch"),
-    ("vit", "full"),
     ("vit", "head"),
-    ("vit", "bias"),
     ("bert", "bias"),
     ("llama", "full"),
-    ("llama", "head"),
+    *(
+        pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in (("vit", "full"), ("vit", "bias"), ("llama", "head"))
+    ),
 ]
 INJECTED = ["lora", "dora", "rslora", "ia3", "vera", "ln_tuning", "loha", "lokr", "oft"]
 PROMPTED = ["prefix_tuning", "prompt_tuning", "p_tuning"]
 QUICK = {
-    "vit": INJECTED,
-    "bert": ["lora", "ia3", "prefix_tuning", "p_tuning"],
+    "vit": ["lora", "dora", "vera", "loha", "lokr"],
+    "bert": ["rslora", "ia3", "prefix_tuning", "p_tuning"],
     "llama": ["lora", "ln_tuning", "oft", "prompt_tuning"],
 }
 PEFT = [

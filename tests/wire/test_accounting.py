@@ -41,7 +41,9 @@ def test_twice_the_distance_is_half_the_noise():
     assert doubled == epsilon_of(Mechanism(1.0), 3, DELTA)
 
 
-@pytest.mark.parametrize("multiplier", TABLE)
+@pytest.mark.parametrize(
+    "multiplier", [pytest.param(m, marks=[] if m > 1 else [pytest.mark.slow]) for m in TABLE]
+)
 def test_sampled_figures_are_those_of_the_table(multiplier):
     mechanism = Mechanism(multiplier, Q)
     rdp, pld = TABLE[multiplier]

@@ -17,7 +17,10 @@ PAYLOADS = st.dictionaries(
     st.tuples(st.sampled_from(DTYPES), st.integers(0, 20)),
     max_size=4,
 ).map(lambda d: {n: (torch.randn(k) * 50).to(t) for n, (t, k) in d.items()})
-NOTES = st.dictionaries(st.text(min_size=1, max_size=4), st.text(max_size=6), max_size=3)
+SIGNS = 'aZ9 ._"\\/{\0\n\x7fäß\u2028漢😀'
+NOTES = st.dictionaries(
+    st.text(SIGNS, min_size=1, max_size=4), st.text(SIGNS, max_size=6), max_size=3
+)
 
 
 @settings(max_examples=60, deadline=None)

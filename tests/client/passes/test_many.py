@@ -44,13 +44,14 @@ DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "vocab_size"
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 60, "n_positions": 20,
         "pad_token_id": 0}  # fmt: skip
 FAMILIES = {
-    "roberta": (hf.RobertaForSequenceClassification, hf.RobertaConfig, SMALL),
-    "distilbert": (hf.DistilBertForSequenceClassification, hf.DistilBertConfig, DISTIL),
-    "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, GPT2),
-    "llama": (hf.LlamaForSequenceClassification, hf.LlamaConfig, SMALL),
-    "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, SMALL),
-    "qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, SMALL),
+    "roberta": ("RobertaForSequenceClassification", SMALL),
+    "distilbert": ("DistilBertForSequenceClassification", DISTIL),
+    "gpt2": ("GPT2LMHeadModel", GPT2),
+    "llama": ("LlamaForSequenceClassification", SMALL),
+    "qwen2": ("Qwen2ForCausalLM", SMALL),
+    "qwen3": ("Qwen3ForCausalLM", SMALL),
 }
+"""Family -> class of a model (imported by the test that needs it) and what makes it small."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +173,13 @@ QUICK_FAMILIES = {"roberta": "full", "distilbert": "bias", "gpt2": "full", "llam
     for method in ("bias", "lora", "full", "ln_tuning")
 ])  # fmt: skip
 def test_many_equals_one_by_one_for_every_family(family, method, tmp_path):
-    kind, config, values = FAMILIES[family]
+    name, values = FAMILIES[family]
+    kind = getattr(hf, name)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         pad_id = 1 if family == "roberta" else 0
-        kind(config(**{**values, "pad_token_id": pad_id})).save_pretrained(tmp_path)
-    task = "causal-lm" if "LM" in kind.__name__ else None
+        kind(kind.config_class(**{**values, "pad_token_id": pad_id})).save_pretrained(tmp_path)
+    task = "causal-lm" if "LM" in name else None
     options = {"add_missing": True} if method == "bias" and family in ("llama", "qwen3") else {}
     if (family, method) == ("gpt2", "lora"):
         options = {"fan_in_fan_out": True}
@@ -192,10 +194,12 @@ def test_many_equals_one_by_one_for_every_family(family, method, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "options"), [
-    ("prompt", {"deep": False}), ("prompt", {"dropout": 0.5}), ("prompt", {"num_tokens": 0}),
-    ("lora", {"lora_dropout": 0.5}), ("lora", {"bias": "lora_only"}), ("lora", {"lora_bias": True}),
-    ("lora", {"target_modules": "all-linear", "r": 2}),
+    ("prompt", {"dropout": 0.5}), ("lora", {"lora_dropout": 0.5}), ("lora", {"lora_bias": True}),
     ("adapter", {"shared": False}),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("prompt", {"deep": False}), ("prompt", {"num_tokens": 0}),
+        ("lora", {"bias": "lora_only"}), ("lora", {"target_modules": "all-linear", "r": 2}),
+    )),
 ])  # fmt: skip
 def test_options_of_the_methods(method, options):
     compare(lambda: tuned(IMAGE, method, **options), settings(), Table(IMAGE))
@@ -217,7 +221,13 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("changes", OTHERS)
+QUICK_SETTINGS = (2, 3, 5, 6, 7)
+
+
+@pytest.mark.parametrize("changes", [
+    pytest.param(changes, marks=[] if place in QUICK_SETTINGS else [pytest.mark.slow])
+    for place, changes in enumerate(OTHERS)
+])  # fmt: skip
 def test_settings_of_training(changes):
     compare(lambda: tuned(IMAGE, "adapter"), settings(**changes), Table(IMAGE))
 
@@ -252,8 +262,9 @@ def test_the_law_can_fail(name, value, monkeypatch):
 
 
 @pytest.mark.parametrize(("model", "method", "options"), [
-    (IMAGE, "lora", {"lora_dropout": 0.5}), (IMAGE, "prompt", {}), (TEXT, "bias", {}),
-    (LANGUAGE, "lora", {}),
+    (IMAGE, "lora", {"lora_dropout": 0.5}), (TEXT, "bias", {}),
+    pytest.param(IMAGE, "prompt", {}, marks=pytest.mark.slow),
+    pytest.param(LANGUAGE, "lora", {}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_examples_are_clipped_one_by_one(model, method, options, monkeypatch):
     chosen = settings(privacy=PRIVATE[-1], prox_mu=0.1)
