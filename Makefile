@@ -6,8 +6,11 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
+unexport PYTHONDONTWRITEBYTECODE  # without bytecode every process compiles every file again
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+TWO := -n 2 --maxprocesses 2 --dist loadfile
 
-.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow test-deployment test-deployment-short docs house clean
+.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow coverage mutants test-deployment test-deployment-short docs house clean
 
 setup: $(STAMP)
 
@@ -52,16 +55,26 @@ check: setup
 	$(BIN)/mypy
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --maxprocesses 2
+	$(PYTEST) $(TWO)
 
 test-slow: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --maxprocesses 2 -m slow
+	$(PYTEST) $(TWO) -m slow
 
 test-deployment: setup  ## real Flower and Ray processes on this machine, one test at a time
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment
 
 test-deployment-short: setup  ## two of them: a simulation and a deployment equal the local engine
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment -k equals_the_local_engine tests/engines/flower/test_deployment.py
+
+coverage: setup  ## branches of src/ that the default tests take; fails under 92 %
+	rm -f build/coverage*
+	mkdir -p build
+	COVERAGE_FILE=$(CURDIR)/build/coverage HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest $(TWO)
+	COVERAGE_FILE=$(CURDIR)/build/coverage $(BIN)/python -m coverage combine --quiet
+	COVERAGE_FILE=$(CURDIR)/build/coverage $(BIN)/python -m coverage report
+
+mutants: setup  ## break the most important lines one at a time: the nearest tests must fail
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/mutants.py
 
 docs: setup  ## the page of all keys, from the schema
 	$(BIN)/python scripts/write_reference.py
