@@ -132,7 +132,7 @@ def vmapped(module: nn.Module, own: Own, method: str = "forward") -> Run:
                 y: Tensor = torch.func.functional_call(call, dict(values), (x, *args), options)
             return y
 
-        x_GB, keys_GB = (v.unflatten(0, (clients, -1)) for v in (x, keys))
+        x_GB, keys_GB = (v.reshape(clients, -1, *v.shape[1:]) for v in (x, keys))
         return torch.func.vmap(of_client)(values, x_GB, keys_GB).flatten(0, 1)
 
     return run
