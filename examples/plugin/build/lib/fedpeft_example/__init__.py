@@ -1,0 +1,1 @@
+"""Four names for fedpeft: an algorithm, a stage, a sampler and a callback."""
