@@ -17,12 +17,15 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import fedpeft
 
-METHODS = ("full", "bias", "adapter", "prompt", "lora")
+METHODS: Mapping[str, Sequence[str]] = {
+    "vit": ("full", "bias", "adapter", "prompt", "lora"),
+    "bert": ("full", "bias", "adapter", "head", "lora"),
+}
 PRIVACY: Mapping[str, Mapping[str, object]] = {
     "none": {},
     "central": {"privacy.mode": "central"},
@@ -102,15 +105,20 @@ def main() -> None:
     digests = {}
     with tempfile.TemporaryDirectory() as folder:
         models = {"vit": {}, "bert": tiny_text(Path(folder))}
-        for case in itertools.product(models, METHODS, PRIVACY, WAYS):
+        cases = (
+            case
+            for name, methods in METHODS.items()
+            for case in itertools.product([name], methods, PRIVACY, WAYS)
+        )
+        for case in cases:
             if chosen.only not in "/".join(case):
                 continue
             model, method, privacy, way = case
             keys = {**SHORT, "tuning.method": method, **models[model], **WAYS[way]}
             keys |= {**PRIVACY[privacy], **(NOISE if privacy != "none" else {})}
             summary = fedpeft.run(None, keys, out=Path(folder) / "-".join(case))
-            digests["/".join(case)] = summary["delta_digest"]
-            print("/".join(case), str(summary["delta_digest"])[:16], flush=True)
+            digests["/".join(case)] = str(summary["delta_digest"])[:16]
+            print("/".join(case), digests["/".join(case)], flush=True)
     if chosen.to:
         chosen.to.write_text(json.dumps(digests, indent=1) + "\n")
     if chosen.against:
