@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedpeft.core.noise import seeded_root
-from fedpeft.server.sampling import poisson_cohort
+from fedpeft.server.sampling import Draw, poisson_cohort
 
 ROOT = seeded_root(5)
 
@@ -19,3 +19,7 @@ def test_poisson_cohorts_have_the_promised_rate_and_may_be_empty():
     few = [poisson_cohort(clients[:2], 0.1, root=ROOT, round=r) for r in range(1, 50)]
     assert () in few
     assert poisson_cohort(clients, 1.0, root=ROOT, round=1) == tuple(clients)
+
+
+def test_a_printed_draw_does_not_show_the_root():
+    assert "root" not in repr(Draw(1, 8, 3, ROOT)) and "seed=3" in repr(Draw(1, 8, 3, ROOT))

@@ -10,7 +10,7 @@ interrupted run that resumes asks the same clients.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Draw:
     round: int
     size: int
     seed: int
-    root: Tensor | None = None
+    root: Tensor | None = field(default=None, repr=False)
 
 
 ClientMetrics = Mapping[str, Mapping[str, float]]
