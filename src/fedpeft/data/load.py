@@ -64,6 +64,31 @@ class _Content:
     augmented: bool = False
 
 
+@dataclass(frozen=True)
+class _Classified:
+    """What is trained on in a classification, before it is decoded.
+
+    Attributes:
+      column: of the inputs.
+      train: the rows to train on.
+      classes: of all rows.
+      labels: of the rows to train on.
+      skew: as in `_Content`.
+      owners: as in `_Content`.
+    """
+
+    column: str
+    train: Table
+    classes: Classes
+    labels: IntArray
+    skew: IntArray
+    owners: tuple[list[str] | None, list[str] | None]
+
+    def content(self, train: ExampleSet, test: ExampleSet, *, augmented: bool = False) -> _Content:
+        """Return the content with decoded examples."""
+        return _Content(train, test, self.labels, self.skew, self.classes, self.owners, augmented)
+
+
 def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
     """Load a data set for a model.
 
@@ -199,67 +224,49 @@ def _hold_out(train: Table, request: DataRequest, *, fraction: float) -> tuple[T
 
 def _pictures(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
     assert isinstance(inputs, ImageInput), "checked"
-    column = _required(tables, "image", request)
-    classes, rows, drawn = _classes(tables, request)
-    train = select(tables.train, rows)
+    found = _classified(tables, request, "image")
     canvas = canvas_of(request.transforms, inputs, tables.full_scale)
-    pixels = read_pixels(train.columns[column], canvas)
-    test_pixels = read_pixels(tables.test.columns[column], canvas)
+    pixels = read_pixels(found.train.columns[found.column], canvas)
+    test_pixels = read_pixels(tables.test.columns[found.column], canvas)
     view = view_of(request.transforms, inputs, pixels)
     own_statistics = request.fidelity == "paper" and request.transforms.normalize == "dataset"
     test_view = view_of(request.transforms, inputs, test_pixels) if own_statistics else view
-    return _Content(
-        train=ImageExamples(pixels, torch.from_numpy(classes.train[rows]), view),
-        test=ImageExamples(test_pixels, torch.from_numpy(classes.test), test_view),
-        labels=classes.train[rows],
-        skew=classes.train[drawn],
-        classes=classes,
-        owners=_owners(train, tables.test, request),
+    return found.content(
+        ImageExamples(pixels, torch.from_numpy(found.labels), view),
+        ImageExamples(test_pixels, torch.from_numpy(found.classes.test), test_view),
         augmented=view.augmented,
     )
 
 
 def _clips(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
     assert isinstance(inputs, VideoInput), "checked"
-    column = _required(tables, "video", request)
-    classes, rows, drawn = _classes(tables, request)
-    train = select(tables.train, rows)
+    found = _classified(tables, request, "video")
     canvas = canvas_of(request.transforms, inputs.picture, tables.full_scale)
     whole = request.transforms.frame_offset
-    clips = read_clips(train.columns[column], canvas, inputs.frames, whole=whole)
-    test_clips = read_clips(tables.test.columns[column], canvas, inputs.frames, whole=False)
+    clips = read_clips(found.train.columns[found.column], canvas, inputs.frames, whole=whole)
+    test_column = tables.test.columns[found.column]
+    test_clips = read_clips(test_column, canvas, inputs.frames, whole=False)
     view = view_of(request.transforms, inputs.picture, clips.pixels)
-    return _Content(
-        train=ClipExamples(clips, torch.from_numpy(classes.train[rows]), view, whole),
-        test=ClipExamples(test_clips, torch.from_numpy(classes.test), view),
-        labels=classes.train[rows],
-        skew=classes.train[drawn],
-        classes=classes,
-        owners=_owners(train, tables.test, request),
+    return found.content(
+        ClipExamples(clips, torch.from_numpy(found.labels), view, whole),
+        ClipExamples(test_clips, torch.from_numpy(found.classes.test), view),
         augmented=view.augmented or whole,
     )
 
 
 def _classified_texts(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
     assert isinstance(inputs, TextInput), "checked"
-    column = _required(tables, "text", request)
-    classes, rows, drawn = _classes(tables, request)
-    train = select(tables.train, rows)
+    found = _classified(tables, request, "text")
     tokenizer = load_tokenizer(inputs, request.max_length)
-    texts = [tokenize(table.columns[column], tokenizer) for table in (train, tables.test)]
-    labels = classes.train[rows], classes.test
-    tables_of = [
-        TextExamples(*flat_tokens(text), torch.from_numpy(label), tokenizer.pad_id)
-        for text, label in zip(texts, labels, strict=True)
-    ]
-    return _Content(
-        train=tables_of[0],
-        test=tables_of[1],
-        labels=labels[0],
-        skew=classes.train[drawn],
-        classes=classes,
-        owners=_owners(train, tables.test, request),
+    train, test = (
+        TextExamples(
+            *flat_tokens(tokenize(table.columns[found.column], tokenizer)),
+            torch.from_numpy(labels),
+            tokenizer.pad_id,
+        )
+        for table, labels in ((found.train, found.labels), (tables.test, found.classes.test))
     )
+    return found.content(train, test)
 
 
 def _documents(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
@@ -302,13 +309,15 @@ def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
     return column
 
 
-def _classes(tables: _Tables, request: DataRequest) -> tuple[Classes, IntArray, IntArray]:
-    """Return the classes, the rows to train on, and the rows whose labels the partition sees."""
-    column = _required(tables, "label", request)
-    classes = encode_labels(tables.train, tables.test, column, request.classes)
+def _classified(tables: _Tables, request: DataRequest, kind: str) -> _Classified:
+    """Take the rows to train on, and their classes, from the table of a classification."""
+    column, label = (_required(tables, each, request) for each in (kind, "label"))
+    classes = encode_labels(tables.train, tables.test, label, request.classes)
     drawn = draw_budget(len(classes.train), request)
     rows = np.arange(len(drawn)) if request.fidelity == "paper" else drawn
-    return classes, rows, drawn
+    train = select(tables.train, rows)
+    owners = _owners(train, tables.test, request)
+    return _Classified(column, train, classes, classes.train[rows], classes.train[drawn], owners)
 
 
 def _owners(

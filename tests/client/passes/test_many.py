@@ -195,10 +195,12 @@ def test_many_equals_one_by_one_for_every_family(family, method, tmp_path):
 
 @pytest.mark.parametrize(("method", "options"), [
     ("prompt", {"dropout": 0.5}), ("lora", {"lora_dropout": 0.5}), ("lora", {"lora_bias": True}),
+    ("lora", {"target_modules": ["projection"], "r": 2}),
     ("adapter", {"shared": False}),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
         ("prompt", {"deep": False}), ("prompt", {"num_tokens": 0}),
         ("lora", {"bias": "lora_only"}), ("lora", {"target_modules": "all-linear", "r": 2}),
+        ("dora", {"lora_dropout": 0.5}),
     )),
 ])  # fmt: skip
 def test_options_of_the_methods(method, options):
@@ -338,6 +340,8 @@ def test_what_has_no_client_axis_trains_one_by_one(tmp_path):
     strange.model.transformer.h[0].attn.register_parameter("gate", strange.parameters["norm.bias"])
     assert "h.0.attn (GPT2Attention) trains ['gate']" in why_one_by_one(strange, settings())
     assert "no layer with an axis" in why_one_by_one(tuned(VIDEO, "full"), settings())
+    words = tuned(TEXT, "lora", target_modules=["word_embeddings"])
+    assert "lora_embedding_A" in why_one_by_one(words, settings())
     assert "DoraLinearLayer" in why_one_by_one(tuned(IMAGE, "dora", bias="lora_only"), settings())
 
 

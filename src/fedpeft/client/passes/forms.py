@@ -7,7 +7,7 @@
 A form takes the place of a module's `forward` (or of one method) while a pass runs; all other
 modules stay as they are, because they treat the rows of a batch apart. A form reads the values of
 the clients in the pass from `Live`. Linear layers and layer norms have forms of their own because
-`torch.func.vmap` took 1.2 to 1.6 times as long for them (docs/decisions/009-passes-and-vmap.md).
+`torch.func.vmap` took 1.2 to 1.6 times as long for them (docs/decisions/012-passes-and-vmap.md).
 Legend: G clients of a pass, N numbers a client in the middle (examples times tokens), B rows of the
 whole pass, I in, O out, D width.
 """
