@@ -104,7 +104,8 @@ def run_pytest(test: str, source: Path) -> None:
     sys.path.insert(0, str(source))
     os.environ |= {"PYTHONPATH": str(source), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     sys.dont_write_bytecode = True  # a mutant of the same length must not meet its twin's bytecode
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if source != SOURCE:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     path, code = f"pythonpath={source} tests scripts .", int(pytest.ExitCode.INTERNAL_ERROR)
     try:
         code = pytest.main(["-xq", "-o", path, "--rootdir", str(ROOT), str(ROOT / test)])

@@ -260,9 +260,9 @@ def write_job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job
     broadcast = {}
     for client in context.cohort:
         payload = plan.algorithm.broadcast(state, client)
+        plan.spec_of(client).check_flat(payload[DELTA])
         key = tuple((name, _identity(tensor)) for name, tensor in payload.items())
         if key not in encoded:
-            plan.spec_of(client).check_flat(payload[DELTA])
             sent, _ = encode_all(plan.down, payload, {}, _turn(context, client))
             encoded[key] = payload, messages.encode(sent)  # alive, so that no id is used twice
         broadcast[client] = encoded[key][1]
