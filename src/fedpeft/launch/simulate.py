@@ -28,6 +28,7 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
 from fedpeft.experiment.resolve import Given, Resolved, resolve
 from fedpeft.launch import start
+from fedpeft.launch.recorded import check_recorded, described
 from fedpeft.rounds.buffered import advance
 from fedpeft.runs import loop
 from fedpeft.runs.folder import RunFolder
@@ -174,12 +175,7 @@ def _settings(
                 f"allowed are keys of {', '.join(allowed)}; privacy has its own argument, "
                 "privacy={...}"
             )
-    described = {
-        "tuning": {"method": tuned.method},
-        "model": {"name": tuned.loaded.source},
-        "data": {"source": data.name, "partition": {"clients": len(data.clients)}},
-    }
-    table = apply_overrides(described, (dict(settings) | dict(private)).items())
+    table = apply_overrides(described(tuned, data), (dict(settings) | dict(private)).items())
     experiment = validate(table, "settings")
     if not ENGINES[experiment.engine.name].in_process:
         raise ConfigError(
@@ -207,6 +203,7 @@ def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
 
 def _in_folder(built: BuiltRun, out: Path, on_round: OnRound) -> list[Record]:
     folder = RunFolder(out)
+    check_recorded(built.experiment, built.tuned)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         summary = loop.run_experiment(built, folder, lambda done: on_round(done.record))

@@ -11,7 +11,7 @@ error: a run on a half-random backbone looks like a weak method.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +156,16 @@ def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task
         inputs=_inputs(request, module, task, own),
         source=request.name,
         folder=own,
+        recorded=_recorded(request),
     )
+
+
+def _recorded(request: ModelRequest) -> Mapping[str, object]:
+    """Say a request in keys of an experiment file; the seed is the experiment's own."""
+    keys = ("name", "task", "num_labels", "config", "revision")
+    given = {f"model.{key}": getattr(request, key) for key in keys}
+    known = {key: value for key, value in given.items() if value is not None}
+    return {**known, "tuning.head_init": request.head_init}
 
 
 def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:

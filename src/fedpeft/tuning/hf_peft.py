@@ -86,6 +86,7 @@ def apply_peft(patient: Patient) -> Surgery:
         added | {path for path, _ in model.named_parameters() if names.original(path) in head},
         rename=names.wire,
         peft_model=cast(nn.Module, wrapper),
+        drawn=_drawn(patient, name),
     )
 
 
@@ -119,11 +120,7 @@ def _wrap(patient: Patient, name: str) -> _Wrapper:
 def _fields(patient: Patient, name: str) -> dict[str, object]:
     """The library's config fields: the options, and what follows from model, range and seed."""
     known = {field.name for field in dataclasses.fields(config_class(name))}
-    drawn = {
-        key: seeds.derive(patient.seed, key) % 2**31
-        for key in SEED_FIELDS & known - patient.options.keys()
-    }
-    fields = {**drawn, **patient.options}
+    fields = {**_drawn(patient, name), **patient.options}
     if name not in PROMPT_LEARNING | {"adaption_prompt", "trainable_tokens"}:
         return {**fields, **_targets(patient, name, known)}
     if patient.blocks is not None:
@@ -131,6 +128,13 @@ def _fields(patient: Patient, name: str) -> dict[str, object]:
     if name == "adaption_prompt":
         return {"adapter_layers": len(chosen_blocks(patient)), **fields}
     return {**fields, **_prompt_fields(patient)} if name in PROMPT_LEARNING else fields
+
+
+def _drawn(patient: Patient, name: str) -> dict[str, object]:
+    """Seeds of a type's frozen random parts, where the options do not set them."""
+    fields = {field.name for field in dataclasses.fields(config_class(name))}
+    missing = SEED_FIELDS & fields - patient.options.keys()
+    return {key: seeds.derive(patient.seed, key) % 2**31 for key in sorted(missing)}
 
 
 def _prompt_fields(patient: Patient) -> dict[str, object]:
