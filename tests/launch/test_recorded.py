@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
+import peft
 import pytest
 import torch
 from torch import nn
 
 import fedpeft
+from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, ModelError
 from fedpeft.experiment.read import read_toml
 from fedpeft.export.export import export_run
+from fedpeft.tuning.tuned import read_delta, write_delta
 
 SETTINGS = {
     "federation.rounds": 1,
@@ -41,7 +47,7 @@ def logits(model, data):
 
 USED = [
     ("lora", {"lora_alpha": 64}),
-    ("lora", {"r": 2, "target_modules": ("q_proj",), "rank_pattern": {"layers.1.q_proj": 3}}),
+    ("lora", {"r": 2, "target_modules": ("q_proj", "fc1"), "rank_pattern": {"fc1": 3}}),
     ("vera", {"r": 4}),
     ("adapter", {"reduction": 4}),
 ]
@@ -97,3 +103,72 @@ def test_a_module_from_python_is_named_as_one(data, tmp_path):
     fedpeft.simulate(own, data, SETTINGS, out=tmp_path)
     with pytest.raises(ModelError, match=r"'object:vit-glyphs-8': the run trained a module"):
         fedpeft.load(tmp_path)
+
+
+LORA = {"target_modules": ["q_proj"], "lora_alpha": 32, "r": 2}
+
+
+def wrapped(**config):
+    """A model as a user wraps it."""
+    module = fedpeft.load_model(fedpeft.ModelRequest("vit-glyphs-8", num_labels=10)).module
+    fields = {**LORA, "modules_to_save": ["classifier"], **config}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return peft.get_peft_model(module, peft.LoraConfig(**fields))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adopted_model_trains_as_one_tuned_by_us(data, tmp_path):
+    adopted = fedpeft.from_peft(wrapped(), base="vit-glyphs-8")
+    ours, other = copied(LORA), copied({**LORA, "lora_alpha": 8})
+    for model in (ours, other):
+        write_delta(model, read_delta(adopted))
+    assert ours.spec.digest == adopted.spec.digest
+    result = fedpeft.simulate(adopted, data, SETTINGS, out=tmp_path / "run")
+    digests = {
+        name: _digest(fedpeft.simulate(m, data, SETTINGS).tuned)
+        for name, m in (("ours", ours), ("other", other))
+    }
+    assert digests["ours"] == _digest(result.tuned) != digests["other"]
+    export_run(tmp_path / "run", tmp_path / "export")
+    for folder in ("run", "export"):
+        found = logits(fedpeft.load(tmp_path / folder), data)
+        assert torch.equal(found, logits(result.model, data))
+
+
+def copied(options):
+    """Tuned by us, in memory aligned as a copy's is: kernels round by it."""
+    loaded = fedpeft.load_model(fedpeft.ModelRequest("vit-glyphs-8", num_labels=10))
+    loaded = dataclasses.replace(loaded, module=copy.deepcopy(loaded.module))
+    return fedpeft.tune(loaded, fedpeft.TuningRequest("lora", options))
+
+
+def _digest(model):
+    return digest_of(read_delta(model))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize(
+    ("config", "base", "message"),
+    [
+        ({}, "", r"its base has no name to load it by: pass base="),
+        (
+            {"modules_to_save": None},
+            "vit-glyphs-8",
+            r"would train \(head\.bias, head\.weight\)",
+        ),
+        ({}, "no-such-model", r"cannot be recorded .*'no-such-model': unknown"),
+    ],
+)
+def test_an_adopted_model_that_no_file_can_describe_runs_in_memory(
+    config, base, message, data, tmp_path
+):
+    model = wrapped(**config)
+    if not base:
+        model.peft_config["default"].base_model_name_or_path = None
+        model.get_base_model().name_or_path = ""
+    adopted = fedpeft.from_peft(model, base=base)
+    with pytest.raises(ConfigError, match=message):
+        fedpeft.simulate(adopted, data, SETTINGS, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert len(fedpeft.simulate(adopted, data, SETTINGS).records) == 1

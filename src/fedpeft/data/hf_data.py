@@ -19,7 +19,12 @@ from fedpeft.data.request import DataRequest
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.data.tables import Splits
 from fedpeft.models.loaded import LoadedModel, TextInput, VideoInput
-from fedpeft.models.tasks import TASKS
+from fedpeft.models.tasks import (
+    IMAGE_CLASSIFICATION,
+    TEXT_CLASSIFICATION,
+    VIDEO_CLASSIFICATION,
+    Task,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -129,10 +134,10 @@ def _plain(split: Dataset, where: str) -> Dataset:
     return split.with_format(None)
 
 
-def _task(model: LoadedModel) -> str:
+def _task(model: LoadedModel) -> Task:
     """Return the task whose examples a model takes, also for a task of the user's own."""
-    if model.task.name in TASKS:
-        return model.task.name
-    kinds = {TextInput: "text-classification", VideoInput: "video-classification"}
+    if model.task.inputs is not None:
+        return model.task
+    kinds = {TextInput: TEXT_CLASSIFICATION, VideoInput: VIDEO_CLASSIFICATION}
     found = (task for kind, task in kinds.items() if isinstance(model.inputs, kind))
-    return next(found, "image-classification")
+    return next(found, IMAGE_CLASSIFICATION)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.build.model import build_tuned
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.errors import ConfigError, FedpeftError
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides
@@ -54,9 +54,14 @@ def check_recorded(experiment: Experiment, tuned: TunedModel) -> None:
         raise _unlike(tuned, tuned.unrecorded)
     if not tuned.loaded.recorded:
         return
-    again = build_tuned(experiment, experiment.model.num_labels)
+    try:
+        again = build_tuned(experiment, experiment.model.num_labels)
+    except FedpeftError as error:
+        raise _unlike(tuned, str(error)) from error
     if again.spec.digest != tuned.spec.digest:
-        raise _unlike(tuned, "other parameters would train, or of other shapes")
+        others = sorted(set(again.spec.names) ^ set(tuned.spec.names))
+        shown = ", ".join(others[:2]) or "of other shapes"
+        raise _unlike(tuned, f"other parameters would train ({shown})")
     ours, theirs = _frozen(tuned), _frozen(again)
     other = sorted(name for name in ours if not _equal(ours[name], theirs.get(name)))
     if other or ours.keys() != theirs.keys():

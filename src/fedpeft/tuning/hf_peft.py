@@ -44,7 +44,7 @@ from fedpeft.tuning.surgery import (
     is_meta,
 )
 
-__all__ = ["apply_peft"]
+__all__ = ["apply_peft", "take_out_copies"]
 
 
 class _Wrapper(Protocol):
@@ -80,7 +80,8 @@ def apply_peft(patient: Patient) -> Surgery:
     if prompted and name not in KEY_VALUE:
         _cut_virtual_tokens(patient, model)
     added = {path for path, p in model.named_parameters() if p.requires_grad}
-    _check_overlap(patient, {names.place(path) for path in added}, head)
+    new = {path for path in added if names.original(path) not in names.parameters}
+    _check_overlap(patient, {names.place(path) for path in new}, head)
     return Surgery(
         model,
         added | {path for path, _ in model.named_parameters() if names.original(path) in head},
@@ -113,7 +114,7 @@ def _wrap(patient: Patient, name: str) -> _Wrapper:
             wrapper = get_peft_model(module, config, low_cpu_mem_usage=is_meta(module))
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise _error(patient, f"the peft library says: {error}") from error
-    _take_out_copies(wrapper)
+    take_out_copies(wrapper)
     return cast(_Wrapper, wrapper)
 
 
@@ -194,7 +195,7 @@ def _only_in_blocks(patient: Patient, wanted: object) -> str:
     return "|".join(re.escape(path) for path in found)
 
 
-def _take_out_copies(wrapper: nn.Module) -> None:
+def take_out_copies(wrapper: nn.Module) -> None:
     """Undo `modules_to_save`: the library copies a classifier's head; we train the head itself."""
     from peft.utils.other import ModulesToSaveWrapper
 
