@@ -28,6 +28,7 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
 from fedpeft.experiment.resolve import Given, Resolved, resolve
 from fedpeft.launch import start
+from fedpeft.launch.notebook import as_html, as_text
 from fedpeft.launch.recorded import check_recorded, described
 from fedpeft.rounds.buffered import advance
 from fedpeft.runs import loop
@@ -46,9 +47,9 @@ OnRound = Callable[[Record], None]
 Choose = Callable[[Sequence[str], int], Sequence[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """What a federation gave.
+    """What a federation gave; a notebook shows its headline figures and the curve over rounds.
 
     Attributes:
       model: with the final delta, in eval mode.
@@ -61,6 +62,13 @@ class Result:
     tuned: TunedModel
     records: tuple[Record, ...]
     totals: Totals
+
+    def __repr__(self) -> str:
+        """Return one line of headline figures."""
+        return as_text(self.records, self.totals)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.records, self.totals)
 
 
 def run(
