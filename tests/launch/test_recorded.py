@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import fedpeft
+from fedpeft.build.requests import data_request
 from fedpeft.core.deltas import digest_of
-from fedpeft.core.errors import ConfigError, ModelError
-from fedpeft.experiment.read import read_toml
+from fedpeft.core.errors import ConfigError, DataError, ModelError
+from fedpeft.experiment.read import read_experiment, read_toml
 from fedpeft.export.export import export_run
 from fedpeft.tuning.tuned import read_delta, write_delta
 
@@ -26,11 +27,14 @@ SETTINGS = {
 }
 
 
+def loaded_inputs():
+    return fedpeft.load_model(fedpeft.ModelRequest("vit-glyphs-8")).inputs
+
+
 @pytest.fixture(scope="module")
 def data():
-    inputs = fedpeft.load_model(fedpeft.ModelRequest("vit-glyphs-8")).inputs
     clients = fedpeft.PartitionRequest(clients=4, min_examples=1)
-    return fedpeft.load_data(fedpeft.DataRequest(budget=60, partition=clients), inputs)
+    return fedpeft.load_data(fedpeft.DataRequest(budget=60, partition=clients), loaded_inputs())
 
 
 def tuned(method, options=None, *, seed=0, **model):
@@ -70,6 +74,18 @@ def test_options_and_blocks_stand_in_the_folder(data, tmp_path):
     fedpeft.simulate(fedpeft.tune(loaded, request), data, SETTINGS, out=tmp_path)
     tuning = read_toml(tmp_path / "experiment.toml")["tuning"]
     assert tuning["options"]["lora_alpha"] == 64 and tuning["blocks"] == [1, 1]
+
+
+def test_data_stand_in_the_folder_as_they_were_loaded(data, tmp_path):
+    fedpeft.simulate(tuned("head"), data, SETTINGS, out=tmp_path / "a")
+    found = read_experiment(tmp_path / "a/experiment.toml")
+    assert data_request(found, "image-classification") == data.request
+    assert (found.data.budget, found.data.partition.min_examples) == (60, 1)
+    fedpeft.simulate(tuned("head"), data, {**SETTINGS, "seed": 2}, out=tmp_path / "b")
+    source = read_experiment(tmp_path / "b/experiment.toml").data.source
+    assert source == "object:digits"  # the data were drawn from seed 1
+    with pytest.raises(DataError, match=r"'object:digits': the run trained on data that were"):
+        fedpeft.load_data(fedpeft.DataRequest(source), loaded_inputs())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,8 @@ def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
       ModelError: if a text model has no tokenizer.
     """
     _check(request, inputs)
-    return load_splits(read_source(request), request, inputs)
+    loaded = load_splits(read_source(request), request, inputs)
+    return replace(loaded, request=request)
 
 
 def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Federated:

@@ -28,6 +28,7 @@ from fedpeft.data.files import (
 )
 from fedpeft.data.request import DataRequest
 from fedpeft.data.tables import Splits, Table, select, values_of
+from fedpeft.models.locate import OBJECT
 from fedpeft.models.tasks import task_named
 
 __all__ = ["choose_splits", "read_source"]
@@ -44,6 +45,11 @@ def read_source(request: DataRequest) -> Splits:
     """
     if request.source in BUNDLED_DATASETS:
         return BUNDLED_DATASETS[request.source].read()
+    if request.source.startswith(OBJECT):
+        raise DataError(
+            f"data.source: {request.source!r}: the run trained on data that were passed from "
+            "Python; go on with `fedpeft.simulate` and the same data"
+        )
     path = Path(request.source).expanduser()
     if task_named(request.task).inputs == "video" and path.exists():
         return Splits(read_clip_folder(path) if path.is_dir() else read_clip_file(path))

@@ -40,7 +40,8 @@ def as_html(records: Sequence[Record], totals: Totals) -> str:
     )
     return (
         '<div class="fedpeft-result" style="display:flex;flex-wrap:wrap;gap:16px;'
-        f'align-items:center"><table style="color:inherit">{rows}</table>{_curve(records, totals)}</div>'
+        f'align-items:center"><table style="color:inherit">{rows}</table>'
+        f"{_curve(records, totals)}</div>"
     )
 
 

@@ -8,8 +8,10 @@ simulation with the same object goes on with it, `fedpeft.load` refuses it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from enum import Enum
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -25,8 +27,8 @@ from fedpeft.tuning.tuned import TunedModel
 __all__ = ["check_recorded", "described"]
 
 
-def described(tuned: TunedModel, data: Federated) -> dict[str, object]:
-    """Describe a model and its data as tables of an experiment."""
+def described(tuned: TunedModel, data: Federated, seed: object) -> dict[str, object]:
+    """Describe a model and its data as tables of an experiment with a seed."""
     tuning = {
         "method": tuned.method,
         "options": _plain(tuned.options),
@@ -35,7 +37,7 @@ def described(tuned: TunedModel, data: Federated) -> dict[str, object]:
     table: dict[str, object] = {
         "model": {"name": f"{OBJECT}{tuned.loaded.source}"},
         "tuning": {key: value for key, value in tuning.items() if value is not None},
-        "data": {"source": data.name, "partition": {"clients": len(data.clients)}},
+        "data": _data_table(data, seed),
     }
     return apply_overrides(table, tuned.loaded.recorded.items())
 
@@ -71,6 +73,24 @@ def check_recorded(experiment: Experiment, tuned: TunedModel) -> None:
             f"its frozen tensors ({names}) differ: they were changed after loading, or follow from "
             f"another seed than this simulation's, which is {experiment.seed}: set `seed`",
         )
+
+
+def _data_table(data: Federated, seed: object) -> dict[str, object]:
+    """Describe data; what was drawn from another seed than the experiment's is an object."""
+    clients = {"clients": len(data.clients)}
+    request = data.request
+    if request is None or {request.seed, request.partition.seed} != {seed}:
+        return {"source": f"{OBJECT}{data.name}", "partition": clients}
+    keys = dataclasses.asdict(request)
+    columns, transforms, partition = (keys.pop(k) for k in ("columns", "transforms", "partition"))
+    for key in ("task", "seed", "classes", "whole"):
+        keys.pop(key)
+    partition.pop("seed")
+    if not isinstance(transforms["normalize"], str):
+        mean, std = transforms["normalize"]
+        transforms["normalize"] = {"mean": list(mean), "std": list(std)}
+    table = {**keys, **columns, "transforms": transforms, "partition": partition | clients}
+    return cast("dict[str, object]", _plain(table))
 
 
 def _frozen(tuned: TunedModel) -> Mapping[str, Tensor]:

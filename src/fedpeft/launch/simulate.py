@@ -117,14 +117,15 @@ def simulate(
     """Train a tuned model of the user's own on data of the user's own.
 
     Args:
-      tuned: from `tune`; the simulation owns it from here on.
-      data: from `from_torch` or `load_data`.
+      tuned: from `tune` or `from_peft`; the simulation owns it from here on.
+      data: from `from_torch`, `from_datasets` or `load_data`.
       settings: keys of `[federation]`, `[stability]`, `[client]`, `[wire]`, `[engine]` and `seed`,
         such as `{"federation.rounds": 20, "client.lr": 0.05}`; defaults are those of the file.
       privacy: keys of `[privacy]`, such as `{"mode": "central", "epsilon": 5.0}`; what a file may
         not ask for is refused too. The records then hold `epsilon`; rounds end at the budget.
       out: a folder that keeps records, checkpoints and the final delta; a simulation that finds its
-        own unfinished folder goes on with it. None keeps nothing.
+        own unfinished folder goes on with it. What `fedpeft.load` could not build again is refused,
+        but for modules from `wrap_module`, which the folder names as such. None keeps nothing.
       on_round: called with the record of each round.
       algorithm: an object in the place of `federation.algorithm`.
       up: stages in the place of `wire.up`; those of privacy come first all the same.
@@ -136,7 +137,8 @@ def simulate(
     what is passed again with the same digest goes on with an unfinished folder.
 
     Raises:
-      ConfigError: if a setting is wrong or is of the model or the data.
+      ConfigError: if a setting is wrong or is of the model or the data, or the model cannot be
+        recorded in a folder.
       PrivacyError: if the privacy asked for would not protect.
       RunFolderError: if `out` holds something else.
       RoundError: if too few clients answered.
@@ -183,7 +185,8 @@ def _settings(
                 f"allowed are keys of {', '.join(allowed)}; privacy has its own argument, "
                 "privacy={...}"
             )
-    table = apply_overrides(described(tuned, data), (dict(settings) | dict(private)).items())
+    seed = settings.get("seed", Experiment().seed)
+    table = apply_overrides(described(tuned, data, seed), (dict(settings) | dict(private)).items())
     experiment = validate(table, "settings")
     if not ENGINES[experiment.engine.name].in_process:
         raise ConfigError(
