@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from fedpeft.launch.notebook import as_html, as_text
+from fedpeft.core.metrics import ACCURACY, METRICS
 from fedpeft.runs.records import totals
 
 
@@ -24,9 +25,14 @@ def records_of(*values, metric="accuracy", **more):
     ]
 
 
+def totals_of(records):
+    names = {name for record in records for name in record["metrics"]} - {"loss"}
+    return totals(records, METRICS[names.pop()] if names else ACCURACY)
+
+
 def html_of(*values, **more):
     records = records_of(*values, **more)
-    return as_html(records, totals(records))
+    return as_html(records, totals_of(records))
 
 
 def points_of(html):
@@ -40,7 +46,7 @@ def test_one_line_says_the_headline_figures():
     line = (
         "Result(rounds=3, accuracy=50.0%, best_accuracy=75.0%, bytes_up=4.5 kB, bytes_down=6 MB, "
     )
-    assert as_text(records, totals(records)) == line + "time=6.0 s)"
+    assert as_text(records, totals_of(records)) == line + "time=6.0 s)"
     private = records_of(0.2, privacy="simulation: not private")
     assert "privacy=simulation: not private)" in as_text(private, totals(private))
 

@@ -17,7 +17,6 @@ __all__ = ["as_html", "as_text"]
 
 _WIDTH, _HEIGHT = 420, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 34
-_PERCENT = ("accuracy",)
 
 
 def as_text(records: Sequence[Record], totals: Totals) -> str:
@@ -47,32 +46,26 @@ def as_html(records: Sequence[Record], totals: Totals) -> str:
 
 def _figures(records: Sequence[Record], totals: Totals) -> Mapping[str, str]:
     """Name the headline figures; epsilon is left out, for records hold no delta beside it."""
-    metric = _headline(totals)
-    best = {"accuracy": totals.best_accuracy, "perplexity": totals.best_perplexity}.get(metric)
+    name, found = totals.metric.name, totals.last.get(totals.metric.name)
     figures = {
         "rounds": str(totals.rounds),
-        metric: _number(metric, totals.last[metric]) if metric else "",
-        f"best_{metric}": _number(metric, best) if best is not None else "",
+        name: _number(totals, found) if found is not None else "",
+        f"best_{name}": _number(totals, totals.best) if totals.best is not None else "",
         "bytes_up": short_bytes(totals.bytes_up),
         "bytes_down": short_bytes(totals.bytes_down),
         "time": seconds_text(totals.seconds),
         "privacy": str(records[-1].get("privacy", "")) if records else "",
     }
-    return {name: value for name, value in figures.items() if value}
+    return {key: value for key, value in figures.items() if value}
 
 
-def _headline(totals: Totals) -> str:
-    """Return the metric that a result is known by: its loss where there is nothing better."""
-    return next((m for m in ("accuracy", "perplexity", "loss") if m in totals.last), "")
-
-
-def _number(metric: str, value: float) -> str:
-    return f"{value:.1%}" if metric in _PERCENT else f"{value:.4g}"
+def _number(totals: Totals, value: float) -> str:
+    return f"{totals.metric.text(value)}{totals.metric.unit}"
 
 
 def _curve(records: Sequence[Record], totals: Totals) -> str:
     """Draw the metric over rounds; empty without a finite value."""
-    metric = _headline(totals)
+    metric = totals.metric.name
     points = _points(records, metric)
     if not points:
         return ""
@@ -82,32 +75,32 @@ def _curve(records: Sequence[Record], totals: Totals) -> str:
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     (begin, start), (end, final) = points[0], points[-1]
     said = (
-        f"{metric} over rounds: {_number(metric, start)} after round {begin}, "
-        f"{_number(metric, final)} after round {end}; lowest {_number(metric, low)}, "
-        f"highest {_number(metric, high)}"
+        f"{metric} over rounds: {_number(totals, start)} after round {begin}, "
+        f"{_number(totals, final)} after round {end}; lowest {_number(totals, low)}, "
+        f"highest {_number(totals, high)}"
     )
     return (
         f'<svg role="img" aria-label="{html.escape(said)}" width="{_WIDTH}" height="{_HEIGHT}" '
         f'viewBox="0 0 {_WIDTH} {_HEIGHT}" font-size="12" fill="currentColor">'
-        f"<title>{html.escape(said)}</title>{_axes(metric, (low, high), (first, last))}"
+        f"<title>{html.escape(said)}</title>{_axes(totals, (low, high), (first, last))}"
         f'<polyline points="{line}" fill="none" stroke="{LIGHT["s0"]}" stroke-width="2"/>'
         f'<circle cx="{places[-1][0]:.1f}" cy="{places[-1][1]:.1f}" r="3" fill="{LIGHT["s0"]}"/>'
         "</svg>"
     )
 
 
-def _axes(metric: str, values: tuple[float, float], rounds: tuple[int, int]) -> str:
+def _axes(totals: Totals, values: tuple[float, float], rounds: tuple[int, int]) -> str:
     """Draw two axes with their ends named."""
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     texts: list[tuple[float, float, str, str]] = [
-        (_LEFT - 6, _down(value, *values) + 4, "end", _number(metric, value))
+        (_LEFT - 6, _down(value, *values) + 4, "end", _number(totals, value))
         for value in dict.fromkeys(values)
     ]
     texts += [
         (_across(number, *rounds), bottom + 15, "middle", str(number))
         for number in dict.fromkeys(rounds)
     ]
-    texts.append(((_LEFT + right) / 2, _HEIGHT - 4, "middle", f"{metric} over rounds"))
+    texts.append(((_LEFT + right) / 2, _HEIGHT - 4, "middle", f"{totals.metric.name} over rounds"))
     named = "".join(
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
         for x, y, anchor, text in texts

@@ -21,6 +21,7 @@ from fedpeft.core.errors import ConfigError, FedpeftError
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.locate import OBJECT
 from fedpeft.tuning.tuned import TunedModel
 
@@ -57,7 +58,7 @@ def check_recorded(experiment: Experiment, tuned: TunedModel) -> None:
     if not tuned.loaded.recorded:
         return
     try:
-        again = build_tuned(experiment, experiment.model.num_labels)
+        again = build_tuned(Resolved(experiment), experiment.model.num_labels)
     except FedpeftError as error:
         raise _unlike(tuned, str(error)) from error
     if again.spec.digest != tuned.spec.digest:
