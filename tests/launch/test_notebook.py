@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from fedpeft.launch.notebook import as_html, as_text
 from fedpeft.core.metrics import ACCURACY, METRICS
+from fedpeft.launch.notebook import as_html, as_text
 from fedpeft.runs.records import totals
 
 
@@ -44,7 +44,7 @@ def points_of(html):
 def test_one_line_says_the_headline_figures():
     records = records_of(0.2, 0.75, 0.5)
     line = (
-        "Result(rounds=3, accuracy=50.0%, best_accuracy=75.0%, bytes_up=4.5 kB, bytes_down=6 MB, "
+        "Result(rounds=3, accuracy=50.0 %, best_accuracy=75.0 %, bytes_up=4.5 kB, bytes_down=6 MB, "
     )
     assert as_text(records, totals_of(records)) == line + "time=6.0 s)"
     private = records_of(0.2, privacy="simulation: not private")
@@ -62,7 +62,7 @@ def test_the_curve_goes_through_the_evaluated_rounds():
 def test_the_picture_has_a_text_and_no_script():
     html = html_of(0.2, 0.6)
     svg = ET.fromstring(html).find(".//svg")
-    said = "accuracy over rounds: 20.0% after round 1, 60.0% after round 2"
+    said = "accuracy over rounds: 20.0 % after round 1, 60.0 % after round 2"
     assert svg.get("role") == "img" and svg.get("aria-label").startswith(said)
     assert svg.find("title").text == svg.get("aria-label") and "<script" not in html
 
