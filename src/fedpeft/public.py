@@ -8,6 +8,7 @@ from __future__ import annotations
 from fedpeft.client.turns import LocalTrainer
 from fedpeft.core.errors import FedpeftError
 from fedpeft.core.metrics import Metric
+from fedpeft.data.hf_data import from_datasets
 from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import Partition, PartitionRequest
@@ -23,6 +24,7 @@ from fedpeft.rounds.round import RoundRecord
 from fedpeft.runs.load import load
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.state import Algorithm
+from fedpeft.tuning.adopt import from_peft
 from fedpeft.tuning.methods import TuningMethod, TuningRequest, tune
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.stages import Stage
@@ -51,6 +53,8 @@ __all__ = [
     "TuningRequest",
     "classification_task",
     "custom_task",
+    "from_datasets",
+    "from_peft",
     "from_torch",
     "init_head",
     "load",

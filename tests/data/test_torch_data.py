@@ -78,3 +78,41 @@ def test_bad_samples_and_labels_are_refused():
         default_collate(["abc"])
     with pytest.raises(DataError, match=r"2 labels for 20"):
         from_torch(TRAIN, TRAIN, PARTS, labels=[0, 1])
+
+
+def test_a_mapping_gives_each_client_its_own_data_set():
+    parts = {"site-b": Subset(TRAIN, range(15)), "site-a": Subset(TRAIN, range(15, 20))}
+    data = from_torch(parts, {"site-b": TRAIN, "site-a": Subset(TRAIN, [0])})
+    assert {name: len(rows) for name, rows in data.clients.items()} == {"site-b": 15, "site-a": 5}
+    batch = data.train.batch(data.clients["site-a"], seed=None)
+    assert torch.equal(batch["inputs"], TRAIN.tensors[0][15:]) and not data.augmented
+    assert data.test_clients["site-a"].tolist() == [20] and data.name == "TensorDataset"
+    whole = from_torch(TRAIN, TRAIN, {"b": range(15), "a": range(15, 20)})
+    assert torch.equal(batch["inputs"], whole.train.batch(whole.clients["a"], seed=None)["inputs"])
+
+
+def test_names_of_classes_are_kept():
+    import datasets
+
+    names = datasets.ClassLabel(names=["cat", "dog", "owl"])
+    features = datasets.Features({"x": datasets.Value("float32"), "label": names})
+    rows = {"x": [0.0, 1.0], "label": [0, 1]}
+    data = from_torch(
+        datasets.Dataset.from_dict(rows, features), TRAIN, {"c": [0, 1]}, labels=[0, 1]
+    )
+    assert (data.label_names, data.num_labels) == (("cat", "dog", "owl"), 3)
+    assert from_torch(TRAIN, TRAIN, PARTS).label_names is None
+
+
+@pytest.mark.parametrize(
+    ("train", "clients", "message"),
+    [
+        (TRAIN, None, r"say once who has which rows"),
+        ({"a": TRAIN}, PARTS, r"say once who has which rows"),
+        ({"a": TRAIN, "b": Subset(TRAIN, [])}, None, r"every client needs a row"),
+        ({}, None, r"there must be a client"),
+    ],
+)
+def test_clients_are_said_once(train, clients, message):
+    with pytest.raises(DataError, match=message):
+        from_torch(train, TRAIN, clients)

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from fedpeft.data.request import DataRequest
 from fedpeft.models.tasks import Batch
 
 __all__ = ["NO_DATA", "ClientData", "EpochViews", "ExampleSet", "Federated", "in_epoch"]
@@ -75,6 +76,7 @@ class Federated:
       test_clients: client name -> rows of `test`, where the data has natural clients; else empty.
       augmented: whether training batches differ from epoch to epoch.
       digest: SHA-256 (hex) of the texts where they depend on the machine (`docstrings`); else "".
+      request: what loads the same data again; None for data that were passed from Python.
     """
 
     train: ExampleSet
@@ -87,6 +89,7 @@ class Federated:
     test_clients: dict[str, npt.NDArray[np.int64]]
     augmented: bool = False
     digest: str = ""
+    request: DataRequest | None = None
 
 
 class _NoExamples:

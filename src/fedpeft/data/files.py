@@ -21,7 +21,6 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "READERS",
     "ImageFiles",
-    "from_datasets",
     "full_scale_of",
     "part_by_suffix",
     "read_arrays",
@@ -31,6 +30,7 @@ __all__ = [
     "read_npz",
     "read_parquet",
     "read_split_files",
+    "tables_of",
 ]
 
 Array = npt.NDArray[np.generic]
@@ -60,7 +60,7 @@ class ImageFiles:
         return (self[row] for row in range(len(self)))
 
 
-def from_datasets(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, Table]:
+def tables_of(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, Table]:
     """Return the splits of a data set of the `datasets` library; a lone one is called `train`."""
     import datasets
 

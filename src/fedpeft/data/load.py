@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +25,14 @@ from fedpeft.data.pictures import read_pixels
 from fedpeft.data.request import DataRequest
 from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source
-from fedpeft.data.tables import Table, column_of, draw_holdout, select, values_of
+from fedpeft.data.tables import Splits, Table, column_of, draw_holdout, select, values_of
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.texts import BLOCK_LENGTH, Tokenizer, blocks_of, load_tokenizer, tokenize
 from fedpeft.data.transforms import canvas_of, view_of
 from fedpeft.models.loaded import ImageInput, InputSpec, TextInput, VideoInput
 from fedpeft.models.tasks import TASKS, Task, task_named
 
-__all__ = ["draw_budget", "load_data", "read_rows"]
+__all__ = ["draw_budget", "load_data", "load_splits", "read_rows"]
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,13 @@ def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
       ModelError: if a text model has no tokenizer.
     """
     _check(request, inputs)
-    splits = read_source(request)
+    loaded = load_splits(read_source(request), request, inputs)
+    return replace(loaded, request=request)
+
+
+def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Federated:
+    """Load a data set from tables that are at hand; see `load_data`."""
+    _check(request, inputs)
     train, test = _train_and_evaluation(choose_splits(splits, request), request)
     task = task_named(request.task)
     load = _LOADERS[task.inputs, task.targets]

@@ -21,13 +21,14 @@ from fedpeft.data.clip_files import read_clip_file, read_clip_folder
 from fedpeft.data.files import (
     IMAGE_SUFFIXES,
     READERS,
-    from_datasets,
     full_scale_of,
     read_image_folder,
     read_split_files,
+    tables_of,
 )
 from fedpeft.data.request import DataRequest
 from fedpeft.data.tables import Splits, Table, select, values_of
+from fedpeft.models.locate import OBJECT
 from fedpeft.models.tasks import task_named
 
 __all__ = ["choose_splits", "read_source"]
@@ -44,6 +45,11 @@ def read_source(request: DataRequest) -> Splits:
     """
     if request.source in BUNDLED_DATASETS:
         return BUNDLED_DATASETS[request.source].read()
+    if request.source.startswith(OBJECT):
+        raise DataError(
+            f"data.source: {request.source!r}: the run trained on data that were passed from "
+            "Python; go on with `fedpeft.simulate` and the same data"
+        )
     path = Path(request.source).expanduser()
     if task_named(request.task).inputs == "video" and path.exists():
         return Splits(read_clip_folder(path) if path.is_dir() else read_clip_file(path))
@@ -146,7 +152,7 @@ def _read_saved(path: Path) -> Mapping[str, Table]:
     import datasets
 
     try:
-        return from_datasets(datasets.load_from_disk(str(path)))
+        return tables_of(datasets.load_from_disk(str(path)))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"data.source: {path} looks saved by `datasets` but does not load: {error}"
@@ -158,7 +164,7 @@ def _read_hub_layout(path: Path) -> Mapping[str, Table]:
     import datasets
 
     try:
-        return from_datasets(datasets.load_dataset(str(path)))
+        return tables_of(datasets.load_dataset(str(path)))
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"data.source: the folder {path} cannot be read: {error}") from error
 
@@ -183,4 +189,4 @@ def _read_hub(request: DataRequest) -> Mapping[str, Table]:
         ) from error
     except (ValueError, RuntimeError) as error:
         raise DataError(f"data.source: {name!r} cannot be loaded from the hub: {error}") from error
-    return from_datasets(loaded)
+    return tables_of(loaded)

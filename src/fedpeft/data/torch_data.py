@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
@@ -21,7 +22,9 @@ from fedpeft.models.tasks import Batch
 
 __all__ = ["TorchExamples", "default_collate", "from_torch"]
 
-Clients: TypeAlias = Mapping[str, Sequence[int]] | PartitionRequest
+Rows: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
+Clients: TypeAlias = Mapping[str, Rows] | PartitionRequest
+Source: TypeAlias = Dataset[object] | Mapping[str, Dataset[object]]
 Collate: TypeAlias = Callable[[Sequence[object]], Batch]
 
 
@@ -57,19 +60,24 @@ class TorchExamples:
 
 
 def from_torch(
-    train: Dataset[object],
-    test: Dataset[object],
-    clients: Clients,
+    train: Source,
+    test: Source,
+    clients: Clients | None = None,
     *,
     collate: Collate | None = None,
     labels: Sequence[int] | None = None,
 ) -> Federated:
     """Make a federated data set of torch data sets.
 
+        from_torch(train, test, PartitionRequest(clients=20))
+        from_torch({"site-a": train_a, "site-b": train_b}, test)
+
+    Names of classes are those of `train.classes`, or of its `ClassLabel` feature.
+
     Args:
-      train: has a length and gives samples by index.
-      test: the server's test data.
-      clients: rows of `train` by client name, or a partition to draw.
+      train: has a length and gives samples by index; or one such data set a client, by name.
+      test: the server's test data; or one data set a client, by name.
+      clients: rows of `train` by client name, or a partition to draw; None where `train` says it.
       collate: samples -> batch, a mapping of tensors with `labels`; None is `default_collate`.
       labels: class of each training sample. None means that they are read from the samples where
         these are classified (`labels` is one whole number a sample).
@@ -77,19 +85,30 @@ def from_torch(
     Raises:
       DataError: if a row is not in `train` or is given twice, or the partition is not possible.
     """
+    train, parts = _joined(train)
+    test, test_parts = _joined(test)
+    if (clients is None) == (parts is None):
+        raise DataError(
+            "from_torch: say once who has which rows: train as a mapping from client names to data "
+            "sets, or clients="
+        )
     examples = TorchExamples(train, collate or default_collate)
     known = _labels(examples) if labels is None else np.asarray(labels, np.int64)
     if known is not None and len(known) != len(examples):
         raise DataError(f"from_torch: {len(known)} labels for {len(examples)} training samples")
+    names = _label_names(train)
+    count = int(known.max(initial=-1)) + 1 if known is not None else None
+    if count is None or len(names) < count:
+        names = ()
     return Federated(
         train=examples,
         test=TorchExamples(test, collate or default_collate),
-        clients=_clients(clients, known, len(examples)),
-        num_labels=int(known.max(initial=-1)) + 1 if known is not None else None,
-        label_names=None,
+        clients=_clients(clients if parts is None else parts, known, len(examples)),
+        num_labels=len(names) or count,
+        label_names=names or None,
         labels=known,
-        name=type(train).__name__,
-        test_clients={},
+        name=type(_parts(train)[0]).__name__,
+        test_clients=test_parts or {},
         augmented=not _is_fixed(train),
     )
 
@@ -129,7 +148,7 @@ def _labels(examples: TorchExamples) -> npt.NDArray[np.int64] | None:
 
 
 def _clients(
-    clients: Clients, labels: npt.NDArray[np.int64] | None, count: int
+    clients: Clients | None, labels: npt.NDArray[np.int64] | None, count: int
 ) -> Mapping[str, npt.NDArray[np.int64]]:
     if isinstance(clients, PartitionRequest):
         row = row_of(clients)
@@ -139,7 +158,8 @@ def _clients(
                 "as a mapping from names to rows"
             )
         return partition(np.zeros(count, np.int64) if labels is None else labels, clients)
-    parts = {str(name): np.asarray(rows, np.int64) for name, rows in clients.items()}
+    given = clients or {}
+    parts = {str(name): np.asarray(rows, np.int64) for name, rows in given.items()}
     rows = np.concatenate([np.empty(0, np.int64), *parts.values()])
     if len(rows) and (rows.min() < 0 or rows.max() >= count):
         raise DataError(f"from_torch: clients name rows {rows.min()} to {rows.max()} of {count}")
@@ -150,8 +170,39 @@ def _clients(
     return parts
 
 
+def _joined(source: Source) -> tuple[Dataset[object], dict[str, npt.NDArray[np.int64]] | None]:
+    """Put the clients' data sets one after the other; the rows of each, where there are clients."""
+    if not isinstance(source, Mapping):
+        return source, None
+    if not source or not all(len(part) for part in source.values()):  # type: ignore[arg-type]  # see above
+        raise DataError("from_torch: every client needs a row, and there must be a client")
+    joined: ConcatDataset[object] = ConcatDataset(list(source.values()))
+    edges = [0, *joined.cumulative_sizes]
+    rows = [np.arange(*pair) for pair in itertools.pairwise(edges)]
+    return joined, dict(zip(map(str, source), rows, strict=True))
+
+
+def _parts(dataset: Dataset[object]) -> list[Dataset[object]]:
+    """Return the data sets that subsets and concatenations are made of."""
+    if isinstance(dataset, Subset):
+        return _parts(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return [inner for part in dataset.datasets for inner in _parts(part)]
+    return [dataset]
+
+
+def _label_names(dataset: Dataset[object]) -> tuple[str, ...]:
+    """Return the names of the classes that all parts agree on; () where there are none."""
+    found = {_names_of(part) for part in _parts(dataset)}
+    return found.pop() if len(found) == 1 else ()
+
+
+def _names_of(dataset: Dataset[object]) -> tuple[str, ...]:
+    features = getattr(dataset, "features", None) or {}
+    label = features.get("labels", features.get("label"))
+    return tuple(map(str, getattr(label, "names", None) or getattr(dataset, "classes", None) or ()))
+
+
 def _is_fixed(dataset: Dataset[object]) -> bool:
     """Whether samples are certainly the same every time."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return isinstance(dataset, TensorDataset)
+    return all(isinstance(part, TensorDataset) for part in _parts(dataset))

@@ -28,6 +28,8 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
 from fedpeft.experiment.resolve import Given, Resolved, resolve
 from fedpeft.launch import start
+from fedpeft.launch.notebook import as_html, as_text
+from fedpeft.launch.recorded import check_recorded, described
 from fedpeft.rounds.buffered import advance
 from fedpeft.runs import loop
 from fedpeft.runs.folder import RunFolder
@@ -45,9 +47,9 @@ OnRound = Callable[[Record], None]
 Choose = Callable[[Sequence[str], int], Sequence[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """What a federation gave.
+    """What a federation gave; a notebook shows its headline figures and the curve over rounds.
 
     Attributes:
       model: with the final delta, in eval mode.
@@ -60,6 +62,13 @@ class Result:
     tuned: TunedModel
     records: tuple[Record, ...]
     totals: Totals
+
+    def __repr__(self) -> str:
+        """Return one line of headline figures."""
+        return as_text(self.records, self.totals)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.records, self.totals)
 
 
 def run(
@@ -108,14 +117,15 @@ def simulate(
     """Train a tuned model of the user's own on data of the user's own.
 
     Args:
-      tuned: from `tune`; the simulation owns it from here on.
-      data: from `from_torch` or `load_data`.
+      tuned: from `tune` or `from_peft`; the simulation owns it from here on.
+      data: from `from_torch`, `from_datasets` or `load_data`.
       settings: keys of `[federation]`, `[stability]`, `[client]`, `[wire]`, `[engine]` and `seed`,
         such as `{"federation.rounds": 20, "client.lr": 0.05}`; defaults are those of the file.
       privacy: keys of `[privacy]`, such as `{"mode": "central", "epsilon": 5.0}`; what a file may
         not ask for is refused too. The records then hold `epsilon`; rounds end at the budget.
       out: a folder that keeps records, checkpoints and the final delta; a simulation that finds its
-        own unfinished folder goes on with it. None keeps nothing.
+        own unfinished folder goes on with it. What `fedpeft.load` could not build again is refused,
+        but for modules from `wrap_module`, which the folder names as such. None keeps nothing.
       on_round: called with the record of each round.
       algorithm: an object in the place of `federation.algorithm`.
       up: stages in the place of `wire.up`; those of privacy come first all the same.
@@ -127,7 +137,8 @@ def simulate(
     what is passed again with the same digest goes on with an unfinished folder.
 
     Raises:
-      ConfigError: if a setting is wrong or is of the model or the data.
+      ConfigError: if a setting is wrong or is of the model or the data, or the model cannot be
+        recorded in a folder.
       PrivacyError: if the privacy asked for would not protect.
       RunFolderError: if `out` holds something else.
       RoundError: if too few clients answered.
@@ -174,12 +185,8 @@ def _settings(
                 f"allowed are keys of {', '.join(allowed)}; privacy has its own argument, "
                 "privacy={...}"
             )
-    described = {
-        "tuning": {"method": tuned.method},
-        "model": {"name": tuned.loaded.source},
-        "data": {"source": data.name, "partition": {"clients": len(data.clients)}},
-    }
-    table = apply_overrides(described, (dict(settings) | dict(private)).items())
+    seed = settings.get("seed", Experiment().seed)
+    table = apply_overrides(described(tuned, data, seed), (dict(settings) | dict(private)).items())
     experiment = validate(table, "settings")
     if not ENGINES[experiment.engine.name].in_process:
         raise ConfigError(
@@ -207,6 +214,7 @@ def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
 
 def _in_folder(built: BuiltRun, out: Path, on_round: OnRound) -> list[Record]:
     folder = RunFolder(out)
+    check_recorded(built.experiment, built.tuned)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         summary = loop.run_experiment(built, folder, lambda done: on_round(done.record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -82,6 +83,8 @@ class LoadedModel:
       folder: a local folder with the original files (weights, processor, tokenizer), or None.
       fresh: in-memory parameter names that loading did not find and that were initialised: a part
         of the head, always trained.
+      recorded: dotted keys of an experiment file by which the same model is loaded again; {} for a
+        module that was passed from Python.
     """
 
     module: nn.Module
@@ -92,3 +95,4 @@ class LoadedModel:
     source: str
     folder: Path | None = None
     fresh: frozenset[str] = field(default_factory=frozenset)
+    recorded: Mapping[str, object] = field(default_factory=dict)

@@ -20,7 +20,10 @@ from pathlib import Path
 from fedpeft.core.errors import ModelError
 from fedpeft.models.presets import PRESETS
 
-__all__ = ["BUNDLED", "Bundled", "Place", "is_local", "locate"]
+__all__ = ["BUNDLED", "OBJECT", "Bundled", "Place", "is_local", "locate"]
+
+OBJECT = "object:"
+"""Stands in a run folder before the name of a module that was passed from Python."""
 
 _HUB_FILES = (
     "config.json",
@@ -81,6 +84,11 @@ def locate(name: str, *, revision: str | None = None) -> Place:
         return Place(name, preset=_known(name.removeprefix("preset:"), PRESETS, "preset:"))
     if name in BUNDLED:
         return Place(name, folder=BUNDLED[name].folder())
+    if name.startswith(OBJECT):
+        raise ModelError(
+            f"model {name!r}: the run trained a module that was passed from Python, which its "
+            "folder does not hold; `fedpeft.simulate` with the same model, data and folder gives it"
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         return Place(name, folder=path)

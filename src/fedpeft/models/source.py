@@ -10,8 +10,10 @@ error: a run on a half-random backbone looks like a weak method.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +40,9 @@ from fedpeft.models.loaded import InputSpec, LoadedModel
 from fedpeft.models.locate import Place, is_local, locate
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import zero_dropout
-from fedpeft.models.tasks import Task, task_named
+from fedpeft.models.tasks import TASKS, Task, task_named
 
-__all__ = ["ModelRequest", "load_model", "sketch_model"]
+__all__ = ["ModelRequest", "describe_module", "load_model", "sketch_model"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,46 @@ def sketch_model(request: ModelRequest) -> LoadedModel:
     return dataclasses.replace(loaded, fresh=_parameters_under(module, fresh_paths))
 
 
+def describe_module(module: nn.Module, request: ModelRequest, task: Task | None) -> LoadedModel:
+    """Describe a module that was loaded elsewhere; its head is left to the caller.
+
+    The module is changed: float32, on the CPU, in eval mode, without dropout.
+
+    Args:
+      module: any module; the family is that of its `transformers` config, where it has one.
+      request: what loads the same weights again; without a name, the module is an object.
+      task: how a batch is scored; None is told from the name of the module's class.
+
+    Raises:
+      ModelError: if the task cannot be told.
+    """
+    zero_dropout(module.float().cpu().eval())
+    folder: Path | None = None
+    with contextlib.suppress(ModelError):
+        folder = locate(request.name, revision=request.revision).folder if request.name else None
+    task = task or _task_of(module)
+    named = request.name and (folder is not None or is_local(request.name))
+    return LoadedModel(
+        module=module,
+        task=task,
+        family=family_of(module),
+        head=(),
+        inputs=_inputs(request, module, task, folder) if named else None,
+        source=request.name or type(module).__name__,
+        folder=folder,
+        recorded=_recorded(request) if request.name else {},
+    )
+
+
+def _task_of(module: nn.Module) -> Task:
+    name = type(module).__name__
+    config: ModelConfig | None = copy.copy(getattr(module, "config", None))
+    if config is None:
+        raise ModelError(f"model {name}: its task cannot be told; pass task=")
+    vars(config)["architectures"] = [name]
+    return infer_task(config, where=name)
+
+
 def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, Task]:
     """Read the config of a place and fit it to the task, which is told from it if need be."""
     preset = PRESETS[place.preset] if place.preset is not None else None
@@ -156,7 +198,19 @@ def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task
         inputs=_inputs(request, module, task, own),
         source=request.name,
         folder=own,
+        recorded=_recorded(request),
     )
+
+
+def _recorded(request: ModelRequest) -> Mapping[str, object]:
+    """Say a request in keys of an experiment file; the seed is the experiment's own."""
+    keys = ("name", "task", "num_labels", "config", "revision")
+    given = {f"model.{key}": getattr(request, key) for key in keys}
+    if isinstance(request.task, Task):  # one of the user's own has no name in a file
+        row = TASKS.get(request.task.name)
+        given["model.task"] = request.task.name if row is request.task else None
+    known = {key: value for key, value in given.items() if value is not None}
+    return {**known, "tuning.head_init": request.head_init}
 
 
 def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:

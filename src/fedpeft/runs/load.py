@@ -133,7 +133,12 @@ def load_run(folder: Path) -> FinishedRun:
 
 
 def apply_delta(tuned: TunedModel, file: Path, digest: str) -> None:
-    """Put a saved delta into the live model, after comparing it with its digest."""
+    """Put a saved delta into the live model, after comparing it with its digest.
+
+    Raises:
+      RunFolderError: if the file is missing or corrupt, or of another run.
+      DeltaMismatchError: if the delta does not fit the model.
+    """
     tensors = _read_tensors(file)
     buffers = {name: tensors.pop(name) for name in tuned.buffer_spec.names if name in tensors}
     try:

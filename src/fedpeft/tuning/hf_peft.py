@@ -44,7 +44,7 @@ from fedpeft.tuning.surgery import (
     is_meta,
 )
 
-__all__ = ["apply_peft"]
+__all__ = ["apply_peft", "take_out_copies"]
 
 
 class _Wrapper(Protocol):
@@ -80,12 +80,14 @@ def apply_peft(patient: Patient) -> Surgery:
     if prompted and name not in KEY_VALUE:
         _cut_virtual_tokens(patient, model)
     added = {path for path, p in model.named_parameters() if p.requires_grad}
-    _check_overlap(patient, {names.place(path) for path in added}, head)
+    new = {path for path in added if names.original(path) not in names.parameters}
+    _check_overlap(patient, {names.place(path) for path in new}, head)
     return Surgery(
         model,
         added | {path for path, _ in model.named_parameters() if names.original(path) in head},
         rename=names.wire,
         peft_model=cast(nn.Module, wrapper),
+        drawn=_drawn(patient, name),
     )
 
 
@@ -112,18 +114,14 @@ def _wrap(patient: Patient, name: str) -> _Wrapper:
             wrapper = get_peft_model(module, config, low_cpu_mem_usage=is_meta(module))
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise _error(patient, f"the peft library says: {error}") from error
-    _take_out_copies(wrapper)
+    take_out_copies(wrapper)
     return cast(_Wrapper, wrapper)
 
 
 def _fields(patient: Patient, name: str) -> dict[str, object]:
     """The library's config fields: the options, and what follows from model, range and seed."""
     known = {field.name for field in dataclasses.fields(config_class(name))}
-    drawn = {
-        key: seeds.derive(patient.seed, key) % 2**31
-        for key in SEED_FIELDS & known - patient.options.keys()
-    }
-    fields = {**drawn, **patient.options}
+    fields = {**_drawn(patient, name), **patient.options}
     if name not in PROMPT_LEARNING | {"adaption_prompt", "trainable_tokens"}:
         return {**fields, **_targets(patient, name, known)}
     if patient.blocks is not None:
@@ -131,6 +129,13 @@ def _fields(patient: Patient, name: str) -> dict[str, object]:
     if name == "adaption_prompt":
         return {"adapter_layers": len(chosen_blocks(patient)), **fields}
     return {**fields, **_prompt_fields(patient)} if name in PROMPT_LEARNING else fields
+
+
+def _drawn(patient: Patient, name: str) -> dict[str, object]:
+    """Seeds of a type's frozen random parts, where the options do not set them."""
+    fields = {field.name for field in dataclasses.fields(config_class(name))}
+    missing = SEED_FIELDS & fields - patient.options.keys()
+    return {key: seeds.derive(patient.seed, key) % 2**31 for key in sorted(missing)}
 
 
 def _prompt_fields(patient: Patient) -> dict[str, object]:
@@ -190,7 +195,7 @@ def _only_in_blocks(patient: Patient, wanted: object) -> str:
     return "|".join(re.escape(path) for path in found)
 
 
-def _take_out_copies(wrapper: nn.Module) -> None:
+def take_out_copies(wrapper: nn.Module) -> None:
     """Undo `modules_to_save`: the library copies a classifier's head; we train the head itself."""
     from peft.utils.other import ModulesToSaveWrapper
 

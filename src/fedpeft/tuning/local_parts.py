@@ -52,6 +52,7 @@ def keep_local(tuned: TunedModel, parts: Sequence[str]) -> TunedModel:
         parameters=sent,
         local_spec=DeltaSpec.of(kept),
         local=kept,
+        unrecorded="parts of its delta stay at the clients, which no key of a file says",
     )
 
 

@@ -17,7 +17,7 @@ from fedpeft.tuning.peft_table import PEFT_TYPES, SEED_FIELDS, short_form
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["config_class", "option_names", "resolve_peft"]
+__all__ = ["config_class", "option_names", "read_options", "resolve_peft"]
 
 _OURS = "it follows from the model and the run"
 _LOOP = "it needs data or calls that a federated round does not make"
@@ -82,6 +82,25 @@ def option_names(name: str) -> list[str]:
     """Return the options that a type takes here."""
     fields = dataclasses.fields(config_class(name))
     return sorted(field.name for field in fields if field.name not in _REFUSED)
+
+
+def read_options(config: PeftConfig) -> dict[str, object]:
+    """Return the fields of a config that were set, but for those that follow from the model.
+
+    What we do not offer is among them: `resolve_peft` says why. Seeds of frozen random parts always
+    are. `modules_to_save` is not: it names modules that train as they are.
+    """
+    return {
+        field.name: _plain(value)
+        for field in dataclasses.fields(config)
+        if _REFUSED.get(field.name) != _OURS and field.name != "modules_to_save"
+        if (value := getattr(config, field.name)) != _default(field) or field.name in SEED_FIELDS
+    }
+
+
+def _default(field: dataclasses.Field[object]) -> object:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def resolve_peft(method: str, options: Mapping[str, object]) -> Found:
@@ -158,6 +177,8 @@ def _annotation(field: dataclasses.Field[object]) -> str:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
     return value.value if isinstance(value, enum.Enum) else value
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -76,6 +76,7 @@ class Surgery:
       whole: whether floating buffers travel too and BatchNorm runs in training mode.
       rename: from an in-memory name to the wire; None is `wire_name` of the family.
       peft_model: the `peft` wrapper, where there is one.
+      drawn: options that followed from the seed; given, they make the same model again.
     """
 
     model: nn.Module
@@ -83,6 +84,7 @@ class Surgery:
     whole: bool = False
     rename: Callable[[str], str] | None = None
     peft_model: nn.Module | None = None
+    drawn: Mapping[str, object] = field(default_factory=dict)
 
 
 def finish(patient: Patient, surgery: Surgery) -> TunedModel:
@@ -110,7 +112,7 @@ def finish(patient: Patient, surgery: Surgery) -> TunedModel:
         model=model,
         loaded=_with_module(patient.loaded, surgery),
         method=patient.method,
-        options=patient.options,
+        options={**patient.options, **surgery.drawn},
         spec=spec,
         parameters={name: parameters[name] for name in spec.names},
         buffer_spec=buffer_spec,
@@ -118,6 +120,7 @@ def finish(patient: Patient, surgery: Surgery) -> TunedModel:
         trains_statistics=surgery.whole and _has_statistics(model),
         dropout=patient.keys,
         peft_model=surgery.peft_model,
+        blocks=patient.blocks,
     )
 
 

@@ -34,7 +34,7 @@ class TunedModel:
       model: the module; only the delta's parameters require gradients.
       loaded: what was tuned.
       method: name of the tuning method, as the user wrote it.
-      options: resolved options of the method.
+      options: resolved options of the method, with the seeds that were drawn for it.
       spec: names, shapes and type of the delta.
       parameters: canonical name -> live parameter, in the order of `spec`.
       buffer_spec: names and shapes of the floating buffers that travel too; empty but for methods
@@ -45,6 +45,8 @@ class TunedModel:
       peft_model: the `peft` wrapper around the model where a `peft` method was used, else None.
       local_spec: names, shapes and type of what trains at each client and never travels.
       local: canonical name -> live parameter, in the order of `local_spec`.
+      blocks: first and last block (inclusive) that were tuned; None is all.
+      unrecorded: why no experiment file can describe the model; empty where one can.
     """
 
     model: nn.Module
@@ -60,6 +62,8 @@ class TunedModel:
     peft_model: nn.Module | None = None
     local_spec: DeltaSpec = field(default_factory=lambda: DeltaSpec((), ()))
     local: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    blocks: tuple[int, int] | None = None
+    unrecorded: str = ""
 
 
 def move(tuned: TunedModel, device: str) -> None:

@@ -1,0 +1,143 @@
+"""Data sets of the `datasets` library in memory, read as the same data in a folder is.
+
+DatasetDict                   splits by their names
+{client: Dataset}             exactly these clients; the server's test set apart, or held out
+{client: DatasetDict}         exactly these clients, each with a test set of its own
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+from fedpeft.core.errors import DataError
+from fedpeft.data.examples import Federated
+from fedpeft.data.files import tables_of
+from fedpeft.data.load import load_splits
+from fedpeft.data.request import DataRequest
+from fedpeft.data.schemes import PartitionRequest
+from fedpeft.data.tables import Splits
+from fedpeft.models.loaded import LoadedModel, TextInput, VideoInput
+from fedpeft.models.tasks import (
+    IMAGE_CLASSIFICATION,
+    TEXT_CLASSIFICATION,
+    VIDEO_CLASSIFICATION,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+__all__ = ["from_datasets"]
+
+Source: TypeAlias = "Dataset | DatasetDict | Mapping[str, Dataset | DatasetDict]"
+
+
+def from_datasets(
+    source: Source,
+    model: LoadedModel,
+    request: DataRequest | None = None,
+    *,
+    test: Dataset | None = None,
+) -> Federated:
+    """Make a federated data set of data sets of the `datasets` library, for a model.
+
+    Pictures are decoded and texts tokenised as the model takes them, as `load_data` does.
+
+        from_datasets(load_dataset("uoft-cs/cifar100"), loaded)
+        from_datasets({"site-a": a, "site-b": b}, loaded, test=held_back)
+
+    Args:
+      source: a data set with or without splits, or one a client by the client's name. Splits are
+        found by their names; all clients have the same ones.
+      model: whose inputs and task say how examples become tensors; `tuned.loaded` of a tuned model.
+      request: columns, transforms, splits, budget and partition; its source and task are not read,
+        nor its partition where `source` says who has what.
+      test: the server's test set; None is the source's own, else 20 % of the training rows.
+
+    Raises:
+      DataError: if a data set is streamed, empty or has a transform of its own; if columns or
+        splits of clients differ; and as for `load_data`.
+    """
+    import datasets
+
+    request = request or DataRequest()
+    if isinstance(source, Mapping) and not isinstance(source, datasets.DatasetDict):
+        splits, request = _of_clients(source, request)
+    else:
+        splits = _splits(source, "source")
+    if test is not None:
+        splits = {**splits, request.test_split or "test": _plain(test, "test")}
+    first = next(iter(splits.values()))
+    named = dataclasses.replace(
+        request, source=first.info.dataset_name or type(first).__name__, task=_task(model)
+    )
+    return load_splits(Splits(tables_of(datasets.DatasetDict(splits))), named, model.inputs)
+
+
+def _of_clients(
+    source: Mapping[str, Dataset | DatasetDict], request: DataRequest
+) -> tuple[dict[str, Dataset], DataRequest]:
+    """Join the clients' rows, with a column that names the client."""
+    import datasets
+
+    clients = {str(name): _splits(part, f"client {name!r}") for name, part in source.items()}
+    names = {client: sorted(splits) for client, splits in clients.items()}
+    if len({tuple(found) for found in names.values()}) != 1:
+        shown = "; ".join(f"{client}: {', '.join(found)}" for client, found in names.items())
+        raise DataError(f"from_datasets: clients need the same splits, at least one; found {shown}")
+    used = {name for splits in clients.values() for s in splits.values() for name in s.column_names}
+    column = "client" if "client" not in used else "fedpeft_client"
+    joined = {}
+    for split in next(iter(clients.values())):
+        parts = [
+            splits[split].add_column(column, [client] * len(splits[split]))
+            for client, splits in clients.items()
+        ]
+        try:
+            joined[split] = datasets.concatenate_datasets(parts)
+        except ValueError as error:
+            raise DataError(
+                f"from_datasets: columns or class names of the clients differ: {error}"
+            ) from error
+    return joined, dataclasses.replace(
+        request,
+        columns=dataclasses.replace(request.columns, client=column),
+        partition=PartitionRequest("natural", None, min_examples=1),
+    )
+
+
+def _splits(source: Dataset | DatasetDict, where: str) -> dict[str, Dataset]:
+    import datasets
+
+    found = source if isinstance(source, datasets.DatasetDict) else {"train": source}
+    return {str(name): _plain(split, f"{where}, split {name!r}") for name, split in found.items()}
+
+
+def _plain(split: Dataset, where: str) -> Dataset:
+    """Undo a format, which changes the type of values; refuse what cannot be read by row."""
+    import datasets
+
+    if not isinstance(split, datasets.Dataset):
+        raise DataError(
+            f"from_datasets: {where} is a {type(split).__name__}; allowed are Dataset and "
+            "DatasetDict of `datasets`, not streamed; for torch data sets use from_torch"
+        )
+    if split.format["type"] == "custom":
+        raise DataError(
+            f"from_datasets: {where} has a transform of its own, which would be lost; pass it to "
+            "from_torch, or undo it with `reset_format()`"
+        )
+    if not len(split):
+        raise DataError(f"from_datasets: {where} has no rows")
+    return split.with_format(None)
+
+
+def _task(model: LoadedModel) -> Task:
+    """Return the task whose examples a model takes, also for a task of the user's own."""
+    if model.task.inputs is not None:
+        return model.task
+    kinds = {TextInput: TEXT_CLASSIFICATION, VideoInput: VIDEO_CLASSIFICATION}
+    found = (task for kind, task in kinds.items() if isinstance(model.inputs, kind))
+    return next(found, IMAGE_CLASSIFICATION)
