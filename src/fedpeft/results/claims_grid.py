@@ -97,7 +97,7 @@ def make_grid(runs: Iterable[Run]) -> Grid:
     """Sort finished runs into cells; those without accuracy are left out."""
     grid: dict[Cell, dict[int, Run]] = {}
     for run in filter(_counts, runs):
-        grid.setdefault(_cell(run), {})[_seed(run)] = run
+        grid.setdefault(_cell(run), {})[run.seed] = run
     return grid
 
 
@@ -108,7 +108,7 @@ def shadowed(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
     """
     runs = list(filter(_counts, runs))
     grid = make_grid(runs)
-    pairs = [(run, grid[_cell(run)][_seed(run)]) for run in runs]
+    pairs = [(run, grid[_cell(run)][run.seed]) for run in runs]
     return [(run, taken) for run, taken in pairs if _digest(run) != _digest(taken)]
 
 
@@ -117,10 +117,6 @@ def _counts(run: Run) -> bool:
         return False
     # the author's adapter, of which only a bias learns: a row, not a variant
     return run.settings.get("tuning.options.init") != "zeros"
-
-
-def _seed(run: Run) -> int:
-    return int(run.settings.get("seed", 0))
 
 
 def _digest(run: Run) -> object:

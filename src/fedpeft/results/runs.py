@@ -87,6 +87,31 @@ class Run:
         return metric_in(seen, self.environment.get("metric"))
 
     @property
+    def seed(self) -> int:
+        """Seed of the experiment."""
+        return int(self.settings.get("seed", 0))
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.settings.get(_MODEL, "?"))
+
+    @property
+    def last(self) -> float | None:
+        """The metric after the last evaluated round; None before the first."""
+        curve = self.curve()
+        return curve[-1][2] if curve else None
+
+    @property
+    def failures(self) -> list[tuple[int, str, str]]:
+        """Replies that were missing or refused: (round, client, why)."""
+        return [
+            (int(record["round"]), str(client), str(why))
+            for record in self.rounds
+            for client, why in dict(record.get("failures") or {}).items()
+        ]
+
+    @property
     def planned_rounds(self) -> int:
         """Rounds that the experiment asks for."""
         return int(self.settings.get("federation.rounds", len(self.rounds)))
@@ -141,6 +166,16 @@ class Group:
     def method(self) -> str:
         """Name of the tuning method."""
         return self.runs[0].method
+
+    @property
+    def scores(self) -> list[float]:
+        """The metric after the last round, of each run that counts."""
+        return [run.last for run in self.counted if run.last is not None]
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Seed without a finished run -> why."""
+        return {each.seed: each.why for each in self.absent}
 
     @property
     def is_finished(self) -> bool:
@@ -314,7 +349,7 @@ def _panel(key: tuple[str, str, Metric], runs: Sequence[Run]) -> Panel:
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(json.dumps(_compared(run), sort_keys=True, default=str), []).append(run)
-    groups = [tuple(sorted(same, key=_seed)) for same in members.values()]
+    groups = [tuple(sorted(same, key=lambda run: run.seed)) for same in members.values()]
     firsts = [group[0] for group in groups]
     labelled = tuple(Group(_label(group[0], firsts), group) for group in groups)
     return Panel(*key, groups=labelled, differing=tuple(_differing(firsts)))
@@ -322,10 +357,6 @@ def _panel(key: tuple[str, str, Metric], runs: Sequence[Run]) -> Panel:
 
 def _compared(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.settings.items() if key not in _NOT_COMPARED}
-
-
-def _seed(run: Run) -> int:
-    return int(run.settings.get("seed", 0))
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
@@ -345,8 +376,7 @@ def _label(run: Run, others: Sequence[Run]) -> str:
 
 def _is_usual(run: Run, others: Sequence[Run]) -> bool:
     """Whether most runs have this run's model, so that its name says nothing."""
-    models = [str(other.settings.get(_MODEL)) for other in others]
-    return 2 * models.count(str(run.settings.get(_MODEL))) > len(models)
+    return 2 * sum(other.model == run.model for other in others) > len(others)
 
 
 def describe_partition(partition: Partition) -> str:

@@ -22,9 +22,11 @@ __all__ = [
     "bytes_text",
     "count_text",
     "epsilon_text",
+    "exact_bytes",
     "interval_text",
     "metric_text",
     "row_of",
+    "row_of_run",
     "seconds_text",
     "short_bytes",
 ]
@@ -133,11 +135,16 @@ def row_of(group: Group) -> Row:
         total_bytes=Spread.of([_total(run) for run in runs if run.rounds]),
         seconds=Spread.of([_seconds(run) for run in runs if run.rounds]),
         epsilon=_summary_of(group, "epsilon"),
-        seeds=tuple(int(run.settings.get("seed", 0)) for run in runs),
+        seeds=tuple(run.seed for run in runs),
         bytes_up=Spread.of([_sent(run, "bytes_up") for run in runs if run.rounds]),
         bytes_down=Spread.of([_sent(run, "bytes_down") for run in runs if run.rounds]),
         privacy_note=group.privacy_note,
     )
+
+
+def row_of_run(run: Run) -> Row:
+    """Work out the figures of one run."""
+    return row_of(Group(run.method, (run,)))
 
 
 def _count_of(group: Group, key: str) -> int | None:
@@ -252,6 +259,11 @@ def epsilon_text(row: Row) -> str:
 def count_text(count: float | None) -> str:
     """Write a whole number with separators."""
     return "–" if count is None else f"{round(count):,}"
+
+
+def exact_bytes(count: float | None) -> str:
+    """Write bytes as a whole number with separators."""
+    return "–" if count is None else f"{count_text(count)} B"
 
 
 def bytes_text(count: float | None) -> str:
