@@ -173,7 +173,8 @@ class Page:
     @property
     def environment(self) -> dict[str, object]:
         """Versions and hardware of the first run, by dotted key."""
-        return flat_settings(self.runs[0].environment) if self.runs else {}
+        found = self.runs[0].environment if self.runs else {}
+        return flat_settings({key: value for key, value in found.items() if key != "metric"})
 
     @property
     def differing(self) -> list[str]:
