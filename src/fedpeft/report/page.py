@@ -16,27 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.core.metrics import Metric
+from fedpeft.core.templates import read_template
 from fedpeft.pictures.style import DARK, LIGHT, Picture, strokes
 from fedpeft.report.detail import commands, configuration, diagnosed
 from fedpeft.report.sentences import claims_words, leader, listed, worth
 from fedpeft.results.claims import Comparison, Verdict
 from fedpeft.results.grid import Grid
 from fedpeft.results.runs import Group, Panel, Run, flat_settings
-from fedpeft.results.table import (
-    Row,
-    Spread,
-    as_csv,
-    bytes_text,
-    count_text,
-    epsilon_text,
-    exact_bytes,
-    interval_text,
-    metric_text,
-    row_of,
-    row_of_run,
-    seconds_text,
-    short_bytes,
-)
+from fedpeft.results.table import TEXTS, Row, as_csv
 
 if TYPE_CHECKING:
     from jinja2.environment import TemplateModule
@@ -194,19 +181,11 @@ def claims_section(verdicts: Sequence[Verdict]) -> str:
 
 def _macros(page: Page | None) -> TemplateModule:
     """Give the template's macros, for one page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= _FILTERS
     ids = count()
-    return environment.get_template("page.html.jinja").make_module(
+    template = read_template(Path(__file__).parent / "page.html.jinja", _FILTERS, markup=True)
+    return template.make_module(
         {
             "page": page,
             "light": LIGHT,
@@ -226,10 +205,6 @@ def _best_of(rows: Iterable[Row], metric: Metric) -> Row | None:
 
 def _plain(value: float) -> str:
     return repr(int(value)) if value == int(value) else repr(float(value))
-
-
-def _mean(spread: Spread | None) -> float | None:
-    return spread.mean if spread else None
 
 
 def _margin(found: Comparison) -> str:
@@ -259,30 +234,20 @@ def _setting(value: object) -> str:
 
 
 _FILTERS: Mapping[str, Callable[..., object]] = {
+    **TEXTS,
     "best_of": _best_of,
-    "bytes_text": bytes_text,
     "commands": commands,
     "configuration": configuration,
-    "count_text": count_text,
     "csv_base64": lambda panel: base64.b64encode(as_csv([panel]).encode()).decode(),
     "diagnosed": diagnosed,
-    "epsilon_text": epsilon_text,
     "error": _error,
-    "exact_bytes": exact_bytes,
-    "interval_text": interval_text,
     "listed": listed,
     "margin": _margin,
-    "mean": _mean,
-    "metric_text": metric_text,
     "plain": _plain,
     "plural": lambda number, noun: f"{number} {noun}{'' if number == 1 else 's'}",
-    "row_of": row_of,
-    "row_of_run": row_of_run,
-    "seconds_text": seconds_text,
     "setting": _setting,
     "setting_of": _setting_of,
     "short": lambda text: text if len(text) <= 160 else f"{text[:159]}…",
-    "short_bytes": short_bytes,
     "strokes": strokes,
     "variables": lambda colours: " ".join(f"--{name}: {c};" for name, c in colours.items()),
     "worth": worth,

@@ -9,13 +9,14 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedpeft.core.metrics import Metric
 from fedpeft.results.runs import Group, Panel, Run
 
 __all__ = [
+    "TEXTS",
     "Row",
     "Spread",
     "as_csv",
@@ -295,3 +296,20 @@ def _digits(value: float) -> str:
     if value >= 100 or value == 0:
         return f"{value:,.1f}"
     return f"{value:.{max(2, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return spread.mean if spread else None
+
+
+TEXTS: Mapping[str, Callable[..., object]] = {
+    "mean": _mean,
+    **{
+        each.__name__: each
+        for each in (
+            *(row_of, row_of_run, metric_text, interval_text, epsilon_text),
+            *(count_text, exact_bytes, bytes_text, short_bytes, seconds_text),
+        )
+    },
+}
+"""What templates call to write figures; name -> function."""
