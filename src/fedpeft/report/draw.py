@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
+from fedpeft.core.words import byte_words
 from fedpeft.pictures.style import Picture
 from fedpeft.report.factors import budgets, curve_parts, forests
 from fedpeft.report.figures import Axis, curve_of, draw_budgets, draw_curves, drawn_axes
 from fedpeft.report.forest import draw_forest
 from fedpeft.report.page import DrawnPanel, Figure
 from fedpeft.results.runs import Panel
-from fedpeft.results.table import row_of, short_bytes
+from fedpeft.results.table import row_of
 
 __all__ = ["draw_panel"]
 
@@ -133,5 +134,5 @@ def _reached(panel: Panel, target: float | None) -> str:
             there.append((cost, group.label))
     if not there:
         return " Nobody reached the target."
-    text = ", ".join(f"{label} after {short_bytes(cost)}" for cost, label in sorted(there))
+    text = ", ".join(f"{label} after {byte_words(cost)}" for cost, label in sorted(there))
     return f" Target reached by {text}." + (f" Not by {', '.join(missed)}." if missed else "")

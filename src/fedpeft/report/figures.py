@@ -18,10 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
+from fedpeft.core.words import byte_words
 from fedpeft.pictures.labels import Label, place_labels
 from fedpeft.pictures.style import LIGHT, Picture, Stroke, new_figure, note, picture_of, strokes
 from fedpeft.results.runs import Group, Panel
-from fedpeft.results.table import Spread, metric_text, row_of, seconds_text, short_bytes
+from fedpeft.results.table import Spread, metric_text, row_of, seconds_text
 
 __all__ = [
     "Axis",
@@ -42,7 +43,7 @@ _X_LABELS: Mapping[Axis, str] = {
     "time": "Simulated time",
 }
 _X_TEXTS: Mapping[Axis, Callable[[float], str]] = {
-    "bytes": short_bytes,
+    "bytes": byte_words,
     "rounds": lambda x: f"round {x:.0f}",
     "time": seconds_text,
 }
@@ -196,7 +197,7 @@ def _scale_x(axes: Axes, axis: Axis) -> None:
         low, high = axes.dataLim.intervalx
         few = 0 < high / low < 60
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
-        axes.xaxis.set_major_formatter(lambda x, _: short_bytes(x))
+        axes.xaxis.set_major_formatter(lambda x, _: byte_words(x))
         axes.xaxis.set_minor_formatter("")
     elif axis == "time":
         _count_time(axes)

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedpeft.core.metrics import Metric
+from fedpeft.core.words import byte_words
 from fedpeft.pictures.style import LIGHT, Picture, Stroke, new_figure, note, picture_of
 from fedpeft.report.figures import marked, metric_axis
 from fedpeft.results.runs import Group, Panel
@@ -30,7 +31,6 @@ from fedpeft.results.table import (
     metric_text,
     row_of,
     seconds_text,
-    short_bytes,
 )
 
 __all__ = ["Forest", "Section", "comparison", "draw_forest", "limits"]
@@ -179,8 +179,8 @@ def _costs(group: Group) -> tuple[str, ...]:
     row = row_of(group)
     return (
         count_text(row.trained),
-        short_bytes(row.payload) if row.payload is not None else "–",
-        short_bytes(row.total_bytes.mean) if row.total_bytes else "–",
+        byte_words(row.payload) if row.payload is not None else "–",
+        byte_words(row.total_bytes.mean) if row.total_bytes else "–",
         seconds_text(row.seconds.mean if row.seconds else None),
     )
 

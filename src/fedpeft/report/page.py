@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from fedpeft.core.metrics import Metric
 from fedpeft.core.templates import read_template
+from fedpeft.core.words import dotted
 from fedpeft.pictures.style import DARK, LIGHT, Picture, strokes
 from fedpeft.report.detail import commands, configuration, diagnosed
 from fedpeft.report.sentences import claims_words, leader, listed, worth
 from fedpeft.results.claims import Comparison, Verdict
 from fedpeft.results.grid import Grid
-from fedpeft.results.runs import Group, Panel, Run, flat_settings
+from fedpeft.results.runs import Group, Panel, Run
 from fedpeft.results.table import TEXTS, Row, as_csv
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Page:
     def environment(self) -> dict[str, object]:
         """Versions and hardware of the first run, by dotted key."""
         found = self.runs[0].environment if self.runs else {}
-        return flat_settings({key: value for key, value in found.items() if key != "metric"})
+        return dotted({key: value for key, value in found.items() if key != "metric"})
 
     @property
     def differing(self) -> list[str]:

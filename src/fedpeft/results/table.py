@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedpeft.core.metrics import Metric
+from fedpeft.core.words import byte_words
 from fedpeft.results.runs import Group, Panel, Run
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "row_of",
     "row_of_run",
     "seconds_text",
-    "short_bytes",
 ]
 
 
@@ -274,14 +274,6 @@ def bytes_text(count: float | None) -> str:
     return f"{_digits(count / 1e6)} MB · {_digits(count / 2**20)} MiB"
 
 
-def short_bytes(count: float) -> str:
-    """Write bytes in the decimal unit that fits: `20 kB`, `1.5 MB`."""
-    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
-        if count >= 10**power:
-            return f"{count / 10**power:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
 def seconds_text(seconds: float | None) -> str:
     """Write a time in the unit that fits."""
     if seconds is None:
@@ -308,7 +300,7 @@ TEXTS: Mapping[str, Callable[..., object]] = {
         each.__name__: each
         for each in (
             *(row_of, row_of_run, metric_text, interval_text, epsilon_text),
-            *(count_text, exact_bytes, bytes_text, short_bytes, seconds_text),
+            *(count_text, exact_bytes, bytes_text, byte_words, seconds_text),
         )
     },
 }
