@@ -1,6 +1,7 @@
 import finished_runs
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -158,6 +159,23 @@ def test_the_card_lists_what_happened(finished, tmp_path):
         "2 clients hold 4 to 4 examples",
     ):
         assert words in card
+
+
+def test_the_card_holds_the_last_figure_for_the_hub(finished, tmp_path):
+    run = finished("llama", "lora")
+    card = (export_run(run, tmp_path / "out") / "README.md").read_text()
+    (result,) = ModelCard(card).data.eval_results
+    assert (result.task_type, result.task_name) == ("text-generation", "causal-lm")
+    assert (result.dataset_name, result.dataset_split) == ("digits", "test")
+    assert (result.metric_type, result.metric_value) == ("perplexity", pytest.approx(0.2))
+
+
+def test_a_run_that_was_never_evaluated_has_no_figure_for_the_hub(finished, tmp_path):
+    run = finished("vit", "head")
+    records = (run / "rounds.jsonl").read_text()
+    (run / "rounds.jsonl").write_text(records.replace('"accuracy"', '"other"'))
+    card = (export_run(run, tmp_path / "out") / "README.md").read_text()
+    assert ModelCard(card).data.eval_results is None and "model-index" not in card
 
 
 def test_export_never_overwrites(finished, tmp_path):

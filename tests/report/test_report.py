@@ -204,7 +204,7 @@ def test_a_page_needs_the_name_of_a_page(sweep, tmp_path):
         ("summary.json", "{", "not valid JSON"),
         ("summary.json", "[]", "expected an object"),
         ("rounds.jsonl", None, "rounds.jsonl is missing"),
-        ("rounds.jsonl", "{}\n", "line 1 is no record"),
+        ("rounds.jsonl", "{}\n", "line 1: it is not one whole JSON object"),
         ("partition.json", '{"labels": ["x"]}', "partition.json"),
     ],
 )

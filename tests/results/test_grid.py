@@ -4,14 +4,16 @@ import re
 import shlex
 import statistics
 
+import markupsafe
 import pytest
 import tomli_w
 
 from fedpeft.cli import main
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import ACCURACY
-from fedpeft.report.claims import claims_section, claims_words
 from fedpeft.report.factors import budgets, curve_parts, forests, parts, varied
+from fedpeft.report.page import claims_section
+from fedpeft.report.sentences import claims_words
 from fedpeft.report.write import Wanted, write_report
 from fedpeft.results.claims import check_claims
 from fedpeft.results.grid import read_grids
@@ -145,7 +147,7 @@ def test_every_figure_has_a_title_and_a_description(page):
 
 
 def test_names_are_text_and_not_markup(page):
-    assert html.escape(EVIL) in page
+    assert str(markupsafe.escape(EVIL)) in page
     assert EVIL not in page
 
 

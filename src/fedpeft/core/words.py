@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-__all__ = ["byte_words", "is_loopback", "nearest"]
+__all__ = ["byte_words", "dotted", "is_loopback", "nearest"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -25,6 +26,15 @@ def byte_words(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables into dotted keys: `{"a": {"b": 1}}` is `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        inside = isinstance(value, Mapping)
+        flat |= dotted(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
+    return flat
 
 
 def is_loopback(address: str) -> bool:

@@ -8,7 +8,6 @@ Settings are those of the experiment file, by their dotted keys.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from fedpeft.runs import loop
 from fedpeft.runs.folder import RunFolder
 from fedpeft.runs.load import apply_delta
 from fedpeft.runs.lock import locked
-from fedpeft.runs.records import Record, Totals, totals
+from fedpeft.runs.records import Record, Totals, read_records, totals
 from fedpeft.server.sampling import Sampler, sampler_of
 from fedpeft.server.state import Algorithm
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
@@ -219,5 +218,4 @@ def _in_folder(built: BuiltRun, out: Path, on_round: OnRound) -> list[Record]:
     with locked(out):
         summary = loop.run_experiment(built, folder, lambda done: on_round(done.record))
     apply_delta(built.tuned, folder.delta, str(summary["delta_digest"]))
-    lines = folder.rounds.read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return read_records(folder.rounds)

@@ -1,5 +1,10 @@
 """How the figures of a report look: one palette, one type size, SVG that follows light and dark.
 
+    with new_figure(6.4, 3.7) as figure:      the house style holds inside the block
+        axes = figure.add_subplot()
+        ...
+        return picture_of(figure, title=..., text=...)
+
 Colours are those of Okabe and Ito, darkened where a thin line on white needs it; they stay apart
 under the common colour-vision deficiencies, and line styles repeat the message. A method has one
 colour in every figure. An inlined picture uses the page's own colours (CSS variables), so that it
@@ -10,61 +15,78 @@ Reference: Okabe, Ito, Color Universal Design, 2008.
 
 from __future__ import annotations
 
+import html
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DARK", "LIGHT", "Picture", "Stroke", "picture_of", "strokes", "styled"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Picture",
+    "Stroke",
+    "new_figure",
+    "note",
+    "picture_of",
+    "strokes",
+    "write_picture",
+]
 
-LIGHT = {
-    "ink": "#1c1f23",
-    "soft": "#5c6570",
-    "grid": "#d9dde2",
-    "page": "#ffffff",
-    "wash": "#f3f5f7",
-    "s0": "#0072b2",
-    "s1": "#c75300",
-    "s2": "#00875f",
-    "s3": "#b0528a",
-    "s4": "#b37700",
-    "s5": "#2e8ec9",
-    "s6": "#6b7280",
+_PALETTE = {
+    "ink": ("#1c1f23", "#e8eaed"),
+    "soft": ("#5c6570", "#a4adb8"),
+    "grid": ("#d9dde2", "#363c44"),
+    "page": ("#ffffff", "#15181c"),
+    "wash": ("#f3f5f7", "#1e2329"),
+    "s0": ("#0072b2", "#4aa8e8"),
+    "s1": ("#c75300", "#ff8a3d"),
+    "s2": ("#00875f", "#2fc49a"),
+    "s3": ("#b0528a", "#e79cc4"),
+    "s4": ("#b37700", "#f0b429"),
+    "s5": ("#2e8ec9", "#9ad7f7"),
+    "s6": ("#6b7280", "#9aa3af"),
 }
+"""Name of a CSS variable -> its colour on a white page, and on a dark one."""
+
+LIGHT: Mapping[str, str] = {name: light for name, (light, _) in _PALETTE.items()}
 """Colours on a white page, by the name of their CSS variable."""
 
-DARK = {
-    "ink": "#e8eaed",
-    "soft": "#a4adb8",
-    "grid": "#363c44",
-    "page": "#15181c",
-    "wash": "#1e2329",
-    "s0": "#4aa8e8",
-    "s1": "#ff8a3d",
-    "s2": "#2fc49a",
-    "s3": "#e79cc4",
-    "s4": "#f0b429",
-    "s5": "#9ad7f7",
-    "s6": "#9aa3af",
-}
+DARK: Mapping[str, str] = {name: dark for name, (_, dark) in _PALETTE.items()}
 """The same on a dark page."""
 
 _FILED = 4.0  # inches; pages alone show what is narrower
-_SLOTS = {
-    "bias": 0,
-    "full": 1,
-    "adapter": 2,
-    "lora": 3,
-    "prompt": 4,
-    "head": 5,
-    "scratch": 6,
-}
+_SLOTS = {"bias": 0, "full": 1, "adapter": 2, "lora": 3, "prompt": 4, "head": 5, "scratch": 6}
 _DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+_STYLE: Mapping[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": LIGHT["ink"],
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "grid.color": LIGHT["grid"],
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedpeft",
+    **dict.fromkeys(("axes.labelcolor", "axes.edgecolor"), LIGHT["soft"]),
+    **dict.fromkeys(("xtick.color", "ytick.color"), LIGHT["soft"]),
+    **dict.fromkeys(("figure.facecolor", "savefig.facecolor"), LIGHT["page"]),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.7),
+    **dict.fromkeys(("ytick.major.size", "ytick.minor.size", "xtick.minor.size"), 0),
+}
+"""Settings of matplotlib."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +104,42 @@ class Stroke:
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure in three forms.
+    """One figure.
 
     Attributes:
       svg: a file of its own, on white.
       png: the same as pixels; empty for a picture of a phone's width, which stands in pages alone.
-      inline: markup for a page that defines the CSS variables of `LIGHT` and `DARK`.
+      title: what it shows, for readers who do not see it.
+      text: what can be read off it, for the same readers.
     """
 
     svg: str
     png: bytes
-    inline: str
+    title: str
+    text: str
+
+    def inline(self, name: str) -> str:
+        """Return markup for a page that defines the CSS variables of `LIGHT` and `DARK`.
+
+        Args:
+          name: short and unique on the page; goes into the ids of the markup.
+        """
+        body = self.svg[self.svg.index("<svg") :]
+        colours = ((re.escape(colour), f"var(--{slot})") for slot, colour in LIGHT.items())
+        for pattern, new in (*_FITTED, *colours, *_SHORTER):
+            body = re.sub(pattern, new, body, flags=re.DOTALL | re.IGNORECASE)
+        body = re.sub(r'(?<= d=")[^"]*', _shorter_path, body)
+        body = re.sub(_ALIKE, _joined, body)
+        while (less := re.sub(r"<g>((?:(?!</?g).)*)</g>", r"\1", body)) != body:
+            body = less
+        body = re.sub(r'\bid="|url\(#|href="#', rf"\g<0>{name}-", body)
+        body = re.sub(r'\b(width|height)="([\d.]+)pt"', _in_pixels, body, count=2)
+        said = "".join(
+            f'<{tag} id="{name}-{tag}">{html.escape(words)}</{tag}>'
+            for tag, words in (("title", self.title), ("desc", self.text))
+        )
+        named = f'role="img" aria-labelledby="{name}-title" aria-describedby="{name}-desc"'
+        return re.sub(r"<svg([^>]*)>", lambda m: f"<svg {named}{m[1]}>{said}", body, count=1)
 
 
 def strokes(methods: Sequence[str]) -> list[Stroke]:
@@ -112,100 +159,94 @@ def strokes(methods: Sequence[str]) -> list[Stroke]:
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """Draw in the house style inside the block; the settings of matplotlib are restored after."""
-    import matplotlib
-
-    with matplotlib.rc_context(
-        {
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],
-            "font.size": 9,
-            "text.color": LIGHT["ink"],
-            "axes.labelcolor": LIGHT["soft"],
-            "axes.edgecolor": LIGHT["soft"],
-            "axes.linewidth": 0.7,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.spines.left": False,
-            "axes.grid": True,
-            "axes.grid.axis": "y",
-            "axes.axisbelow": True,
-            "grid.color": LIGHT["grid"],
-            "grid.linewidth": 0.7,
-            "xtick.color": LIGHT["soft"],
-            "ytick.color": LIGHT["soft"],
-            "ytick.major.size": 0,
-            "ytick.minor.size": 0,
-            "xtick.minor.size": 0,
-            "lines.linewidth": 1.8,
-            "lines.solid_capstyle": "round",
-            "svg.fonttype": "none",
-            "svg.hashsalt": "fedpeft",
-            "figure.facecolor": LIGHT["page"],
-            "axes.facecolor": "none",
-            "savefig.facecolor": LIGHT["page"],
-        }
-    ):
-        yield
-
-
-def picture_of(figure: Figure, *, name: str, title: str, text: str = "") -> Picture:
-    """Save a figure as SVG text, as PNG at 200 dots an inch, and as markup to inline.
+def new_figure(width: float, height: float, *, constrained: bool = False) -> Iterator[Figure]:
+    """Give a figure to draw on; the house style holds inside the block.
 
     Args:
-      figure: drawn; not used afterwards.
-      name: short and unique on a page; goes into the ids of the markup.
-      title: what the picture shows, for readers who do not see it.
-      text: what can be read off it, for the same readers.
+      width: in inches.
+      height: in inches.
+      constrained: whether matplotlib fits the axes and their texts into the figure.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(dict(_STYLE)):
+        yield Figure(figsize=(width, height), layout="constrained" if constrained else None)
+
+
+def note(
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    shift: tuple[float, float] = (0, 0),
+    **look: object,
+) -> None:
+    """Write beside a row of a figure, outside the axes too.
+
+    Args:
+      axes: of the row.
+      text: what to write.
+      at: a share of the axes' width, and a height in data coordinates.
+      shift: from there, to the right and up, in points.
+      **look: properties of matplotlib's text.
+    """
+    axes.annotate(
+        text,
+        at,
+        shift,
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        annotation_clip=False,
+        **cast(dict[str, Any], {"va": "center", "color": LIGHT["ink"], **look}),
+    )
+
+
+def picture_of(figure: Figure, *, title: str, text: str = "") -> Picture:
+    """Save a figure as SVG text and as PNG at 200 dots an inch.
+
+    Args:
+      figure: drawn, inside the block of `new_figure`; not used afterwards.
+      title: as in `Picture`.
+      text: as in `Picture`; "" is the title again.
     """
     drawn, pixels = io.StringIO(), io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
     if figure.get_figwidth() >= _FILED:
         figure.savefig(pixels, format="png", dpi=200, metadata={"Software": None, "Title": title})
-    svg = drawn.getvalue()
-    return Picture(svg, pixels.getvalue(), _inline(svg, name, (title, text or title)))
+    return Picture(drawn.getvalue(), pixels.getvalue(), title, text or title)
 
 
-def _inline(svg: str, name: str, told: tuple[str, str]) -> str:
-    """Fit an SVG file into a page: own ids, the page's font and colours, scalable, labelled."""
-    import html
+def write_picture(picture: Picture, stem: Path) -> list[Path]:
+    """Write a picture as SVG and PNG.
 
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
-    body = re.sub(r"<title>.*?</title>\s*", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = re.sub(r"'?DejaVu Sans'?(, sans-serif)?", "inherit", body)
-    for variable, colour in LIGHT.items():
-        body = re.sub(colour, f"var(--{variable})", body, flags=re.IGNORECASE)
-    body = _shorter(body)
-    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', body)[:2]
-    pixels = f'width="{float(width) * 4 / 3:.0f}" height="{float(height) * 4 / 3:.0f}"'
-    body = re.sub(r'(<svg[^>]*?)height="[\d.]+pt"([^>]*?)width="[\d.]+pt"', rf"\1{pixels}\2", body)
-    body = re.sub(r'(<svg[^>]*?)width="[\d.]+pt"([^>]*?)height="[\d.]+pt"', rf"\1{pixels}\2", body)
-    named = f'role="img" aria-labelledby="{name}-title" aria-describedby="{name}-desc"'
-    said = "".join(
-        f'<{tag} id="{name}-{tag}">{html.escape(words)}</{tag}>'
-        for tag, words in zip(("title", "desc"), told, strict=True)
-    )
-    return re.sub(r"<svg([^>]*)>", lambda m: f"<svg {named}{m.group(1)}>{said}", body, count=1)
+    Args:
+      picture: of a width that is filed.
+      stem: the files' path without its ending; their folder must be there.
+
+    Returns:
+      The files.
+    """
+    files = [stem.parent / f"{stem.name}.{kind}" for kind in ("svg", "png")]
+    files[0].write_text(picture.svg, "utf-8")
+    files[1].write_bytes(picture.png)
+    return files
 
 
-def _shorter(svg: str) -> str:
-    """Drop what no reader sees: long decimals, names of groups, rotations by nothing, line ends."""
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
-    svg = re.sub(r' transform="rotate\(-?0 [^"]*"', "", svg)
-    svg = re.sub(r"\s*\n\s*", " ", svg)
-    svg = re.sub(r"> <", "><", svg)
-    svg = svg.replace("font-family: inherit; ", "")
-    svg = re.sub(r'(?<= d=")[^"]*', _shorter_path, svg)
-    svg = re.sub(_ALIKE, _joined, svg)
-    while (less := re.sub(r"<g>((?:(?!</?g).)*)</g>", r"\1", svg)) != svg:
-        svg = less
-    return svg
+_FITTED = (
+    (r"<metadata>.*?</metadata>\s*|<title>.*?</title>\s*", ""),
+    (r"'?DejaVu Sans'?(, sans-serif)?", "inherit"),
+)
+"""The page's own font, and no second title."""
 
+_SHORTER = (
+    (r"(\d\.\d\d)\d+", r"\1"),
+    (r'<g id="[^"]*">', "<g>"),
+    (r' transform="rotate\(-?0 [^"]*"', ""),
+    (r"\s*\n\s*", " "),
+    (r"> <", "><"),
+    (r"font-family: inherit; ", ""),
+)
+"""What no reader sees: long decimals, names of groups, rotations by nothing, line ends."""
 
 _ALIKE = r'<path d="[^"]*"((?: clip-path="[^"]*")? style="fill: [^"]*")/>(?:<path d="[^"]*"\1/>)+'
 """Neighbours that are filled alike, as the cells of a picture of a partition are."""
@@ -218,3 +259,7 @@ def _shorter_path(found: re.Match[str]) -> str:
 def _joined(found: re.Match[str]) -> str:
     shapes = "\n".join(re.findall(r' d="([^"]*)"', found.group()))
     return f'<path d="{shapes}"{found.group(1)}/>'
+
+
+def _in_pixels(found: re.Match[str]) -> str:
+    return f'{found[1]}="{float(found[2]) * 4 / 3:.0f}"'

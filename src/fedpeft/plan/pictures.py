@@ -12,43 +12,35 @@ to Enable Foundation Models in Federated Learning, IEEE BigData 2024.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from fedpeft.build.model import sketch_run
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.pictures.style import LIGHT, Picture, picture_of, strokes, styled
+from fedpeft.pictures.style import LIGHT, Picture, new_figure, picture_of, strokes, write_picture
 from fedpeft.plan.plan import make_plan
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["draw_cost", "draw_layer", "write_figures"]
 
 _COSTS = ("full", "head", "bias", "adapter", "prompt")
 _LAYERS = ("bias", "adapter", "prompt")
 _PARTS = (
-    ("norm1", "LayerNorm"),
-    ("attn.q", "q"),
-    ("attn.k", "k"),
-    ("attn.v", "v"),
-    ("attn.out", "projection"),
-    ("norm2", "LayerNorm"),
-    ("mlp.fc1", "linear 1, GELU"),
-    ("mlp.fc2", "linear 2"),
+    ("norm1", "LayerNorm", (5.0, 2.2), 4.6),
+    ("attn.q", "q", (3.0, 3.2), 1.6),
+    ("attn.k", "k", (5.0, 3.2), 1.6),
+    ("attn.v", "v", (7.0, 3.2), 1.6),
+    ("attn.out", "projection", (5.0, 4.2), 4.6),
+    ("norm2", "LayerNorm", (5.0, 5.9), 4.6),
+    ("mlp.fc1", "linear 1, GELU", (5.0, 6.9), 4.6),
+    ("mlp.fc2", "linear 2", (5.0, 7.9), 4.6),
 )
-_HEIGHTS = {
-    "norm1": 2.2,
-    "attn.q": 3.2,
-    "attn.k": 3.2,
-    "attn.v": 3.2,
-    "attn.out": 4.2,
-    "norm2": 5.9,
-    "mlp.fc1": 6.9,
-    "mlp.fc2": 7.9,
-}
+"""Part of a block, what stands in its box, the box's middle, its width."""
+
 _FROZEN = "#eceff2"
 
 
@@ -68,10 +60,8 @@ def write_figures(experiment: Experiment, out: Path) -> list[Path]:
     layer = draw_layer(experiment)  # refuses what is no vision transformer
     pictures = {"fig1-cost": draw_cost(experiment), "fig2-layer": layer}
     out.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        (out / f"{name}.svg").write_text(picture.svg, "utf-8")
-        (out / f"{name}.png").write_bytes(picture.png)
-    return [out / f"{name}.{kind}" for name in pictures for kind in ("svg", "png")]
+    files = [write_picture(picture, out / name) for name, picture in pictures.items()]
+    return [file for pair in files for file in pair]
 
 
 def _with(experiment: Experiment, method: str) -> Experiment:
@@ -81,21 +71,15 @@ def _with(experiment: Experiment, method: str) -> Experiment:
 
 def draw_cost(experiment: Experiment) -> Picture:
     """Draw what one client sends in one round, by method, on a logarithmic axis."""
-    from matplotlib.figure import Figure
-
-    plans: dict[str, Mapping[str, Any]] = {
-        method: make_plan(_with(experiment, method)).figures for method in _COSTS
-    }
-    largest = plans["full"]["payload_bytes"]
-    with styled():
-        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    plans = {method: make_plan(_with(experiment, method)).figures for method in _COSTS}
+    sizes = {method: int(str(plan["payload_bytes"])) for method, plan in plans.items()}
+    largest, least = sizes["full"], min(sizes.values()) / 8
+    with new_figure(7.2, 2.9, constrained=True) as figure:
         axes = figure.add_subplot()
-        least = min(plan["payload_bytes"] for plan in plans.values()) / 8
-        for place, (stroke, plan) in enumerate(zip(strokes(_COSTS), plans.values(), strict=True)):
-            size = plan["payload_bytes"]
+        for place, (stroke, size) in enumerate(zip(strokes(_COSTS), sizes.values(), strict=True)):
             axes.barh(-place, size - least, left=least, height=0.62, color=stroke.colour)
             axes.text(size * 1.15, -place, _cost_words(size, largest), va="center", fontsize=8.5)
-        axes.set(xscale="log", xlim=(least, largest * 90), yticks=[-i for i in range(len(plans))])
+        axes.set(xscale="log", xlim=(least, largest * 90), yticks=[-i for i in range(len(sizes))])
         axes.set_yticklabels(_COSTS, color=LIGHT["ink"])
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
@@ -105,7 +89,7 @@ def draw_cost(experiment: Experiment) -> Picture:
             f"What one client sends in one round ({experiment.model.name})", loc="left", fontsize=10
         )
         axes.set_xlabel("bytes one way, 4 a parameter; logarithmic bars", loc="left", fontsize=8)
-        return picture_of(figure, name="cost", title="Bytes a client sends in a round, by method")
+        return picture_of(figure, title="Bytes a client sends in a round, by method")
 
 
 def _cost_words(size: int, largest: int) -> str:
@@ -117,21 +101,17 @@ def _cost_words(size: int, largest: int) -> str:
 
 def draw_layer(experiment: Experiment) -> Picture:
     """Draw one block for each of bias, adapter and prompt tuning, with what each trains."""
-    from matplotlib.figure import Figure
-
     _names(experiment, "head")  # a method that fits every family, so that the error is of ours
-    with styled():
-        figure = Figure(figsize=(9.6, 4.1), layout="constrained")
+    with new_figure(9.6, 4.1, constrained=True) as figure:
         for axes, method in zip(figure.subplots(1, len(_LAYERS)), _LAYERS, strict=True):
             _draw_block(axes, _names(experiment, method), method)
-        return picture_of(figure, name="layer", title="Trained parts of one transformer block")
+        return picture_of(figure, title="Trained parts of one transformer block")
 
 
 def _names(experiment: Experiment, method: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a method's delta by name, after seeing that blocks can be drawn."""
     tuned = sketch_run(_with(experiment, method)).tuned
-    known = {tuned.loaded.family.name} & {"vit"}
-    if not known:
+    if tuned.loaded.family.name != "vit":
         raise ConfigError(
             f"model.name: {experiment.model.name!r} is of the family "
             f"{tuned.loaded.family.name!r}; figures are drawn of vision transformers (vit)"
@@ -146,34 +126,29 @@ def _draw_block(axes: Axes, names: Mapping[str, tuple[int, ...]], method: str) -
     axes.set_title(method, color=colour, fontsize=11, fontweight="bold")
     _lines(axes)
     _tokens(axes, names, colour)
-    for part, label in _PARTS:
-        _part(axes, part, label, colour if f"blocks.0.{part}.bias" in names else None)
+    for part, label, middle, width in _PARTS:
+        _box(axes, middle, (width, 0.66), label, None)
+        if f"blocks.0.{part}.bias" in names:
+            bubble = {"boxstyle": "circle,pad=0.18", "fc": colour, "ec": "none"}
+            at = middle[0] + width / 2 - 0.05, middle[1]
+            axes.text(
+                *at, "b", ha="center", va="center", bbox=bubble,
+                color="white", fontsize=7.5, fontweight="bold",
+            )  # fmt: skip
     down = next((name for name in names if name.endswith("adapter.down.weight")), None)
     if down is not None:
         _box(axes, (5.0, 8.9), (4.6, 0.66), f"adapter, {names[down][0]} wide", colour)
-        axes.text(7.5, 8.9, _shared(down), fontsize=7, va="center", color=colour)
+        where = "one a block" if down.startswith("blocks.") else "one for\nall blocks"
+        axes.text(7.5, 8.9, where, fontsize=7, va="center", color=colour)
     _joins(axes)
-    total = sum(_count(shape) for name, shape in names.items() if not name.startswith("head."))
+    total = sum(math.prod(shape) for name, shape in names.items() if not name.startswith("head."))
     axes.text(
         5, -0.35, f"trains {total:,} parameters and the head", ha="center", fontsize=8, color=colour
     )
 
 
-def _shared(name: str) -> str:
-    return "one a block" if name.startswith("blocks.") else "one for\nall blocks"
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
-
-
 def _lines(axes: Axes) -> None:
     """The path of the tokens, and the two skips around attention and MLP."""
-    from matplotlib.patches import FancyArrowPatch
-
     soft = LIGHT["soft"]
     axes.add_patch(
         FancyArrowPatch((5, 0.9), (5, 11.4), arrowstyle="-|>", mutation_scale=9, color=soft)
@@ -184,15 +159,8 @@ def _lines(axes: Axes) -> None:
 
 def _joins(axes: Axes) -> None:
     for height in (5.05, 9.75):
-        axes.text(
-            5,
-            height,
-            "+",
-            ha="center",
-            va="center",
-            fontsize=9,
-            bbox={"boxstyle": "circle,pad=0.12", "fc": LIGHT["page"], "ec": LIGHT["soft"]},
-        )
+        bubble = {"boxstyle": "circle,pad=0.12", "fc": LIGHT["page"], "ec": LIGHT["soft"]}
+        axes.text(5, height, "+", ha="center", va="center", fontsize=9, bbox=bubble)
     axes.text(5.4, 10.7, "next block", fontsize=8, color=LIGHT["soft"], va="center")
 
 
@@ -207,30 +175,9 @@ def _tokens(axes: Axes, names: Mapping[str, tuple[int, ...]], colour: str) -> No
         axes.text(7.5, 1.1, where, fontsize=7, ha="center", color=colour)
 
 
-def _part(axes: Axes, part: str, label: str, colour: str | None) -> None:
-    x, width = {"attn.q": (3.0, 1.6), "attn.k": (5.0, 1.6), "attn.v": (7.0, 1.6)}.get(
-        part, (5.0, 4.6)
-    )
-    _box(axes, (x, _HEIGHTS[part]), (width, 0.66), label, None)
-    if colour is not None:
-        axes.text(
-            x + width / 2 - 0.05,
-            _HEIGHTS[part],
-            "b",
-            color="white",
-            fontsize=7.5,
-            fontweight="bold",
-            ha="center",
-            va="center",
-            bbox={"boxstyle": "circle,pad=0.18", "fc": colour, "ec": "none"},
-        )
-
-
 def _box(
     axes: Axes, middle: tuple[float, float], size: tuple[float, float], label: str, fill: str | None
 ) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
     corner = middle[0] - size[0] / 2, middle[1] - size[1] / 2
     style = "round,pad=0,rounding_size=0.12"
     edge = LIGHT["grid"] if fill is None else fill

@@ -14,15 +14,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpeft.pictures.labels import Label, place_labels
-from fedpeft.pictures.style import LIGHT, Picture, Stroke, picture_of, strokes, styled
 from fedpeft.report.figures import metric_axis
 from fedpeft.report.forest import Forest, Section, limits
 from fedpeft.results.names import say, telling
 from fedpeft.results.runs import Group, Panel
-from fedpeft.results.table import Spread, metric_text, row_of
 
-__all__ = ["budgets", "curve_parts", "draw_budgets", "forests", "parts", "varied"]
+__all__ = ["budgets", "curve_parts", "forests", "parts", "varied"]
 
 _FILLED = 0.75
 _BUDGET = "data.budget"
@@ -99,29 +96,15 @@ def budgets(panel: Panel) -> bool:
 def forests(panel: Panel) -> list[Forest]:
     """Return the pictures of dots that a panel asks for: one, or one a kind of skew."""
     keys = varied(panel)
-    split = parts(panel)
-    span = limits(panel.groups)
-    if _SCHEME in keys and len(keys) > 1:
-        schemes = dict.fromkeys(_told(group).get(_SCHEME) for group in panel.groups)
-        return [
-            _forest(panel, say([_SCHEME], {_SCHEME: scheme}), _of_scheme(split, scheme, keys), span)
-            for scheme in schemes
-        ]
-    sections = [Section(_heading(name, part), _rows(part)) for name, part in split]
-    return [_forest(panel, "", sections, span)]
-
-
-def _of_scheme(split: list[tuple[str, Panel]], scheme: object, keys: list[str]) -> list[Section]:
+    by_scheme = _SCHEME in keys and len(keys) > 1
     others = [key for key in keys if key != _SCHEME]
-    return [
-        Section(_heading(say(others, _told(part.groups[0])), part), _rows(part))
-        for _, part in split
-        if _told(part.groups[0]).get(_SCHEME) == scheme
-    ]
-
-
-def _rows(panel: Panel) -> tuple[tuple[str, Group], ...]:
-    return tuple((group.label, group) for group in panel.groups)
+    sections: dict[str, list[Section]] = {}
+    for name, part in parts(panel):
+        told = _told(part.groups[0])
+        scheme = say([_SCHEME], told) if by_scheme else ""
+        heading = _heading(say(others, told) if by_scheme else name, part)
+        sections.setdefault(scheme, []).append(Section(heading, part.groups))
+    return [_forest(panel, scheme, tuple(found)) for scheme, found in sections.items()]
 
 
 def _heading(name: str, part: Panel) -> str:
@@ -130,79 +113,13 @@ def _heading(name: str, part: Panel) -> str:
     return f"{name} ({notes[0]})" if len(notes) == 1 else name
 
 
-def _forest(
-    panel: Panel, scheme: str, sections: Sequence[Section], span: tuple[float, float]
-) -> Forest:
+def _forest(panel: Panel, scheme: str, sections: tuple[Section, ...]) -> Forest:
+    axis = metric_axis(panel, log=False)
     where = ", ".join(filter(None, [panel.source, scheme]))
-    axis = f"{metric_axis(panel)}{f', {scheme}' if scheme else ''}"
     return Forest(
-        f"{metric_axis(panel)}, {where}: rows with their seeds and 95 % intervals",
-        axis,
+        f"{axis}, {where}: rows with their seeds and 95 % intervals",
+        ", ".join(filter(None, [axis, scheme])),
         panel.metric,
-        tuple(sections),
-        span,
+        sections,
+        limits(panel.groups),
     )
-
-
-def draw_budgets(panel: Panel, *, name: str, width: float = 5.8) -> Picture:
-    """Draw the metric against the number of training examples, one line a method.
-
-    Args:
-      panel: a grid in which that number varies.
-      name: unique on the page.
-      width: in inches.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
-    methods = list(dict.fromkeys(group.method for group in panel.groups))
-    with styled():
-        figure = Figure(figsize=(width, 3.9))
-        axes = figure.add_subplot()
-        lines = [
-            (method, stroke, _line(panel, method))
-            for method, stroke in zip(methods, strokes(methods), strict=True)
-        ]
-        labels = [_plot(axes, method, stroke, line) for method, stroke, line in lines if line]
-        axes.set_xticks(sorted({x for _, _, line in lines for x, _ in line}))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: panel.metric.tick(y)))
-        axes.set_xlabel("Training examples of all clients")
-        axes.set_title(metric_axis(panel), loc="left", fontsize=9, color=LIGHT["soft"], pad=10)
-        place_labels(figure, axes, labels)
-        title = f"{metric_axis(panel)} against the number of training examples, {panel.source}"
-        return picture_of(figure, name=name, title=title, text=_said(panel, lines))
-
-
-def _line(panel: Panel, method: str) -> list[tuple[int, Spread]]:
-    points = [
-        (int(_told(group)[_BUDGET]), row_of(group).last)
-        for group in panel.groups
-        if group.method == method
-    ]
-    return sorted(((x, spread) for x, spread in points if spread), key=lambda point: point[0])
-
-
-def _plot(axes: Any, method: str, stroke: Stroke, line: list[tuple[int, Spread]]) -> Label:  # noqa: ANN401
-    x, means = [at for at, _ in line], [spread.mean for _, spread in line]
-    axes.errorbar(
-        x,
-        means,
-        yerr=[spread.std or 0.0 for _, spread in line],
-        color=stroke.colour,
-        linestyle=stroke.dash,
-        marker="o",
-        markersize=5,
-        elinewidth=1,
-        capsize=3,
-    )
-    return Label(method, x[-1], means[-1], stroke.colour)
-
-
-def _said(panel: Panel, lines: list[tuple[str, Stroke, list[tuple[int, Spread]]]]) -> str:
-    rows = [
-        f"{method}: "
-        + ", ".join(f"{metric_text(spread, panel.metric)} with {x} examples" for x, spread in line)
-        for method, _, line in lines
-    ]
-    return ". ".join(rows) + "."

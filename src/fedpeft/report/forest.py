@@ -5,8 +5,9 @@
     bias                  ·─●─·       83.0 ± 0.8 %
                     accuracy
 
-The large dot is the mean over seeds, small dots are the seeds, the line is the 95 % interval of the
-mean (Student's t), cut off at the edge of the picture.
+The large dot is the mean over seeds, hollow where no run has finished; small dots are the seeds,
+the line is the 95 % interval of the mean (Student's t), cut off at the edge of the picture. The
+comparison is the same picture with columns of what the rows cost.
 """
 
 from __future__ import annotations
@@ -14,19 +15,29 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from fedpeft.core.metrics import Metric
-from fedpeft.pictures.style import LIGHT, Picture, Stroke, picture_of, strokes, styled
-from fedpeft.results.runs import Group
-from fedpeft.results.table import Spread, interval_text, metric_text
+from fedpeft.core.words import byte_words
+from fedpeft.pictures.style import LIGHT, Picture, Stroke, new_figure, note, picture_of
+from fedpeft.report.figures import marked, metric_axis
+from fedpeft.results.runs import Group, Panel
+from fedpeft.results.table import (
+    Spread,
+    count_text,
+    interval_text,
+    metric_text,
+    row_of,
+    seconds_text,
+)
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ["Forest", "Section", "draw_forest", "limits"]
+__all__ = ["Forest", "Section", "comparison", "draw_forest", "limits"]
 
 _WIDE = 5.0  # inches
+_COLUMN = 0.85  # inches
+_COSTS = ("trained", "a message", "both ways", "time")
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,11 @@ class Section:
 
     Attributes:
       heading: "" for none.
-      rows: what a line is called, and its runs.
+      rows: one line each, under their labels.
     """
 
     heading: str
-    rows: tuple[tuple[str, Group], ...]
+    rows: tuple[Group, ...]
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Forest:
       metric: what the scores are.
       sections: from top to bottom.
       span: smallest and largest metric shown; pictures side by side share it.
+      costs: whether columns say what each row cost.
     """
 
     title: str
@@ -59,11 +71,12 @@ class Forest:
     metric: Metric
     sections: tuple[Section, ...]
     span: tuple[float, float]
+    costs: bool = False
 
 
 def limits(groups: Sequence[Group]) -> tuple[float, float]:
     """Return a span that holds every seed of every group, with a margin; 0 to 1 for none."""
-    scores = [score for group in groups for score in _scores(group)]
+    scores = [score for group in groups for score in group.scores]
     if not scores:
         return 0.0, 1.0
     low, high = min(scores), max(scores)
@@ -71,50 +84,58 @@ def limits(groups: Sequence[Group]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _scores(group: Group) -> list[float]:
-    return [curve[-1][2] for run in group.counted if (curve := run.curve())]
+def comparison(panel: Panel) -> Forest:
+    """Return the picture of a panel's table: its metric as dots, its costs as columns."""
+    axis = metric_axis(panel, log=False)
+    return Forest(
+        f"{axis}, and what it cost, {panel.source}",
+        axis,
+        panel.metric,
+        (Section("", panel.groups),),
+        limits(panel.groups),
+        costs=True,
+    )
 
 
-def draw_forest(forest: Forest, *, name: str, width: float = 5.8) -> Picture:
+def draw_forest(forest: Forest, *, width: float = 5.8) -> Picture:
     """Draw one picture.
 
     Args:
       forest: what it shows.
-      name: unique on the page.
       width: in inches.
     """
-    from matplotlib.figure import Figure
-
     lines = _lines(forest, most=14 if width < _WIDE else 34)
-    extents = [_lines_high(text, group) for text, group, _ in lines]
-    height = 0.2 * sum(extents) + 0.8
-    with styled():
-        figure = Figure(figsize=(width, height))
-        axes = figure.add_subplot()
-        texts = [line for text, group, _ in lines if group for line in text.split("\n")]
-        left = 0.074 * max(map(len, texts), default=1) + 0.15
-        right = 1.08
-        axes.set_position(
-            (left / width, 0.5 / height, (width - left - right) / width, 1 - 0.6 / height)
+    texts = [line for text, group, _ in lines if group for line in text.split("\n")]
+    left = 0.074 * max(map(len, texts), default=1) + 0.15
+    inside = width - left - 1.08 - len(_COSTS) * _COLUMN * forest.costs
+    extents = [text.count("\n") + 1 if group else 1.5 for text, group, _ in lines]
+    height = 0.2 * sum(extents) + 0.8 + 0.2 * forest.costs
+    with new_figure(width, height) as figure:
+        axes = figure.add_axes(
+            (left / width, 0.5 / height, inside / width, 1 - (0.6 + 0.2 * forest.costs) / height)
         )
         place = 0.0
         ticks = []
         for (text, group, stroke), extent in zip(lines, extents, strict=True):
             middle, place = place - extent / 2, place - extent
             if group is None or stroke is None:
-                _heading(axes, text, place + 0.5, left=left)
+                note(axes, text, (0, place + 0.5), (-72 * left + 4, 0), fontweight="bold")
                 continue
             ticks.append((middle, text))
-            _dots(axes, _scores(group), (middle, stroke, forest))
+            _draw_row(axes, middle, group, stroke, forest)
+        if forest.costs:
+            heads = ("last round", *_COSTS)
+            _write_cells(axes, 0.5, heads, color=LIGHT["soft"], fontsize=8)
         axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks])
         axes.set_ylim(place - 0.3, 0)
-        _look(axes, forest, ticks=3 if width < _WIDE else 5)
-        return picture_of(figure, name=name, title=forest.title, text=_text(forest))
-
-
-def _lines_high(text: str, group: Group | None) -> float:
-    """How many lines of text a row takes, with the room above a heading."""
-    return 1.0 * (text.count("\n") + 1) if group else 1.5
+        axes.set_xlim(*forest.span)
+        axes.tick_params(axis="y", labelcolor=LIGHT["ink"], pad=5)
+        axes.grid(visible=True, axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=3 if width < _WIDE else 5))
+        axes.xaxis.set_major_formatter(lambda x, _: forest.metric.tick(x))
+        axes.set_xlabel(forest.axis)
+        return picture_of(figure, title=forest.title, text=_text(forest))
 
 
 def _lines(forest: Forest, *, most: int) -> list[tuple[str, Group | None, Stroke | None]]:
@@ -122,81 +143,56 @@ def _lines(forest: Forest, *, most: int) -> list[tuple[str, Group | None, Stroke
     for section in forest.sections:
         if section.heading:
             lines.append((section.heading, None, None))
-        marks = strokes([group.method for _, group in section.rows])
         lines += [
-            ("\n".join(textwrap.wrap(label, most)), group, mark)
-            for (label, group), mark in zip(section.rows, marks, strict=True)
+            ("\n".join(textwrap.wrap(group.label, most)), group, mark)
+            for group, mark in marked(section.rows)
         ]
     return lines
 
 
-def _heading(axes: Axes, text: str, place: float, *, left: float) -> None:
-    axes.annotate(
-        text,
-        (0, place),
-        (-72 * left + 4, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="center",
-        fontweight="bold",
-        color=LIGHT["ink"],
-        annotation_clip=False,
-    )
-
-
-def _dots(axes: Axes, scores: Sequence[float], how: tuple[float, Stroke, Forest]) -> None:
-    place, stroke, forest = how
+def _draw_row(axes: Axes, place: float, group: Group, stroke: Stroke, forest: Forest) -> None:
+    colour, scores = stroke.colour, group.scores
     spread = Spread.of(scores)
     if spread is None:
-        axes.annotate(
-            "no figure",
-            (1, place),
-            (6, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            color=LIGHT["soft"],
-        )
+        note(axes, "no figure", (1, place), (6, 0), color=LIGHT["soft"])
         return
     low, high = forest.span
     ends = spread.interval(forest.metric)
     if ends:
         cut = [max(low, ends[0]), min(high, ends[1])]
-        axes.plot(cut, [place, place], color=stroke.colour, linewidth=1.5)
+        axes.plot(cut, [place, place], color=colour, linewidth=1.5)
         axes.plot(scores, [place] * len(scores), ".", color=LIGHT["soft"], markersize=4, zorder=4)
-    axes.plot([spread.mean], [place], "o", color=stroke.colour, markersize=6)
-    axes.annotate(
-        metric_text(spread, forest.metric),
-        (1, place),
-        (6, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="center",
-        color=LIGHT["ink"],
-        annotation_clip=False,
+    fill = colour if group.is_finished else LIGHT["page"]
+    axes.plot(spread.mean, place, "o", color=colour, markerfacecolor=fill, markersize=6)
+    cells = (metric_text(spread, forest.metric), *(_costs(group) if forest.costs else ()))
+    _write_cells(axes, place, cells)
+
+
+def _write_cells(axes: Axes, place: float, cells: Sequence[str], **look: object) -> None:
+    """Write the score at the right of the axes, and costs in columns beyond it."""
+    note(axes, cells[0], (1, place), (6, 0), **look)
+    for number, text in enumerate(cells[1:], 1):
+        note(axes, text, (1, place), (72 * (1.0 + number * _COLUMN), 0), ha="right", **look)
+
+
+def _costs(group: Group) -> tuple[str, ...]:
+    row = row_of(group)
+    return (
+        count_text(row.trained),
+        byte_words(row.payload) if row.payload is not None else "–",
+        byte_words(row.total_bytes.mean) if row.total_bytes else "–",
+        seconds_text(row.seconds.mean if row.seconds else None),
     )
-
-
-def _look(axes: Axes, forest: Forest, *, ticks: int) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.set_xlim(*forest.span)
-    axes.tick_params(axis="y", labelcolor=LIGHT["ink"], pad=5)
-    axes.grid(visible=True, axis="x")
-    axes.grid(visible=False, axis="y")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: forest.metric.tick(x)))
-    axes.set_xlabel(forest.axis)
 
 
 def _text(forest: Forest) -> str:
     said = []
     for section in forest.sections:
         rows = []
-        for label, group in section.rows:
-            spread = Spread.of(_scores(group))
+        for group in section.rows:
+            spread = Spread.of(group.scores)
             ends = spread.interval(forest.metric) if spread else None
             sure = f", 95 % interval {interval_text(ends, forest.metric)}" if ends else ""
-            rows.append(f"{label} {metric_text(spread, forest.metric)}{sure}")
+            rows.append(f"{group.label} {metric_text(spread, forest.metric)}{sure}")
         said.append(": ".join(filter(None, [section.heading, "; ".join(rows)])))
     return ". ".join(said) + "."

@@ -12,35 +12,29 @@ import math
 
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedpeft.pictures.style import LIGHT, Picture, picture_of, styled
+from fedpeft.pictures.style import LIGHT, Picture, new_figure, picture_of
 from fedpeft.results.runs import Partition, describe_partition
 
 __all__ = ["draw_partition"]
 
-
 _COLOUR = LIGHT["s0"]
-
-
 _MOST_NAMES = 40
 
 
-def draw_partition(partition: Partition, *, name: str, width: float = 11.6) -> Picture:
+def draw_partition(partition: Partition, *, width: float = 11.6) -> Picture:
     """Draw one partition.
 
     Args:
       partition: at least one client and one label.
-      name: unique on the page.
       width: in inches.
     """
 
     rows = len(partition.labels)
     body = min(6.5, max(1.6, rows * (0.2 if rows <= _MOST_NAMES else 0.07)))
     height = body + 1.75
-    with styled():
-        figure = Figure(figsize=(width, height))
+    with new_figure(width, height) as figure:
         shown = partition.labels if rows <= _MOST_NAMES else ("",)
         left = min(0.3, (0.085 * max(map(len, shown)) + 0.55) / width)
         span = 0.985 - left
@@ -50,7 +44,7 @@ def draw_partition(partition: Partition, *, name: str, width: float = 11.6) -> P
         _bars(top, partition)
         _cells(cells, partition)
         _key(key, partition, width * span)
-        return picture_of(figure, name=name, title=describe_partition(partition))
+        return picture_of(figure, title=describe_partition(partition))
 
 
 def _bars(axes: Axes, partition: Partition) -> None:

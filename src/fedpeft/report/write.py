@@ -21,19 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.pictures.style import Picture
-from fedpeft.report.draw import Asked, draw_panel
-from fedpeft.report.figures import draw_comparison
-from fedpeft.report.page import DrawnGrid, DrawnPartition, Page, page
+from fedpeft.pictures.style import Picture, write_picture
+from fedpeft.report.draw import draw_panel
+from fedpeft.report.forest import comparison, draw_forest
+from fedpeft.report.page import DrawnGrid, DrawnPanel, DrawnPartition, Page, html_of
 from fedpeft.report.partition import draw_partition
 from fedpeft.results.claims import Verdict, check_claims
 from fedpeft.results.grid import Grid, read_grids
-from fedpeft.results.runs import Panel, Partition, Run, describe_partition
+from fedpeft.results.runs import Partition, Run, describe_partition
 from fedpeft.results.table import as_csv
 
 __all__ = ["Wanted", "write_report"]
 
 _NARROW = 3.6  # inches: the width of a phone
+_WIDTH_OF_TABLE = 9.2  # inches
 _DRAWN_PARTITIONS = 4
 _KIND = (
     *("data.source", "data.budget", "data.partition.scheme"),
@@ -86,17 +87,21 @@ def write_report(
     asked = wanted or Wanted(target)
     grids = read_grids(runs)
     place = _place(out or runs[0] / "report.html")
-    panels = [panel for grid in grids for panel in grid.panels]
-    read = [run for grid in grids for run in grid.runs]
-    told = Page(
+    drawn = [
+        DrawnGrid(grid, tuple(draw_panel(panel, asked.target) for panel in grid.panels))
+        for grid in grids
+    ]
+    page = Page(
         title=asked.title or _title(grids),
-        grids=tuple(_draw_grids(grids, place, asked)),
-        partitions=tuple(_draw_partitions(read, place)),
+        grids=tuple(drawn),
+        partitions=tuple(_draw_partitions(grids, place)),
         verdicts=_verdicts(grids),
         diagnostics=asked.diagnostics,
     )
-    (place.parent / f"{place.stem}-table.csv").write_text(as_csv(panels), "utf-8")
-    place.write_text(page(told), "utf-8")
+    for index, panel in enumerate(each for grid in drawn for each in grid.panels):
+        _write_figures(panel, place, f"-{index + 1}" if index else "")
+    _beside(place, "table.csv").write_text(as_csv(page.panels), "utf-8")
+    place.write_text(html_of(page), "utf-8")
     return place
 
 
@@ -121,48 +126,33 @@ def _verdicts(grids: Sequence[Grid]) -> tuple[Verdict, ...]:
     return tuple(check_claims([run for grid in grids for run in grid.runs]))
 
 
-def _draw_grids(grids: Sequence[Grid], place: Path, wanted: Wanted) -> list[DrawnGrid]:
-    drawn, index = [], 0
-    for grid in grids:
-        panels = []
-        for panel in grid.panels:
-            panels.append(draw_panel(panel, Asked(index, wanted.target)))
-            _write_all(panel, panels[-1].pictures, place, index)
-            index += 1
-        drawn.append(DrawnGrid(grid, tuple(each.drawn for each in panels)))
-    return drawn
+def _beside(place: Path, what: str) -> Path:
+    return place.parent / f"{place.stem}-{what}"
 
 
-def _write_all(panel: Panel, pictures: dict[str, Picture], place: Path, index: int) -> None:
-    suffix = f"-{index + 1}" if index else ""
-    for what, picture in pictures.items():
-        _write(picture, place, f"{what}{suffix}")
-    _write(draw_comparison(panel, name=f"table{index}"), place, f"table{suffix}")
+def _write_figures(panel: DrawnPanel, place: Path, suffix: str) -> None:
+    for figure in panel.figures:
+        write_picture(figure.pictures[0], _beside(place, f"{figure.what}{suffix}"))
+    table = draw_forest(comparison(panel.panel), width=_WIDTH_OF_TABLE)
+    write_picture(table, _beside(place, f"table{suffix}"))
 
 
-def _write(picture: Picture, place: Path, what: str) -> None:
-    (place.parent / f"{place.stem}-{what}.svg").write_text(picture.svg, "utf-8")
-    (place.parent / f"{place.stem}-{what}.png").write_bytes(picture.png)
-
-
-def _draw_partitions(runs: Sequence[Run], place: Path) -> list[DrawnPartition]:
+def _draw_partitions(grids: Sequence[Grid], place: Path) -> list[DrawnPartition]:
     """Draw one partition of each kind, up to a few, and describe the others."""
     shared: dict[Partition, list[Run]] = {}
-    for run in runs:
+    for run in (run for grid in grids for run in grid.runs):
         if run.partition is not None and any(map(any, run.partition.counts)):
             shared.setdefault(run.partition, []).append(run)
     drawn: list[DrawnPartition] = []
     kinds: set[tuple[str, ...]] = set()
-    for index, (partition, users) in enumerate(shared.items()):
+    for partition, users in shared.items():
         kind = tuple(str(users[0].settings.get(key)) for key in _KIND)
         pictures: tuple[Picture, ...] = ()
         if kind not in kinds and len(kinds) < _DRAWN_PARTITIONS:
             suffix = f"-{len(kinds) + 1}" if kinds else ""
             kinds.add(kind)
-            wide = draw_partition(partition, name=f"partition{index}")
-            narrow = draw_partition(partition, name=f"partition{index}n", width=_NARROW)
-            _write(wide, place, f"partition{suffix}")
-            pictures = (wide, narrow)
-        names = dict.fromkeys(f"{run.method} (seed {run.settings.get('seed')})" for run in users)
+            pictures = (draw_partition(partition), draw_partition(partition, width=_NARROW))
+            write_picture(pictures[0], _beside(place, f"partition{suffix}"))
+        names = dict.fromkeys(f"{run.method} (seed {run.seed})" for run in users)
         drawn.append(DrawnPartition(pictures, describe_partition(partition), tuple(names)))
     return drawn

@@ -19,7 +19,7 @@ Federated Learning, IEEE BigData 2024.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -32,6 +32,7 @@ from fedpeft.results.claims_grid import (
     compare,
     make_grid,
     name_of,
+    over_seeds,
     paired,
     score,
 )
@@ -93,16 +94,7 @@ class Verdict:
             "verdict": self.verdict,
             "data": list(self.sources),
             "blocks": dict(self.blocks),
-            "comparisons": [
-                {
-                    "what": each.what,
-                    "block": each.block,
-                    "margin": each.margin,
-                    "error": None if math.isnan(each.error) else each.error,
-                    "verdict": each.verdict,
-                }
-                for each in self.comparisons
-            ],
+            "comparisons": [each.as_json() for each in self.comparisons],
         }
 
 
@@ -132,42 +124,35 @@ def _favour(found: Comparison) -> tuple[int, float]:
     return ("fail", "undecided", "pass").index(found.verdict), found.margin
 
 
-def _main(grid: Grid) -> list[tuple[Cell, list[Cell]]]:
+def _main(grid: Grid) -> Iterator[tuple[Cell, list[Cell]]]:
     """Pair each tuned row of a communication table with the other rows of its table."""
-    tuned = [c for c in grid if c.role in _TUNED and c.budget is None and c.cohort == 8]
-    tables = [(c, [o for o in grid if alike(c, o) and o != c]) for c in tuned]
-    return [
-        (cell, others)
-        for cell, others in tables
-        if any(o.role == "full" and o.cohort == 1 for o in others)
-    ]
+    for cell in grid:
+        if cell.role in _TUNED and cell.budget is None and cell.cohort == 8:
+            others = [other for other in grid if alike(cell, other) and other != cell]
+            if any(other.role == "full" and other.cohort == 1 for other in others):
+                yield cell, others
 
 
-def _beats_matched(grid: Grid) -> list[Comparison]:
-    found = []
+def _beats_matched(grid: Grid) -> Iterator[Comparison]:
     for cell, others in _main(grid):
         for other in others:
             fewer = other.role == "full" and other.cohort < cell.cohort
             if fewer or other.role in ("ShuffleNet", "head"):
-                found.append(paired(grid, cell, other))
-    return [each for each in found if each]
+                yield from paired(grid, cell, other)
 
 
-def _full_needs_more(grid: Grid) -> list[Comparison]:
+def _full_needs_more(grid: Grid) -> Iterator[Comparison]:
     """log10 of bytes of full over bytes of the variant, to the variant's last accuracy, less 1."""
-    found = []
     for cell, others in _main(grid):
         fulls = [grid[other] for other in others if other.role == "full"]
         margins = []
         for seed, run in grid[cell].items():
             rivals = [_bytes_to(full[seed], score(run)) for full in fulls if seed in full]
             if rivals:
-                ratio = min(rivals) / _bytes_to(run, score(run))
-                margins.append(math.log10(ratio) - _LOG_TEN)
+                margins.append(math.log10(min(rivals) / _bytes_to(run, score(run))) - _LOG_TEN)
         if margins:
             what = f"bytes of full to reach {name_of(cell)}, over 10 times"
-            found.append(compare(what, margins, (cell.source,)))
-    return found
+            yield compare(what, margins, (cell.source,))
 
 
 def _bytes_to(run: Run, target: float) -> float:
@@ -176,109 +161,88 @@ def _bytes_to(run: Run, target: float) -> float:
     return next((sent for _, sent, score in curve if score >= target), curve[-1][1])
 
 
-def _bias_is_cheapest(grid: Grid) -> list[Comparison]:
+def _bias_is_cheapest(grid: Grid) -> Iterator[Comparison]:
     """log10 of bytes to the lower of two last accuracies: the other's over those of bias."""
-    found = []
-    pairs = [
-        (cell, other)
-        for cell, others in _main(grid)
-        for other in others
-        if cell.role == "bias" and other.role in _TUNED and other.cohort == cell.cohort
-    ]
-    for a, b in pairs:
-        margins = []
-        for seed in sorted(set(grid[a]) & set(grid[b])):
-            one, two = grid[a][seed], grid[b][seed]
-            target = min(score(one), score(two))
-            margins.append(math.log10(_bytes_to(two, target) / _bytes_to(one, target)))
-        if margins:
-            what = f"bytes of {name_of(b)} over those of bias"
-            found.append(compare(what, margins, (b.source,)))
-    return found
+
+    def margin(bias: Run, other: Run) -> float:
+        target = min(score(bias), score(other))
+        return math.log10(_bytes_to(other, target) / _bytes_to(bias, target))
+
+    for cell, others in _main(grid):
+        for other in others:
+            if cell.role == "bias" and other.role in _TUNED and other.cohort == cell.cohort:
+                what = f"bytes of {name_of(other)} over those of bias"
+                yield from over_seeds(grid, (cell, other), margin, what)
 
 
-def _full_falls_behind(grid: Grid) -> list[Comparison]:
-    return [found for name in _TUNED for found in _over_gap(grid, name, "full")]
+def _full_falls_behind(grid: Grid) -> Iterator[Comparison]:
+    for name in _TUNED:
+        yield from _over_gap(grid, name, "full")
 
 
-def _prompt_is_robust(grid: Grid) -> list[Comparison]:
-    rivals = ("full", "bias", "adapter")
-    return [found for name in rivals for found in _over_gap(grid, "prompt", name)]
+def _prompt_is_robust(grid: Grid) -> Iterator[Comparison]:
+    for name in ("full", "bias", "adapter"):
+        yield from _over_gap(grid, "prompt", name)
 
 
 def _over_gap(grid: Grid, a: str, b: str) -> Iterator[Comparison]:
     """How much the lead of a over b grows from a near data set to a far one, at N = 64, M = 8."""
     for cell in grid:
-        plain = (cell.clients, cell.cohort, cell.scheme) == (64, 8, "dirichlet")
-        if not plain or cell.role != a or cell.budget is not None:
-            continue
-        if cell.source not in FAR_SOURCES:
-            continue
-        near, far = cell.source, FAR_SOURCES[cell.source]
-        four = [replace(cell, role=role, source=s) for s in (far, near) for role in (a, b)]
-        seeds = set.intersection(*(set(grid.get(each, {})) for each in four))
-        margins = [_difference(grid, four, seed) for seed in sorted(seeds)]
-        if margins:
+        place = (cell.role, cell.clients, cell.cohort, cell.scheme, cell.budget)
+        if place == (a, 64, 8, "dirichlet", None) and cell.source in FAR_SOURCES:
+            near, far = cell.source, FAR_SOURCES[cell.source]
+            four = [replace(cell, role=role, source=s) for s in (far, near) for role in (a, b)]
             rounds, epochs = cell.length
             what = f"lead of {a} over {b}: {far} less {near}, {rounds} rounds of {epochs} epochs"
-            yield compare(what, margins, (near, far))
+            yield from over_seeds(grid, four, _difference, what)
 
 
-def _difference(grid: Grid, four: Sequence[Cell], seed: int) -> float:
-    """(first - second) - (third - fourth), in accuracy."""
-    a, b, c, d = (score(grid[cell][seed]) for cell in four)
-    return (a - b) - (c - d)
+def _difference(a: Run, b: Run, c: Run, d: Run) -> float:
+    """(a - b) - (c - d), in accuracy."""
+    return (score(a) - score(b)) - (score(c) - score(d))
 
 
-def _comparable(grid: Grid) -> list[Comparison]:
+def _comparable(grid: Grid) -> Iterator[Comparison]:
     """Each variant against full in each cell of the table of clients and participants."""
     pairs = [
         (a, b)
-        for a, b in product(grid, grid)
-        if a.role in _TUNED and b.role == "full" and a.budget is None and alike(a, b)
+        for a, b in _at_one_cohort(grid)
+        if a.role in _TUNED and b.role == "full" and a.budget is None
     ]
-    cells = {(a.clients, a.cohort, a.scheme) for a, b in pairs if a.cohort == b.cohort}
-    if len(cells) < 2:
-        return []
-    found = [paired(grid, a, b, CLOSE) for a, b in pairs if a.cohort == b.cohort]
-    return [each for each in found if each]
+    if len({(a.clients, a.cohort, a.scheme) for a, _ in pairs}) > 1:
+        for a, b in pairs:
+            yield from paired(grid, a, b, CLOSE)
 
 
-def _few_samples(grid: Grid) -> list[Comparison]:
-    found = [
-        paired(grid, a, b)
-        for a, b in product(grid, grid)
-        if a.role in _TUNED and b.role in ("full", "head") and a.budget is not None
-        if alike(a, b) and a.cohort == b.cohort
-    ]
-    return [each for each in found if each]
+def _few_samples(grid: Grid) -> Iterator[Comparison]:
+    for a, b in _at_one_cohort(grid):
+        if a.role in _TUNED and b.role in ("full", "head") and a.budget is not None:
+            yield from paired(grid, a, b)
 
 
-def _full_loses_most(grid: Grid) -> list[Comparison]:
+def _at_one_cohort(grid: Grid) -> Iterator[tuple[Cell, Cell]]:
+    """Yield the pairs of cells that differ in nothing but what is trained."""
+    return (
+        pair for pair in product(grid, grid) if alike(*pair) and len({c.cohort for c in pair}) == 1
+    )
+
+
+def _full_loses_most(grid: Grid) -> Iterator[Comparison]:
     """In each privacy mode: each variant ends above full fine-tuning, and full drops more.
 
     A drop is from the same run without privacy. Where a grid lacks those, only ends are compared.
     """
-    found = []
-    for cell in (c for c in grid if c.privacy and c.role in _TUNED):
+    for cell in grid:
         full = replace(cell, role="full")
-        if full not in grid:
-            continue
-        found.append((cell, paired(grid, cell, full)))
-        four = [cell, full, replace(cell, privacy=""), replace(full, privacy="")]
-        seeds = set.intersection(*(set(grid.get(each, {})) for each in four))
-        margins = [_difference(grid, four, seed) for seed in sorted(seeds)]
-        if margins:
+        if cell.privacy and cell.role in _TUNED and full in grid:
+            four = [cell, full, replace(cell, privacy=""), replace(full, privacy="")]
             what = f"drop of {name_of(full)} less that of {cell.role}"
-            found.append((cell, compare(what, margins, (cell.source,))))
-    return [
-        replace(each, what=f"{each.what}, {cell.privacy}", block=cell.privacy)
-        for cell, each in found
-        if each
-    ]
+            found = (*paired(grid, cell, full), *over_seeds(grid, four, _difference, what))
+            for each in found:
+                yield replace(each, what=f"{each.what}, {cell.privacy}", block=cell.privacy)
 
 
-CLAIMS: Mapping[int, tuple[str, str, Callable[[Grid], list[Comparison]]]] = {
+CLAIMS: Mapping[int, tuple[str, str, Callable[[Grid], Iterable[Comparison]]]] = {
     1: (
         "Bias, adapter and prompt beat full fine-tuning with fewer clients, the small fully "
         "trained model and head-tuning",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedpeft.results.runs import Run
@@ -22,6 +22,7 @@ __all__ = [
     "compare",
     "make_grid",
     "name_of",
+    "over_seeds",
     "paired",
     "score",
     "shadowed",
@@ -61,6 +62,14 @@ class Comparison:
             return "undecided"
         return "pass" if self.margin > 0 else "fail"
 
+    def as_json(self) -> dict[str, object]:
+        """Return one JSON object."""
+        error = None if math.isnan(self.error) else self.error
+        return {
+            **{"what": self.what, "block": self.block, "margin": self.margin},
+            **{"error": error, "verdict": self.verdict},
+        }
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -97,7 +106,7 @@ def make_grid(runs: Iterable[Run]) -> Grid:
     """Sort finished runs into cells; those without accuracy are left out."""
     grid: dict[Cell, dict[int, Run]] = {}
     for run in filter(_counts, runs):
-        grid.setdefault(_cell(run), {})[_seed(run)] = run
+        grid.setdefault(_cell(run), {})[run.seed] = run
     return grid
 
 
@@ -108,7 +117,7 @@ def shadowed(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
     """
     runs = list(filter(_counts, runs))
     grid = make_grid(runs)
-    pairs = [(run, grid[_cell(run)][_seed(run)]) for run in runs]
+    pairs = [(run, grid[_cell(run)][run.seed]) for run in runs]
     return [(run, taken) for run, taken in pairs if _digest(run) != _digest(taken)]
 
 
@@ -117,10 +126,6 @@ def _counts(run: Run) -> bool:
         return False
     # the author's adapter, of which only a bias learns: a row, not a variant
     return run.settings.get("tuning.options.init") != "zeros"
-
-
-def _seed(run: Run) -> int:
-    return int(run.settings.get("seed", 0))
 
 
 def _digest(run: Run) -> object:
@@ -154,7 +159,24 @@ def _privacy(told: Mapping[str, object]) -> str:
     return f"{kind}, {strength}, delta {told.get('privacy.delta')}"
 
 
-def paired(grid: Grid, a: Cell, b: Cell, slack: float = 0.0) -> Comparison | None:
+def over_seeds(
+    grid: Grid, cells: Sequence[Cell], margin: Callable[..., float], what: str
+) -> Iterator[Comparison]:
+    """Compare cells on the seeds that all of them have; yield nothing where there is none.
+
+    Args:
+      grid: holds the runs.
+      cells: what is compared; those that the grid lacks have no seed.
+      margin: takes one run of each cell, all of one seed.
+      what: says what is compared.
+    """
+    seeds = set.intersection(*(set(grid.get(cell, {})) for cell in cells))
+    margins = [margin(*(grid[cell][seed] for cell in cells)) for seed in sorted(seeds)]
+    if margins:
+        yield compare(what, margins, tuple({cell.source: None for cell in cells}))
+
+
+def paired(grid: Grid, a: Cell, b: Cell, slack: float = 0.0) -> Iterator[Comparison]:
     """Compare two cells by accuracy, on the seeds that they share.
 
     Args:
@@ -162,14 +184,9 @@ def paired(grid: Grid, a: Cell, b: Cell, slack: float = 0.0) -> Comparison | Non
       a: of which the claim says that it is better.
       b: the other.
       slack: added to each margin.
-
-    Returns:
-      None if they share no seed.
     """
-    seeds = sorted(set(grid[a]) & set(grid[b]))
-    margins = [score(grid[a][seed]) - score(grid[b][seed]) + slack for seed in seeds]
     what = f"{name_of(a)} against {name_of(b)}"
-    return compare(what, margins, (a.source,)) if margins else None
+    return over_seeds(grid, (a, b), lambda one, two: score(one) - score(two) + slack, what)
 
 
 def compare(what: str, margins: Sequence[float], sources: tuple[str, ...] = ()) -> Comparison:

@@ -112,7 +112,7 @@ def _grid(folder: Path | None, folders: Sequence[Path]) -> Grid:
     rows = _rows(folder) if folder else {}
     order = {name: place for place, name in enumerate(rows)}
     runs = sorted(runs, key=lambda run: order.get(run.folder.name, len(order)))
-    seeds = sorted({_seed(run) for run in runs})
+    seeds = sorted({run.seed for run in runs})
     panels = tuple(_with_absent(panel, rows, seeds) for panel in panels_of(runs))
     known = {run.folder.name for run in runs}
     keys = {_key(row) for name, row in rows.items() if name in known}
@@ -145,10 +145,6 @@ def _key(row: Mapping[str, Any]) -> str:
     return json.dumps([row.get("method"), told], sort_keys=True, default=str)
 
 
-def _seed(run: Run) -> int:
-    return int(run.settings.get("seed", 0))
-
-
 def _with_absent(panel: Panel, rows: Mapping[str, Mapping[str, Any]], seeds: list[int]) -> Panel:
     groups = tuple(
         dataclasses.replace(group, absent=tuple(_absent(group, rows, seeds)))
@@ -161,7 +157,7 @@ def _absent(
     group: Group, rows: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
 ) -> Iterator[Absent]:
     """Yield the seeds of a row that have no finished run; what the sweep says of them counts."""
-    there = {_seed(run): run for run in group.runs}
+    there = {run.seed: run for run in group.runs}
     keys = {_key(rows[run.folder.name]) for run in group.runs if run.folder.name in rows}
     told = {int(row["seed"]): row for row in rows.values() if _key(row) in keys}
     for seed in sorted({*seeds, *told, *there}):

@@ -18,7 +18,10 @@ from typing import Any
 
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
+from fedpeft.core.words import dotted
 from fedpeft.results.names import say, telling
+from fedpeft.runs.files import read_object
+from fedpeft.runs.records import read_records
 
 __all__ = [
     "Absent",
@@ -28,7 +31,6 @@ __all__ = [
     "Run",
     "describe_partition",
     "find_runs",
-    "flat_settings",
     "panels_of",
     "read_run",
 ]
@@ -37,6 +39,7 @@ _FILES = ("experiment.toml", "environment.json", "rounds.jsonl", "summary.json",
 _OF_ONE_MODE = "federation.buffered."
 _MODEL = "model.name"
 _NOTHING = "guarantees nothing"
+_ADVICE = "Restore the file, or leave this folder out"
 _NOT_COMPARED = ("seed", "name", "sweep", "engine.workers", "engine.clients_per_pass")
 
 
@@ -85,6 +88,31 @@ class Run:
         """The headline of its task."""
         seen = [record.get("metrics", {}) for record in self.rounds] + [self.summary or {}]
         return metric_in(seen, self.environment.get("metric"))
+
+    @property
+    def seed(self) -> int:
+        """Seed of the experiment."""
+        return int(self.settings.get("seed", 0))
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.settings.get(_MODEL, "?"))
+
+    @property
+    def last(self) -> float | None:
+        """The metric after the last evaluated round; None before the first."""
+        curve = self.curve()
+        return curve[-1][2] if curve else None
+
+    @property
+    def failures(self) -> list[tuple[int, str, str]]:
+        """Replies that were missing or refused: (round, client, why)."""
+        return [
+            (int(record["round"]), str(client), str(why))
+            for record in self.rounds
+            for client, why in dict(record.get("failures") or {}).items()
+        ]
 
     @property
     def planned_rounds(self) -> int:
@@ -141,6 +169,16 @@ class Group:
     def method(self) -> str:
         """Name of the tuning method."""
         return self.runs[0].method
+
+    @property
+    def scores(self) -> list[float]:
+        """The metric after the last round, of each run that counts."""
+        return [run.last for run in self.counted if run.last is not None]
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Seed without a finished run -> why."""
+        return {each.seed: each.why for each in self.absent}
 
     @property
     def is_finished(self) -> bool:
@@ -216,60 +254,34 @@ def read_run(folder: Path) -> Run:
     Raises:
       RunFolderError: naming the file that is missing or cannot be read.
     """
-    settings = flat_settings(_read_toml(folder))
-    summary = _read_json(folder, "summary.json")
+    settings = dotted(_read_toml(folder / "experiment.toml"))
+    summary = read_object(folder / "summary.json")
+    rounds = folder / "rounds.jsonl"
+    if summary is not None and not rounds.is_file():
+        raise RunFolderError(
+            f"{folder}: rounds.jsonl is missing, though summary.json says it finished. {_ADVICE}"
+        )
     return Run(
         folder=folder,
         settings=settings,
-        rounds=tuple(_read_rounds(folder, finished=summary is not None)),
+        rounds=tuple(read_records(rounds, whole=summary is not None)),
         summary=summary,
-        environment=_read_json(folder, "environment.json") or {},
-        partition=_read_partition(folder),
+        environment=read_object(folder / "environment.json") or {},
+        partition=_read_partition(folder / "partition.json"),
     )
 
 
-def _read_toml(folder: Path) -> dict[str, Any]:
+def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads((folder / "experiment.toml").read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise _broken(folder, "experiment.toml is missing") from None
+        raise RunFolderError(f"{file.parent}: {file.name} is missing. {_ADVICE}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise _broken(folder, f"experiment.toml is not valid TOML: {error}") from error
+        raise RunFolderError(f"{file}: not valid TOML: {error}. {_ADVICE}") from error
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads((folder / name).read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise _broken(folder, f"{name} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise _broken(folder, f"{name} holds a {type(found).__name__}, expected an object")
-    return found
-
-
-def _read_rounds(folder: Path, *, finished: bool) -> Iterator[dict[str, Any]]:
-    """Yield the records; a torn last line of a run that was cut off counts as not written."""
-    file = folder / "rounds.jsonl"
-    if not file.is_file():
-        if finished:
-            raise _broken(folder, "rounds.jsonl is missing, though summary.json says it finished")
-        return
-    lines = file.read_text("utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            record["round"]
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) and not finished:
-                return
-            raise _broken(folder, f"rounds.jsonl line {number} is no record: {error}") from error
-        yield record
-
-
-def _read_partition(folder: Path) -> Partition | None:
-    found = _read_json(folder, "partition.json")
+def _read_partition(file: Path) -> Partition | None:
+    found = read_object(file)
     if found is None or not found.get("labels"):
         return None
     try:
@@ -279,25 +291,7 @@ def _read_partition(folder: Path) -> Partition | None:
             tuple(tuple(map(int, row)) for row in found["counts"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise _broken(folder, f"partition.json: {type(error).__name__}: {error}") from error
-
-
-def _broken(folder: Path, what: str) -> RunFolderError:
-    return RunFolderError(
-        f"{folder}: {what}. Restore the file, run the experiment again into another folder, or "
-        "leave this folder out"
-    )
-
-
-def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested tables into dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat.update(flat_settings(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+        raise RunFolderError(f"{file}: {type(error).__name__}: {error}. {_ADVICE}") from error
 
 
 def panels_of(runs: Iterable[Run]) -> list[Panel]:
@@ -314,7 +308,7 @@ def _panel(key: tuple[str, str, Metric], runs: Sequence[Run]) -> Panel:
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(json.dumps(_compared(run), sort_keys=True, default=str), []).append(run)
-    groups = [tuple(sorted(same, key=_seed)) for same in members.values()]
+    groups = [tuple(sorted(same, key=lambda run: run.seed)) for same in members.values()]
     firsts = [group[0] for group in groups]
     labelled = tuple(Group(_label(group[0], firsts), group) for group in groups)
     return Panel(*key, groups=labelled, differing=tuple(_differing(firsts)))
@@ -322,10 +316,6 @@ def _panel(key: tuple[str, str, Metric], runs: Sequence[Run]) -> Panel:
 
 def _compared(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.settings.items() if key not in _NOT_COMPARED}
-
-
-def _seed(run: Run) -> int:
-    return int(run.settings.get("seed", 0))
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
@@ -345,8 +335,7 @@ def _label(run: Run, others: Sequence[Run]) -> str:
 
 def _is_usual(run: Run, others: Sequence[Run]) -> bool:
     """Whether most runs have this run's model, so that its name says nothing."""
-    models = [str(other.settings.get(_MODEL)) for other in others]
-    return 2 * models.count(str(run.settings.get(_MODEL))) > len(models)
+    return 2 * sum(other.model == run.model for other in others) > len(others)
 
 
 def describe_partition(partition: Partition) -> str:

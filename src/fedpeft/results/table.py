@@ -9,24 +9,27 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedpeft.core.metrics import Metric
+from fedpeft.core.words import byte_words
 from fedpeft.results.runs import Group, Panel, Run
 
 __all__ = [
+    "TEXTS",
     "Row",
     "Spread",
     "as_csv",
     "bytes_text",
     "count_text",
     "epsilon_text",
+    "exact_bytes",
     "interval_text",
     "metric_text",
     "row_of",
+    "row_of_run",
     "seconds_text",
-    "short_bytes",
 ]
 
 
@@ -133,11 +136,16 @@ def row_of(group: Group) -> Row:
         total_bytes=Spread.of([_total(run) for run in runs if run.rounds]),
         seconds=Spread.of([_seconds(run) for run in runs if run.rounds]),
         epsilon=_summary_of(group, "epsilon"),
-        seeds=tuple(int(run.settings.get("seed", 0)) for run in runs),
+        seeds=tuple(run.seed for run in runs),
         bytes_up=Spread.of([_sent(run, "bytes_up") for run in runs if run.rounds]),
         bytes_down=Spread.of([_sent(run, "bytes_down") for run in runs if run.rounds]),
         privacy_note=group.privacy_note,
     )
+
+
+def row_of_run(run: Run) -> Row:
+    """Work out the figures of one run."""
+    return row_of(Group(run.method, (run,)))
 
 
 def _count_of(group: Group, key: str) -> int | None:
@@ -254,19 +262,16 @@ def count_text(count: float | None) -> str:
     return "–" if count is None else f"{round(count):,}"
 
 
+def exact_bytes(count: float | None) -> str:
+    """Write bytes as a whole number with separators."""
+    return "–" if count is None else f"{count_text(count)} B"
+
+
 def bytes_text(count: float | None) -> str:
     """Write bytes in MB and MiB."""
     if count is None:
         return "–"
     return f"{_digits(count / 1e6)} MB · {_digits(count / 2**20)} MiB"
-
-
-def short_bytes(count: float) -> str:
-    """Write bytes in the decimal unit that fits: `20 kB`, `1.5 MB`."""
-    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
-        if count >= 10**power:
-            return f"{count / 10**power:.3g} {unit}"
-    return f"{count:.0f} B"
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -283,3 +288,20 @@ def _digits(value: float) -> str:
     if value >= 100 or value == 0:
         return f"{value:,.1f}"
     return f"{value:.{max(2, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return spread.mean if spread else None
+
+
+TEXTS: Mapping[str, Callable[..., object]] = {
+    "mean": _mean,
+    **{
+        each.__name__: each
+        for each in (
+            *(row_of, row_of_run, metric_text, interval_text, epsilon_text),
+            *(count_text, exact_bytes, bytes_text, byte_words, seconds_text),
+        )
+    },
+}
+"""What templates call to write figures; name -> function."""

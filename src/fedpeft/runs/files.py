@@ -6,8 +6,18 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["TEMPORARY", "remove_temporary", "write_json", "write_text", "write_whole"]
+from fedpeft.core.errors import RunFolderError
+
+__all__ = [
+    "TEMPORARY",
+    "read_object",
+    "remove_temporary",
+    "write_json",
+    "write_text",
+    "write_whole",
+]
 
 TEMPORARY = ".partial"
 """Suffix of a file that is being written; one that is found later is the rest of a crash."""
@@ -39,6 +49,30 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, value: object) -> None:
     """Write a JSON value as `write_whole` does, readable by people too."""
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """Read a JSON object of a run folder; None where there is no such file.
+
+    Raises:
+      RunFolderError: if the file holds anything else.
+    """
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise _broken(file, f"is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise _broken(file, f"holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def _broken(file: Path, problem: str) -> RunFolderError:
+    return RunFolderError(
+        f"{file.parent}: {file.name} {problem}. Restore the file, or run the experiment again into "
+        "another folder; `fedpeft run --resume` writes a summary.json again that was deleted"
+    )
 
 
 def remove_temporary(folder: Path) -> None:

@@ -27,9 +27,10 @@ from torch import Tensor
 from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
+from fedpeft.core.words import dotted
 from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.runs.files import TEMPORARY, write_whole
+from fedpeft.runs.files import TEMPORARY, read_object, write_whole
 from fedpeft.runs.lock import LOCK
 
 __all__ = [
@@ -151,7 +152,7 @@ def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
     if not folder.experiment.exists():
         return
     stored = stored_experiment(folder)
-    ours, theirs = _flat(_comparable(experiment)), _flat(_comparable(stored))
+    ours, theirs = dotted(_comparable(experiment)), dotted(_comparable(stored))
     if experiment.model.num_labels is None:  # the stored one has it from the data
         theirs.pop("model.num_labels", None)
     if experiment.engine.clients_per_pass in UNDECIDED:  # the stored one holds the choice
@@ -224,19 +225,12 @@ def read_summary(folder: RunFolder) -> dict[str, object]:
     Raises:
       RunFolderError: if it is missing or not JSON.
     """
-    try:
-        summary = json.loads(folder.summary.read_text("utf-8"))
-    except FileNotFoundError:
+    summary = read_object(folder.summary)
+    if summary is None:
         raise RunFolderError(
             f"{folder.path}: holds no summary.json: the run is not finished. Go on with "
             f"`fedpeft run --resume --out {folder.path}`"
-        ) from None
-    except ValueError as error:
-        raise RunFolderError(
-            f"{folder.summary}: not JSON: {error}. Delete the file and --resume writes it again"
-        ) from error
-    if not isinstance(summary, dict):
-        raise RunFolderError(f"{folder.summary}: found no JSON object; delete it and --resume")
+        )
     return summary
 
 
@@ -271,14 +265,6 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     if table["engine"].get("clients_per_pass") in (1, *UNDECIDED):
         table["engine"].pop("clients_per_pass", None)
     return table
-
-
-def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in table.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
-        flat |= inner if inner is not None else {prefix + key: value}
-    return flat
 
 
 def _shown(value: object) -> str:

@@ -13,12 +13,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
-from fedpeft.rounds.round import RoundRecord
 from fedpeft.runs.files import write_text
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.round import RoundRecord  # only the type: pages are made without torch
 
 __all__ = [
     "Record",
@@ -90,20 +92,24 @@ def append_record(file: Path, record: Record) -> None:
         os.fsync(opened.fileno())
 
 
-def read_records(file: Path) -> list[Record]:
+def read_records(file: Path, *, whole: bool = False) -> list[Record]:
     """Read all whole lines; a torn last line is left out, a missing file has none.
+
+    Args:
+      file: `rounds.jsonl` of a run folder.
+      whole: whether the run has finished, so that a torn last line is an error too.
 
     Raises:
       RunFolderError: if a line in the middle cannot be read or is not the next round.
     """
     if not file.exists():
         return []
-    lines = file.read_bytes().split(b"\n")
+    lines = file.read_bytes().splitlines()
     records: list[Record] = []
     for number, line in enumerate(lines, 1):
         record = _parse(line)
         if record is None:
-            if number >= len(lines) - 1 and not any(lines[number:]):
+            if number == len(lines) and not whole:
                 return records
             raise _wrong(file, number, "it is not one whole JSON object")
         if record["round"] != len(records) + 1:

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from scipy.stats import norm
 
 from fedpeft.experiment.privacy import PRIVACY_MODES
-from fedpeft.pictures.style import LIGHT, Picture, picture_of, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from fedpeft.pictures.style import LIGHT, Picture, new_figure, picture_of
 
 __all__ = ["draw_audit", "draw_seeds"]
 
@@ -31,15 +30,12 @@ def draw_audit(found: Mapping[str, Any]) -> Picture:
     Args:
       found: as `audit` returns it.
     """
-    from matplotlib.figure import Figure
-
-    with styled():
-        figure = Figure(figsize=(9.0, 3.7), layout="constrained")
+    with new_figure(9.0, 3.7, constrained=True) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
         _histogram(left, found)
         _intervals(right, found)
         figure.suptitle(_heading(found), fontsize=10, x=0.01, ha="left")
-        return picture_of(figure, name="audit", title=_heading(found))
+        return picture_of(figure, title=_heading(found))
 
 
 def draw_seeds(found: Mapping[str, Any]) -> Picture:
@@ -48,12 +44,9 @@ def draw_seeds(found: Mapping[str, Any]) -> Picture:
     Args:
       found: as `audit_seeds` returns it.
     """
-    from matplotlib.figure import Figure
-
     runs, first = found["runs"], found["runs"][0]
     places = range(len(runs))
-    with styled():
-        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    with new_figure(9.0, 3.8, constrained=True) as figure:
         axes = figure.subplots()
         for key, label, mark, colour in (
             ("epsilon", "accountant: at most this", "_", "ink"),
@@ -61,13 +54,12 @@ def draw_seeds(found: Mapping[str, Any]) -> Picture:
             ("epsilon_lower_bound", _bound_words(first), "^", "s1"),
         ):
             values = [run[key] for run in runs]
-            size = 14 if mark == "_" else 5
-            axes.plot(
-                places, values, mark, color=LIGHT[colour], label=label, markersize=size, mew=1.8
-            )
+            (line,) = axes.plot(places, values, mark, color=LIGHT[colour], label=label, mew=1.8)
+            line.set_markersize(14 if mark == "_" else 5)
         axes.set_xticks(places, [str(run["seed"]) for run in runs])
         axes.set_xlabel("Seed")
-        _epsilon_scale(axes, [run["epsilon_estimate"] for run in runs])
+        if max(run["epsilon_estimate"] for run in runs) > 50:  # far above everything else
+            axes.set_yscale("symlog", linthresh=1)
         highest = max(run[key] for run in runs for key in ("epsilon", "epsilon_lower_bound"))
         finite = [v for run in runs if math.isfinite(v := run["epsilon_estimate"])]
         axes.set_ylim(-0.05 * highest, 1.3 * max(highest, *finite, 0.1))
@@ -78,22 +70,19 @@ def draw_seeds(found: Mapping[str, Any]) -> Picture:
             f"({found['allowed_failures']} allowed by chance)"
         )
         figure.suptitle(f"{_heading(first)}\n{verdict}", fontsize=10, x=0.01, ha="left")
-        return picture_of(figure, name="audit", title=f"{_heading(first)}: {verdict}")
+        return picture_of(figure, title=f"{_heading(first)}: {verdict}")
 
 
 def _histogram(axes: Axes, found: Mapping[str, Any]) -> None:
     opposite = PRIVACY_MODES[found["mode"]].hides_which
-    cosines = found["cosines"]
-    everything = np.concatenate([cosines["absent"], cosines["present"]])
-    edges = np.linspace(everything.min(), everything.max(), 31)
-    bins = [float(edge) for edge in edges]
-    width = bins[1] - bins[0]
+    cosines = {key: np.asarray(values) for key, values in found["cosines"].items()}
+    bins = np.histogram_bin_edges(np.concatenate([*cosines.values()]), 30).tolist()
     rows = (
         ("absent", "opposite sent" if opposite else "absent canaries", "s6"),
         ("present", "direction sent" if opposite else "canaries that took part", "s1"),
     )
     for key, label, colour in rows:
-        values = np.asarray(cosines[key])
+        values = cosines[key]
         axes.hist(values, bins, color=LIGHT[colour], alpha=0.45, label=f"{label} ({len(values)})")
         mean, deviation = float(values.mean()), float(values.std(ddof=1))
         fitted = "fitted Gaussian"
@@ -101,10 +90,7 @@ def _histogram(axes: Axes, found: Mapping[str, Any]) -> None:
             mean, deviation = found["null"]["mean"], found["null"]["deviation"]
             fitted = "Gaussian of variance 1/d"
         points = np.linspace(bins[0], bins[-1], 400)
-        density = np.exp(-(((points - mean) / deviation) ** 2) / 2) / (
-            deviation * np.sqrt(2 * np.pi)
-        )
-        height = len(values) * width * density
+        height = len(values) * (bins[1] - bins[0]) * norm.pdf(points, mean, deviation)
         axes.plot(points, height, color=LIGHT[colour], linewidth=1.6, label=fitted)
     axes.set_xlabel("Cosine of a canary's direction with what was released")
     axes.set_title("Canaries", fontsize=9, loc="left")
@@ -137,14 +123,6 @@ def _intervals(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set_xlabel(f"Epsilon at delta {found['delta']:g}")
     verdict = "the promise is broken" if found["violated"] else "nothing against the promise"
     axes.set_title(f"Epsilon: {verdict}", fontsize=9, loc="left")
-
-
-def _epsilon_scale(axes: Axes, values: list[float]) -> None:
-    """Use a logarithmic scale where estimates are far above everything else."""
-    if max(values) > 50:
-        axes.set_yscale("symlog", linthresh=1)
-    else:
-        axes.set_ylim(bottom=0)
 
 
 def _bound_words(found: Mapping[str, Any]) -> str:

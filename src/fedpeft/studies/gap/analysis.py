@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from fedpeft.pictures.style import Picture, write_picture
 from fedpeft.runs.files import write_json
 from fedpeft.studies.gap.features import GapRequest, read_features
 from fedpeft.studies.gap.measures import MEASURES, Gap, balance, measure_gap
-from fedpeft.studies.gap.runs import RunFeatures, RunsRequest, read_run_features
-
-if TYPE_CHECKING:
-    from fedpeft.pictures.style import Picture
+from fedpeft.studies.gap.picture import draw_gap, draw_runs
+from fedpeft.studies.gap.runs import RunsRequest, read_run_features
 
 __all__ = ["analyse_gap", "analyse_runs", "matching"]
 
@@ -53,7 +52,8 @@ def analyse_gap(
         "unbalanced": measure_gap(features, reference),
         "balanced": measure_gap(balance(features, seed=request.seed), reference),
     }
-    return _written(_figures(gaps, about, expected), out, lambda: _draw(gaps))
+    found = _figures(gaps, about, expected)
+    return _written(found, out, lambda: draw_gap(gaps["unbalanced"], gaps["balanced"]))
 
 
 def analyse_runs(
@@ -85,7 +85,8 @@ def analyse_runs(
     gap = measure_gap(features.rows, reference, paired=True)
     gaps = {"unbalanced": gap, "balanced": gap}
     found = _figures(gaps, about, expected)
-    return _written(found, out, lambda: _draw_runs(gap, features))
+    title = f"{features.model} on {features.source}"
+    return _written(found, out, lambda: draw_runs(gap, features.methods, title))
 
 
 def matching(gap: Gap, expected: Mapping[str, float]) -> list[str]:
@@ -117,20 +118,6 @@ def _written(
 ) -> dict[str, Any]:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        picture = draw()
-        (out / "gap.svg").write_text(picture.svg, "utf-8")
-        (out / "gap.png").write_bytes(picture.png)
+        write_picture(draw(), out / "gap")
         write_json(out / "gap.json", found)
     return found
-
-
-def _draw(gaps: Gaps) -> Picture:
-    from fedpeft.studies.gap.picture import draw_gap
-
-    return draw_gap(gaps["unbalanced"], gaps["balanced"])
-
-
-def _draw_runs(gap: Gap, features: RunFeatures) -> Picture:
-    from fedpeft.studies.gap.picture import draw_runs
-
-    return draw_runs(gap, features.methods, f"{features.model} on {features.source}")

@@ -7,15 +7,12 @@ The balanced plane is turned to lie as near as it can to the other.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from fedpeft.pictures.style import Picture, picture_of, strokes, styled
+from fedpeft.pictures.style import Picture, new_figure, picture_of, strokes
 from fedpeft.studies.gap.measures import Gap, plane_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["draw_gap", "draw_runs"]
 
@@ -24,18 +21,13 @@ _SHOWN = 1500
 
 def draw_gap(unbalanced: Gap, balanced: Gap) -> Picture:
     """Draw the LDA planes side by side; the legend gives the distance of centroids in each."""
-    from matplotlib.figure import Figure
-
-    with styled():
-        figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-        axes = figure.subplots(1, 2)
-        for place, gap, title in (
-            (axes[0], unbalanced, "all examples"),
-            (axes[1], balanced, "equally many of each set"),
-        ):
-            _scatter(place, gap, like=unbalanced)
-            place.set_title(title)
-        return picture_of(figure, name="gap", title="Data sets in the plane of LDA")
+    with new_figure(8.4, 4.4, constrained=True) as figure:
+        left, right = figure.subplots(1, 2)
+        _scatter(left, unbalanced, like=unbalanced)
+        left.set_title("all examples")
+        _scatter(right, balanced, like=unbalanced)
+        right.set_title("equally many of each set")
+        return picture_of(figure, title="Data sets in the plane of LDA")
 
 
 def draw_runs(gap: Gap, methods: Mapping[str, str], about: str) -> Picture:
@@ -46,14 +38,11 @@ def draw_runs(gap: Gap, methods: Mapping[str, str], about: str) -> Picture:
       methods: run -> tuning method.
       about: model and data, for the title.
     """
-    from matplotlib.figure import Figure
-
-    with styled():
-        figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    with new_figure(4.6, 4.8, constrained=True) as figure:
         axes = figure.subplots()
         _scatter(axes, gap, like=gap, methods=methods)
         axes.set_title(f"Features after tuning: {about}", fontsize=9)
-        return picture_of(figure, name="gap", title="Features of tuned models in the plane of LDA")
+        return picture_of(figure, title="Features of tuned models in the plane of LDA")
 
 
 def _scatter(axes: Axes, gap: Gap, *, like: Gap, methods: Mapping[str, str] | None = None) -> None:
@@ -63,25 +52,14 @@ def _scatter(axes: Axes, gap: Gap, *, like: Gap, methods: Mapping[str, str] | No
         rows = plane[name]
         shown = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SHOWN)).astype(int)]
         axes.scatter(
-            shown[:, 0],
-            shown[:, 1],
-            s=7,
-            alpha=0.6,
-            linewidths=0,
-            color=stroke.colour,
-            marker="os^Dvp*"[number % 7],
+            shown[:, 0], shown[:, 1], s=7, alpha=0.6, linewidths=0, rasterized=True,
+            color=stroke.colour, marker="os^Dvp*"[number % 7],
             label=f"{name}: {gap.distances['lda2'][name]:.2f}",
-            rasterized=True,
-        )
+        )  # fmt: skip
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_axis_off()
     axes.legend(
         title=f"distance of the mean from that of {gap.reference}, in deviations",
-        title_fontsize=8,
-        fontsize=8,
-        frameon=False,
-        markerscale=2,
-        ncols=2,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.02),
-    )
+        title_fontsize=8, fontsize=8, frameon=False, markerscale=2, ncols=2,
+        loc="upper center", bbox_to_anchor=(0.5, -0.02),
+    )  # fmt: skip

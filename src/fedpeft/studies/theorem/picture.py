@@ -9,12 +9,12 @@ loss │ ╭── bound        size │ ╭─── P_delta, slack
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedpeft.pictures.style import LIGHT, Picture, picture_of, styled
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from fedpeft.pictures.style import LIGHT, Picture, new_figure, picture_of
 
 __all__ = ["draw_theorem"]
 
@@ -25,40 +25,37 @@ def draw_theorem(result: Mapping[str, Any]) -> Picture:
     Args:
       result: as `check_theorem` returns it.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     rows = result["rounds"]
     rounds = [row["round"] for row in rows]
-    with styled():
-        figure = Figure(figsize=(5.4, 6.4), layout="constrained")
+    holds = "the loss stays under the bound" if result["holds"] else "the bound is VIOLATED"
+    with new_figure(5.4, 6.4, constrained=True) as figure:
         upper, lower = figure.subplots(2, 1)
         _curves(upper, rounds, rows, (("bound", "bound", "s1"), ("loss_end", "loss", "s0")))
         ends = [[row[key] for row in rows] for key in ("loss_end", "bound")]
         upper.fill_between(rounds, *ends, color=LIGHT["s1"], alpha=0.12, linewidth=0, label="slack")
-        upper.set_title(f"{result['method']}: the loss stays under the bound, nats", loc="left")
-        if not result["holds"]:
-            upper.set_title(f"{result['method']}: the bound is VIOLATED, nats", loc="left")
+        upper.set_title(f"{result['method']}: {holds}, nats", loc="left")
         _curves(lower, rounds, rows, _parts(result))
         lower.set_title("what the bound adds to the linear part, nats", loc="left")
         lower.set_yscale("log")
-        lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        lower.yaxis.set_minor_formatter(lambda *_: "")
+        lower.yaxis.set_major_formatter("{x:g}")
+        lower.yaxis.set_minor_formatter("")
         for axes in (upper, lower):
             axes.set_xlabel("round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(fontsize=8, frameon=False)
         figure.supxlabel(_control(result), fontsize=7.5, color=LIGHT["soft"])
-        return picture_of(figure, name="theorem", title="Theorem 1: the bound and the loss")
+        return picture_of(figure, title="Theorem 1: the bound and the loss")
 
 
 def _parts(result: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
-    lines = [("p_delta", "P of the delta", "s2"), ("remainder", "|loss - linear part|", "s0")]
-    if result["theta_is_frozen"]:
-        lines[0] = ("p_delta", "P of the delta (of the frozen backbone: 0)", "s2")
-    else:
-        lines.insert(0, ("p_theta", "P of the backbone", "s1"))
-    return (*lines, ("slack", "slack: bound - loss", "s4"))
+    frozen = result["theta_is_frozen"]
+    of_frozen = " (of the frozen backbone: 0)" if frozen else ""
+    return (
+        *(() if frozen else (("p_theta", "P of the backbone", "s1"),)),
+        ("p_delta", f"P of the delta{of_frozen}", "s2"),
+        ("remainder", "|loss - linear part|", "s0"),
+        ("slack", "slack: bound - loss", "s4"),
+    )
 
 
 def _curves(

@@ -1,14 +1,6 @@
-"""The one script of a report: a click, or Enter, on a column's heading sorts its table.
-
-Without it the tables stand in their order. A row is a `<tbody>`, so that its details move with it;
-a cell's `data-value` is what counts, and cells without one come last either way.
-"""
-
-from __future__ import annotations
-
-__all__ = ["SCRIPT"]
-
-SCRIPT = """
+// A click, or Enter, on a column's heading sorts its table; without this script tables stand in their
+// order. A row is a <tbody>, so that its details move with it; a cell's `data-value` is what counts,
+// and cells without one come last either way.
 for (const table of document.querySelectorAll("table.sorts")) {
   const heads = [...table.tHead.rows[0].cells];
   const valueOf = (body, column) => body.rows[0].cells[column].dataset.value ?? "";
@@ -36,5 +28,3 @@ for (const table of document.querySelectorAll("table.sorts")) {
     button.addEventListener("click", () => sort(column));
   });
 }
-"""
-"""JavaScript; asks for nothing and keeps nothing."""

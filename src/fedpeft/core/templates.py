@@ -1,0 +1,35 @@
+"""Templates: a text of Jinja beside the module that fills it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["read_template"]
+
+
+def read_template(
+    file: Path, filters: Mapping[str, Callable[..., object]], *, markup: bool
+) -> Template:
+    """Read a template; names that are not defined are errors, lines of blocks leave no trace.
+
+    Args:
+      file: the template; it may include other files of its folder.
+      filters: name -> function that the template may call.
+      markup: whether it writes HTML, into which values must be escaped.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(file.parent),
+        autoescape=markup,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= filters
+    return environment.get_template(file.name)
