@@ -79,7 +79,7 @@ mutants: setup  ## break the most important lines one at a time: the nearest tes
 docs: setup  ## the page of all keys, from the schema
 	$(BIN)/python scripts/write_reference.py
 
-bench: setup  ## docs/benchmarks.md: rows whose code changed; ROW=3: one row; FORCE=1: again
+bench: setup  ## docs/lab/benchmarks.md: rows whose code changed; ROW=3: one row; FORCE=1: again
 	$(BIN)/python -m bench $(ROW)
 
 house:  ## rooms, lines of code and arrows between rooms

@@ -1,4 +1,4 @@
-"""Write docs/experiment-file.md and docs/site-file.md: every key, from the schemas themselves.
+"""Write the reference pages that are made from the code: keys, commands.
 
 python scripts/write_reference.py
 """
@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.site_file import SiteConfig
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "experiment-file.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "experiment-file.md"
 SITE_PAGE = PAGE.with_name("site-file.md")
 
 HEAD = """# The experiment file
@@ -30,7 +30,7 @@ resolved into the run folder. This page is made from the schema by `make docs`.
 
 SITE_HEAD = """# The site file
 
-What a site of a [federation](federation.md) is, has and allows. Strict TOML; `name` and
+What a site of a [federation](../how-to/federation.md) is, has and allows. Strict TOML; `name` and
 `data.source` are required, paths are relative to the file, and `fedpeft node FILE --check` lists
 all problems at once. No server can read or change it. This page is made from the schema by
 `make docs`.
