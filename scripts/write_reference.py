@@ -31,7 +31,7 @@ SITE_PAGE = FOLDER / "site-file.md"
 COMMANDS_PAGE = FOLDER / "commands.md"
 PYTHON_PAGE = FOLDER / "python.md"
 
-MODULES = ("fedpeft",)
+MODULES = ("fedpeft", "fedpeft.testing")
 """The modules whose `__all__` is public; a further one gets a section of its own."""
 
 GROUPS = {
