@@ -1,4 +1,4 @@
-"""How Sphinx builds the site; `make docs` runs it, docs/decisions/ has the note with the reasons."""
+"""How Sphinx builds the site (`make docs`); docs/decisions/ says why it is Sphinx."""
 
 from __future__ import annotations
 
@@ -26,3 +26,5 @@ html_title = "fedpeft"
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
