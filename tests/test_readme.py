@@ -99,3 +99,13 @@ def test_every_page_stands_in_the_contents_of_the_site():
     )
     pages = {str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*.md")}
     assert pages - {"index"} == set(listed)
+
+
+def test_the_answers_of_contributing_are_in_the_code():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    rows = re.findall(r"^\| Wh[^|]*\| `([^`]*)` \| ([^|]*) \|$", text, re.M)
+    assert len(rows) == 10
+    for file, names in rows:
+        tree = ast.parse((ROOT / "src" / "fedpeft" / file).read_text("utf-8"))
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert set(re.findall(r"`([^`]*)`", names)) <= defined, file
