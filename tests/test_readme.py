@@ -92,13 +92,10 @@ def test_a_broken_link_is_noticed():
 
 def test_every_page_stands_in_the_contents_of_the_site():
     docs = ROOT / "docs"
-    listed = re.findall(
-        r"^(?:tutorials|how-to|concepts|reference|lab|decisions|status)\S*$",
-        (docs / "index.md").read_text("utf-8"),
-        re.M,
-    )
+    contents = (docs / "index.md").read_text("utf-8").splitlines()
     pages = {str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*.md")}
-    assert pages - {"index"} == set(listed)
+    outside = {name for name in pages if name.startswith("decisions/0")}  # their own index globs
+    assert pages - outside - {"index"} <= set(contents)
 
 
 def test_the_answers_of_contributing_are_in_the_code():
