@@ -16,7 +16,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH) -e '.[dev,text,video,flower]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH) -e '.[dev,docs,text,video,flower]'
 	touch $(STAMP)
 
 demo: setup  ## the quickstart sweep, its table and a report
@@ -76,10 +76,11 @@ coverage: setup  ## branches of src/ that the default tests take; fails under 92
 mutants: setup  ## break the most important lines one at a time: the nearest tests must fail
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/mutants.py
 
-docs: setup  ## the page of all keys, from the schema
+docs: setup  ## reference pages from the code, then the site in build/site; a warning is an error
 	$(BIN)/python scripts/write_reference.py
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/site
 
-bench: setup  ## docs/benchmarks.md: rows whose code changed; ROW=3: one row; FORCE=1: again
+bench: setup  ## docs/lab/benchmarks.md: rows whose code changed; ROW=3: one row; FORCE=1: again
 	$(BIN)/python -m bench $(ROW)
 
 house:  ## rooms, lines of code and arrows between rooms

@@ -1,6 +1,6 @@
 """Command line of the benchmark.
 
-python -m bench                    all rows whose code changed, then docs/benchmarks.md
+python -m bench                    all rows whose code changed, then docs/lab/benchmarks.md
 python -m bench 3 5                some rows
 python -m bench 2 --small          a size that only shows that the row works; nothing is kept
 python -m bench 2 --out FILE.json  keep the result there
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--small", action="store_true", help="only show that it works")
     parser.add_argument("--out", metavar="FILE", help="where the result goes")
     parser.add_argument("--force", action="store_true", help="measure again; also FORCE=1")
-    parser.add_argument("--page", action="store_true", help="only write docs/benchmarks.md")
+    parser.add_argument("--page", action="store_true", help="only write docs/lab/benchmarks.md")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     return parser
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from docs/benchmarks/*.json: nothing on the page is written by hand."""
+"""Write docs/lab/benchmarks.md from its JSON files; nothing on the page is written by hand."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bench.rows import ROWS, Row
 
 __all__ = ["PAGE", "RESULTS", "file_of", "page_of", "read_results", "verdict", "write_page"]
 
-RESULTS = ROOT / "docs" / "benchmarks"
+RESULTS = ROOT / "docs" / "lab" / "benchmarks"
 """Where the measured rows are kept, one JSON file each."""
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "lab" / "benchmarks.md"
 
 _HEAD = """\
 # Benchmarks
 
 fedpeft against other ways of doing the same work. Written by `make bench` from the files in
-[`docs/benchmarks/`](benchmarks/); every number on this page is in one of them.
+[`docs/lab/benchmarks/`](benchmarks/README.md); every number on this page is in one of them.
 
     make bench                    every row whose code changed since it was measured
     make bench ROW=3 FORCE=1      one row, again

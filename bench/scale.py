@@ -4,7 +4,7 @@
 
 Clients draw 20 digits each (`data.partition.scheme = "drawn"`) and train a toy ViT for one epoch,
 one worker. Every point is a process of its own: the median of its rounds without evaluation, and
-its peak resident memory. The result goes to docs/benchmarks/scale.json, and into docs/scale.md.
+its peak resident memory. The result goes to docs/lab/benchmarks/scale.json and docs/lab/scale.md.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from bench.machine import ROOT, child_environment, describe
 
 __all__ = ["main", "run", "table"]
 
-_FILE = ROOT / "docs" / "benchmarks" / "scale.json"
-_PAGE = ROOT / "docs" / "scale.md"
+_FILE = ROOT / "docs" / "lab" / "benchmarks" / "scale.json"
+_PAGE = ROOT / "docs" / "lab" / "scale.md"
 _MARK = "<!-- measured: python -m bench.scale -->"
 
 

@@ -4,7 +4,7 @@
                                               -> the best rate of each method
 
 The validation split is scored, never the test split. A search that was stopped goes on from there.
-Writes docs/learning-rates.md and docs/learning-rates.json.
+Writes docs/lab/learning-rates.md and docs/lab/learning-rates.json.
 
     python scripts/search_lr.py --out runs/search-lr
 """
@@ -23,7 +23,7 @@ from fedpeft.runs.records import read_records
 METHODS = ("scratch", "full", "head", "bias", "adapter", "prompt", "lora")
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 LAST = 5
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "lab"
 
 Scores = dict[str, dict[float, float]]
 

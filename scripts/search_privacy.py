@@ -27,7 +27,7 @@ CLIPS = (0.1, 1.0)
 LAST = 3
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "experiments" / "small" / "table3.toml"
-DOCS = ROOT / "docs"
+DOCS = ROOT / "docs" / "lab"
 
 MODES: Mapping[str, tuple[str, str, str, tuple[float, ...]]] = {
     "paper-author": ("paper", "author", "fixed", (1.0,)),

@@ -1,4 +1,4 @@
-"""Time clients in one pass against one by one: the table of docs/speed.md and of `passes.TABLE`.
+"""Time clients in one pass against one by one: for docs/concepts/speed.md and `passes.TABLE`.
 
 python scripts/time_passes.py                    # the bundled ViT, all three methods
 python scripts/time_passes.py --minilm --tokens 64

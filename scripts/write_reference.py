@@ -1,39 +1,83 @@
-"""Write docs/experiment-file.md and docs/site-file.md: every key, from the schemas themselves.
+"""Write the pages of docs/reference/ that are made from the code.
+
+    experiment-file.md, site-file.md    every key, from the schemas
+    commands.md                         every command, from what `--help` prints
+    python.md                           the public names of MODULES; Sphinx adds their docstrings
 
 python scripts/write_reference.py
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
+import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fedpeft.cli.app import app
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.site_file import SiteConfig
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "experiment-file.md"
-SITE_PAGE = PAGE.with_name("site-file.md")
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+PAGE = FOLDER / "experiment-file.md"
+SITE_PAGE = FOLDER / "site-file.md"
+COMMANDS_PAGE = FOLDER / "commands.md"
+PYTHON_PAGE = FOLDER / "python.md"
+
+MODULES = ("fedpeft", "fedpeft.testing")
+"""The modules whose `__all__` is public; a further one gets a section of its own."""
+
+GROUPS = {
+    "launch": "Run experiments",
+    "runs": "Run experiments",
+    "models": "Models",
+    "tuning": "Tuning",
+    "data": "Data",
+    "core": "Errors",
+}
+"""The heading of a public name by the room that defines it; all other rooms are for extensions."""
+
+EXTENSIONS = "Extensions"
 
 HEAD = """# The experiment file
 
-Strict TOML; every key is optional. An unknown key is an error that names the nearest known one, and
-all problems of a file are listed together (`fedpeft check FILE`). `--set KEY=VALUE` overrides a key
-from the command line, with the dotted names below. `fedpeft run` writes the file with every default
-resolved into the run folder. This page is made from the schema by `make docs`.
+Strict TOML; every key is optional.
+An unknown key is an error that names the nearest known one.
+All problems of a file are listed together (`fedpeft check FILE`).
+`--set KEY=VALUE` overrides a key from the command line, with the dotted names below.
+`fedpeft run` writes the file with every default resolved into the run folder.
+This page is made from the schema by `make docs`.
 """
 
 
 SITE_HEAD = """# The site file
 
-What a site of a [federation](federation.md) is, has and allows. Strict TOML; `name` and
-`data.source` are required, paths are relative to the file, and `fedpeft node FILE --check` lists
-all problems at once. No server can read or change it. This page is made from the schema by
-`make docs`.
+The site file says what a site of a [federation](../how-to/federation.md) is, has and allows.
+It is strict TOML; `name` and `data.source` are required, and paths are relative to the file.
+`fedpeft node FILE --check` lists all problems at once.
+No server can read or change the file.
+This page is made from the schema by `make docs`.
+"""
+
+COMMANDS_HEAD = """# Commands
+
+What `fedpeft COMMAND --help` prints, for every command; `make docs` writes this page.
+The [exit codes](run-folder.md#exit-codes) are the same for all commands.
+"""
+
+PYTHON_HEAD = """# Python
+
+The public names of the package.
+Everything else may change in any release.
+[Use fedpeft from Python](../how-to/python.md) shows how they work together.
+`make docs` writes this page from `__all__`; the text of each entry is the docstring of the code.
 """
 
 
@@ -45,6 +89,56 @@ def reference() -> str:
 def site_reference() -> str:
     """Return the whole page of the site file."""
     return SITE_HEAD + "".join(_sections(SiteConfig, ""))
+
+
+def commands_reference() -> str:
+    """Return the whole page of the commands, in the order of `fedpeft --help`."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group)
+    top = click.Context(
+        group,
+        info_name="fedpeft",
+        terminal_width=92,
+        max_content_width=92,
+        **group.context_settings,
+    )
+    below = [click.Context(each, top, name) for name, each in group.commands.items()]
+    return COMMANDS_HEAD + "".join(_help(context) for context in (top, *below))
+
+
+def python_reference() -> str:
+    """Return the page of the Python interface: a heading a group, a directive a name."""
+    return PYTHON_HEAD + "".join(text for name in MODULES for text in _module(name))
+
+
+def _help(context: click.Context) -> str:
+    text = context.get_help().replace("\\[", "[")
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    return f"\n## {context.info_name}\n\n```text\n{lines}\n```\n"
+
+
+def _module(name: str) -> Iterator[str]:
+    module = importlib.import_module(name)
+    groups: dict[str, list[str]] = {title: [] for title in (*GROUPS.values(), EXTENSIONS)}
+    for each in module.__all__:
+        thing = getattr(module, each)
+        title = _group(thing) if name == "fedpeft" else f"`{name}`"
+        groups.setdefault(title, []).append(f".. {_directive(thing)}:: {name}.{each}")
+    for title, directives in groups.items():
+        if directives:
+            yield "\n".join([f"\n## {title}\n\n```{{eval-rst}}", *directives, "```\n"])
+
+
+def _group(thing: object) -> str:
+    package, _, rest = str(getattr(thing, "__module__", "")).partition(".")
+    room = rest.partition(".")[0] if package == "fedpeft" else ""
+    return GROUPS.get(room, EXTENSIONS)
+
+
+def _directive(thing: object) -> str:
+    if isinstance(thing, type):
+        return "autoexception" if issubclass(thing, Exception) else "autoclass"
+    return "autofunction" if callable(thing) else "autodata"
 
 
 def _sections(model: type[BaseModel], prefix: str) -> list[str]:
@@ -105,4 +199,6 @@ def _default(field: FieldInfo) -> str:
 if __name__ == "__main__":
     PAGE.write_text(reference(), "utf-8")
     SITE_PAGE.write_text(site_reference(), "utf-8")
-    print(f"wrote {PAGE} and {SITE_PAGE.name}")
+    COMMANDS_PAGE.write_text(commands_reference(), "utf-8")
+    PYTHON_PAGE.write_text(python_reference(), "utf-8")
+    print(f"wrote experiment-file.md, site-file.md, commands.md and python.md in {FOLDER}")

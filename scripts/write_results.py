@@ -1,7 +1,7 @@
 """Put the results of `make reproduce-small` into the documentation.
 
     runs/small/{table1,...}/sweep.json, gap-sets/gap.json, theorem/theorem.json, claims
-        -> docs/results.md, docs/results/*.png, docs/results/report.html
+        -> docs/lab/results.md, docs/lab/results/*.png, docs/lab/results/report.html
 
 Every figure of the page is read from the runs; the words around them are the same whatever comes
 out.
@@ -23,7 +23,7 @@ from fedpeft.results.claims import Verdict, check_claims
 from fedpeft.results.runs import find_runs, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
+DOCS = ROOT / "docs" / "lab"
 
 GRIDS = {
     "table1": "Table 1: communication (20 rounds of 5 epochs)",

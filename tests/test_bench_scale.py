@@ -1,4 +1,4 @@
-"""The table of docs/scale.md and what it is written from."""
+"""The table of docs/lab/scale.md and what it is written from."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from fedpeft.cli.app import app
 from fedpeft.experiment.read import validate
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(kind: str) -> list[str]:
@@ -54,8 +54,55 @@ def test_commands_exist_with_their_options():
         assert {word for word in words[2:] if word.startswith("--")} <= options
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+def links(text: str) -> list[str]:
+    """The targets of links and pictures outside of code blocks, without those on the web."""
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
+    found = re.findall(r"\]\(([^)\s]+)\)", prose)
+    return [target for target in found if not re.match(r"https?:|mailto:", target)]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
+    headings = [
+        re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h) for h in re.findall(r"^#+ (.*)", prose, re.M)
+    ]
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def broken(page: Path, text: str) -> list[str]:
+    wrong = []
+    for target in links(text):
+        path, _, anchor = target.partition("#")
+        other = page.parent / path if path else page
+        if not other.exists() or (anchor and anchor not in anchors(other.read_text("utf-8"))):
+            wrong.append(target)
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_anchors_lead_somewhere(page):
+    assert broken(page, page.read_text("utf-8")) == []
+
+
+def test_a_broken_link_is_noticed():
+    text = "[a](docs/nowhere.md) [b](README.md#nowhere) [c](https://example.org) [d](LICENSE)"
+    assert broken(ROOT / "README.md", text) == ["docs/nowhere.md", "README.md#nowhere"]
+
+
+def test_every_page_stands_in_the_contents_of_the_site():
+    docs = ROOT / "docs"
+    contents = (docs / "index.md").read_text("utf-8").splitlines()
+    pages = {str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*.md")}
+    outside = {name for name in pages if name.startswith("decisions/0")}  # their own index globs
+    assert pages - outside - {"index"} <= set(contents)
+
+
+def test_the_answers_of_contributing_are_in_the_code():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    rows = re.findall(r"^\| Wh[^|]*\| `([^`]*)` \| ([^|]*) \|$", text, re.M)
+    assert len(rows) == 10
+    for file, names in rows:
+        tree = ast.parse((ROOT / "src" / "fedpeft" / file).read_text("utf-8"))
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert set(re.findall(r"`([^`]*)`", names)) <= defined, file

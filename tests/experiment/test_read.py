@@ -146,10 +146,3 @@ def test_a_file_with_nothing_has_the_papers_values():
     assert plain.data.partition.min_examples == 1
     other = resolve(Experiment.model_validate({"data": {"source": "x.csv"}})).experiment
     assert other.data.partition.min_examples == 10 and other.data.partition.clients == 64
-
-
-def test_the_reference_page_is_the_schema():
-    import write_reference
-
-    assert write_reference.PAGE.read_text("utf-8") == write_reference.reference()
-    assert write_reference.SITE_PAGE.read_text("utf-8") == write_reference.site_reference()

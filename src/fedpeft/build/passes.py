@@ -6,7 +6,7 @@
 
 What is found is written into the run's experiment, and a resumed run goes on with it: rounding
 depends on it, so it may not follow from the machine of the day. The table holds only what gained at
-least 1.2x on a CPU (docs/speed.md); everything else trains one by one.
+least 1.2x on a CPU (docs/concepts/speed.md); everything else trains one by one.
 """
 
 from __future__ import annotations

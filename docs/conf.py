@@ -1,0 +1,30 @@
+"""How Sphinx builds the site (`make docs`); docs/decisions/ says why it is Sphinx."""
+
+from __future__ import annotations
+
+from fedpeft.core.version import VERSION
+
+project = "fedpeft"
+author = "The fedpeft authors"
+version = release = VERSION
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+
+myst_heading_anchors = 4
+
+default_role = "code"  # docstrings write `name` with single backticks, as Markdown does
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+autodoc_default_options = {"members": True}
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 80
+python_use_unqualified_type_names = True
+
+html_theme = "furo"
+html_title = "fedpeft"
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
