@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fedpeft.pictures.style import LIGHT
-from fedpeft.results.table import seconds_text, bytes_text
+from fedpeft.results.table import bytes_text, seconds_text
 from fedpeft.runs.records import Record, Totals
 
 __all__ = ["as_html", "as_text"]
