@@ -268,6 +268,17 @@ def test_plan_without_data_says_how_much_an_example_takes():
     assert plan["prefix_cache_bytes"] is None and "at most 64 B each" in str(plan["prefix"])
 
 
+def test_the_key_names_all_that_features_are_computed_from(cache, monkeypatch):
+    keys, original = [], prefix._key
+    monkeypatch.setattr(prefix, "_key", lambda parts: keys.append(parts) or original(parts))
+    text_run("head", client__prefix_cache="disk")
+    named = {"format", "prefix", "device", "precision", "cpu", "torch", "examples", "view", "order"}
+    assert len(keys) == 2 and all(named <= parts.keys() for parts in keys)
+    assert (
+        len({parts["examples"] for parts in keys}) == len({parts["order"] for parts in keys}) == 2
+    )
+
+
 def test_the_key_knows_the_transforms_and_the_backbone():
     pixels = torch.zeros(4, 8, 8, 1, dtype=torch.uint8)
     view = View(8, 8, 1 / 255, (0.5,), (0.5,))
