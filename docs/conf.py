@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sphinx.application import Sphinx
+
 from fedpeft.core.version import VERSION
 
 project = "fedpeft"
@@ -28,3 +30,21 @@ html_show_sphinx = False
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+
+
+def show_code(
+    app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
+) -> None:
+    """Mark indented blocks of a docstring as code, in place, before napoleon reads its sections."""
+    last, found = "", []
+    for before, line in zip(["", *lines], lines, strict=False):
+        if line.startswith("    ") and not before.strip() and last and not last.startswith(" "):
+            found += ["::", ""]
+        found.append(line)
+        last = line if line.strip() else last
+    lines[:] = found
+
+
+def setup(app: Sphinx) -> None:
+    """Run `show_code` before napoleon, whose priority is 500."""
+    app.connect("autodoc-process-docstring", show_code, priority=400)
