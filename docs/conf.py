@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sphinx.application import Sphinx
 
 from fedpeft.core.version import VERSION
@@ -45,6 +47,14 @@ def show_code(
     lines[:] = found
 
 
+def plain_defaults(
+    app: Sphinx, what: str, name: str, thing: object, options: object, text: str, returns: str
+) -> tuple[str, str] | None:
+    """Write defaults that are no Python, such as `<factory>`, as `...`, which Sphinx can parse."""
+    return (re.sub(r"<(factory|function \w+)>", "...", text), returns) if text else None
+
+
 def setup(app: Sphinx) -> None:
-    """Run `show_code` before napoleon, whose priority is 500."""
+    """Connect the two; napoleon reads docstrings at priority 500."""
     app.connect("autodoc-process-docstring", show_code, priority=400)
+    app.connect("autodoc-process-signature", plain_defaults)
