@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from sphinx.application import Sphinx
+
 from fedpeft.core.version import VERSION
 
 project = "fedpeft"
@@ -28,3 +32,29 @@ html_show_sphinx = False
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+
+
+def show_code(
+    app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
+) -> None:
+    """Mark indented blocks of a docstring as code, in place, before napoleon reads its sections."""
+    last, found = "", []
+    for before, line in zip(["", *lines], lines, strict=False):
+        if line.startswith("    ") and not before.strip() and last and not last.startswith(" "):
+            found += ["::", ""]
+        found.append(line)
+        last = line if line.strip() else last
+    lines[:] = found
+
+
+def plain_defaults(
+    app: Sphinx, what: str, name: str, thing: object, options: object, text: str, returns: str
+) -> tuple[str, str] | None:
+    """Write defaults that are no Python, such as `<factory>`, as `...`, which Sphinx can parse."""
+    return (re.sub(r"<(factory|function \w+)>", "...", text), returns) if text else None
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the two; napoleon reads docstrings at priority 500."""
+    app.connect("autodoc-process-docstring", show_code, priority=400)
+    app.connect("autodoc-process-signature", plain_defaults)
