@@ -159,10 +159,18 @@ def test_two_packages_with_one_name_are_refused(package, tmp_path, monkeypatch):
 
 def test_the_origin_of_an_object_is_its_name_and_source(package):
     plugin = installed().of("algorithms")["half"]
-    origin = origin_of(plugin.load(), plugin)
-    assert origin.name == "own_rules_of_a_test:half" and origin.version == "1.2"
+    origin = origin_of(plugin.load())
+    assert origin.name == "own_rules_of_a_test:half"
     assert len(origin.sha256) == 64
-    assert origin_of(lambda: 0).name == ""
+
+
+def test_what_stands_in_no_module_has_no_name():
+    def mine():
+        return 0
+
+    assert origin_of(mine).name.endswith("test_what_stands_in_no_module_has_no_name")
+    mine.__module__ = "__main__"
+    assert origin_of(mine).name == ""
 
 
 def test_a_sampler_that_follows_replies_is_refused_under_privacy(package):

@@ -139,9 +139,11 @@ def test_only_what_is_given_again_goes_on(tmp_path):
 
 
 def test_an_object_without_a_name_runs_and_the_folder_says_so(tmp_path):
-    algorithm = dataclasses.replace(
-        fedavg(), combine=lambda updates, context: weighted_mean(updates, context)
-    )
+    def mine(updates, context):
+        return weighted_mean(updates, context)
+
+    mine.__module__ = "__main__"  # as in a notebook
+    algorithm = dataclasses.replace(fedavg(), combine=mine)
     simulate(tuned(), data(), SETTINGS, algorithm=algorithm, out=tmp_path)
     assert stored(tmp_path)["objects"]["federation.algorithm"]["name"] == "object:without a name"
     assert json.loads((tmp_path / "summary.json").read_text())["rounds"] == 3

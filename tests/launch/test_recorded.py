@@ -15,6 +15,7 @@ from fedpeft.build.requests import data_request
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, DataError, ModelError
 from fedpeft.experiment.read import read_experiment, read_toml
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.export.export import export_run
 from fedpeft.tuning.tuned import read_delta, write_delta
 
@@ -79,7 +80,7 @@ def test_options_and_blocks_stand_in_the_folder(data, tmp_path):
 def test_data_stand_in_the_folder_as_they_were_loaded(data, tmp_path):
     fedpeft.simulate(tuned("head"), data, SETTINGS, out=tmp_path / "a")
     found = read_experiment(tmp_path / "a/experiment.toml")
-    assert data_request(found, "image-classification") == data.request
+    assert data_request(Resolved(found), "image-classification") == data.request
     assert (found.data.budget, found.data.partition.min_examples) == (60, 1)
     fedpeft.simulate(tuned("head"), data, {**SETTINGS, "seed": 2}, out=tmp_path / "b")
     source = read_experiment(tmp_path / "b/experiment.toml").data.source

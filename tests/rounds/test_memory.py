@@ -41,7 +41,7 @@ def peak(cohort: int, block: int) -> int:
     """Return the largest memory of a round, beyond what there is before it, in bytes."""
     algorithm, spec = fedavg(), DeltaSpec(("w",), ((SIZE,),))
     plan = RoundPlan(
-        algorithm, sampler_of(lambda names, _: names[:cohort]), spec,
+        algorithm, sampler_of(lambda names, _: [names[i] for i in range(cohort)]), spec,
         DeltaSpec((), ()), 1, float(cohort),
     )  # fmt: skip
     state = algorithm.init(torch.zeros(SIZE), torch.empty(0))

@@ -68,7 +68,7 @@ def serve(grid: Grid, configuration: Mapping[str, str | bool | int | float]) -> 
         raise ConfigError(f"--out: found {folder.path}; a deployment needs an absolute path")
     server = _prepare(experiment)
     trains, resume = configuration["task"] == "run", bool(configuration["resume"])
-    if trains and peek(server.experiment, folder, resume=resume) is not None:
+    if trains and peek(server.resolved, folder, resume=resume) is not None:
         return
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path, patience=_LOCK_PATIENCE):

@@ -9,8 +9,9 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
+from fedpeft.core.words import byte_words
 from fedpeft.pictures.style import LIGHT
-from fedpeft.results.table import bytes_text, seconds_text
+from fedpeft.results.table import seconds_text
 from fedpeft.runs.records import Record, Totals
 
 __all__ = ["as_html", "as_text"]
@@ -51,8 +52,8 @@ def _figures(records: Sequence[Record], totals: Totals) -> Mapping[str, str]:
         "rounds": str(totals.rounds),
         name: _number(totals, found) if found is not None else "",
         f"best_{name}": _number(totals, totals.best) if totals.best is not None else "",
-        "bytes_up": bytes_text(totals.bytes_up),
-        "bytes_down": bytes_text(totals.bytes_down),
+        "bytes_up": byte_words(totals.bytes_up),
+        "bytes_down": byte_words(totals.bytes_down),
         "time": seconds_text(totals.seconds),
         "privacy": str(records[-1].get("privacy", "")) if records else "",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -75,7 +76,7 @@ def run(
     resolved = resolve(experiment, given=Given(callbacks=tuple(callbacks)))
     wanted = resolved.experiment
     folder = RunFolder(out or default_out(wanted.name))
-    finished = peek(wanted, folder, resume=resume)
+    finished = peek(resolved, folder, resume=resume)
     if finished is not None:
         return finished
     if ENGINES[wanted.engine.name].deployed:
@@ -91,7 +92,7 @@ def run(
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with locked(folder.path):
-            finished = peek(built.experiment, folder, resume=resume)
+            finished = peek(replace(resolved, experiment=built.experiment), folder, resume=resume)
             return finished or run_experiment(built, folder, on_round)
     finally:
         built.engine.close()

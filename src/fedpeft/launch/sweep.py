@@ -27,6 +27,7 @@ from fedpeft.core.cores import num_cores
 from fedpeft.core.errors import FedpeftError, RunFolderError
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
+from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.launch.start import run
 from fedpeft.runs.files import write_json
@@ -186,7 +187,7 @@ def _run_all(
 def _without_process(row: SweepRow, out: Path) -> Finished | Failed | None:
     """Return the end of a run that is finished already, or that cannot be started."""
     try:
-        summary = peek(row.experiment, RunFolder(out / row.name), resume=True)
+        summary = peek(resolve(row.experiment), RunFolder(out / row.name), resume=True)
     except FedpeftError as error:
         return Failed(str(error), error.exit_code)
     return None if summary is None else Finished(summary, skipped=True)

@@ -30,6 +30,7 @@ from fedpeft.core.metrics import Metric, metric_in
 from fedpeft.core.words import dotted
 from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.runs.files import TEMPORARY, read_object, write_whole
 from fedpeft.runs.lock import LOCK
 
@@ -271,8 +272,8 @@ def _shown(value: object) -> str:
     return "not set" if value is None else json.dumps(value)
 
 
-def peek(experiment: Experiment, folder: RunFolder, *, resume: bool) -> dict[str, object] | None:
-    """Check that a folder may be used by an experiment, which is resolved; changes nothing.
+def peek(resolved: Resolved, folder: RunFolder, *, resume: bool) -> dict[str, object] | None:
+    """Check that a folder may be used by an experiment; changes nothing.
 
     Returns:
       the summary if nothing is left to do, else None.
@@ -283,5 +284,5 @@ def peek(experiment: Experiment, folder: RunFolder, *, resume: bool) -> dict[str
     may_start(folder, resume=resume)
     if not resume:
         return None
-    check_same_experiment(folder, experiment)
-    return finished_summary(folder, experiment.federation.rounds)
+    check_same_experiment(folder, resolved.experiment)
+    return finished_summary(folder, resolved.experiment.federation.rounds)
