@@ -128,3 +128,11 @@ def test_range_outside_the_blocks_is_refused(make, blocks):
 def test_range_needs_numbered_blocks(make):
     with pytest.raises(TuningError, match="tiny-plain has no numbered blocks"):
         tune(make("plain"), TuningRequest("bias", blocks=(0, 0)))
+
+
+@pytest.mark.parametrize("name", [n for n, row in METHODS.items() if row.source == "fedpeft"])
+def test_a_method_that_merges_trains_the_models_own_tensors_alone(name, make):
+    before = set(make("vit").module.state_dict())
+    added = set(tune(make("vit"), TuningRequest(name)).model.state_dict()) - before
+    assert METHODS[name].merges == (not added)
+    assert any(not row.merges for row in METHODS.values())

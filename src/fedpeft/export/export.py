@@ -38,12 +38,11 @@ from fedpeft.models.shufflenet import ShuffleNet, save_shufflenet
 from fedpeft.results.runs import read_run
 from fedpeft.runs.files import write_json, write_text
 from fedpeft.runs.load import EXPORT_FILE, ExportInfo, FinishedRun, load_run
+from fedpeft.tuning.methods import METHODS
 from fedpeft.tuning.peft_export import save_peft
-from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["export_run"]
 
-_WHOLE_METHODS = ("scratch", "full", "head", "bias")
 _BASE = "base"
 _INPUT_FILES = (
     "preprocessor_config.json",
@@ -150,7 +149,7 @@ def _labels(folder: Path, run: FinishedRun) -> tuple[str, ...]:
 def _write_model(job: _Job) -> ExportInfo:
     """Write the tensors and configs, and say what they are."""
     tuned = job.run.tuned
-    kind = _kind(tuned)
+    kind = _kind(job)
     if kind == "merged":
         _save_model(tuned.model, job.folder, job.labels)
         return _info(job, kind, base=None, backbone="")
@@ -167,12 +166,13 @@ def _write_model(job: _Job) -> ExportInfo:
     return _info(job, kind, base=base, backbone=found)
 
 
-def _kind(tuned: TunedModel) -> str:
+def _kind(job: _Job) -> str:
+    tuned = job.run.tuned
     stock = hasattr(tuned.loaded.module, "save_pretrained")
     if tuned.peft_model is not None:
         return "peft" if stock else "fedpeft"
-    whole = tuned.method in _WHOLE_METHODS and (not stock or _fits_its_config(tuned.model))
-    return "merged" if whole else "fedpeft"
+    method = Resolved(job.run.experiment).method or METHODS[tuned.method]
+    return "merged" if method.merges and (not stock or _fits_its_config(tuned.model)) else "fedpeft"
 
 
 def _fits_its_config(module: nn.Module) -> bool:

@@ -68,6 +68,7 @@ class TuningMethod:
       source: `fedpeft` or `peft`.
       refused: kind of model -> why not.
       vmaps: whether `torch.func` can run K clients, or examples, in one pass.
+      merges: whether only the model's own tensors train, so that an export is an ordinary model.
     """
 
     build: Callable[[Patient], Surgery]
@@ -76,6 +77,7 @@ class TuningMethod:
     source: str = "fedpeft"
     refused: Mapping[str, str] = field(default_factory=dict)
     vmaps: bool = True
+    merges: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,11 +206,8 @@ def _own(
     build: Callable[[Patient], Surgery],
     summary: str,
     options: Mapping[str, Option] | None = None,
-    refused: Mapping[str, str] | None = None,
 ) -> TuningMethod:
-    return TuningMethod(
-        build, partial(resolve_own, name, options or {}), summary, refused=refused or {}
-    )
+    return TuningMethod(build, partial(resolve_own, name, options or {}), summary, merges=True)
 
 
 def _peft(name: str, row: PeftType) -> TuningMethod:
@@ -233,13 +232,16 @@ METHODS: Mapping[str, TuningMethod] = {
     "full": _own("full", full, "everything trains, from the pretrained weights"),
     "head": _own("head", head, "the head alone trains (linear probe)"),
     "bias": _own("bias", bias, "all biases and the head", {"add_missing": _flag(False)}),
-    "adapter": _own("adapter", adapter, "a bottleneck after each MLP, and the head", _ADAPTER),
-    "prompt": _own(
-        "prompt",
+    "adapter": TuningMethod(
+        adapter,
+        partial(resolve_own, "adapter", _ADAPTER),
+        "a bottleneck after each MLP, and the head",
+    ),
+    "prompt": TuningMethod(
         prompt,
+        partial(resolve_own, "prompt", _PROMPT),
         "learned tokens beside the image's, and the head (VPT)",
-        _PROMPT,
-        dict.fromkeys(("bert", "llama", "plain"), _NOT_AN_IMAGE),
+        refused=dict.fromkeys(("bert", "llama", "plain"), _NOT_AN_IMAGE),
     ),
     **{name: _peft(name, row) for name, row in PEFT_TYPES.items()},
     **{name: _short(name) for name in SHORT_FORMS},
