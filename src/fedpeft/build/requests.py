@@ -40,9 +40,12 @@ def tuning_request(resolved: Resolved) -> TuningRequest:
 
 
 def data_request(resolved: Resolved, task: str | Task) -> DataRequest:
-    """Return the request for an experiment's data, for a task."""
+    """Return the request for an experiment's data, for a task.
+
+    Each key of `[data.partition]` is the field of that name in `PartitionRequest`.
+    """
     experiment = resolved.experiment
-    data, partition = experiment.data, experiment.data.partition
+    data, keys = experiment.data, experiment.data.partition
     given = data.transforms.normalize
     by_hand = (tuple(given.mean), tuple(given.std)) if isinstance(given, Normalization) else None
     return DataRequest(
@@ -66,14 +69,8 @@ def data_request(resolved: Resolved, task: str | Task) -> DataRequest:
             frame_offset=data.transforms.frame_offset,
         ),
         partition=PartitionRequest(
-            scheme=partition.scheme,
-            clients=partition.clients,
-            alpha=partition.alpha,
-            min_examples=partition.min_examples or 1,
+            **{**dict(keys), "min_examples": keys.min_examples or 1},
             seed=experiment.seed,
-            classes_per_client=partition.classes_per_client,
-            examples_per_client=partition.examples_per_client,
-            options=partition.options,
             rule=resolved.partition,
         ),
     )
