@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fedpeft.client.turns import DELTA
 from fedpeft.core.errors import PrivacyError
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.read import read_experiment
-from fedpeft.server.algorithms import fedavg
+from fedpeft.server.algorithms import fedadam, fedavg
 from fedpeft.server.sampling import Draw
 from fedpeft.server.state import ClientUpdate, RoundContext
 from fedpeft.tuning.tuned import read_buffers, read_delta
@@ -50,6 +51,19 @@ def test_only_a_promise_divides_by_the_planned_cohort(mode):
     update = ClientUpdate("a", {DELTA: torch.ones(spec.num_params)}, 3.0, spec)
     mean = algorithm.combine(iter([update]), RoundContext(1, ("a",), 8.0, 1)).delta
     assert float(mean[0]) == (1 / 8 if PRIVACY_MODES[mode].unit else 1.0)
+
+
+@pytest.mark.parametrize("mode", PRIVACY_MODES)
+def test_only_a_promise_refuses_what_is_no_mean(mode):
+    """Its combination would be lost: the noise is for a sum over a constant."""
+    spec = support.tuned().spec
+    first = dataclasses.replace(fedavg(), combine=lambda updates, context: next(iter(updates)))
+    if PRIVACY_MODES[mode].unit is None:
+        assert privacy(mode).algorithm(first, spec) is first
+        return
+    with pytest.raises(PrivacyError, match=f"algorithm: found 'fedavg' .*'{mode}'; it combines"):
+        privacy(mode).algorithm(first, spec)
+    privacy(mode).algorithm(fedadam(), spec)  # the negative control: its step is after the mean
 
 
 def test_the_root_is_drawn_anew_and_stays_in_the_state():

@@ -28,6 +28,10 @@ def half(*, lr: float = 0.5):
     """Half a step."""
     return fedavg(lr=lr)
 
+def first(*, lr: float = 1.0):
+    """Whoever answers first."""
+    return dataclasses.replace(fedavg(lr=lr), combine=lambda updates, context: next(updates))
+
 def wrong():
     return 3
 
@@ -43,6 +47,7 @@ raise_on = "import"
 '''
 ENTRIES = """[fedpeft.algorithms]
 half = {module}:half
+first = {module}:first
 wrong = {module}:wrong
 gone = {module}:gone
 fedavg = {module}:wrong
@@ -118,6 +123,13 @@ def test_nothing_is_known_without_plugins(package):
         ),
         ({"federation": {"algorithm": "half", "options": {"mu": 1}}}, "half has no such option"),
         ({"federation": {"algorithm": "half", "options": {"lr": -1.0}}}, "options.lr: found -1.0"),
+        (
+            {
+                "federation": {"algorithm": "first"},
+                "privacy": {"mode": "local", "noise_multiplier": 1.0},
+            },
+            "algorithm: found 'first' with privacy.mode = 'local'; .* calibrated for their mean",
+        ),
         ({"model": {"task": "wrong"}}, "'wrong' of fedpeft.tasks is a function; it must be a Task"),
         ({"model": {"task": "sign"}}, "model.task: 'sign' is unknown; did you mean 'signs'"),
         ({"data": {"partition": {"scheme": "odd"}}}, "'odd' of fedpeft.partitions is a function"),

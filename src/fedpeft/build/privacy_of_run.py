@@ -17,6 +17,7 @@ from fedpeft.client.private import GradientPrivacy
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import PrivacyError
 from fedpeft.core.noise import draw_root, seeded_root
+from fedpeft.experiment.check_privacy import refuse_combination
 from fedpeft.experiment.epsilon import (
     epsilon_after,
     may_go_on,
@@ -91,7 +92,12 @@ class PrivacyOfRun:
             )
 
     def algorithm(self, algorithm: Algorithm, spec: DeltaSpec) -> Algorithm:
-        """Return the algorithm with the denominator of the run."""
+        """Return the algorithm with the denominator of the run.
+
+        Raises:
+          PrivacyError: as `refuse_combination`.
+        """
+        refuse_combination(self.experiment, algorithm)
         return constant_denominator(algorithm, spec) if self.private else algorithm
 
     def start(self, state: ServerState) -> ServerState:

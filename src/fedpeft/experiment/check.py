@@ -9,7 +9,7 @@ from fedpeft.core.errors import FedpeftError
 from fedpeft.core.words import nearest
 from fedpeft.data.schemes import PARTITIONS
 from fedpeft.experiment import tables
-from fedpeft.experiment.check_privacy import privacy_problems
+from fedpeft.experiment.check_privacy import privacy_problems, refuse_combination
 from fedpeft.experiment.check_stability import stability_problems
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_clients
@@ -75,7 +75,11 @@ def _tuning(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
 def _federation(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     federation, clients = experiment.federation, num_clients(experiment)
     options = federation.options
-    yield from _lines(lambda: tables.make_algorithm(federation.algorithm, options, plugins))
+    yield from _lines(
+        lambda: refuse_combination(
+            experiment, tables.make_algorithm(federation.algorithm, options, plugins)
+        )
+    )
     yield from _sampling(experiment, plugins)
     yield from _lines(lambda: tables.make_callbacks(experiment.run.callbacks, plugins))
     asked = federation.clients_per_round

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedpeft.core.errors import PrivacyError
 from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.experiment.privacy import PRIVACY_MODES
+from fedpeft.server.algorithms import weighted_mean
+from fedpeft.server.state import Algorithm
 
-__all__ = ["privacy_problems"]
+__all__ = ["privacy_problems", "refuse_combination"]
 
 
 def privacy_problems(experiment: Experiment) -> Iterator[str]:
@@ -18,6 +21,21 @@ def privacy_problems(experiment: Experiment) -> Iterator[str]:
     yield from mode.problems(experiment.privacy, clients)
     if mode.unit is not None:
         yield from _outside(experiment)
+
+
+def refuse_combination(experiment: Experiment, algorithm: Algorithm) -> None:
+    """Refuse an algorithm that combines updates in a way of its own where noise is for their mean.
+
+    Raises:
+      PrivacyError: for such an algorithm in a mode that promises something.
+    """
+    mode = experiment.privacy.mode
+    if PRIVACY_MODES[mode].unit is not None and algorithm.combine is not weighted_mean:
+        raise PrivacyError(
+            f"federation.algorithm: found {experiment.federation.algorithm!r} with privacy.mode = "
+            f"{mode!r}; it combines updates in a way of its own (a median, say), and the noise is "
+            "calibrated for their mean. Use an algorithm that takes the mean, such as 'fedavg'"
+        )
 
 
 def _poisson(mode: str, clients: int | None) -> Iterator[str]:
