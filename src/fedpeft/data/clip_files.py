@@ -22,12 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.files import (
-    IMAGE_SUFFIXES,
-    part_by_suffix,
-    read_arrays,
-    read_split_files,
-)
+from fedpeft.data.files import IMAGE_SUFFIXES, part_by_suffix, read_arrays, read_split_files
 from fedpeft.data.tables import USUAL_NAMES, Table
 
 __all__ = ["CLIP_SUFFIXES", "ClipFile", "read_clip_file", "read_clip_folder"]

@@ -221,9 +221,7 @@ def _parse(path: Path, number: int, line: str) -> dict[str, object]:
     return row
 
 
-def _aligned(
-    columns: Mapping[str, Array],
-) -> dict[str, Array]:
+def _aligned(columns: Mapping[str, Array]) -> dict[str, Array]:
     """Keep the arrays that have one row for each row of `x`."""
     rows = len(columns["x"])
     if "y" in columns and len(columns["y"]) != rows:

@@ -62,9 +62,7 @@ def load_tokenizer(inputs: TextInput, max_length: int | None) -> Tokenizer:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            inputs.folder,
-            local_files_only=Path(inputs.folder).is_dir(),
-            trust_remote_code=False,
+            inputs.folder, local_files_only=Path(inputs.folder).is_dir(), trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise ModelError(

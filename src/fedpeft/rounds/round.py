@@ -19,15 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedpeft.client.turns import (
-    BUFFERS,
-    DELTA,
-    ClientTurn,
-    Memory,
-    Payload,
-    part_of,
-    under,
-)
+from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Memory, Payload, part_of, under
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import DeltaMismatchError, RoundError

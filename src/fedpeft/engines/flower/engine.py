@@ -23,11 +23,7 @@ from torch import Tensor
 from fedpeft.client.evaluate import Evaluation
 from fedpeft.core.errors import DeltaMismatchError
 from fedpeft.engines.flower.grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
-from fedpeft.engines.flower.messages import (
-    error_words,
-    read_answer,
-    write_request,
-)
+from fedpeft.engines.flower.messages import error_words, read_answer, write_request
 from fedpeft.engines.flower.requests import Answer, Request
 from fedpeft.engines.memories import Memories
 from fedpeft.engines.scoring import Scorer, score_all
@@ -38,12 +34,7 @@ from fedpeft.wire import messages
 if TYPE_CHECKING:
     from flwr.app import Message
 
-__all__ = [
-    "FlowerEngine",
-    "FlowerSettings",
-    "Roster",
-    "reply_limit",
-]
+__all__ = ["FlowerEngine", "FlowerSettings", "Roster", "reply_limit"]
 
 logger = logging.getLogger(__name__)
 
