@@ -22,7 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.files import IMAGE_SUFFIXES, part_by_suffix, read_arrays, read_split_files
+from fedpeft.data.files import (
+    IMAGE_SUFFIXES,
+    find_by_class,
+    part_by_suffix,
+    read_arrays,
+    read_split_files,
+)
 from fedpeft.data.tables import USUAL_NAMES, Table
 
 __all__ = ["CLIP_SUFFIXES", "ClipFile", "read_clip_file", "read_clip_folder"]
@@ -66,18 +72,18 @@ def read_clip_folder(path: Path) -> dict[str, Table]:
         if len(files) == 1:
             return read_clip_file(files[0])
         return read_split_files(files, [file.stem for file in files], read_clip_file)
-    folders = _folders(path)
-    if any(folder.name == "train" for folder in folders):
-        tables = {folder.name: _read_classes(folder) for folder in folders}
-    else:
-        tables = {"train": _read_classes(path)}
-    if not any(len(table) for table in tables.values()):
+    tables = {
+        split: Table({"video": [ClipFile(str(clip)) for clip in clips], "label": labels})
+        for split, (clips, labels) in find_by_class(path, _clips).items()
+        if clips
+    }
+    if not tables:
         raise DataError(
             f"data.source: the folder {path} holds no clips; allowed are CLASS/clip or "
             f"train/CLASS/clip, a clip being a file that ends in {', '.join(CLIP_SUFFIXES)} or a "
             "folder of pictures, and files of tensors such as train.safetensors"
         )
-    return {name: table for name, table in tables.items() if len(table)}
+    return tables
 
 
 def read_clip_file(path: Path) -> dict[str, Table]:
@@ -111,18 +117,8 @@ def _table(path: Path, columns: Mapping[str, Array]) -> Table:
     return Table({name: array for name, array in columns.items() if array.ndim})
 
 
-def _read_classes(path: Path) -> Table:
-    clips, labels = [], []
-    for kind in _folders(path):
-        for found in sorted(kind.iterdir()):
-            if _is_clip(found):
-                clips.append(ClipFile(str(found)))
-                labels.append(kind.name)
-    return Table({"video": clips, "label": labels})
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _clips(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _is_clip(path))
 
 
 def _is_clip(path: Path) -> bool:
@@ -134,10 +130,6 @@ def _is_clip(path: Path) -> bool:
 def _read_pictures(path: Path) -> Sequence[object]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     return [_opened(file)[0] for file in files]
-
-
-def _read_animation(path: Path) -> Sequence[object]:
-    return _opened(path)
 
 
 def _opened(path: Path) -> list[object]:
@@ -185,13 +177,6 @@ def _read_array(path: Path) -> Sequence[object]:
     return list(array)
 
 
-def _npy(path: Path) -> dict[str, Array]:
-    try:
-        return {"array": np.load(path, allow_pickle=False)}
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"data.source: {path} is not a plain npy file: {error}") from error
-
-
 def _safetensors(path: Path) -> dict[str, Array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -226,10 +211,10 @@ _TENSORS: Mapping[str, Callable[[Path], dict[str, Array]]] = {
     ".safetensors": _safetensors,
     ".npz": read_arrays,
 }
-_ARRAYS: Mapping[str, Callable[[Path], dict[str, Array]]] = {**_TENSORS, ".npy": _npy, ".pt": _pt}
+_ARRAYS = {**_TENSORS, ".npy": read_arrays, ".pt": _pt}
 _READERS: Mapping[str, Callable[[Path], Sequence[object]]] = {
     **dict.fromkeys(_ARRAYS, _read_array),
-    **dict.fromkeys(_ANIMATED, _read_animation),
+    **dict.fromkeys(_ANIMATED, _opened),
     **dict.fromkeys(_FILMS, _read_film),
 }
 CLIP_SUFFIXES = tuple(_READERS)

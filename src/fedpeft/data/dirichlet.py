@@ -17,7 +17,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,13 +77,14 @@ def deal_dirichlet(
     Args:
       labels: one class an example; only classes that occur are dealt.
       rule: the parameters.
-      max_tries: give up after so many.
+      max_tries: give up after so many, >= 1.
     """
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     counts = [len(member) for member in members]
     rng = np.random.RandomState(rule.seed)
     smallest = -1
-    for start, size in _blocks(max_tries):
+    for start in (0, *range(1, max_tries, _BLOCK)):  # the first try alone is the usual case
+        size = min(_BLOCK if start else 1, max_tries - start)
         state = rng.get_state()
         edges_BCN, valid_B = _edges(_gammas(rng, counts, rule, size), counts, capped=rule.capped)
         sizes_BN = np.diff(edges_BCN, axis=2, prepend=0).sum(1)
@@ -96,15 +97,6 @@ def deal_dirichlet(
             parts = _deal(rng, members, edges_BCN[found[0]], rule)
             return Deal(parts, start + int(found[0]) + 1, int(least_B[found[0]]))
     return Deal(None, max_tries, max(smallest, 0))
-
-
-def _blocks(max_tries: int) -> Iterator[tuple[int, int]]:
-    """Yield (first try, number of tries); the first block is one try, the usual case."""
-    start, size = 0, 1
-    while start < max_tries:
-        size = min(size, max_tries - start)
-        yield start, size
-        start, size = start + size, _BLOCK
 
 
 def _gammas(

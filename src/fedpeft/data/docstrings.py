@@ -16,7 +16,7 @@ import importlib.util
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,13 +162,8 @@ def _documented(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _table(examples: Sequence[Docstring]) -> Table:
-    columns: Mapping[str, list[object]] = {
-        "text": [example.text for example in examples],
-        "label": [example.package for example in examples],
-        "client": [example.module for example in examples],
-        "name": [example.name for example in examples],
-    }
-    return Table(columns)
+    fields = {"text": "text", "label": "package", "client": "module", "name": "name"}
+    return Table({name: [getattr(e, field) for e in examples] for name, field in fields.items()})
 
 
 def _stable(name: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,14 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return self.total
 
-    def __getitem__(self, place: int) -> str:  # type: ignore[override]  # no slices are asked for
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        """Return the name at a place, or the names of a slice."""
+        if isinstance(place, slice):
+            return [self[each] for each in range(self.total)[place]]
         if not -self.total <= place < self.total:
             raise IndexError(place)
         return f"client-{place % self.total:0{self.width}d}"
@@ -92,13 +100,8 @@ class DrawnClients(Mapping[str, IntArray]):
         rng = np.random.Generator(np.random.PCG64(seeds.derive(self._seed, "drawn", number)))
         shares = rng.dirichlet(np.full(len(self._rows_of), self._alpha))
         counts = rng.multinomial(self.size, shares)
-        parts = [rows[rng.integers(len(rows), size=count)] for rows, count in self._pairs(counts)]
-        return np.concatenate(parts).astype(np.int64)
-
-    def _pairs(self, counts: IntArray) -> Iterator[tuple[IntArray, int]]:
-        for rows, count in zip(self._rows_of, counts.tolist(), strict=True):
-            if count:
-                yield rows, count
+        pairs = zip(self._rows_of, counts, strict=True)
+        return np.concatenate([rows[rng.integers(len(rows), size=n)] for rows, n in pairs])
 
 
 def names_of(clients: Mapping[str, IntArray]) -> Sequence[str]:

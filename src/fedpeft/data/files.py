@@ -21,6 +21,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "READERS",
     "ImageFiles",
+    "find_by_class",
     "full_scale_of",
     "part_by_suffix",
     "read_arrays",
@@ -131,17 +132,20 @@ def read_npz(path: Path) -> dict[str, Table]:
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """Read all arrays of an npz file.
+    """Read all arrays of an npz file, or the one of an npy file.
 
     Raises:
-      DataError: if it is none, or needs unpickling.
+      DataError: if it is of another form, or needs unpickling.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return {"array": np.asarray(loaded)}
+        with loaded as archive:
             return {name: np.asarray(archive[name]) for name in archive.files}
-    except (ValueError, OSError, AttributeError, EOFError) as error:
+    except (ValueError, OSError, AttributeError, EOFError, TypeError) as error:
         raise DataError(
-            f"data.source: {path} is not an npz file of plain arrays: {error}"
+            f"data.source: {path} is not an {path.suffix[1:]} file of plain arrays: {error}"
         ) from error
 
 
@@ -187,10 +191,27 @@ def full_scale_of(path: Path) -> int:
 
 def read_image_folder(path: Path) -> dict[str, Table]:
     """Read `train/CLASS/*.png` and `test/CLASS/*.png`, or `CLASS/*.png` as one split."""
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    if any(folder.name == "train" for folder in folders):
-        return {folder.name: _pictures(folder) for folder in folders}
-    return {"train": _pictures(path)}
+    return {
+        split: Table({"image": ImageFiles(tuple(map(str, files))), "label": labels})
+        for split, (files, labels) in find_by_class(path, _pictures).items()
+    }
+
+
+def find_by_class(
+    path: Path, find: Callable[[Path], Sequence[Path]]
+) -> dict[str, tuple[list[Path], list[str]]]:
+    """Return split -> (examples, the class of each), classes and their examples in sorted order.
+
+    Args:
+      path: a folder with `train/CLASS` and other splits, or `CLASS` folders as one split.
+      find: gives the examples in the folder of a class. Hidden folders are no classes.
+    """
+    splits = {folder.name: folder for folder in _folders(path)}
+    found = {}
+    for split, folder in (splits if "train" in splits else {"train": path}).items():
+        pairs = [(file, kind.name) for kind in _folders(folder) for file in find(kind)]
+        found[split] = [file for file, _ in pairs], [label for _, label in pairs]
+    return found
 
 
 READERS: Mapping[str, Callable[[Path], dict[str, Table]]] = {
@@ -233,10 +254,9 @@ def _names_of(column: str) -> tuple[str, ...]:
     return ("classes", "label_names") if column in ("y", "label") else (f"{column}s",)
 
 
-def _pictures(folder: Path) -> Table:
-    paths, labels = [], []
-    for kind in sorted(inner for inner in folder.iterdir() if inner.is_dir()):
-        found = sorted(p for p in kind.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        paths += [str(file) for file in found]
-        labels += [kind.name] * len(found)
-    return Table({"image": ImageFiles(tuple(paths)), "label": labels})
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)

@@ -26,7 +26,7 @@ from fedpeft.data.dirichlet import MAX_TRIES, Deal
 from fedpeft.data.drawn import DrawnClients, Names
 from fedpeft.data.schemes import PARTITIONS, PartitionRequest, num_clients, row_of
 
-__all__ = ["client_names", "partition"]
+__all__ = ["partition"]
 
 _log = logging.getLogger(__name__)
 _ADVICE_TRIES = 200
@@ -66,12 +66,7 @@ def partition(
     deal = _attempt(labels, request)
     if deal.parts is None:
         raise DataError(_infeasible(labels, request, deal))
-    return dict(zip(client_names(len(deal.parts)), deal.parts, strict=True))
-
-
-def client_names(count: int) -> list[str]:
-    """Return `client-00`, `client-01` ..., padded so that sorting keeps the order."""
-    return list(Names(count))
+    return dict(zip(Names(len(deal.parts)), deal.parts, strict=True))
 
 
 def _check(request: PartitionRequest, num_examples: int, natural: Sequence[str] | None) -> None:

@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -88,22 +89,12 @@ def _iid(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
     return _judge(np.array_split(order, num_clients(request)), request)
 
 
-def _dirichlet(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
-    return deal_dirichlet(labels, _rule(request, capped=True), max_tries=max_tries)
-
-
-def _dirichlet_plain(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
-    return deal_dirichlet(labels, _rule(request, capped=False), max_tries=max_tries)
-
-
-def _rule(request: PartitionRequest, *, capped: bool) -> DirichletRule:
-    return DirichletRule(
-        clients=num_clients(request),
-        alpha=request.alpha,
-        min_examples=request.min_examples,
-        seed=request.seed,
-        capped=capped,
-    )
+def _dirichlet(
+    labels: IntArray, request: PartitionRequest, max_tries: int, *, capped: bool = True
+) -> Deal:
+    clients, least = num_clients(request), request.min_examples
+    rule = DirichletRule(clients, request.alpha, least, request.seed, capped)
+    return deal_dirichlet(labels, rule, max_tries=max_tries)
 
 
 def _quantity(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
@@ -161,7 +152,10 @@ PARTITIONS: Mapping[str, Partition] = {
         _dirichlet,
     ),
     "dirichlet-plain": Partition(
-        "label skew without the cap", ("clients", "alpha"), "labels", _dirichlet_plain
+        "label skew without the cap",
+        ("clients", "alpha"),
+        "labels",
+        functools.partial(_dirichlet, capped=False),
     ),
     "pathological": Partition(
         "each client sees a few classes only",

@@ -8,7 +8,7 @@ language model   a client's documents joined, cut into blocks of max_length; no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -85,14 +85,11 @@ def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> 
     Raises:
       DataError: naming the first row that is no text.
     """
-    texts = values_of(column)
+    texts = [_checked(text, row) for row, text in enumerate(values_of(column))]
     tokens: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
-        part = [
-            _checked(text, start + row) for row, text in enumerate(texts[start : start + _CHUNK])
-        ]
         encoded = tokenizer.encode(
-            part,
+            texts[start : start + _CHUNK],
             truncation=truncate,
             max_length=tokenizer.max_length if truncate else None,
             return_attention_mask=False,
@@ -100,9 +97,9 @@ def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> 
             verbose=False,
         )
         tokens += encoded["input_ids"]
-    if any(not text for text in tokens):
-        row = next(row for row, text in enumerate(tokens) if not text)
-        raise DataError(f"data.text: row {row} is empty: leave it out")
+    for row, text in enumerate(tokens):
+        if not text:
+            raise DataError(f"data.text: row {row} is empty: leave it out")
     return tokens
 
 
@@ -125,15 +122,8 @@ def blocks_of(
     joined: dict[str, list[int]] = {}
     for document, owner in zip(documents, owners, strict=True):
         joined.setdefault(owner, []).extend(document)
-    pairs = [(block, owner) for owner, row in joined.items() for block in _cut(row, length)]
-    return [block for block, _ in pairs], [owner for _, owner in pairs]
-
-
-def _cut(tokens: list[int], length: int) -> Iterator[list[int]]:
-    for start in range(0, len(tokens), length):
-        block = tokens[start : start + length]
-        if len(block) > 1:
-            yield block
+    starts = [(o, i) for o, row in joined.items() for i in range(0, len(row) - 1, length)]
+    return [joined[o][i : i + length] for o, i in starts], [owner for owner, _ in starts]
 
 
 def _checked(text: object, row: int) -> str:
