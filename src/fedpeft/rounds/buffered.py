@@ -21,7 +21,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,8 +63,7 @@ def run_buffered(
     flight, ended = _until_full(step, unpack_flight(state.memory), before)
     call = _call(step, flight, ended, before)
     rest = dataclasses.replace(state, memory=without_flight(state.memory))
-    state, record = settle(rest, plan, engine, call)
-    return state, dataclasses.replace(record, seconds=time.perf_counter() - began)
+    return settle(rest, plan, engine, call, began=began)
 
 
 @dataclass(frozen=True)
@@ -153,13 +151,9 @@ def _next_moment(step: _Step, flight: Flight, now: float, done: set[str]) -> flo
     moments = [turn.end for turn in flight.turns]
     idle = _idle(step, flight, done)
     if len(flight.turns) < step.buffering.concurrency and idle:
-        moments.append(_or_never(opening(step.conditions, idle, 1, now)))
-    coming = min(moments, default=math.inf)
-    return coming if math.isfinite(coming) else None
-
-
-def _or_never(moment: float | None) -> float:
-    return math.inf if moment is None else moment
+        opens = opening(step.conditions, idle, 1, now)
+        moments += [] if opens is None else [opens]
+    return min(moments, default=None)
 
 
 def _call(step: _Step, flight: Flight, ended: Sequence[Turn], before: float) -> Call:

@@ -160,20 +160,25 @@ def run_round(
     cohort = plan.choose(gathered.clients, number, state)
     context = RoundContext(number, cohort, plan.expected_cohort, plan.seed)
     call = attend(plan.conditions, write_job(state, plan, context), gathered)
-    state, record = settle(state, plan, engine, call)
-    return state, dataclasses.replace(record, seconds=time.perf_counter() - began)
+    return settle(state, plan, engine, call, began=began)
 
 
 def settle(
-    state: ServerState, plan: RoundPlan, engine: Engine, call: Call
+    state: ServerState, plan: RoundPlan, engine: Engine, call: Call, *, began: float
 ) -> tuple[ServerState, RoundRecord]:
-    """Have the turns of a call taken, combine what comes back, and return the new state.
+    """Run the turns of a call, combine the replies, and return the new state and the record.
+
+    Args:
+      state: of the server, before the round.
+      plan: of the run.
+      engine: runs the turns.
+      call: the turns of the round.
+      began: when the round began, as `time.perf_counter` gives it.
 
     Raises:
       RoundError: if fewer than `plan.min_replies` clients gave a usable update.
       EngineError: if the engine itself fails.
     """
-    began = time.perf_counter()
     job, cohort = call.job, call.cohort
     context = RoundContext(
         job.round, cohort, plan.expected_cohort, plan.seed, job.turns, state.root
@@ -190,6 +195,7 @@ def settle(
     moved = dataclasses.replace(
         state, memory={**memory, **call.memory, **learnt}, committed={**state.committed, **taken}
     )
+    after = plan.algorithm.apply(moved, update)
     record = RoundRecord(
         round=job.round,
         cohort=cohort,
@@ -203,7 +209,7 @@ def settle(
         signal_norm=signal_norm,
         simulation=call.simulation,
     )
-    return plan.algorithm.apply(moved, update), record
+    return after, record
 
 
 def turn_seed(root: int, round: int, client: str) -> int:

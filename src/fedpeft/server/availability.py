@@ -155,16 +155,14 @@ def opening(
       None if that never happens.
     """
     trace = conditions.trace
-    if trace is None or len(available(conditions, clients, time)) >= count:
+    if trace is None:
         return time if len(clients) >= count else None
-    limit = math.inf if trace.period is None else time + trace.period
-    while time <= limit:
+    limit = time + (trace.period or math.inf)
+    while math.isfinite(time) and time <= limit:
+        if len(available(conditions, clients, time)) >= count:
+            return time
         later = [_later(trace, client, time) for client in clients]
         time = min((moment for moment in later if moment is not None), default=math.inf)
-        if math.isfinite(time) and len(available(conditions, clients, time)) >= count:
-            return time
-        if not math.isfinite(time):
-            return None
     return None
 
 

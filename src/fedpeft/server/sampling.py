@@ -54,10 +54,6 @@ ClientMetrics = Mapping[str, Mapping[str, float]]
 """client -> name -> figure: what the clients that answered say of their own training."""
 
 
-def _remember_nothing(memory: Memory, draw: Draw, metrics: ClientMetrics) -> Memory:
-    return memory
-
-
 @dataclass(frozen=True)
 class Sampler:
     """How the clients of a round are chosen; state in, state out.
@@ -66,14 +62,11 @@ class Sampler:
       draw: (clients, memory, draw) -> the cohort: distinct clients, in order. It must depend on
         its arguments alone; take randomness from `seeds.generator(draw.seed, ..., draw.round)`.
       observe: (memory, draw, metrics) -> memory, after each round; {} before the first.
-      looks: whether it depends on what clients answer. Under privacy that is refused: epsilon
-        counts a schedule that is known beforehand.
       secret: whether cohorts are drawn from the server's secret, and stand in no record.
     """
 
     draw: Callable[[Sequence[str], Memory, Draw], Sequence[str]]
-    observe: Callable[[Memory, Draw, ClientMetrics], Memory] = _remember_nothing
-    looks: bool = False
+    observe: Callable[[Memory, Draw, ClientMetrics], Memory] = lambda memory, draw, metrics: memory
     secret: bool = False
 
 

@@ -14,8 +14,7 @@ from fedpeft.core.deltas import DeltaSpec
 __all__ = ["Algorithm", "ClientUpdate", "RoundContext", "ServerState", "Update"]
 
 
-def _no_root() -> Tensor:
-    return torch.empty(0, dtype=torch.uint8)
+_NO_ROOT = torch.empty(0, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class ServerState:
     buffers: Tensor
     memory: Memory = field(default_factory=dict)
     committed: Mapping[str, int] = field(default_factory=dict)
-    root: Tensor = field(default_factory=_no_root, repr=False)
+    root: Tensor = field(default=_NO_ROOT, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class RoundContext:
     expected_cohort: float
     seed: int
     turns: Mapping[str, int] = field(default_factory=dict)
-    root: Tensor = field(default_factory=_no_root, repr=False)
+    root: Tensor = field(default=_NO_ROOT, repr=False)
 
 
 @dataclass(frozen=True)

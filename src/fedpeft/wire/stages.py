@@ -38,22 +38,6 @@ Decode = Callable[[Payload, ClientTurn], Payload]
 Finish = Callable[[Update, Memory, RoundContext], tuple[Update, Memory]]
 
 
-def _no_memory(spec: DeltaSpec) -> Memory:
-    return {}
-
-
-def _encode_nothing(payload: Payload, memory: Memory, turn: ClientTurn) -> tuple[Payload, Memory]:
-    return payload, memory
-
-
-def _decode_nothing(payload: Payload, turn: ClientTurn) -> Payload:
-    return payload
-
-
-def _finish_nothing(update: Update, memory: Memory, context: RoundContext) -> tuple[Update, Memory]:
-    return update, memory
-
-
 @dataclass(frozen=True)
 class Stage:
     """One step between client and aggregate.
@@ -67,10 +51,10 @@ class Stage:
     """
 
     name: str
-    init: Callable[[DeltaSpec], Memory] = _no_memory
-    encode: Encode = _encode_nothing
-    decode: Decode = _decode_nothing
-    finish: Finish = _finish_nothing
+    init: Callable[[DeltaSpec], Memory] = lambda spec: {}
+    encode: Encode = lambda payload, memory, turn: (payload, memory)
+    decode: Decode = lambda payload, turn: payload
+    finish: Finish = lambda update, memory, context: (update, memory)
 
 
 def start_memory(stages: Sequence[Stage], spec: DeltaSpec) -> Memory:
