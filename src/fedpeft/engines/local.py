@@ -10,6 +10,7 @@ a pass follows from the cohort alone: consecutive positions that start from one 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,11 +120,8 @@ class LocalEngine:
         self._clients_per_pass = clients_per_pass
         self._scorer = scorer
         self._board = _board(scorer) if scorer and num_workers > 1 else ()
-        work = _Work(make_half, data, scorer, self._board)
-        self._work = work
-        self._pool: WorkerPool[_Pass | range, _Answers | Evaluation] | None = None
-        if num_workers > 1:
-            self._pool = _start(work, num_workers)
+        self._work = _Work(make_half, data, scorer, self._board)
+        self._pool = _start(self._work, num_workers) if num_workers > 1 else None
 
     def clients(self) -> Sequence[str]:
         """Return the names of all clients."""
@@ -230,39 +228,42 @@ def _start(work: _Work, num_workers: int) -> WorkerPool[_Pass | range, _Answers 
         ) from error
 
 
+@dataclass(frozen=True)
 class _Work:
     """What a worker does: the turns of a pass, or an evaluation of some rows.
 
-    It builds its client half first: from then on, the model's trainable parameters are its own.
+    Attributes:
+      make_half: builds the client half of a process.
+      data: gives every client its examples.
+      scorer: of the server's test set; None where nothing is evaluated.
+      board: the shared delta and buffers that are evaluated; see `_board`.
     """
 
-    def __init__(
-        self,
-        make_half: Callable[[], ClientHalf],
-        data: Federated,
-        scorer: Scorer | None,
-        board: tuple[Tensor, ...],
-    ) -> None:
-        self._make_half = make_half
-        self._data = data
-        self._scorer, self._board = scorer, board
-        self._half: ClientHalf | None = None
+    make_half: Callable[[], ClientHalf]
+    data: Federated
+    scorer: Scorer | None
+    board: tuple[Tensor, ...]
+
+    @functools.cached_property
+    def half(self) -> ClientHalf:
+        """The client half of this process, built at the first use."""
+        return self.make_half()
 
     def __call__(self, items: _Pass | range) -> _Answers | Evaluation:
         if not isinstance(items, range):
             return self.take(items)
-        self._get_half()
-        assert self._scorer is not None
-        delta, buffers = self._board
-        self._scorer.load(delta, buffers)
-        return self._scorer.score(items)
+        _ = self.half  # built first: from then on the trainable parameters are this process's own
+        assert self.scorer is not None
+        delta, buffers = self.board
+        self.scorer.load(delta, buffers)
+        return self.scorer.score(items)
 
     def take(self, items: _Pass) -> _Answers:
         """Take the turns of a pass; where it fails, those of its clients one by one."""
         began = time.perf_counter()
         try:
             turns = [self._turn(item) for item in items]
-            taken = run_turns(self._get_half(), items[0].blob, turns)
+            taken = run_turns(self.half, items[0].blob, turns)
         except _FAULTS as error:
             logger.debug("%s failed", ", ".join(item.client for item in items), exc_info=True)
             if len(items) > 1:
@@ -274,11 +275,6 @@ class _Work:
             for item, (blob, memory) in zip(items, taken, strict=True)
         )
 
-    def _get_half(self) -> ClientHalf:
-        if self._half is None:
-            self._half = self._make_half()
-        return self._half
-
     def _turn(self, item: _Item) -> ClientTurn:
-        data = ClientData(self._data.train, self._data.clients[item.client])
+        data = ClientData(self.data.train, self.data.clients[item.client])
         return ClientTurn(item.round, item.client, data, item.memory, item.seed, item.version)

@@ -6,6 +6,7 @@ import torch
 
 from fedpeft.client.turns import Memory
 from fedpeft.server.sampling import Draw, Sampler
+from fedpeft.testing.world import same_tensors
 
 __all__ = ["check_sampler"]
 
@@ -30,10 +31,7 @@ def check_sampler(sampler: Sampler, *, rounds: int = 5) -> None:
         assert tuple(sampler.draw(clients, memory, draw)) == cohort, "draw: equal draws differ"
         metrics = {client: {"loss": 1.0 / (1 + int(client[-1]))} for client in cohort}
         after = sampler.observe(memory, draw, metrics)
-        unchanged = memory.keys() == before.keys() and all(
-            torch.equal(memory[name], before[name]) for name in before
-        )
-        assert unchanged, "observe: it changes the memory it is given"
+        assert same_tensors(memory, before), "observe: it changes the memory it is given"
         assert all(isinstance(value, torch.Tensor) for value in after.values()), (
             "observe: only tensors can be kept"
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -11,8 +9,15 @@ from fedpeft.client.turns import DELTA, ClientTurn, Memory
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.data.examples import ClientData
 from fedpeft.rounds.sizes import wire_bytes
-from fedpeft.testing.world import make_data, make_engine, make_plan, make_tuned, run_rounds
-from fedpeft.testing.world import same_state as same
+from fedpeft.testing.world import (
+    make_data,
+    make_engine,
+    make_plan,
+    make_tuned,
+    run_rounds,
+    same_state,
+    same_tensors,
+)
 from fedpeft.wire import messages
 from fedpeft.wire.stages import Stage, decode_all, encode_all, start_memory
 
@@ -74,13 +79,9 @@ def _check_purity(stage: Stage, update: Tensor) -> None:
     _, after, first = _through(stage, update, memory)
     _, again, second = _through(stage, update, memory)
     assert torch.equal(update, before), f"{stage.name}: encode changes the update it is given"
-    assert _equal(memory, kept), f"{stage.name}: encode changes the memory it is given"
+    assert same_tensors(memory, kept), f"{stage.name}: encode changes the memory it is given"
     assert first == second, f"{stage.name}: equal turns send different bytes"
-    assert _equal(after, again), f"{stage.name}: equal turns leave different memories"
-
-
-def _equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert same_tensors(after, again), f"{stage.name}: equal turns leave different memories"
 
 
 def _check_sizes(stage: Stage) -> None:
@@ -100,13 +101,15 @@ def _check_rounds(stage: Stage) -> None:
     backwards, _ = run_rounds(
         plan, make_engine(data, (stage,), block=2), change=lambda answers: answers[::-1]
     )
-    assert same(straight, backwards), f"{stage.name}: the order of replies changes a round"
+    assert same_state(straight, backwards), f"{stage.name}: the order of replies changes a round"
     engine = make_engine(data, (stage,))
     halfway, _ = run_rounds(plan, engine, 1)
     fresh = make_engine(data, (stage,))
     fresh.restore(engine.memories(halfway.committed), halfway.committed)
     resumed, _ = run_rounds(plan, fresh, 2, state=halfway)
-    assert same(straight, resumed), f"{stage.name}: a run that resumes differs from one in one go"
+    assert same_state(straight, resumed), (
+        f"{stage.name}: a run that resumes differs from one in one go"
+    )
 
 
 def _check_mean(stage: Stage, update: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "make_tuned",
     "run_rounds",
     "same_state",
+    "same_tensors",
 ]
 
 
@@ -197,6 +198,10 @@ def same_state(one: ServerState, two: ServerState) -> bool:
     return (
         torch.equal(one.delta, two.delta)
         and torch.equal(one.buffers, two.buffers)
-        and one.memory.keys() == two.memory.keys()
-        and all(torch.equal(one.memory[name], two.memory[name]) for name in one.memory)
+        and same_tensors(one.memory, two.memory)
     )
+
+
+def same_tensors(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Whether two memories hold equal tensors under the same names."""
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

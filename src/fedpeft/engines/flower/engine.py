@@ -215,21 +215,17 @@ class FlowerEngine:
             turn = asked[sent]
             answer: Reply | Failure | None = None
             for reply in pull_one(grid, sent):
-                if answer is not None or reply.metadata.reply_to_message_id not in ("", sent):
+                if answer is not None or not _replies_to(reply, sent):
                     self._watch("dropped", {"client": turn.client, "turn": turn.number})
                     logger.warning("client %s: one more reply was dropped", turn.client)
                     continue
                 answer = self._judged(reply, turn)
-            if answer is None and self._is_late(turn):
-                limit = self._settings.deadline
+            limit = self._settings.deadline
+            if answer is None and limit is not None and time.monotonic() - turn.at > limit:
                 answer = Failure(turn.client, f"no answer within {limit:g} s (engine.deadline)")
             if answer is not None:
                 del asked[sent]
                 yield answer
-
-    def _is_late(self, turn: _Asked) -> bool:
-        limit = self._settings.deadline
-        return limit is not None and time.monotonic() - turn.at > limit
 
     def _judged(self, reply: Message | Unreadable, turn: _Asked) -> Reply | Failure:
         """Make of a message what the round may see."""
@@ -257,6 +253,11 @@ class FlowerEngine:
         else:
             self._watch("answered", facts | {"bytes": len(answer.blob), "seconds": answer.seconds})
         return answer
+
+
+def _replies_to(reply: Message | Unreadable, sent: str) -> bool:
+    """Whether a reply names the message that it was pulled for, or none that can be read."""
+    return isinstance(reply, Unreadable) or reply.metadata.reply_to_message_id in ("", sent)
 
 
 def _mismatch(answer: Answer, turn: _Asked) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from fedpeft.core.errors import EngineError
@@ -45,21 +45,14 @@ def ignore(event: str, facts: Mapping[str, object]) -> None:
 
 
 @dataclass(frozen=True)
-class _Nameless:
-    reply_to_message_id: str = ""
-
-
-@dataclass(frozen=True)
 class Unreadable:
     """A reply that Flower itself could not read.
 
     Attributes:
       reason: in words.
-      metadata: names no message.
     """
 
     reason: str
-    metadata: _Nameless = field(default_factory=_Nameless)
 
 
 def push_one(

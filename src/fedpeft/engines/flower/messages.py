@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import DeltaMismatchError, EngineError
 from fedpeft.engines.flower.requests import Answer, Request
@@ -60,17 +60,8 @@ def write_request(request: Request, memory: bytes = b"") -> RecordDict:
       request: what is asked.
       memory: of the client, encoded, where the server keeps it (simulation); else empty.
     """
-    words = {
-        "action": request.action,
-        "run_id": request.run_id,
-        "client": request.client,
-        "round": request.round,
-        "committed": request.committed,
-        "seed": str(request.seed),  # 63 bits and more: beyond what a record's integer holds
-        "version": request.version,
-        "experiment": request.experiment,
-    }
-    return _content(words, {"blob": request.blob, "memory": memory})
+    seed = str(request.seed)  # 63 bits and more: beyond what a record's integer holds
+    return _content(vars(request) | {"seed": seed}, memory)
 
 
 def read_request(content: RecordDict) -> tuple[Request, bytes]:
@@ -99,14 +90,8 @@ def read_request(content: RecordDict) -> tuple[Request, bytes]:
 
 def write_answer(answer: Answer, memory: bytes = b"") -> RecordDict:
     """Write an answer as the content of a message; `memory` as in `write_request`."""
-    words = {
-        "client": answer.client,
-        "round": answer.round,
-        "seconds": float(answer.seconds),
-        "refused": answer.refused,
-        "facts": json.dumps(dict(answer.facts), sort_keys=True),
-    }
-    return _content(words, {"blob": answer.blob, "memory": memory})
+    facts = json.dumps(dict(answer.facts), sort_keys=True)
+    return _content(vars(answer) | {"seconds": float(answer.seconds), "facts": facts}, memory)
 
 
 def read_answer(content: RecordDict, *, limit: int) -> tuple[Answer, bytes]:
@@ -160,13 +145,17 @@ _ERRORS: Mapping[int, str] = {
 }
 
 
-def _content(words: Mapping[str, object], buffers: Mapping[str, bytes]) -> RecordDict:
+def _content(fields: Mapping[str, Any], memory: bytes) -> RecordDict:
+    """Write the fields of a request or an answer: its blob and the memory as buffers of bytes."""
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
     arrays = {
-        name: Array("uint8", (len(data),), _STYPE, data) for name, data in buffers.items() if data
+        name: Array("uint8", (len(data),), _STYPE, data)
+        for name, data in (("blob", fields["blob"]), ("memory", memory))
+        if data
     }
-    records = {_WORDS: ConfigRecord(dict(words))}
+    words = {name: value for name, value in fields.items() if name != "blob"}
+    records = {_WORDS: ConfigRecord(words)}
     return RecordDict(records | ({_BUFFERS: ArrayRecord(arrays)} if arrays else {}))
 
 

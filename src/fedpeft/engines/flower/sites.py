@@ -122,21 +122,16 @@ class Sites:
     def gather(self, cohort: Sequence[str]) -> Mapping[str, int]:
         """Return the nodes of a cohort; sites that are away are waited for a little."""
         until = time.monotonic() + _ROUND_PATIENCE
-        while missing := self._missing(cohort):
+        while missing := sorted(set(cohort) - set(self._connected(cohort))):
             if not self._look() or time.monotonic() > until:
                 logger.warning("not connected: %s", ", ".join(missing))
                 break
             time.sleep(_POLL)
-        here = self._online()
-        return {name: node for name, node in self._here(cohort) if node in here}
+        return self._connected(cohort)
 
-    def _here(self, cohort: Sequence[str]) -> list[tuple[str, int]]:
-        return [(name, self._nodes[name]) for name in cohort if name in self._nodes]
-
-    def _missing(self, cohort: Sequence[str]) -> list[str]:
-        here = self._online()
-        there = {name for name, node in self._here(cohort) if node in here}
-        return [name for name in cohort if name not in there]
+    def _connected(self, cohort: Sequence[str]) -> dict[str, int]:
+        online, nodes = self._online(), self._nodes
+        return {name: nodes[name] for name in cohort if nodes.get(name) in online}
 
     def _online(self) -> Collection[int]:
         return set(self._grid.get_node_ids())
