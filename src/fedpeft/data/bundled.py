@@ -1,14 +1,14 @@
-"""Bundled data sets: they need no network.
+"""The bundled data sets, which need no network.
 
     digits       1,797 pictures, 8 x 8, of handwritten digits (UCI)
     digits-*     the same digits inverted, blurred, as strokes, permuted
-    glyphs       letters and signs of the fonts that matplotlib ships
+    glyphs       letters and signs of the fonts that come with matplotlib
     motion       clips of a figure that moves in one of eight ways
     docstrings   first paragraphs of the documentation of installed packages; see `docstrings.py`
 
-All but the last are files in `sets/`, whose README says where they come from;
+All but the last are files in `sets/`; the README there names their sources, and
 `scripts/make_sets.py` makes them again, byte by byte. Their splits do not depend on an experiment's
-seed: of the digits 20 % of each class are test, 10 % validation and the rest training.
+seed: of each class of the digits, 20 % are for testing, 10 % for validation, the rest for training.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class BundledDataset:
     """One row of `BUNDLED_DATASETS`.
 
     Attributes:
-      task: that it is for.
+      task: name of the task that the data set is for.
       summary: one line for `fedpeft list datasets`.
-      read: gives its tables.
-      num_labels: classes, where they are known without reading it.
+      read: function that returns its tables.
+      num_labels: number of classes; None where it is not known before reading.
     """
 
     task: str
@@ -90,4 +90,4 @@ BUNDLED_DATASETS: Mapping[str, BundledDataset] = {
         read_docstrings,
     ),
 }
-"""By the name that `data.source` takes."""
+"""The bundled data sets, by the name that `data.source` takes."""

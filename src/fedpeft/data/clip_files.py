@@ -1,9 +1,9 @@
-"""Files of clips: a folder with one folder a class, or one file of tensors. Nothing is unpickled.
+"""Files of clips: a folder with a folder for each class, or one file of tensors; never unpickled.
 
     clips/train/CLASS/wave.npy         a clip: an array of frames (.npy .npz .pt .safetensors)
     clips/train/CLASS/wave.gif         an animated picture (.gif .webp)
     clips/train/CLASS/wave/001.png     pictures, in the order of their names
-    clips/train/CLASS/wave.mp4         a film (.mp4 .mkv .mov .avi .webm), with the extra `video`
+    clips/train/CLASS/wave.mp4         a film (.mp4 .mkv .mov .avi .webm); needs fedpeft[video]
     clips/test/CLASS/...               without train/ and test/: one split
 
     clips.safetensors, clips.npz       `pixel_values` [N, T, C, H, W] and `labels` [N]; names that
@@ -41,10 +41,10 @@ _FILMS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
 
 @dataclass(frozen=True)
 class ClipFile:
-    """A clip on disk, read when it is asked for.
+    """A clip on disk, read on demand.
 
     Attributes:
-      path: of the file, or of a folder of pictures.
+      path: path of the file, or of a folder of pictures.
     """
 
     path: str
@@ -87,10 +87,10 @@ def read_clip_folder(path: Path) -> dict[str, Table]:
 
 
 def read_clip_file(path: Path) -> dict[str, Table]:
-    """Read clips and labels from one file of tensors; see the module's text.
+    """Read clips and labels from one file of tensors, laid out as the module's docstring says.
 
     Raises:
-      DataError: if it is of another kind, is broken, or holds no clips with labels.
+      DataError: if the file is of another kind, is broken, or holds no clips with labels.
     """
     if path.suffix not in _TENSORS:
         raise DataError(
@@ -102,7 +102,7 @@ def read_clip_file(path: Path) -> dict[str, Table]:
 
 
 def _table(path: Path, columns: Mapping[str, Array]) -> Table:
-    """Check that clips, labels and what stands beside them have one row for each clip."""
+    """Make a table of a file's arrays, after a check that all have one row for each clip."""
     clips = next((columns[n] for n in USUAL_NAMES["video"] if n in columns), None)
     if clips is None or clips.ndim not in (4, 5):
         found = ", ".join(f"{name} {list(array.shape)}" for name, array in columns.items())
@@ -162,7 +162,7 @@ def _read_film(path: Path) -> Sequence[object]:
 
 
 def _read_array(path: Path) -> Sequence[object]:
-    """Read the one array of a file, [frames, height, width, channels] or as `clips.py` says."""
+    """Read the one array of a file: the frames of a clip, in a layout that `clips.py` lists."""
     arrays = _ARRAYS[path.suffix.lower()](path)
     if len(arrays) != 1:
         raise DataError(
@@ -218,4 +218,4 @@ _READERS: Mapping[str, Callable[[Path], Sequence[object]]] = {
     **dict.fromkeys(_FILMS, _read_film),
 }
 CLIP_SUFFIXES = tuple(_READERS)
-"""Ends of the names of files that hold one clip."""
+"""Suffixes of files that hold one clip each."""

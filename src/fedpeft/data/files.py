@@ -1,4 +1,4 @@
-"""Files: readers of parquet, csv, jsonl, npz and folders of pictures. Nothing is unpickled."""
+"""Readers of parquet, csv, jsonl and npz files and of folders of pictures; never unpickled."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A column of pictures on disk, each read when it is asked for."""
+    """A column of pictures on disk, each read on demand."""
 
     paths: tuple[str, ...]
 
@@ -70,7 +70,7 @@ def tables_of(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, Tabl
 
 
 def read_parquet(path: Path) -> dict[str, Table]:
-    """Read one table; class names and pictures as `datasets` writes them are understood."""
+    """Read one table, with class names and pictures if `datasets` wrote the file."""
     import datasets
     import pyarrow as pa
     from pyarrow import parquet
@@ -95,7 +95,7 @@ def read_csv(path: Path) -> dict[str, Table]:
 
 
 def read_jsonl(path: Path) -> dict[str, Table]:
-    """Read one JSON object a line; a key that a line lacks is missing there."""
+    """Read one JSON object from each line; a key that a line lacks is a missing value there."""
     rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -106,10 +106,10 @@ def read_jsonl(path: Path) -> dict[str, Table]:
 
 
 def read_npz(path: Path) -> dict[str, Table]:
-    """Read `x_train y_train x_test y_test` (and more columns named so), or `x y client`.
+    """Read the arrays `x_train y_train x_test y_test` (and columns named alike), or `x y client`.
 
-    An array of words beside the columns names their numbers: `classes` those of `y`, and
-    `domains` those of `domain`. A number `full_scale` is the pixel value of white, else 255.
+    An array of strings beside the columns gives names to their numbers: `classes` to those of `y`,
+    and `domains` to those of `domain`. A number `full_scale` is the pixel value of white, else 255.
     """
     arrays = read_arrays(path)
     splits: dict[str, dict[str, Array]] = {}
@@ -135,7 +135,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
     """Read all arrays of an npz file, or the one of an npy file.
 
     Raises:
-      DataError: if it is of another form, or needs unpickling.
+      DataError: if the file is of another form, or needs unpickling.
     """
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -150,7 +150,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def part_by_suffix(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-    """Part arrays by the split that their names end in (`x_test`); others belong to `train`."""
+    """Group arrays by the split that their names end in (`x_test`); others belong to `train`."""
     splits: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
         stem, _, split = name.rpartition("_")
@@ -162,12 +162,12 @@ def part_by_suffix(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
 def read_split_files(
     files: Sequence[Path], names: Sequence[str], read: Callable[[Path], Mapping[str, Table]]
 ) -> dict[str, Table]:
-    """Read files of one split each.
+    """Read several files, each of which holds one split.
 
     Args:
-      files: where they are.
-      names: of their splits.
-      read: gives the splits of a file.
+      files: paths of the files.
+      names: name of the split in each file.
+      read: function that returns the splits of a file.
 
     Raises:
       DataError: if a file has several splits.
@@ -220,7 +220,7 @@ READERS: Mapping[str, Callable[[Path], dict[str, Table]]] = {
     ".jsonl": read_jsonl,
     ".npz": read_npz,
 }
-"""By the end of a file's name."""
+"""The reader of each kind of file, by suffix."""
 
 
 def _from_dataset(split: datasets.Dataset) -> Table:

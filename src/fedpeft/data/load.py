@@ -2,7 +2,8 @@
 
     source -> tables -> (hold out) -> budget -> decode or tokenise once -> partition -> Federated
 
-The budget is drawn before the partition, so that clients' label skew is that of what they train on.
+The budget is drawn before the partition, so that the partition's label skew is that of the examples
+on which clients train.
 """
 
 from __future__ import annotations
@@ -97,9 +98,15 @@ _Decode: TypeAlias = Callable[[_Labelled, _Labelled, DataRequest, InputSpec], _D
 def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
     """Load a data set for a model.
 
+    >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit", num_labels=10))
+    >>> clients = fedpeft.PartitionRequest(clients=20)
+    >>> data = fedpeft.load_data(fedpeft.DataRequest("digits", partition=clients), loaded.inputs)
+    >>> len(data.clients), data.num_labels
+    (20, 10)
+
     Args:
       request: source, columns, transforms, budget and partition.
-      inputs: how the model takes its inputs.
+      inputs: the form in which the model takes its inputs.
 
     Raises:
       DataError: if the source, a column, a label, the budget or the partition is not possible.
@@ -111,7 +118,7 @@ def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
 
 
 def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Federated:
-    """Load a data set from tables that are at hand; see `load_data`."""
+    """Load a data set from tables in memory; otherwise like `load_data`."""
     _check(request, inputs)
     train, test = _train_and_evaluation(choose_splits(splits, request), request)
     task = task_named(request.task)
@@ -143,7 +150,8 @@ def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Fede
 def draw_budget(num_examples: int, request: DataRequest) -> IntArray:
     """Return the rows to train on, sorted: all of them without a budget.
 
-    The draw is without replacement; with `fidelity = "paper"` it is with replacement, as there.
+    The draw is without replacement; with `fidelity = "paper"` it is with replacement, as in the
+    paper's code.
 
     Raises:
       DataError: if the budget is not within 1 to the number of examples.
@@ -160,10 +168,10 @@ def draw_budget(num_examples: int, request: DataRequest) -> IntArray:
 
 
 def read_rows(request: DataRequest) -> tuple[Table, Table]:
-    """Return the training and the evaluation table as `load_data` counts their rows.
+    """Return the rows of the training and the evaluation table that `load_data` would use.
 
-    What is held out is taken away and the budget is drawn; nothing is decoded. A language model's
-    examples are blocks and not rows.
+    Rows are held out and the budget is drawn, but nothing is decoded. The examples of a language
+    model are blocks of tokens rather than rows.
 
     Raises:
       DataError: if the source or the budget is not possible.
@@ -208,7 +216,7 @@ def _check(request: DataRequest, inputs: InputSpec) -> None:
 def _train_and_evaluation(
     found: tuple[Table, Table | None, Table | None], request: DataRequest
 ) -> tuple[Table, Table]:
-    """Return what to train and to evaluate on; what is missing is held out of the former."""
+    """Return the training and the evaluation table; a missing split is held out of training."""
     train, test, validation = found
     if request.whole:
         return train, select(train, np.arange(min(1, len(train))))
@@ -293,7 +301,7 @@ def _texts(train: _Labelled, test: _Labelled, request: DataRequest, inputs: Inpu
 
 
 def _documents(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
-    """Join and cut documents; a budget counts blocks."""
+    """Load documents for a language model: joined, cut into blocks; a budget counts blocks."""
     assert isinstance(inputs, TextInput), "checked"
     column = _required(tables, "text", request)
     length = request.max_length or min(inputs.max_length, BLOCK_LENGTH)
@@ -320,7 +328,7 @@ def _blocks(
 
 
 def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
-    """Return a column that both tables must have."""
+    """Return the column of a kind, after a check that both tables have it."""
     column = column_of(tables.train, kind, request, required=True)
     assert column is not None, "required"
     if column not in tables.test.columns:
@@ -359,4 +367,4 @@ _LOADERS: Mapping[tuple[str | None, str], Callable[[_Tables, DataRequest, InputS
     ("text", "tokens"): _documents,
     ("video", "class"): functools.partial(_classification, _clips, "video"),
 }
-"""By what a task takes and what it predicts."""
+"""The loader of a task, by the kind of its inputs and of its targets."""

@@ -1,4 +1,4 @@
-"""Partition schemes: the table from names to functions that deal examples to clients.
+"""Partition schemes: a table from names to functions that deal examples to clients.
 
 References:
   McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017
@@ -25,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PartitionRequest:
-    """How examples go to clients.
+    """How examples are divided among clients.
 
     Attributes:
       scheme: a key of `PARTITIONS`, or any name with `rule`.
@@ -35,10 +35,10 @@ class PartitionRequest:
       min_examples: fewest examples a client may hold, >= 0; natural clients with fewer are left
         out.
       seed: the run's root seed, in [0, 2**32): the schemes draw from it directly.
-      classes_per_client: of `pathological`, >= 1.
-      examples_per_client: of `drawn`, >= 1.
-      options: of a rule of your own.
-      rule: a partition that is in no table of ours; None: the one that `scheme` names.
+      classes_per_client: for `pathological`: classes that a client holds, >= 1.
+      examples_per_client: for `drawn`: examples that a client holds, >= 1.
+      options: options of a rule of your own.
+      rule: a partition of your own; None: the one that `scheme` names.
     """
 
     scheme: str = "dirichlet"
@@ -58,10 +58,10 @@ class Partition:
 
     Attributes:
       summary: one line for `fedpeft list partitions`.
-      uses: request fields that matter beside `seed` and `min_examples`.
-      needs: `labels`, `client` (a column) or the empty word.
-      deal: gives labels, a request and a limit of tries their `Deal`; None for `natural` and
-        `drawn`. It must draw from `request.seed` alone, and give no example twice.
+      uses: request fields that it uses beside `seed` and `min_examples`.
+      needs: `labels`, `client` (a column of the data) or "".
+      deal: (labels, request, limit of tries) -> `Deal`; None for `natural` and `drawn`. It must
+        draw from `request.seed` alone, and give no example twice.
     """
 
     summary: str
@@ -76,7 +76,11 @@ def row_of(request: PartitionRequest) -> Partition | None:
 
 
 def num_clients(request: PartitionRequest) -> int:
-    """Return the number of clients that a scheme other than `natural` was asked for."""
+    """Return the number of clients of a request for a scheme other than `natural`.
+
+    Raises:
+      DataError: if the request has none.
+    """
     if request.clients is None:
         raise DataError(
             f"data.partition.clients: scheme {request.scheme!r} needs a number of clients"
@@ -98,7 +102,7 @@ def _dirichlet(
 
 
 def _quantity(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
-    """Sizes are proportional to a Dirichlet draw; it is drawn again until the smallest will do."""
+    """Deal sizes in proportion to a Dirichlet draw; draw until the smallest has enough examples."""
     rng = np.random.RandomState(request.seed)
     order = rng.permutation(len(labels))
     smallest = 0
@@ -113,7 +117,7 @@ def _quantity(labels: IntArray, request: PartitionRequest, max_tries: int) -> De
 
 
 def _pathological(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
-    """Each client takes the classes that fewest others hold; a class is shared equally."""
+    """Give each client the classes that the fewest clients hold; divide each class equally."""
     rng = np.random.RandomState(request.seed)
     classes, clients = np.unique(labels), num_clients(request)
     per_client = request.classes_per_client
@@ -138,7 +142,7 @@ def _pathological(labels: IntArray, request: PartitionRequest, max_tries: int) -
 
 
 def _judge(parts: Sequence[IntArray], request: PartitionRequest) -> Deal:
-    """Take or refuse a deal that another try would not change."""
+    """Return the outcome of a deal for which one try is enough."""
     smallest = min(len(part) for part in parts)
     return Deal(list(parts) if smallest >= request.min_examples else None, 1, smallest)
 
@@ -172,4 +176,4 @@ PARTITIONS: Mapping[str, Partition] = {
     ),
     "natural": Partition("by a column of the data", ("clients",), "client", None),
 }
-"""By name, as in `data.partition.scheme`."""
+"""The partition schemes, by the name that `data.partition.scheme` takes."""

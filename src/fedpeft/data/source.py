@@ -1,10 +1,10 @@
 """Sources: from a name in an experiment to tables.
 
-bundled name            digits, digits-inverted, glyphs, docstrings ...
-folder                  saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
-file                    .parquet .csv .jsonl .npz, with a `split` column or one split
-file or folder of clips for video models; see `clip_files.py`
-anything else           a data set of the Hugging Face hub
+bundled name              digits, digits-inverted, glyphs, docstrings ...
+folder                    saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
+file                      .parquet .csv .jsonl .npz, with a `split` column or as one split
+file or folder of clips   for video models, see `clip_files.py`
+anything else             a data set of the Hugging Face hub
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
 
 def read_source(request: DataRequest) -> Splits:
-    """Open a data set; pictures are not decoded yet.
+    """Read the tables of a data set; pictures are not decoded yet.
 
     Raises:
-      DataError: if it does not exist, cannot be read or cannot be reached.
+      DataError: if the data set does not exist, cannot be read or cannot be reached.
     """
     if request.source in BUNDLED_DATASETS:
         return BUNDLED_DATASETS[request.source].read()
@@ -109,7 +109,7 @@ def _read_file(path: Path) -> dict[str, Table]:
 
 
 def _split_by_column(tables: dict[str, Table]) -> dict[str, Table]:
-    """Part a lone table by its column `split`, if it has one."""
+    """Split a lone table by its column `split`, if it has one."""
     if len(tables) > 1:
         return tables
     table = next(iter(tables.values()))
@@ -137,7 +137,7 @@ def _read_folder(path: Path) -> Mapping[str, Table]:
 
 
 def _read_files(files: list[Path]) -> Mapping[str, Table]:
-    """Read `train.csv` or `test-00000-of-00001.parquet`: the split is the name up to a sign."""
+    """Read files of one split each: `train.csv`, `test-00000-of-00001.parquet`."""
     if len(files) == 1:
         return _split_by_column(_read_file(files[0]))
     names = [file.stem.split("-")[0].split(".")[0] for file in files]

@@ -1,11 +1,11 @@
-"""The local engine: all clients on this machine, in worker processes or in this one.
+"""The local engine: all clients run on this machine, in worker processes or in this process.
 
-    cohort ──passes──> blocks of consecutive positions ──> longest first ──> workers ──> replies,
-                                                                                     in any order
+    cohort ──passes──> blocks of consecutive passes ──> longest first ──> workers ──> replies,
+                                                                                   in any order
 
 Clients of a cohort are independent, and a turn is a pure function of its job, its client and that
-client's memory: neither the number of workers nor the size of a block changes a result. Who shares
-a pass follows from the cohort alone: consecutive positions that start from one broadcast.
+client's memory: neither the number of workers nor the size of a block changes a result. The cohort
+alone decides which clients share a pass: neighbours that start from the same broadcast.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ _Pass: TypeAlias = "tuple[_Item, ...]"
 _Answers: TypeAlias = "tuple[_Answer, ...]"
 
 _FAULTS = (FedpeftError, ValueError, LookupError, RuntimeError, OSError, MemoryError)
-"""What is a failure of a client, and not of the program."""
+"""Errors that count as a failure of the client instead of ending the run."""
 
 
 def passes_of(job: Job, clients_per_pass: int) -> list[tuple[str, ...]]:
-    """Divide a cohort into those who train in one pass: neighbours that start from one broadcast.
+    """Divide a cohort into passes: neighbours that start from the same broadcast train together.
 
     Args:
-      job: gives the cohort and what each client starts from.
-      clients_per_pass: at most so many, >= 1.
+      job: the job, with its cohort and the broadcasts.
+      clients_per_pass: largest number of clients in a pass, >= 1.
     """
     passes: list[tuple[str, ...]] = []
     for client in job.cohort:
@@ -81,7 +81,7 @@ def passes_of(job: Job, clients_per_pass: int) -> list[tuple[str, ...]]:
 
 
 def block_size(num_bytes: int, num_workers: int) -> int:
-    """Return how many turns are handed out together, by the bytes of one update."""
+    """Return the number of turns in a block, for an update of `num_bytes` bytes."""
     return max(num_workers, min(64, _BLOCK_BYTES // max(num_bytes, 1)))
 
 
@@ -90,13 +90,14 @@ class LocalEngine:
 
     Args:
       make_half: builds the client half; called once in every worker (after the fork), so that each
-        has trainable parameters of its own and all share the frozen ones.
-      data: gives every client its examples.
-      num_workers: processes; 1 means this process.
-      block: turns that are handed out together.
-      clients_per_pass: turns that a worker takes at once, where they start from one broadcast.
-      scorer: of the server's test set, for `evaluate`; the model must be the one that `make_half`
-        gives to its trainer.
+        worker has trainable parameters of its own and all share the frozen ones.
+      data: the federated data set.
+      num_workers: number of processes; 1 means this process.
+      block: number of turns that are distributed to the workers together.
+      clients_per_pass: largest number of turns that a worker computes together, where they start
+        from the same broadcast.
+      scorer: scorer of the server's test set, for `evaluate`; its model must be the one that
+        `make_half` gives to its trainer.
 
     Raises:
       EngineError: if the processes cannot be started.
@@ -146,11 +147,11 @@ class LocalEngine:
                 yield answer.reply
 
     def evaluate(self, delta: Tensor, buffers: Tensor) -> Evaluation:
-        """Score the server's whole test set, side by side; the same for any number of workers.
+        """Score the server's whole test set on all workers; their number changes no result.
 
         Args:
           delta: flat, float32 [P].
-          buffers: the travelling ones, flat; of length 0 where there are none.
+          buffers: the buffers that are sent, flat; of length 0 where there are none.
 
         Raises:
           EngineError: if the engine was made without a scorer.
@@ -212,7 +213,7 @@ class LocalEngine:
 
 
 def _board(scorer: Scorer) -> tuple[Tensor, ...]:
-    """Return shared memory for a delta and its buffers, where all workers see what is evaluated."""
+    """Return shared memory for a delta and its buffers, from which all workers evaluate."""
     tuned = scorer.tuned
     sizes = (tuned.spec.num_params, tuned.buffer_spec.num_params)
     return tuple(torch.zeros(n).share_memory_() for n in sizes)  # type: ignore[no-untyped-call]  # torch's
@@ -230,13 +231,13 @@ def _start(work: _Work, num_workers: int) -> WorkerPool[_Pass | range, _Answers 
 
 @dataclass(frozen=True)
 class _Work:
-    """What a worker does: the turns of a pass, or an evaluation of some rows.
+    """The work of a worker: the turns of a pass, or the evaluation of some rows.
 
     Attributes:
       make_half: builds the client half of a process.
-      data: gives every client its examples.
-      scorer: of the server's test set; None where nothing is evaluated.
-      board: the shared delta and buffers that are evaluated; see `_board`.
+      data: the federated data set.
+      scorer: scorer of the server's test set; None where nothing is evaluated.
+      board: the shared delta and buffers to evaluate; see `_board`.
     """
 
     make_half: Callable[[], ClientHalf]
@@ -259,7 +260,7 @@ class _Work:
         return self.scorer.score(items)
 
     def take(self, items: _Pass) -> _Answers:
-        """Take the turns of a pass; where it fails, those of its clients one by one."""
+        """Run the turns of a pass together; if that fails, run its clients one by one."""
         began = time.perf_counter()
         try:
             turns = [self._turn(item) for item in items]
