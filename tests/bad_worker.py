@@ -21,7 +21,7 @@ FAULTS = {
     4: "reply refused",
     5: "cannot be decoded",
     6: "allowed are at most",
-    7: "it is of turn 1, asked was turn 7",
+    7: "it is for turn 1, the request was for turn 7",
     8: "I do not want to",
     9: "no answer within",
 }

@@ -107,7 +107,7 @@ def test_files_of_a_folder_are_splits(clip, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("clip.npy", b"no", "is not a plain npy file"),
+        ("clip.npy", b"no", "is not an npy file of plain arrays"),
         ("clip.npz", b"no", "is not an npz file of plain arrays"),
         ("clip.pt", b"no", "is not a file of one tensor"),
         ("clip.safetensors", b"no", "is not a safetensors file"),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.partition import client_names, partition
+from fedpeft.data.drawn import Names
+from fedpeft.data.partition import partition
 from fedpeft.data.schemes import PARTITIONS, PartitionRequest
 
 LABELS = np.random.RandomState(3).randint(0, 10, 1200)
@@ -29,7 +30,7 @@ def test_every_example_is_given_once_and_every_client_has_enough(scheme, seed):
     parts = partition(LABELS, replace(REQUEST, scheme=scheme, seed=seed))
     assert is_partition(parts, len(LABELS))
     assert min(map(len, parts.values())) >= 5
-    assert list(parts) == client_names(12)
+    assert list(parts) == list(Names(12))
 
 
 def test_law_can_fail():
@@ -77,8 +78,8 @@ def test_dirichlet_skews_labels():
 
 
 def test_names_sort_in_order():
-    assert client_names(3) == ["client-00", "client-01", "client-02"]
-    assert client_names(101)[-1] == "client-100" and sorted(client_names(101)) == client_names(101)
+    assert list(Names(3)) == ["client-00", "client-01", "client-02"]
+    assert Names(101)[-1] == "client-100" and sorted(Names(101)) == list(Names(101))
 
 
 def test_natural_keeps_columns_and_drops_the_small(caplog):

@@ -212,7 +212,7 @@ def test_a_split_may_have_several_files(tmp_path, monkeypatch, folder):
 
 def test_saved_folder_that_is_corrupt_is_refused(tmp_path):
     (tmp_path / "state.json").write_text("{")
-    with pytest.raises(DataError, match=r"looks saved by `datasets` but does not load"):
+    with pytest.raises(DataError, match=r"which `datasets` saved, cannot be read"):
         open_splits(tmp_path)
 
 

@@ -107,8 +107,8 @@ def test_names_of_classes_are_kept():
 @pytest.mark.parametrize(
     ("train", "clients", "message"),
     [
-        (TRAIN, None, r"say once who has which rows"),
-        ({"a": TRAIN}, PARTS, r"say once who has which rows"),
+        (TRAIN, None, r"found two divisions into clients, or none"),
+        ({"a": TRAIN}, PARTS, r"found two divisions into clients, or none"),
         ({"a": TRAIN, "b": Subset(TRAIN, [])}, None, r"every client needs a row"),
         ({}, None, r"there must be a client"),
     ],

@@ -131,7 +131,7 @@ def test_bad_data_of_one_client_is_its_own_failure():
     labels = run.data.train.labels.clone()
     labels[run.data.clients[bad]] = 99
     broken = dataclasses.replace(run.data, train=dataclasses.replace(run.data.train, labels=labels))
-    run.engine._work._data = broken
+    run.engine._work = dataclasses.replace(run.engine._work, data=broken)
     _, record = run_round(run.start, run.plan, run.engine)
     assert set(record.failures) == {bad} and "out of bounds" in record.failures[bad]
 

@@ -77,7 +77,7 @@ def test_a_sampler_sees_what_clients_say_and_remembers():
     def observe(memory, draw, metrics):
         return {**memory, **{client: torch.tensor(m["loss"]) for client, m in metrics.items()}}
 
-    result = simulate(tuned(), data(), SETTINGS, sampler=Sampler(draw, observe, looks=True))
+    result = simulate(tuned(), data(), SETTINGS, sampler=Sampler(draw, observe))
     first, second, third = (record["cohort"] for record in result.records)
     assert not set(first) & set(second) and set(first) | set(second) == set(data().clients)
     assert third == first

@@ -123,7 +123,7 @@ def test_conditions_without_trouble_change_nothing_but_the_record():
 
 TROUBLE = {
     "synchronous": planned(world(dropout=0.3, deadline=20.0)),
-    "over-selection": planned(world(dropout=0.2, wanted=2)),
+    "over-selection": planned(world(dropout=0.2, enough=2)),
     "buffered": planned(world(dropout=0.2), buffered=buffering(2, 4)),
     "buffered top_k": planned(world(), buffered=buffering(3, 3), up=support.STAGES["top_k"]),
     "buffered adam": planned(
@@ -215,7 +215,7 @@ def test_asynchronous_steps_do_not_wait_for_stragglers():
 
 
 def test_over_selection_uses_the_first_that_answer():
-    _, records, _ = run(planned(world(wanted=3)))
+    _, records, _ = run(planned(world(enough=3)))
     for record in records:
         assert list(record.failures.values()) == [NOT_NEEDED]
 

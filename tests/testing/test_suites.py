@@ -79,9 +79,9 @@ def _restless(payload, memory, turn):
     ("stage", "promises", "law"),
     [
         (Stage("x", decode=_loses_shape), {}, "decoding an update changes its shape"),
-        (Stage("x", encode=_in_place), {}, "encode changes the update"),
+        (Stage("x", encode=_in_place), {}, "encode modifies its update"),
         (Stage("x", encode=_restless), {}, "equal turns send different bytes"),
-        (stages.float16(), {"feeds_back": True}, "what was sent and what was kept"),
+        (stages.float16(), {"feeds_back": True}, "the updates sent and the memory do not add up"),
         (stages.top_k(0.5), {"unbiased": True}, "the mean over seeds is not the update"),
     ],
 )
@@ -110,8 +110,8 @@ def _last_weight(updates, context):
 @pytest.mark.parametrize(
     ("changes", "law"),
     [
-        ({"combine": _only_first}, "client-1 does not matter"),
-        ({"combine": _last_weight}, "changes the updates"),
+        ({"combine": _only_first}, "the update of client-1 changes nothing"),
+        ({"combine": _last_weight}, "modifies its updates"),
         ({"apply": lambda state, update: state}, "does not count the round"),
     ],
 )
@@ -129,10 +129,13 @@ def _observe_in_place(memory, draw, metrics):
 @pytest.mark.parametrize(
     ("sampler", "law"),
     [
-        (Sampler(lambda clients, memory, draw: clients[:1] * 2), "stands twice"),
+        (Sampler(lambda clients, memory, draw: clients[:1] * 2), "appears twice"),
         (Sampler(lambda clients, memory, draw: ["nobody"]), "not all clients of the run"),
         (Sampler(lambda c, memory, draw: [c[next(counter) % 10]]), "equal draws differ"),
-        (dataclasses.replace(fixed(), observe=_observe_in_place), "observe: it changes the memory"),
+        (
+            dataclasses.replace(fixed(), observe=_observe_in_place),
+            "observe: it modifies its memory",
+        ),
     ],
 )
 def test_a_sampler_that_breaks_a_law_is_seen(sampler, law):

@@ -14,7 +14,7 @@ from fedpeft.build.client_side import ClientSide, take
 from fedpeft.core.errors import ConfigError
 from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
 from fedpeft.engines.flower.messages import require_flower
-from fedpeft.engines.flower.simulation import Doors, Resources, Simulation
+from fedpeft.engines.flower.simulation import Resources, Simulation, VirtualNodes
 from fedpeft.engines.local import LocalEngine, block_size
 from fedpeft.engines.scoring import Scorer, make_scorer
 from fedpeft.experiment.experiment import Experiment, num_together
@@ -76,7 +76,7 @@ def _simulated(side: ClientSide) -> FlowerEngine:
     simulation = Simulation(take, resources, window)
     return FlowerEngine(
         simulation.open,
-        Doors(tuple(clients), simulation.nodes),
+        VirtualNodes(tuple(clients), simulation.nodes),
         FlowerSettings(
             experiment=dump_experiment(side.resolved.experiment),
             run_id="simulation",

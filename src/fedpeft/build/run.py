@@ -138,7 +138,7 @@ def _round_plan(
     return RoundPlan(
         algorithm=privacy.algorithm(resolved.algorithm, tuned.spec),
         sampler=privacy.secret_sampler(len(data.clients)) or resolved.sampler,
-        asked=asked_clients(experiment, len(data.clients)),
+        cohort_size=asked_clients(experiment, len(data.clients)),
         spec=tuned.spec,
         buffer_spec=tuned.buffer_spec,
         seed=experiment.seed,

@@ -43,7 +43,7 @@ def make_conditions(resolved: Resolved, tuned: TunedModel, data: Federated) -> C
         ),
         dropout=stability.dropout,
         deadline=stability.deadline,
-        wanted=experiment.federation.clients_per_round if stability.over_selection > 1 else None,
+        enough=experiment.federation.clients_per_round if stability.over_selection > 1 else None,
         trace=_trace(stability, tuple(data.clients), experiment.seed),
         from_available=stability.choose_from == "available",
     )

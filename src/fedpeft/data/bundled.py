@@ -1,14 +1,14 @@
-"""Bundled data sets: they need no network.
+"""The bundled data sets, which need no network.
 
     digits       1,797 pictures, 8 x 8, of handwritten digits (UCI)
     digits-*     the same digits inverted, blurred, as strokes, permuted
-    glyphs       letters and signs of the fonts that matplotlib ships
+    glyphs       letters and signs of the fonts that come with matplotlib
     motion       clips of a figure that moves in one of eight ways
     docstrings   first paragraphs of the documentation of installed packages; see `docstrings.py`
 
-All but the last are files in `sets/`, whose README says where they come from;
+All but the last are files in `sets/`; the README there names their sources, and
 `scripts/make_sets.py` makes them again, byte by byte. Their splits do not depend on an experiment's
-seed: of the digits 20 % of each class are test, 10 % validation and the rest training.
+seed: of each class of the digits, 20 % are for testing, 10 % for validation, the rest for training.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class BundledDataset:
     """One row of `BUNDLED_DATASETS`.
 
     Attributes:
-      task: that it is for.
+      task: name of the task that the data set is for.
       summary: one line for `fedpeft list datasets`.
-      read: gives its tables.
-      num_labels: classes, where they are known without reading it.
+      read: function that returns its tables.
+      num_labels: number of classes; None where it is not known before reading.
     """
 
     task: str
@@ -59,45 +59,35 @@ def read_set(name: str) -> Splits:
     return Splits({s: Table(columns, names) for s, columns in splits.items()}, full_scale)
 
 
-_RENDITION_SUMMARIES = {
-    "inverted": "dark ink on a light page",
-    "blurred": "blurred",
-    "strokes": "their skeletons, drawn with one pen",
-    "permuted": "their 64 pixels permuted, alike in every picture",
+_SAME = "same rows and split"
+_SETS = {
+    "digits": (10, "1,797 handwritten digits of 8 x 8 pixels, 10 classes; fixed split"),
+    "digits-inverted": (10, f"the digits, dark ink on a light page; {_SAME}"),
+    "digits-blurred": (10, f"the digits, blurred; {_SAME}"),
+    "digits-strokes": (10, f"the digits, their skeletons, drawn with one pen; {_SAME}"),
+    "digits-permuted": (
+        10,
+        f"the digits, their 64 pixels permuted, alike in every picture; {_SAME}",
+    ),
+    "glyphs": (757, "757 letters and signs of 8 x 8 pixels; test split: fonts held out"),
+    "motion": (8, "clips of 8 frames of 16 x 16; class = one of 8 motions; made here"),
 }
+"""Each file of `sets/` with its number of classes and its summary."""
 
 BUNDLED_DATASETS: Mapping[str, BundledDataset] = {
-    "digits": BundledDataset(
-        "image-classification",
-        "1,797 handwritten digits of 8 x 8 pixels, 10 classes; fixed split",
-        functools.partial(read_set, "digits"),
-        num_labels=10,
-    ),
     **{
-        f"digits-{word}": BundledDataset(
-            "image-classification",
-            f"the digits, {summary}; same rows and split",
-            functools.partial(read_set, f"digits-{word}"),
-            num_labels=10,
+        name: BundledDataset(
+            "video-classification" if name == "motion" else "image-classification",
+            summary,
+            functools.partial(read_set, name),
+            num_labels,
         )
-        for word, summary in _RENDITION_SUMMARIES.items()
+        for name, (num_labels, summary) in _SETS.items()
     },
-    "glyphs": BundledDataset(
-        "image-classification",
-        "757 letters and signs of 8 x 8 pixels; test split: fonts held out",
-        functools.partial(read_set, "glyphs"),
-        num_labels=757,
-    ),
-    "motion": BundledDataset(
-        "video-classification",
-        "clips of 8 frames of 16 x 16; class = one of 8 motions; made here",
-        functools.partial(read_set, "motion"),
-        num_labels=8,
-    ),
     "docstrings": BundledDataset(
         "text-classification",
         "documentation of installed packages; class = package, natural client = module",
         read_docstrings,
     ),
 }
-"""By the name that `data.source` takes."""
+"""The bundled data sets, by the name that `data.source` takes."""

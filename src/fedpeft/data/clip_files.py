@@ -1,9 +1,9 @@
-"""Files of clips: a folder with one folder a class, or one file of tensors. Nothing is unpickled.
+"""Files of clips: a folder with a folder for each class, or one file of tensors; never unpickled.
 
     clips/train/CLASS/wave.npy         a clip: an array of frames (.npy .npz .pt .safetensors)
     clips/train/CLASS/wave.gif         an animated picture (.gif .webp)
     clips/train/CLASS/wave/001.png     pictures, in the order of their names
-    clips/train/CLASS/wave.mp4         a film (.mp4 .mkv .mov .avi .webm), with the extra `video`
+    clips/train/CLASS/wave.mp4         a film (.mp4 .mkv .mov .avi .webm); needs fedpeft[video]
     clips/test/CLASS/...               without train/ and test/: one split
 
     clips.safetensors, clips.npz       `pixel_values` [N, T, C, H, W] and `labels` [N]; names that
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from fedpeft.core.errors import DataError
 from fedpeft.data.files import (
     IMAGE_SUFFIXES,
+    find_by_class,
     part_by_suffix,
     read_arrays,
     read_split_files,
@@ -40,10 +41,10 @@ _FILMS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
 
 @dataclass(frozen=True)
 class ClipFile:
-    """A clip on disk, read when it is asked for.
+    """A clip on disk, read on demand.
 
     Attributes:
-      path: of the file, or of a folder of pictures.
+      path: path of the file, or of a folder of pictures.
     """
 
     path: str
@@ -71,25 +72,25 @@ def read_clip_folder(path: Path) -> dict[str, Table]:
         if len(files) == 1:
             return read_clip_file(files[0])
         return read_split_files(files, [file.stem for file in files], read_clip_file)
-    folders = _folders(path)
-    if any(folder.name == "train" for folder in folders):
-        tables = {folder.name: _read_classes(folder) for folder in folders}
-    else:
-        tables = {"train": _read_classes(path)}
-    if not any(len(table) for table in tables.values()):
+    tables = {
+        split: Table({"video": [ClipFile(str(clip)) for clip in clips], "label": labels})
+        for split, (clips, labels) in find_by_class(path, _clips).items()
+        if clips
+    }
+    if not tables:
         raise DataError(
             f"data.source: the folder {path} holds no clips; allowed are CLASS/clip or "
             f"train/CLASS/clip, a clip being a file that ends in {', '.join(CLIP_SUFFIXES)} or a "
             "folder of pictures, and files of tensors such as train.safetensors"
         )
-    return {name: table for name, table in tables.items() if len(table)}
+    return tables
 
 
 def read_clip_file(path: Path) -> dict[str, Table]:
-    """Read clips and labels from one file of tensors; see the module's text.
+    """Read clips and labels from one file of tensors, laid out as the module's docstring says.
 
     Raises:
-      DataError: if it is of another kind, is broken, or holds no clips with labels.
+      DataError: if the file is of another kind, is broken, or holds no clips with labels.
     """
     if path.suffix not in _TENSORS:
         raise DataError(
@@ -101,7 +102,7 @@ def read_clip_file(path: Path) -> dict[str, Table]:
 
 
 def _table(path: Path, columns: Mapping[str, Array]) -> Table:
-    """Check that clips, labels and what stands beside them have one row for each clip."""
+    """Make a table of a file's arrays, after a check that all have one row for each clip."""
     clips = next((columns[n] for n in USUAL_NAMES["video"] if n in columns), None)
     if clips is None or clips.ndim not in (4, 5):
         found = ", ".join(f"{name} {list(array.shape)}" for name, array in columns.items())
@@ -116,18 +117,8 @@ def _table(path: Path, columns: Mapping[str, Array]) -> Table:
     return Table({name: array for name, array in columns.items() if array.ndim})
 
 
-def _read_classes(path: Path) -> Table:
-    clips, labels = [], []
-    for kind in _folders(path):
-        for found in sorted(kind.iterdir()):
-            if _is_clip(found):
-                clips.append(ClipFile(str(found)))
-                labels.append(kind.name)
-    return Table({"video": clips, "label": labels})
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _clips(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _is_clip(path))
 
 
 def _is_clip(path: Path) -> bool:
@@ -139,10 +130,6 @@ def _is_clip(path: Path) -> bool:
 def _read_pictures(path: Path) -> Sequence[object]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     return [_opened(file)[0] for file in files]
-
-
-def _read_animation(path: Path) -> Sequence[object]:
-    return _opened(path)
 
 
 def _opened(path: Path) -> list[object]:
@@ -175,7 +162,7 @@ def _read_film(path: Path) -> Sequence[object]:
 
 
 def _read_array(path: Path) -> Sequence[object]:
-    """Read the one array of a file, [frames, height, width, channels] or as `clips.py` says."""
+    """Read the one array of a file: the frames of a clip, in a layout that `clips.py` lists."""
     arrays = _ARRAYS[path.suffix.lower()](path)
     if len(arrays) != 1:
         raise DataError(
@@ -188,13 +175,6 @@ def _read_array(path: Path) -> Sequence[object]:
             "whole numbers [frames, height, width, channels], also without or before channels"
         )
     return list(array)
-
-
-def _npy(path: Path) -> dict[str, Array]:
-    try:
-        return {"array": np.load(path, allow_pickle=False)}
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"data.source: {path} is not a plain npy file: {error}") from error
 
 
 def _safetensors(path: Path) -> dict[str, Array]:
@@ -231,11 +211,11 @@ _TENSORS: Mapping[str, Callable[[Path], dict[str, Array]]] = {
     ".safetensors": _safetensors,
     ".npz": read_arrays,
 }
-_ARRAYS: Mapping[str, Callable[[Path], dict[str, Array]]] = {**_TENSORS, ".npy": _npy, ".pt": _pt}
+_ARRAYS = {**_TENSORS, ".npy": read_arrays, ".pt": _pt}
 _READERS: Mapping[str, Callable[[Path], Sequence[object]]] = {
     **dict.fromkeys(_ARRAYS, _read_array),
-    **dict.fromkeys(_ANIMATED, _read_animation),
+    **dict.fromkeys(_ANIMATED, _opened),
     **dict.fromkeys(_FILMS, _read_film),
 }
 CLIP_SUFFIXES = tuple(_READERS)
-"""Ends of the names of files that hold one clip."""
+"""Suffixes of files that hold one clip each."""

@@ -1,14 +1,15 @@
-"""Clips: from what a source holds to `pixel_values` [B, T, C, H, W].
+"""Clips: from the values of a source to `pixel_values` [B, T, C, H, W].
 
-    frames of a clip   0 1 2 3 4 5 6 7 8 9     cut into T equal stretches
-    T = 3              |---x--|--x--|--x--|    evaluation: the middle of each
-                       |-x----|x----|x----|    training with an offset: one place for all, drawn
+    frames of a clip   0 1 2 3 4 5 6 7 8 9     divided into T equal segments
+    T = 3              |---x--|--x--|--x--|    evaluation: the middle frame of each segment
+                       |-x----|x----|x----|    training with a frame offset: one random place
 
-A clip is an array [frames, H, W], [frames, H, W, C] or [frames, C, H, W] of 0 to 255, or something
-that gives its frames (`ClipFile`). All its frames are cropped and mirrored alike. Clips stay in
-memory as the frames that are needed; where these exceed a limit, each clip is decoded again when a
-batch asks for it. Our own design: the paper has no video experiment.
-Legend: B clips, T frames of the model, L frames of a clip, F frames of all clips, H, W, C.
+A clip is an array [frames, H, W], [frames, H, W, C] or [frames, C, H, W] of values 0 to 255, or an
+object that returns its frames (`ClipFile`). All frames of a clip are cropped and mirrored alike.
+Only the frames that are needed stay in memory; where these exceed a limit, each clip is decoded
+again for every batch. This is our own design: the paper has no video experiment.
+Legend: B clips, T frames of the model, L frames of a clip, F frames of all clips, H height,
+W width, C channels.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = ["Clip", "ClipExamples", "Clips", "LazyClips", "StoredClips", "pick_fr
 
 @runtime_checkable
 class Clip(Protocol):
-    """A clip that is decoded when it is asked for."""
+    """A clip that is decoded on demand."""
 
     def frames(self) -> Sequence[object]:
         """Return its frames, as pictures or arrays [H, W] or [H, W, C]."""
@@ -42,12 +43,12 @@ class Clip(Protocol):
 
 @dataclass(frozen=True)
 class StoredClips:
-    """Decoded frames of all clips, one after the other.
+    """The decoded frames of all clips, one after the other.
 
     Attributes:
       pixels: all frames, uint8 [F, H, W, C].
-      offsets: int64 [N + 1]; clip i has the frames from `offsets[i]` to `offsets[i + 1]`.
-      num_frames: T.
+      offsets: int64 [N + 1]; clip i has the frames from `offsets[i]` up to `offsets[i + 1]`.
+      num_frames: number of frames that the model takes, T.
     """
 
     pixels: StoredPixels
@@ -55,7 +56,12 @@ class StoredClips:
     num_frames: int
 
     def read(self, rows_B: Tensor, places_B: Tensor) -> Tensor:
-        """Return uint8 [B, T, H, W, C]; places in [0, 1): where in its stretch a frame is."""
+        """Return frames, uint8 [B, T, H, W, C].
+
+        Args:
+          rows_B: rows of the table, int64.
+          places_B: position of the frame within its segment, in [0, 1).
+        """
         start_B = self.offsets[rows_B]
         lengths_B = self.offsets[rows_B + 1] - start_B
         picked_BT = pick_frames(lengths_B, self.num_frames, places_B) + start_B[:, None]
@@ -64,7 +70,7 @@ class StoredClips:
 
 @dataclass(frozen=True)
 class LazyClips:
-    """Clips that are decoded when they are read; as `StoredClips` otherwise."""
+    """Clips that are decoded each time they are read; otherwise like `StoredClips`."""
 
     column: Column
     canvas: Canvas
@@ -72,7 +78,7 @@ class LazyClips:
 
     @property
     def pixels(self) -> Pixels:
-        """The first frames: they know the scale; statistics of all frames are not at hand."""
+        """The first frame of each clip, for the pixel scale and for statistics of the pictures."""
         return LazyPixels(_FirstFrames(self.column), self.canvas, self.canvas.full_scale)
 
     def read(self, rows_B: Tensor, places_B: Tensor) -> Tensor:
@@ -92,10 +98,10 @@ class ClipExamples:
     """Clips with classes; batches have `pixel_values` [B, T, C, H, W] and `labels` [B].
 
     Attributes:
-      clips: before cropping and normalising.
-      labels: int64 [N].
+      clips: the clips before cropping and normalising.
+      labels: class of each clip, int64 [N].
       view: how frames are cropped, mirrored and normalised, all frames of a clip alike.
-      frame_offset: whether training draws where in its stretch each frame is taken.
+      frame_offset: whether training draws a random position within the segments for the frames.
     """
 
     clips: Clips
@@ -123,14 +129,14 @@ class ClipExamples:
 
 
 def pick_frames(lengths_B: Tensor, num_frames: int, places_B: Tensor) -> Tensor:
-    """Return the frames to take, int64 [B, T]: the place in each of T equal stretches of a clip.
+    """Return the indices of the frames to take, int64 [B, T]: one in each of T equal segments.
 
-    A clip of T frames gives all of them, whatever the places.
+    From a clip of T frames all are taken, whatever the places.
 
     Args:
-      lengths_B: frames of each clip, int64, >= `num_frames`.
-      num_frames: T.
-      places_B: in [0, 1).
+      lengths_B: number of frames of each clip, int64, >= `num_frames`.
+      num_frames: number of frames to take from each clip, T.
+      places_B: position of the frame within its segment, in [0, 1).
     """
     steps_BT = torch.arange(num_frames) + places_B[:, None].double()
     picked_BT = (steps_BT * lengths_B[:, None] / num_frames).floor().long()
@@ -145,18 +151,18 @@ def read_clips(
     whole: bool,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Clips:
-    """Decode a column of clips, or prepare to.
+    """Decode a column of clips, or return one that decodes on demand where memory would not do.
 
     Args:
       column: arrays or `Clip`s.
       canvas: size, channels and scale of a frame.
-      num_frames: that the model takes, T.
-      whole: whether every frame is needed, or only those of evaluation.
-      memory_limit: most bytes to keep decoded.
+      num_frames: number of frames that the model takes, T.
+      whole: whether every frame is needed, or only those that evaluation takes.
+      memory_limit: most bytes of decoded frames to keep in memory.
 
     Raises:
-      DataError: if the column is empty, or naming the first clip that is none, is too short, or
-        has frames of several sizes.
+      DataError: if the column is empty; or for the first value that is no clip, a clip that is too
+        short, or one with frames of several sizes.
     """
     if not len(column):
         raise DataError("data.source: a split has no clips")
@@ -193,7 +199,7 @@ class _FirstFrames:
 def _decode(
     clip: object, row: int, canvas: Canvas, num_frames: int, places: Tensor | None
 ) -> Tensor:
-    """Return the frames at the places, or all of them, uint8 [T or L, H, W, C]."""
+    """Return the frames at some places, or all of them (None), uint8 [T or L, H, W, C]."""
     frames = _frames(clip, row, num_frames)
     picked = torch.arange(len(frames))
     if places is not None:
@@ -205,10 +211,10 @@ def _decode(
 
 
 def _frames(clip: object, row: int, least: int) -> Sequence[object]:
-    """Return a clip's frames after looking at their number and size.
+    """Return a clip's frames, after a check of their number and size.
 
     Raises:
-      DataError: if the clip is not one, has fewer than `least` frames, or mixed sizes.
+      DataError: if the value is no clip, or has fewer than `least` frames or frames of mixed sizes.
     """
     where = _where(clip, row)
     if isinstance(clip, Clip):

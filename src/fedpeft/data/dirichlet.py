@@ -1,13 +1,13 @@
-"""Dirichlet label skew: the capped rule of the FedPEFT experiments, and the plain one.
+"""Dirichlet label skew: the capped rule of the FedPEFT experiments, and the plain rule.
 
 For each class c in label order: shuffle its examples, draw p ~ Dir(alpha), leave out every client
-that already holds its fair share n/N (the capped rule only), and cut the class in proportion.
+that already holds its fair share n/N (the capped rule only), and divide the class in proportion.
 
     client   0      1   2            p after the cap, renormalised
     class c |xxxxxx|xx|xxxxxxxxx|    edges = floor(cumsum(p) * n_c)
 
-A try is over when all classes are dealt; the first try whose smallest client has enough examples is
-taken. Legend: B tries, C classes, N clients.
+A try deals all classes; the first try in which the smallest client has enough examples is taken.
+Legend: B tries, C classes, N clients.
 
 References:
   Hsu, Qi, Brown, Measuring the Effects of Non-Identical Data Distribution, 2019 (the plain rule);
@@ -17,7 +17,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,13 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class DirichletRule:
-    """What a deal is drawn from.
+    """The parameters of a Dirichlet deal.
 
     Attributes:
-      clients: N, >= 1.
+      clients: number of clients, N, >= 1.
       alpha: concentration, > 0; smaller is more skewed.
-      min_examples: what the smallest client must hold.
-      seed: of `numpy.random.RandomState`, in [0, 2**32).
+      min_examples: fewest examples that a client may hold.
+      seed: seed of `numpy.random.RandomState`, in [0, 2**32).
       capped: whether clients that hold n/N examples get no more.
     """
 
@@ -53,12 +53,13 @@ class DirichletRule:
 
 @dataclass(frozen=True)
 class Deal:
-    """A deal that succeeded, or the record of one that did not.
+    """The outcome of a deal.
 
     Attributes:
-      parts: N index arrays, or None where no try succeeded.
-      tries: how many were made.
-      smallest: the best smallest client of all tries, in examples.
+      parts: N index arrays, one for each client; None where no try succeeded.
+      tries: number of tries.
+      smallest: examples of the smallest client: in the deal, or where none succeeded in the best
+        try.
     """
 
     parts: list[IntArray] | None
@@ -69,21 +70,22 @@ class Deal:
 def deal_dirichlet(
     labels: npt.NDArray[np.int64], rule: DirichletRule, *, max_tries: int = MAX_TRIES
 ) -> Deal:
-    """Deal examples to clients; the tries consume one stream of random numbers.
+    """Deal examples to clients; all tries draw from one stream of random numbers.
 
     Sizes are computed for a block of tries at once; only the try that is taken is dealt in full, by
     drawing its numbers again.
 
     Args:
-      labels: one class an example; only classes that occur are dealt.
+      labels: class of each example; only classes that occur are dealt.
       rule: the parameters.
-      max_tries: give up after so many.
+      max_tries: number of tries after which to give up, >= 1.
     """
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     counts = [len(member) for member in members]
     rng = np.random.RandomState(rule.seed)
     smallest = -1
-    for start, size in _blocks(max_tries):
+    for start in (0, *range(1, max_tries, _BLOCK)):  # the first try alone is the usual case
+        size = min(_BLOCK if start else 1, max_tries - start)
         state = rng.get_state()
         edges_BCN, valid_B = _edges(_gammas(rng, counts, rule, size), counts, capped=rule.capped)
         sizes_BN = np.diff(edges_BCN, axis=2, prepend=0).sum(1)
@@ -98,19 +100,13 @@ def deal_dirichlet(
     return Deal(None, max_tries, max(smallest, 0))
 
 
-def _blocks(max_tries: int) -> Iterator[tuple[int, int]]:
-    """Yield (first try, number of tries); the first block is one try, the usual case."""
-    start, size = 0, 1
-    while start < max_tries:
-        size = min(size, max_tries - start)
-        yield start, size
-        start, size = start + size, _BLOCK
-
-
 def _gammas(
     rng: np.random.RandomState, counts: Sequence[int], rule: DirichletRule, tries: int
 ) -> FloatArray:
-    """Draw a shuffle and N gamma variates a class, as tries do; return the latter [B, C, N]."""
+    """Draw the random numbers of some tries; return the gamma variates [B, C, N].
+
+    For each class, a try draws a shuffle of its examples and N gamma variates.
+    """
     scratch = [np.arange(count) for count in counts]
     gammas_BCN = np.empty((tries, len(counts), rule.clients))
     for row_CN in gammas_BCN:
@@ -123,7 +119,10 @@ def _gammas(
 def _edges(
     gammas_BCN: FloatArray, counts: Sequence[int], *, capped: bool
 ) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-    """Cut every class at `edges` [B, C, N]; a try is invalid if a class found only full clients."""
+    """Return where to divide every class, [B, C, N], and which tries are valid, [B].
+
+    A try is invalid if all clients were full before a class was dealt.
+    """
     tries, classes, clients = gammas_BCN.shape
     share = sum(counts) / clients if capped else np.inf
     # A Dirichlet draw is gamma variates over their sum, added in order: numpy's own arithmetic.
@@ -147,7 +146,7 @@ def _edges(
 def _deal(
     rng: np.random.RandomState, members: Sequence[IntArray], edges_CN: IntArray, rule: DirichletRule
 ) -> list[IntArray]:
-    """Deal one try in full, from a generator that stands at its beginning."""
+    """Deal one try in full, from a generator in the state in which the try began."""
     shares: list[list[IntArray]] = [[] for _ in range(rule.clients)]
     for member, edges_N in zip(members, edges_CN, strict=True):
         order = member.copy()

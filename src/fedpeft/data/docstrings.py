@@ -1,11 +1,12 @@
-"""Docstrings of installed scientific packages: a text classification task that is always there.
+"""Docstrings of installed scientific packages: a text classification that needs no download.
 
     scipy/stats/_qmc.py   class Sobol:  '''Engine for generating (scrambled) Sobol' ...'''
       ->  text "Engine for generating ...", label "scipy", client "scipy.stats"
 
 Source files are parsed, never imported. A text is the first paragraphs of a public docstring, up to
-the first section; the packages' names in it are replaced by "package", so that the class cannot be
-read off. The texts depend on the installed versions: `Splits.digest` says which ones were met.
+the first section; package names in it are replaced by "package", so that they do not give the
+class away. The texts depend on the installed versions: `Splits.digest` records which texts were
+read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import importlib.util
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +49,11 @@ class Docstring:
     """One example.
 
     Attributes:
-      name: dotted, unique and the same for every version: `scipy.stats._qmc.Sobol`.
-      package: its class.
-      module: its natural client, a direct part of the package: `scipy.stats`.
-      text: masked first paragraphs.
+      name: dotted name, unique and the same in every version: `scipy.stats._qmc.Sobol`.
+      package: name of the package, which is the example's class.
+      module: module or subpackage directly below the package, which is the example's natural
+        client: `scipy.stats`.
+      text: first paragraphs of the docstring, with package names masked.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Docstring:
 
 
 def read_docstrings(packages: Sequence[str] = PACKAGES) -> Splits:
-    """Collect docstrings; of each module a fifth, chosen by a hash of the names, is the test split.
+    """Collect docstrings; a fifth of each module, chosen by a hash of names, is the test split.
 
     Raises:
       DataError: if fewer than two of the packages are installed.
@@ -73,7 +75,7 @@ def read_docstrings(packages: Sequence[str] = PACKAGES) -> Splits:
             f"found are {', '.join(found) or 'none'}"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the packages' own string escapes, met in parsing
+        warnings.simplefilter("ignore")  # parsing warns of string escapes in the packages' code
         examples = [e for name, folder in found.items() for e in _of_package(name, folder)]
     by_module: dict[str, list[Docstring]] = {}
     for example in examples:
@@ -162,13 +164,8 @@ def _documented(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _table(examples: Sequence[Docstring]) -> Table:
-    columns: Mapping[str, list[object]] = {
-        "text": [example.text for example in examples],
-        "label": [example.package for example in examples],
-        "client": [example.module for example in examples],
-        "name": [example.name for example in examples],
-    }
-    return Table(columns)
+    fields = {"text": "text", "label": "package", "client": "module", "name": "name"}
+    return Table({name: [getattr(e, field) for e in examples] for name, field in fields.items()})
 
 
 def _stable(name: str) -> str:

@@ -1,10 +1,10 @@
-"""Clients that draw their own examples: any number of them, and none takes memory.
+"""Clients whose examples are drawn on demand: any number of clients, and none takes memory.
 
     client i:   p ~ Dir(alpha) over the classes;   each example: class ~ p, then a row of that class
-    generator   derived from (seed, i): a client's rows are made when they are asked for
+    generator   derived from (seed, i): a client's rows are computed each time they are read
 
-Examples are drawn with replacement, so clients share them. It is for studies of scale, where there
-are more clients than examples; to compare methods, deal each example once.
+Examples are drawn with replacement, so clients share them. This is for studies of scale, with more
+clients than examples; to compare methods, use a scheme that deals each example once.
 
 Reference: Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual
 Classification, 2019 (which draws without replacement while a class lasts).
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,23 +29,32 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Names(Sequence[str]):
-    """`client-00`, `client-01` ..., padded so that sorting keeps the order; none is kept.
+    """The names `client-00`, `client-01` ..., padded so that sorting keeps the order.
+
+    The names are computed on demand, so that a million of them take no memory.
 
     Attributes:
-      total: how many, >= 1.
+      total: number of names, >= 1.
     """
 
     total: int
 
     @cached_property
     def width(self) -> int:
-        """Digits of a number."""
+        """The number of digits in each name."""
         return max(2, len(str(self.total - 1)))
 
     def __len__(self) -> int:
         return self.total
 
-    def __getitem__(self, place: int) -> str:  # type: ignore[override]  # no slices are asked for
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        """Return the name at a place, or the names of a slice."""
+        if isinstance(place, slice):
+            return [self[each] for each in range(self.total)[place]]
         if not -self.total <= place < self.total:
             raise IndexError(place)
         return f"client-{place % self.total:0{self.width}d}"
@@ -53,7 +63,7 @@ class Names(Sequence[str]):
         return self.number_of(name) is not None
 
     def number_of(self, name: object) -> int | None:
-        """Return the number in a name; None for a name that is not one of these."""
+        """Return the number in a name; None if the name is not in this sequence."""
         digits = name.removeprefix("client-") if isinstance(name, str) else ""
         if not digits.isascii() or not digits.isdecimal() or int(digits) >= self.total:
             return None
@@ -61,12 +71,12 @@ class Names(Sequence[str]):
 
 
 class DrawnClients(Mapping[str, IntArray]):
-    """Client name -> its rows, int64, made when they are asked for.
+    """A mapping from client names to the rows of each client, int64, drawn on demand.
 
     Args:
       labels: class of each example, int64 [n].
-      clients: how many, >= 1.
-      size: examples of each client, >= 1.
+      clients: number of clients, >= 1.
+      size: number of examples of each client, >= 1.
       alpha: concentration of the Dirichlet distribution over classes, > 0.
       seed: in [0, 2**32).
     """
@@ -92,27 +102,22 @@ class DrawnClients(Mapping[str, IntArray]):
         rng = np.random.Generator(np.random.PCG64(seeds.derive(self._seed, "drawn", number)))
         shares = rng.dirichlet(np.full(len(self._rows_of), self._alpha))
         counts = rng.multinomial(self.size, shares)
-        parts = [rows[rng.integers(len(rows), size=count)] for rows, count in self._pairs(counts)]
-        return np.concatenate(parts).astype(np.int64)
-
-    def _pairs(self, counts: IntArray) -> Iterator[tuple[IntArray, int]]:
-        for rows, count in zip(self._rows_of, counts.tolist(), strict=True):
-            if count:
-                yield rows, count
+        pairs = zip(self._rows_of, counts, strict=True)
+        return np.concatenate([rows[rng.integers(len(rows), size=n)] for rows, n in pairs])
 
 
 def names_of(clients: Mapping[str, IntArray]) -> Sequence[str]:
-    """Return the names of clients in their order, without a list where one is not needed."""
+    """Return the names of clients in their order; those of `DrawnClients` without making a list."""
     return clients.names if isinstance(clients, DrawnClients) else tuple(clients)
 
 
 @dataclass(frozen=True)
 class Sizes(Mapping[str, int]):
-    """Client name -> how many examples it holds, known without drawing or listing them.
+    """A mapping from client names to numbers of examples, without drawing or listing them.
 
     Attributes:
-      clients: client name -> its rows.
-      times: what each count is multiplied by.
+      clients: client name -> rows of the client.
+      times: factor by which each number is multiplied, such as the epochs of a turn.
     """
 
     clients: Mapping[str, IntArray]

@@ -1,4 +1,4 @@
-"""Examples: tables that give collated batches by index, and one client's share of them."""
+"""Examples: tables that return collated batches by index, and the rows of each client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["NO_DATA", "ClientData", "EpochViews", "ExampleSet", "Federated", "in
 
 
 class ExampleSet(Protocol):
-    """A table of examples. Random choices come from the seed passed, never from elsewhere."""
+    """A table of examples. All randomness comes from the seed that is passed."""
 
     def __len__(self) -> int: ...
 
@@ -24,34 +24,34 @@ class ExampleSet(Protocol):
         """Collate examples.
 
         Args:
-          indices: rows of the table; repeated and unordered indices are fine.
-          seed: draws training-time augmentation, for each example from (seed, its index) alone;
-            None means no augmentation, as in evaluation.
+          indices: rows of the table, in any order; a row may be repeated.
+          seed: seed of training-time augmentation, which depends for each example on the seed and
+            its index alone; None means no augmentation, as in evaluation.
         """
         ...
 
 
 @runtime_checkable
 class EpochViews(Protocol):
-    """A table that gives other examples in other epochs, from a fixed number of views."""
+    """A table with a fixed number of views of its examples, which alternate between epochs."""
 
     def in_epoch(self, epoch: int) -> ExampleSet:
-        """Return the table of an epoch of a turn, from 0."""
+        """Return the table for an epoch of a turn; epochs count from 0."""
         ...
 
 
 def in_epoch(examples: ExampleSet, epoch: int) -> ExampleSet:
-    """Return the table that an epoch of a turn (from 0) trains on: nearly always the same."""
+    """Return the table for an epoch of a turn, from 0: `examples` itself unless it has views."""
     return examples.in_epoch(epoch) if isinstance(examples, EpochViews) else examples
 
 
 @dataclass(frozen=True)
 class ClientData:
-    """One client's examples: rows of a shared table.
+    """The examples of one client: some rows of a shared table.
 
     Attributes:
       examples: the table, shared by all clients of a process.
-      indices: this client's rows, int64.
+      indices: the rows of this client, int64.
     """
 
     examples: ExampleSet
@@ -72,11 +72,11 @@ class Federated:
       num_labels: number of classes; None for language models.
       label_names: names of the classes, or None where the data has none.
       labels: label of each row of `train`, int64; None for language models.
-      name: of the data set, for records and model cards.
+      name: name of the data set, for records and model cards.
       test_clients: client name -> rows of `test`, where the data has natural clients; else empty.
       augmented: whether training batches differ from epoch to epoch.
       digest: SHA-256 (hex) of the texts where they depend on the machine (`docstrings`); else "".
-      request: what loads the same data again; None for data that were passed from Python.
+      request: the request that loads the same data again; None for data passed from Python.
     """
 
     train: ExampleSet
@@ -99,8 +99,8 @@ class _NoExamples:
         return 0
 
     def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
-        raise IndexError("a table without examples was asked for a batch")
+        raise IndexError("a table without examples has no batches")
 
 
 NO_DATA = ClientData(_NoExamples(), np.empty(0, dtype=np.int64))
-"""A client's data where there is none: in a plan, at a server, for the canaries of an audit."""
+"""The data of a client without examples: in a plan, at a server, for the canaries of an audit."""

@@ -1,4 +1,4 @@
-"""Files: readers of parquet, csv, jsonl, npz and folders of pictures. Nothing is unpickled."""
+"""Readers of parquet, csv, jsonl and npz files and of folders of pictures; never unpickled."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "READERS",
     "ImageFiles",
+    "find_by_class",
     "full_scale_of",
     "part_by_suffix",
     "read_arrays",
@@ -42,7 +43,7 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A column of pictures on disk, each read when it is asked for."""
+    """A column of pictures on disk, each read on demand."""
 
     paths: tuple[str, ...]
 
@@ -69,7 +70,7 @@ def tables_of(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, Tabl
 
 
 def read_parquet(path: Path) -> dict[str, Table]:
-    """Read one table; class names and pictures as `datasets` writes them are understood."""
+    """Read one table, with class names and pictures if `datasets` wrote the file."""
     import datasets
     import pyarrow as pa
     from pyarrow import parquet
@@ -94,7 +95,7 @@ def read_csv(path: Path) -> dict[str, Table]:
 
 
 def read_jsonl(path: Path) -> dict[str, Table]:
-    """Read one JSON object a line; a key that a line lacks is missing there."""
+    """Read one JSON object from each line; a key that a line lacks is a missing value there."""
     rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -105,10 +106,10 @@ def read_jsonl(path: Path) -> dict[str, Table]:
 
 
 def read_npz(path: Path) -> dict[str, Table]:
-    """Read `x_train y_train x_test y_test` (and more columns named so), or `x y client`.
+    """Read the arrays `x_train y_train x_test y_test` (and columns named alike), or `x y client`.
 
-    An array of words beside the columns names their numbers: `classes` those of `y`, and
-    `domains` those of `domain`. A number `full_scale` is the pixel value of white, else 255.
+    An array of strings beside the columns gives names to their numbers: `classes` to those of `y`,
+    and `domains` to those of `domain`. A number `full_scale` is the pixel value of white, else 255.
     """
     arrays = read_arrays(path)
     splits: dict[str, dict[str, Array]] = {}
@@ -131,22 +132,25 @@ def read_npz(path: Path) -> dict[str, Table]:
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """Read all arrays of an npz file.
+    """Read all arrays of an npz file, or the one of an npy file.
 
     Raises:
-      DataError: if it is none, or needs unpickling.
+      DataError: if the file is of another form, or needs unpickling.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return {"array": np.asarray(loaded)}
+        with loaded as archive:
             return {name: np.asarray(archive[name]) for name in archive.files}
-    except (ValueError, OSError, AttributeError, EOFError) as error:
+    except (ValueError, OSError, AttributeError, EOFError, TypeError) as error:
         raise DataError(
-            f"data.source: {path} is not an npz file of plain arrays: {error}"
+            f"data.source: {path} is not an {path.suffix[1:]} file of plain arrays: {error}"
         ) from error
 
 
 def part_by_suffix(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-    """Part arrays by the split that their names end in (`x_test`); others belong to `train`."""
+    """Group arrays by the split that their names end in (`x_test`); others belong to `train`."""
     splits: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
         stem, _, split = name.rpartition("_")
@@ -158,12 +162,12 @@ def part_by_suffix(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
 def read_split_files(
     files: Sequence[Path], names: Sequence[str], read: Callable[[Path], Mapping[str, Table]]
 ) -> dict[str, Table]:
-    """Read files of one split each.
+    """Read several files, each of which holds one split.
 
     Args:
-      files: where they are.
-      names: of their splits.
-      read: gives the splits of a file.
+      files: paths of the files.
+      names: name of the split in each file.
+      read: function that returns the splits of a file.
 
     Raises:
       DataError: if a file has several splits.
@@ -187,10 +191,27 @@ def full_scale_of(path: Path) -> int:
 
 def read_image_folder(path: Path) -> dict[str, Table]:
     """Read `train/CLASS/*.png` and `test/CLASS/*.png`, or `CLASS/*.png` as one split."""
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    if any(folder.name == "train" for folder in folders):
-        return {folder.name: _pictures(folder) for folder in folders}
-    return {"train": _pictures(path)}
+    return {
+        split: Table({"image": ImageFiles(tuple(map(str, files))), "label": labels})
+        for split, (files, labels) in find_by_class(path, _pictures).items()
+    }
+
+
+def find_by_class(
+    path: Path, find: Callable[[Path], Sequence[Path]]
+) -> dict[str, tuple[list[Path], list[str]]]:
+    """Return split -> (examples, the class of each), classes and their examples in sorted order.
+
+    Args:
+      path: a folder with `train/CLASS` and other splits, or `CLASS` folders as one split.
+      find: gives the examples in the folder of a class. Hidden folders are no classes.
+    """
+    splits = {folder.name: folder for folder in _folders(path)}
+    found = {}
+    for split, folder in (splits if "train" in splits else {"train": path}).items():
+        pairs = [(file, kind.name) for kind in _folders(folder) for file in find(kind)]
+        found[split] = [file for file, _ in pairs], [label for _, label in pairs]
+    return found
 
 
 READERS: Mapping[str, Callable[[Path], dict[str, Table]]] = {
@@ -199,7 +220,7 @@ READERS: Mapping[str, Callable[[Path], dict[str, Table]]] = {
     ".jsonl": read_jsonl,
     ".npz": read_npz,
 }
-"""By the end of a file's name."""
+"""The reader of each kind of file, by suffix."""
 
 
 def _from_dataset(split: datasets.Dataset) -> Table:
@@ -221,9 +242,7 @@ def _parse(path: Path, number: int, line: str) -> dict[str, object]:
     return row
 
 
-def _aligned(
-    columns: Mapping[str, Array],
-) -> dict[str, Array]:
+def _aligned(columns: Mapping[str, Array]) -> dict[str, Array]:
     """Keep the arrays that have one row for each row of `x`."""
     rows = len(columns["x"])
     if "y" in columns and len(columns["y"]) != rows:
@@ -235,10 +254,9 @@ def _names_of(column: str) -> tuple[str, ...]:
     return ("classes", "label_names") if column in ("y", "label") else (f"{column}s",)
 
 
-def _pictures(folder: Path) -> Table:
-    paths, labels = [], []
-    for kind in sorted(inner for inner in folder.iterdir() if inner.is_dir()):
-        found = sorted(p for p in kind.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        paths += [str(file) for file in found]
-        labels += [kind.name] * len(found)
-    return Table({"image": ImageFiles(tuple(paths)), "label": labels})
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)

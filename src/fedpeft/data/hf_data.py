@@ -1,8 +1,8 @@
-"""Data sets of the `datasets` library in memory, read as the same data in a folder is.
+"""Data sets of the `datasets` library in memory, read like the same data in a folder.
 
-DatasetDict                   splits by their names
-{client: Dataset}             exactly these clients; the server's test set apart, or held out
-{client: DatasetDict}         exactly these clients, each with a test set of its own
+DatasetDict               splits by their names
+{client: Dataset}         exactly these clients; a test set of the server's, or rows held out
+{client: DatasetDict}     exactly these clients, each with a test set of its own
 """
 
 from __future__ import annotations
@@ -43,17 +43,26 @@ def from_datasets(
 ) -> Federated:
     """Make a federated data set of data sets of the `datasets` library, for a model.
 
-    Pictures are decoded and texts tokenised as the model takes them, as `load_data` does.
+    Pictures are decoded and texts tokenised for the model, as in `load_data`.
 
         from_datasets(load_dataset("uoft-cs/cifar100"), loaded)
         from_datasets({"site-a": a, "site-b": b}, loaded, test=held_back)
 
+    >>> import datasets, numpy
+    >>> pixels, digits = numpy.zeros((10, 8, 8), "uint8"), [0, 1] * 5
+    >>> site = datasets.Dataset.from_dict({"image": list(pixels), "label": digits})
+    >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit", num_labels=2))
+    >>> data = fedpeft.from_datasets({"site-a": site, "site-b": site}, loaded)
+    >>> {name: len(rows) for name, rows in data.clients.items()}
+    {'site-a': 8, 'site-b': 8}
+
     Args:
-      source: a data set with or without splits, or one a client by the client's name. Splits are
-        found by their names; all clients have the same ones.
-      model: whose inputs and task say how examples become tensors; `tuned.loaded` of a tuned model.
-      request: columns, transforms, splits, budget and partition; its source and task are not read,
-        nor its partition where `source` says who has what.
+      source: a data set with or without splits, or a mapping from client names to such data sets.
+        Splits are found by their names; all clients need the same splits.
+      model: the model; its inputs and its task decide how examples become tensors. Pass
+        `tuned.loaded` of a tuned model.
+      request: columns, transforms, splits, budget and partition; its source and task are ignored,
+        and its partition too where `source` maps clients to data sets.
       test: the server's test set; None is the source's own, else 20 % of the training rows.
 
     Raises:
@@ -116,7 +125,11 @@ def _splits(source: Dataset | DatasetDict, where: str) -> dict[str, Dataset]:
 
 
 def _plain(split: Dataset, where: str) -> Dataset:
-    """Undo a format, which changes the type of values; refuse what cannot be read by row."""
+    """Return a split without its format, which changes the type of values.
+
+    Raises:
+      DataError: if the split cannot be read row by row.
+    """
     import datasets
 
     if not isinstance(split, datasets.Dataset):
@@ -135,7 +148,7 @@ def _plain(split: Dataset, where: str) -> Dataset:
 
 
 def _task(model: LoadedModel) -> Task:
-    """Return the task whose examples a model takes, also for a task of the user's own."""
+    """Return the task whose examples a model takes; by its inputs for a task of the user's own."""
     if model.task.inputs is not None:
         return model.task
     kinds = {TextInput: TEXT_CLASSIFICATION, VideoInput: VIDEO_CLASSIFICATION}

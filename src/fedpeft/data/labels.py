@@ -1,4 +1,4 @@
-"""Labels: a column of words or whole numbers becomes int64 classes, checked row by row."""
+"""Labels: a column of strings or whole numbers becomes int64 classes, checked row by row."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _MAX_UNNAMED = 1000
 
 @dataclass(frozen=True)
 class Classes:
-    """Encoded labels of a training and an evaluation table.
+    """The encoded labels of a training and an evaluation table.
 
     Attributes:
-      train: int64 [n].
-      test: int64 [m].
+      train: class of each training row, int64 [n].
+      test: class of each evaluation row, int64 [m].
       count: number of classes.
-      names: of the classes, or None where the data has numbers only.
+      names: names of the classes, or None where the data has numbers only.
     """
 
     train: npt.NDArray[np.int64]
@@ -34,13 +34,13 @@ class Classes:
 
 
 def encode_labels(train: Table, test: Table, column: str, classes: Sequence[str] = ()) -> Classes:
-    """Encode the labels of both tables alike; words are numbered in sorted order.
+    """Encode the labels of both tables alike; strings are numbered in sorted order.
 
     Args:
       train: the training table.
       test: the evaluation table.
-      column: of the labels.
-      classes: names of all classes in the order of their numbers; () takes those that are found.
+      column: name of the column of labels.
+      classes: names of all classes in the order of their numbers; () takes those in the data.
 
     Raises:
       DataError: naming the first row with a missing, fractional, negative or unknown label.
@@ -70,7 +70,7 @@ def encode_labels(train: Table, test: Table, column: str, classes: Sequence[str]
 
 
 def read_names(table: Table, column: str) -> list[str]:
-    """Return a column of clients as words, with the source's names for numbers where it has them.
+    """Return a column of clients as strings: the source's name for a number, where it has one.
 
     Raises:
       DataError: if a value is missing.
@@ -83,7 +83,7 @@ def read_names(table: Table, column: str) -> list[str]:
 
 
 def _check_known(rows: Sequence[Sequence[object]], classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes that are given, once every word is found among them."""
+    """Return the given classes, after a check that every label of the data is among them."""
     unknown = sorted({str(value) for part in rows for value in part} - set(classes))
     if classes and unknown:
         raise DataError(
@@ -94,7 +94,7 @@ def _check_known(rows: Sequence[Sequence[object]], classes: Sequence[str]) -> tu
 
 
 def _values(table: Table, column: str, split: str) -> list[object]:
-    """Return plain Python values; none may be missing."""
+    """Return a column as plain Python values, after a check that none is missing."""
     values = values_of(table.columns[column])
     for row, value in enumerate(values):
         if value is None or value != value:

@@ -2,18 +2,22 @@
 
     source -> tables -> (hold out) -> budget -> decode or tokenise once -> partition -> Federated
 
-The budget is drawn before the partition, so that clients' label skew is that of what they train on.
+The budget is drawn before the partition, so that the partition's label skew is that of the examples
+on which clients train.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
@@ -25,7 +29,7 @@ from fedpeft.data.pictures import read_pixels
 from fedpeft.data.request import DataRequest
 from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source
-from fedpeft.data.tables import Splits, Table, column_of, draw_holdout, select, values_of
+from fedpeft.data.tables import Column, Splits, Table, column_of, draw_holdout, select, values_of
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.texts import BLOCK_LENGTH, Tokenizer, blocks_of, load_tokenizer, tokenize
 from fedpeft.data.transforms import canvas_of, view_of
@@ -48,53 +52,61 @@ class _Tables:
 
 @dataclass(frozen=True)
 class _Content:
-    """Decoded tables, the budget taken.
+    """Decoded tables, after the budget was drawn.
 
     Attributes:
-      skew: labels that the partition sees; those of `train`, but for the paper's slip.
+      train: the training examples.
+      test: the evaluation examples.
+      augmented: whether training batches differ from epoch to epoch.
       owners: natural client of each row of (train, test), where the data names them.
+      skew: labels that the partition is drawn from: those of `train`, except where `fidelity`
+        repeats the first slip of the paper.
+      labels: of the rows of `train`; None for language models.
+      classes: of all rows; None for language models.
     """
 
     train: ExampleSet
     test: ExampleSet
-    labels: IntArray | None
-    skew: IntArray
-    classes: Classes | None
+    augmented: bool
     owners: tuple[list[str] | None, list[str] | None]
-    augmented: bool = False
+    skew: IntArray
+    labels: IntArray | None = None
+    classes: Classes | None = None
 
 
 @dataclass(frozen=True)
-class _Classified:
-    """What is trained on in a classification, before it is decoded.
+class _Labelled:
+    """The inputs and classes of one split of a classification, not decoded yet.
 
     Attributes:
-      column: of the inputs.
-      train: the rows to train on.
-      classes: of all rows.
-      labels: of the rows to train on.
-      skew: as in `_Content`.
-      owners: as in `_Content`.
+      inputs: pictures, clips or texts.
+      labels: int64 [N].
+      full_scale: pixel value of white.
     """
 
-    column: str
-    train: Table
-    classes: Classes
-    labels: IntArray
-    skew: IntArray
-    owners: tuple[list[str] | None, list[str] | None]
+    inputs: Column
+    labels: Tensor
+    full_scale: int
 
-    def content(self, train: ExampleSet, test: ExampleSet, *, augmented: bool = False) -> _Content:
-        """Return the content with decoded examples."""
-        return _Content(train, test, self.labels, self.skew, self.classes, self.owners, augmented)
+
+_Decoded: TypeAlias = tuple[ExampleSet, ExampleSet, bool]
+"""(training examples, evaluation examples, whether training batches are augmented)."""
+
+_Decode: TypeAlias = Callable[[_Labelled, _Labelled, DataRequest, InputSpec], _Decoded]
 
 
 def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
     """Load a data set for a model.
 
+    >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit", num_labels=10))
+    >>> clients = fedpeft.PartitionRequest(clients=20)
+    >>> data = fedpeft.load_data(fedpeft.DataRequest("digits", partition=clients), loaded.inputs)
+    >>> len(data.clients), data.num_labels
+    (20, 10)
+
     Args:
       request: source, columns, transforms, budget and partition.
-      inputs: how the model takes its inputs.
+      inputs: the form in which the model takes its inputs.
 
     Raises:
       DataError: if the source, a column, a label, the budget or the partition is not possible.
@@ -106,7 +118,7 @@ def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
 
 
 def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Federated:
-    """Load a data set from tables that are at hand; see `load_data`."""
+    """Load a data set from tables in memory; otherwise like `load_data`."""
     _check(request, inputs)
     train, test = _train_and_evaluation(choose_splits(splits, request), request)
     task = task_named(request.task)
@@ -138,7 +150,8 @@ def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Fede
 def draw_budget(num_examples: int, request: DataRequest) -> IntArray:
     """Return the rows to train on, sorted: all of them without a budget.
 
-    The draw is without replacement; with `fidelity = "paper"` it is with replacement, as there.
+    The draw is without replacement; with `fidelity = "paper"` it is with replacement, as in the
+    paper's code.
 
     Raises:
       DataError: if the budget is not within 1 to the number of examples.
@@ -155,10 +168,10 @@ def draw_budget(num_examples: int, request: DataRequest) -> IntArray:
 
 
 def read_rows(request: DataRequest) -> tuple[Table, Table]:
-    """Return the training and the evaluation table as `load_data` counts their rows.
+    """Return the rows of the training and the evaluation table that `load_data` would use.
 
-    What is held out is taken away and the budget is drawn; nothing is decoded. A language model's
-    examples are blocks and not rows.
+    Rows are held out and the budget is drawn, but nothing is decoded. The examples of a language
+    model are blocks of tokens rather than rows.
 
     Raises:
       DataError: if the source or the budget is not possible.
@@ -167,9 +180,12 @@ def read_rows(request: DataRequest) -> tuple[Table, Table]:
     train, test = _train_and_evaluation(found, request)
     if task_named(request.task).targets == "tokens":
         return train, test
-    drawn = draw_budget(len(train), request)
-    rows = np.arange(len(drawn)) if request.fidelity == "paper" else drawn
-    return select(train, rows), test
+    return select(train, _rows_to_train(draw_budget(len(train), request), request)), test
+
+
+def _rows_to_train(drawn: IntArray, request: DataRequest) -> IntArray:
+    """Return the rows that clients train on: the drawn ones; the first ones, as the paper does."""
+    return np.arange(len(drawn)) if request.fidelity == "paper" else drawn
 
 
 def _check(request: DataRequest, inputs: InputSpec) -> None:
@@ -200,7 +216,7 @@ def _check(request: DataRequest, inputs: InputSpec) -> None:
 def _train_and_evaluation(
     found: tuple[Table, Table | None, Table | None], request: DataRequest
 ) -> tuple[Table, Table]:
-    """Return what to train and to evaluate on; what is missing is held out of the former."""
+    """Return the training and the evaluation table; a missing split is held out of training."""
     train, test, validation = found
     if request.whole:
         return train, select(train, np.arange(min(1, len(train))))
@@ -228,55 +244,64 @@ def _hold_out(train: Table, request: DataRequest, *, fraction: float) -> tuple[T
     return select(train, kept), select(train, held)
 
 
-def _pictures(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+def _classification(
+    decode: _Decode, kind: str, tables: _Tables, request: DataRequest, inputs: InputSpec
+) -> _Content:
+    """Load a classification of the columns of one kind."""
+    column, label = (_required(tables, each, request) for each in (kind, "label"))
+    classes = encode_labels(tables.train, tables.test, label, request.classes)
+    drawn = draw_budget(len(classes.train), request)
+    rows = _rows_to_train(drawn, request)
+    table, labels = select(tables.train, rows), classes.train[rows]
+    train, test = (
+        _Labelled(each.columns[column], torch.from_numpy(numbers), tables.full_scale)
+        for each, numbers in ((table, labels), (tables.test, classes.test))
+    )
+    return _Content(
+        *decode(train, test, request, inputs),
+        owners=_owners(table, tables.test, request),
+        skew=classes.train[drawn],
+        labels=labels,
+        classes=classes,
+    )
+
+
+def _pictures(
+    train: _Labelled, test: _Labelled, request: DataRequest, inputs: InputSpec
+) -> _Decoded:
     assert isinstance(inputs, ImageInput), "checked"
-    found = _classified(tables, request, "image")
-    canvas = canvas_of(request.transforms, inputs, tables.full_scale)
-    pixels = read_pixels(found.train.columns[found.column], canvas)
-    test_pixels = read_pixels(tables.test.columns[found.column], canvas)
+    canvas = canvas_of(request.transforms, inputs, train.full_scale)
+    pixels, test_pixels = (read_pixels(each.inputs, canvas) for each in (train, test))
     view = view_of(request.transforms, inputs, pixels)
     own_statistics = request.fidelity == "paper" and request.transforms.normalize == "dataset"
     test_view = view_of(request.transforms, inputs, test_pixels) if own_statistics else view
-    return found.content(
-        ImageExamples(pixels, torch.from_numpy(found.labels), view),
-        ImageExamples(test_pixels, torch.from_numpy(found.classes.test), test_view),
-        augmented=view.augmented,
-    )
+    examples = ImageExamples(pixels, train.labels, view)
+    return examples, ImageExamples(test_pixels, test.labels, test_view), view.augmented
 
 
-def _clips(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+def _clips(train: _Labelled, test: _Labelled, request: DataRequest, inputs: InputSpec) -> _Decoded:
     assert isinstance(inputs, VideoInput), "checked"
-    found = _classified(tables, request, "video")
-    canvas = canvas_of(request.transforms, inputs.picture, tables.full_scale)
+    canvas = canvas_of(request.transforms, inputs.picture, train.full_scale)
     whole = request.transforms.frame_offset
-    clips = read_clips(found.train.columns[found.column], canvas, inputs.frames, whole=whole)
-    test_column = tables.test.columns[found.column]
-    test_clips = read_clips(test_column, canvas, inputs.frames, whole=False)
+    clips = read_clips(train.inputs, canvas, inputs.frames, whole=whole)
+    test_clips = read_clips(test.inputs, canvas, inputs.frames, whole=False)
     view = view_of(request.transforms, inputs.picture, clips.pixels)
-    return found.content(
-        ClipExamples(clips, torch.from_numpy(found.labels), view, whole),
-        ClipExamples(test_clips, torch.from_numpy(found.classes.test), view),
-        augmented=view.augmented or whole,
-    )
+    examples = ClipExamples(clips, train.labels, view, whole)
+    return examples, ClipExamples(test_clips, test.labels, view), view.augmented or whole
 
 
-def _classified_texts(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+def _texts(train: _Labelled, test: _Labelled, request: DataRequest, inputs: InputSpec) -> _Decoded:
     assert isinstance(inputs, TextInput), "checked"
-    found = _classified(tables, request, "text")
     tokenizer = load_tokenizer(inputs, request.max_length)
-    train, test = (
-        TextExamples(
-            *flat_tokens(tokenize(table.columns[found.column], tokenizer)),
-            torch.from_numpy(labels),
-            tokenizer.pad_id,
-        )
-        for table, labels in ((found.train, found.labels), (tables.test, found.classes.test))
+    examples, test_examples = (
+        TextExamples(*flat_tokens(tokenize(x.inputs, tokenizer)), x.labels, tokenizer.pad_id)
+        for x in (train, test)
     )
-    return found.content(train, test)
+    return examples, test_examples, False
 
 
 def _documents(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
-    """Join and cut documents; a budget counts blocks."""
+    """Load documents for a language model: joined, cut into blocks; a budget counts blocks."""
     assert isinstance(inputs, TextInput), "checked"
     column = _required(tables, "text", request)
     length = request.max_length or min(inputs.max_length, BLOCK_LENGTH)
@@ -289,10 +314,9 @@ def _documents(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Con
     return _Content(
         train=TextExamples(*flat_tokens([blocks[row] for row in rows]), None, tokenizer.pad_id),
         test=TextExamples(*flat_tokens(test_blocks), None, tokenizer.pad_id),
-        labels=None,
-        skew=np.zeros(len(rows), np.int64),
-        classes=None,
+        augmented=False,
         owners=(own, test_owners if owners[1] is not None else None),
+        skew=np.zeros(len(rows), np.int64),
     )
 
 
@@ -304,7 +328,7 @@ def _blocks(
 
 
 def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
-    """Return a column that both tables must have."""
+    """Return the column of a kind, after a check that both tables have it."""
     column = column_of(tables.train, kind, request, required=True)
     assert column is not None, "required"
     if column not in tables.test.columns:
@@ -313,17 +337,6 @@ def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
             f"{', '.join(tables.test.columns) or 'none'}"
         )
     return column
-
-
-def _classified(tables: _Tables, request: DataRequest, kind: str) -> _Classified:
-    """Take the rows to train on, and their classes, from the table of a classification."""
-    column, label = (_required(tables, each, request) for each in (kind, "label"))
-    classes = encode_labels(tables.train, tables.test, label, request.classes)
-    drawn = draw_budget(len(classes.train), request)
-    rows = np.arange(len(drawn)) if request.fidelity == "paper" else drawn
-    train = select(tables.train, rows)
-    owners = _owners(train, tables.test, request)
-    return _Classified(column, train, classes, classes.train[rows], classes.train[drawn], owners)
 
 
 def _owners(
@@ -349,9 +362,9 @@ _INPUTS: Mapping[str | None, type[ImageInput | TextInput | VideoInput]] = {
     "video": VideoInput,
 }
 _LOADERS: Mapping[tuple[str | None, str], Callable[[_Tables, DataRequest, InputSpec], _Content]] = {
-    ("image", "class"): _pictures,
-    ("text", "class"): _classified_texts,
+    ("image", "class"): functools.partial(_classification, _pictures, "image"),
+    ("text", "class"): functools.partial(_classification, _texts, "text"),
     ("text", "tokens"): _documents,
-    ("video", "class"): _clips,
+    ("video", "class"): functools.partial(_classification, _clips, "video"),
 }
-"""By what a task takes and what it predicts."""
+"""The loader of a task, by the kind of its inputs and of its targets."""

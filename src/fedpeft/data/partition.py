@@ -1,14 +1,14 @@
-"""Partitions: which client holds which training examples. Pure functions of labels and a seed.
+"""Partitions: which client holds which training examples, as pure functions of labels and a seed.
 
     iid              equal shares of a random order
     dirichlet        label skew, capped: no client grows much past n/N
     dirichlet-plain  label skew without the cap
-    pathological     every client sees `classes_per_client` classes only
-    quantity         sizes ~ Dir(alpha), labels alike
+    pathological     every client holds `classes_per_client` classes only
+    quantity         sizes ~ Dir(alpha), labels distributed alike
     natural          by a column of the data: speaker, author, hospital
-    drawn            every client draws its own, with replacement
+    drawn            each client's examples are drawn with replacement
 
-Nothing of the experiment but the seed enters, so every tuning method meets the same clients.
+A partition depends on the labels and the seed alone, so every tuning method gets the same clients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedpeft.data.dirichlet import MAX_TRIES, Deal
 from fedpeft.data.drawn import DrawnClients, Names
 from fedpeft.data.schemes import PARTITIONS, PartitionRequest, num_clients, row_of
 
-__all__ = ["client_names", "partition"]
+__all__ = ["partition"]
 
 _log = logging.getLogger(__name__)
 _ADVICE_TRIES = 200
@@ -37,20 +37,20 @@ IntArray = npt.NDArray[np.int64]
 def partition(
     labels: IntArray, request: PartitionRequest, natural: Sequence[str] | None = None
 ) -> Mapping[str, IntArray]:
-    """Give every client its examples.
+    """Divide examples among clients.
 
     Args:
-      labels: class of each example, int64 [n]; schemes that need no labels look at its length only.
+      labels: class of each example, int64 [n]; schemes that need no labels use its length only.
       request: the scheme and its parameters.
       natural: name of each example's client, for the scheme `natural`.
 
     Returns:
-      Client name -> indices into `labels`, in the clients' order; no index is given twice but by
-      `drawn`, and only `natural` and `drawn` leave any out.
+      Client name -> indices into `labels`, in the clients' order. Only `drawn` gives an index to
+      several clients, and only `natural` and `drawn` leave indices out.
 
     Raises:
-      DataError: if the request is out of range, asks for more clients than examples, or no try gave
-        every client `min_examples`.
+      DataError: if the request is out of range, has more clients than there are examples, or no try
+        gave every client `min_examples`.
     """
     _check(request, len(labels), natural)
     if request.scheme == "natural":
@@ -66,12 +66,7 @@ def partition(
     deal = _attempt(labels, request)
     if deal.parts is None:
         raise DataError(_infeasible(labels, request, deal))
-    return dict(zip(client_names(len(deal.parts)), deal.parts, strict=True))
-
-
-def client_names(count: int) -> list[str]:
-    """Return `client-00`, `client-01` ..., padded so that sorting keeps the order."""
-    return list(Names(count))
+    return dict(zip(Names(len(deal.parts)), deal.parts, strict=True))
 
 
 def _check(request: PartitionRequest, num_examples: int, natural: Sequence[str] | None) -> None:
@@ -123,7 +118,7 @@ def _check_drawn(request: PartitionRequest, num_examples: int) -> None:
 
 
 def _attempt(labels: IntArray, request: PartitionRequest, *, max_tries: int = MAX_TRIES) -> Deal:
-    """Deal; where clients times minimum is more than there is, a few tries only, for the advice."""
+    """Deal examples; with fewer tries where `min_examples` for every client is impossible."""
     if num_clients(request) * request.min_examples > len(labels):
         max_tries = min(max_tries, _ADVICE_TRIES)
     row = row_of(request)
@@ -132,7 +127,7 @@ def _attempt(labels: IntArray, request: PartitionRequest, *, max_tries: int = MA
 
 
 def _infeasible(labels: IntArray, request: PartitionRequest, deal: Deal) -> str:
-    """Say what was reached, and changes of one setting that were tried here and do."""
+    """Return an error message: what the tries reached, and single changes that would work."""
     clients = num_clients(request)
     row = row_of(request)
     uses = row.uses if row else ()
@@ -189,5 +184,5 @@ def _natural(names: Sequence[str], request: PartitionRequest) -> dict[str, IntAr
 
 
 def _by_number(name: str) -> tuple[int, str]:
-    """Sort numbers by value and words by letters."""
+    """Return a sort key: numbers by value, before other names in alphabetical order."""
     return (int(name), "") if name.isdecimal() else (2**62, name)

@@ -1,9 +1,9 @@
-"""Pictures: from what a source holds to uint8 pixels of the model's channels and size.
+"""Pictures: from the values of a source to uint8 pixels of the model's channels and size.
 
     file, bytes, array  ->  channels (grey or RGB)  ->  resize once (Pillow)  ->  uint8 [N, H, W, C]
 
-Pictures are decoded once, at load. Where all of them together would not fit into `MEMORY_LIMIT`
-they stay as they are and each is decoded whenever a batch asks for it, to the same pixels.
+Pictures are decoded once, at load. Where all of them together would not fit into `MEMORY_LIMIT`,
+each is decoded again for every batch, to the same pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
 @dataclass(frozen=True)
 class Canvas:
-    """What every picture is brought to.
+    """The size and channels that every picture is converted to.
 
     Attributes:
       height: in pixels.
@@ -50,10 +50,10 @@ class Canvas:
 
 @dataclass(frozen=True)
 class StoredPixels:
-    """Decoded pictures.
+    """Decoded pictures in memory.
 
     Attributes:
-      tensor: uint8 [N, H, W, C].
+      tensor: the pixels, uint8 [N, H, W, C].
       full_scale: the pixel value of white.
     """
 
@@ -70,7 +70,7 @@ class StoredPixels:
 
 @dataclass(frozen=True)
 class LazyPixels:
-    """Pictures that are decoded when they are read; as `StoredPixels` otherwise."""
+    """Pictures that are decoded each time they are read; otherwise like `StoredPixels`."""
 
     column: Column
     canvas: Canvas
@@ -91,16 +91,16 @@ Pixels = StoredPixels | LazyPixels
 
 
 def read_pixels(column: Column, canvas: Canvas, *, memory_limit: int = MEMORY_LIMIT) -> Pixels:
-    """Decode a column, or prepare to.
+    """Decode a column of pictures, or return one that decodes on demand where memory would not do.
 
     Args:
       column: pictures as Pillow images, encoded bytes, file names or arrays of 0 to `full_scale`,
         shape [H, W], [H, W, C] or [C, H, W].
       canvas: size, channels and scale.
-      memory_limit: most bytes to keep decoded.
+      memory_limit: most bytes of decoded pictures to keep in memory.
 
     Raises:
-      DataError: if the column is empty, or naming the first row that is no picture.
+      DataError: if the column is empty, or for the first row that is no picture.
     """
     if not len(column):
         raise DataError("data.source: a split has no pictures")
@@ -150,7 +150,7 @@ def _to_array(picture: object, row: int) -> npt.NDArray[np.uint8]:
 
 
 def _encoded(picture: object) -> io.BytesIO | Path | None:
-    """Return what Pillow can open: bytes, a file name, or both as `datasets` stores them."""
+    """Return what Pillow can open, from bytes, a file name, or the form that `datasets` stores."""
     if isinstance(picture, Mapping):
         picture = picture.get("bytes") or picture.get("path")
     if isinstance(picture, bytes):
@@ -174,7 +174,7 @@ def _from_numbers(array: npt.NDArray[np.generic], row: int) -> npt.NDArray[np.ui
 
 
 def _with_channels(array: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
-    """Repeat grey into colours, or weigh colours into grey (ITU-R 601)."""
+    """Convert grey to RGB by repetition, or RGB to grey by the weights of ITU-R 601."""
     if array.shape[2] == channels:
         return array
     if channels == 3:

@@ -1,4 +1,4 @@
-"""What to load: one frozen description of a data set, its columns, transforms and partition."""
+"""Data requests: frozen descriptions of a data set, its columns, transforms and partition."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Columns", "DataRequest", "TransformSpec"]
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; None means that it is found by its usual name.
+    """The names of columns; None means that a column is found by its usual names.
 
     Attributes:
-      image: pictures.
-      text: texts.
-      label: classes.
-      client: the natural client of each example.
-      video: clips.
+      image: column of pictures.
+      text: column of texts.
+      label: column of classes.
+      client: column of the natural client of each example.
+      video: column of clips.
     """
 
     image: str | None = None
@@ -40,7 +40,9 @@ class TransformSpec:
         larger than the model's size is cropped, at the centre unless `random_crop` is set.
       random_crop: None, or black pixels added on every side before a random crop; training only.
       flip: whether half of the training pictures are mirrored left to right.
-      frame_offset: whether training draws where in its stretch of the clip each frame is taken.
+      frame_offset: whether training draws a random position for the frames: the clip is divided
+        into as many equal segments as the model takes frames, and the position within each segment
+        is the same for all.
     """
 
     normalize: str | tuple[tuple[float, ...], tuple[float, ...]] = "model"
@@ -52,7 +54,7 @@ class TransformSpec:
 
 @dataclass(frozen=True)
 class DataRequest:
-    """A data set as an experiment names it.
+    """The data set of an experiment, and how it is divided among clients.
 
     Attributes:
       source: bundled name, file, folder or hub id.
@@ -62,9 +64,9 @@ class DataRequest:
       test_split: name of the split to test on; None is `test`, else a validation split, else 20 %
         of the training split, drawn from a fixed seed.
       subset: configuration name of a hub data set.
-      revision: of a hub data set.
-      budget: train on so many examples only, drawn from the seed before they are partitioned.
-      fidelity: None, or `paper` to repeat two slips of the original experiments: with a budget,
+      revision: branch, tag or commit of a hub data set.
+      budget: number of examples to train on, drawn from the seed before the partition; None: all.
+      fidelity: None, or `paper` to repeat two bugs of the original experiments: with a budget,
         clients index the first images instead of the drawn ones, which loses the label skew, and
         with `normalize = "dataset"` the test pictures are normalised by statistics of their own.
       max_length: longest text in tokens; None is the model's own limit (language models: at most
@@ -72,10 +74,10 @@ class DataRequest:
       evaluate_on: `test`, or `validation` for searches of hyperparameters.
       seed: the run's root seed, in [0, 2**32).
       partition: which client gets which example.
-      transforms: of pictures.
+      transforms: how pictures are transformed.
       classes: names of all classes in the order of their numbers, where a part of the data may lack
-        some; () takes those that are found.
-      whole: nothing is held out for a test: the part of one client in a federation.
+        some; () takes those in the data.
+      whole: whether nothing is held out for a test: for the data of one site in a federation.
     """
 
     source: str = "digits"

@@ -1,4 +1,4 @@
-"""Partition schemes: the table from names to functions that deal examples to clients.
+"""Partition schemes: a table from names to functions that deal examples to clients.
 
 References:
   McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017
@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PartitionRequest:
-    """How examples go to clients.
+    """How examples are divided among clients.
 
     Attributes:
       scheme: a key of `PARTITIONS`, or any name with `rule`.
@@ -34,10 +35,10 @@ class PartitionRequest:
       min_examples: fewest examples a client may hold, >= 0; natural clients with fewer are left
         out.
       seed: the run's root seed, in [0, 2**32): the schemes draw from it directly.
-      classes_per_client: of `pathological`, >= 1.
-      examples_per_client: of `drawn`, >= 1.
-      options: of a rule of your own.
-      rule: a partition that is in no table of ours; None: the one that `scheme` names.
+      classes_per_client: for `pathological`: classes that a client holds, >= 1.
+      examples_per_client: for `drawn`: examples that a client holds, >= 1.
+      options: options of a rule of your own.
+      rule: a partition of your own; None: the one that `scheme` names.
     """
 
     scheme: str = "dirichlet"
@@ -57,10 +58,10 @@ class Partition:
 
     Attributes:
       summary: one line for `fedpeft list partitions`.
-      uses: request fields that matter beside `seed` and `min_examples`.
-      needs: `labels`, `client` (a column) or the empty word.
-      deal: gives labels, a request and a limit of tries their `Deal`; None for `natural` and
-        `drawn`. It must draw from `request.seed` alone, and give no example twice.
+      uses: request fields that it uses beside `seed` and `min_examples`.
+      needs: `labels`, `client` (a column of the data) or "".
+      deal: (labels, request, limit of tries) -> `Deal`; None for `natural` and `drawn`. It must
+        draw from `request.seed` alone, and give no example twice.
     """
 
     summary: str
@@ -75,7 +76,11 @@ def row_of(request: PartitionRequest) -> Partition | None:
 
 
 def num_clients(request: PartitionRequest) -> int:
-    """Return the number of clients that a scheme other than `natural` was asked for."""
+    """Return the number of clients of a request for a scheme other than `natural`.
+
+    Raises:
+      DataError: if the request has none.
+    """
     if request.clients is None:
         raise DataError(
             f"data.partition.clients: scheme {request.scheme!r} needs a number of clients"
@@ -88,26 +93,16 @@ def _iid(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
     return _judge(np.array_split(order, num_clients(request)), request)
 
 
-def _dirichlet(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
-    return deal_dirichlet(labels, _rule(request, capped=True), max_tries=max_tries)
-
-
-def _dirichlet_plain(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
-    return deal_dirichlet(labels, _rule(request, capped=False), max_tries=max_tries)
-
-
-def _rule(request: PartitionRequest, *, capped: bool) -> DirichletRule:
-    return DirichletRule(
-        clients=num_clients(request),
-        alpha=request.alpha,
-        min_examples=request.min_examples,
-        seed=request.seed,
-        capped=capped,
-    )
+def _dirichlet(
+    labels: IntArray, request: PartitionRequest, max_tries: int, *, capped: bool = True
+) -> Deal:
+    clients, least = num_clients(request), request.min_examples
+    rule = DirichletRule(clients, request.alpha, least, request.seed, capped)
+    return deal_dirichlet(labels, rule, max_tries=max_tries)
 
 
 def _quantity(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
-    """Sizes are proportional to a Dirichlet draw; it is drawn again until the smallest will do."""
+    """Deal sizes in proportion to a Dirichlet draw; draw until the smallest has enough examples."""
     rng = np.random.RandomState(request.seed)
     order = rng.permutation(len(labels))
     smallest = 0
@@ -122,7 +117,7 @@ def _quantity(labels: IntArray, request: PartitionRequest, max_tries: int) -> De
 
 
 def _pathological(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
-    """Each client takes the classes that fewest others hold; a class is shared equally."""
+    """Give each client the classes that the fewest clients hold; divide each class equally."""
     rng = np.random.RandomState(request.seed)
     classes, clients = np.unique(labels), num_clients(request)
     per_client = request.classes_per_client
@@ -147,7 +142,7 @@ def _pathological(labels: IntArray, request: PartitionRequest, max_tries: int) -
 
 
 def _judge(parts: Sequence[IntArray], request: PartitionRequest) -> Deal:
-    """Take or refuse a deal that another try would not change."""
+    """Return the outcome of a deal for which one try is enough."""
     smallest = min(len(part) for part in parts)
     return Deal(list(parts) if smallest >= request.min_examples else None, 1, smallest)
 
@@ -161,7 +156,10 @@ PARTITIONS: Mapping[str, Partition] = {
         _dirichlet,
     ),
     "dirichlet-plain": Partition(
-        "label skew without the cap", ("clients", "alpha"), "labels", _dirichlet_plain
+        "label skew without the cap",
+        ("clients", "alpha"),
+        "labels",
+        functools.partial(_dirichlet, capped=False),
     ),
     "pathological": Partition(
         "each client sees a few classes only",
@@ -178,4 +176,4 @@ PARTITIONS: Mapping[str, Partition] = {
     ),
     "natural": Partition("by a column of the data", ("clients",), "client", None),
 }
-"""By name, as in `data.partition.scheme`."""
+"""The partition schemes, by the name that `data.partition.scheme` takes."""

@@ -1,15 +1,16 @@
 """Sources: from a name in an experiment to tables.
 
-bundled name            digits, digits-inverted, glyphs, docstrings ...
-folder                  saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
-file                    .parquet .csv .jsonl .npz, with a `split` column or one split
-file or folder of clips for video models; see `clip_files.py`
-anything else           a data set of the Hugging Face hub
+bundled name              digits, digits-inverted, glyphs, docstrings ...
+folder                    saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
+file                      .parquet .csv .jsonl .npz, with a `split` column or as one split
+file or folder of clips   for video models, see `clip_files.py`
+anything else             a data set of the Hugging Face hub
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,10 +39,10 @@ _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
 
 def read_source(request: DataRequest) -> Splits:
-    """Open a data set; pictures are not decoded yet.
+    """Read the tables of a data set; pictures are not decoded yet.
 
     Raises:
-      DataError: if it does not exist, cannot be read or cannot be reached.
+      DataError: if the data set does not exist, cannot be read or cannot be reached.
     """
     if request.source in BUNDLED_DATASETS:
         return BUNDLED_DATASETS[request.source].read()
@@ -75,9 +76,8 @@ def choose_splits(splits: Splits, request: DataRequest) -> tuple[Table, Table | 
                 f"data.{field}: there is no split {name!r} in {request.source!r}; "
                 f"found are {', '.join(tables)}"
             )
-    train_name = request.train_split or ("train" if "train" in tables else None)
-    if train_name is None and len(tables) == 1:
-        train_name = next(iter(tables))
+    lone = next(iter(tables)) if len(tables) == 1 else None
+    train_name = request.train_split or ("train" if "train" in tables else lone)
     if train_name is None:
         raise DataError(
             f"data.train_split: {request.source!r} has no split 'train'; found are "
@@ -109,7 +109,7 @@ def _read_file(path: Path) -> dict[str, Table]:
 
 
 def _split_by_column(tables: dict[str, Table]) -> dict[str, Table]:
-    """Part a lone table by its column `split`, if it has one."""
+    """Split a lone table by its column `split`, if it has one."""
     if len(tables) > 1:
         return tables
     table = next(iter(tables.values()))
@@ -121,16 +121,15 @@ def _split_by_column(tables: dict[str, Table]) -> dict[str, Table]:
 
 def _read_folder(path: Path) -> Mapping[str, Table]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _read_saved(path)
+        return _read_with_datasets(path, saved=True)
     files = sorted(file for file in path.iterdir() if file.suffix in READERS)
     if files:
         return _read_files(files)
-    if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.glob("*/*")) or any(
-        file.suffix.lower() in IMAGE_SUFFIXES for file in path.glob("*/*/*")
-    ):
+    inner = itertools.chain(path.glob("*/*"), path.glob("*/*/*"))
+    if any(file.suffix.lower() in IMAGE_SUFFIXES for file in inner):
         return read_image_folder(path)
     if any(file.suffix in READERS for file in path.glob("data/*")):
-        return _read_hub_layout(path)
+        return _read_with_datasets(path)
     raise DataError(
         f"data.source: the folder {path} holds none of: a data set saved by `datasets`, "
         f"CLASS/*.png or train/CLASS/*.png, files that end in {', '.join(READERS)}"
@@ -138,35 +137,30 @@ def _read_folder(path: Path) -> Mapping[str, Table]:
 
 
 def _read_files(files: list[Path]) -> Mapping[str, Table]:
-    """Read `train.csv` or `test-00000-of-00001.parquet`: the split is the name up to a sign."""
+    """Read files of one split each: `train.csv`, `test-00000-of-00001.parquet`."""
     if len(files) == 1:
         return _split_by_column(_read_file(files[0]))
     names = [file.stem.split("-")[0].split(".")[0] for file in files]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        return _read_hub_layout(files[0].parent)
+    if len(set(names)) < len(names):
+        return _read_with_datasets(files[0].parent)
     return read_split_files(files, names, _read_file)
 
 
-def _read_saved(path: Path) -> Mapping[str, Table]:
+def _read_with_datasets(path: Path, *, saved: bool = False) -> Mapping[str, Table]:
+    """Read a folder with the `datasets` library.
+
+    Args:
+      path: the folder.
+      saved: whether the library saved it; otherwise it is laid out like a data set of the hub:
+        several files for each split, perhaps under `data/`.
+    """
     import datasets
 
     try:
-        return tables_of(datasets.load_from_disk(str(path)))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"data.source: {path} looks saved by `datasets` but does not load: {error}"
-        ) from error
-
-
-def _read_hub_layout(path: Path) -> Mapping[str, Table]:
-    """Read a folder as the hub lays data sets out: several files a split, perhaps under `data/`."""
-    import datasets
-
-    try:
-        return tables_of(datasets.load_dataset(str(path)))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"data.source: the folder {path} cannot be read: {error}") from error
+        return tables_of((datasets.load_from_disk if saved else datasets.load_dataset)(str(path)))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        kind = ", which `datasets` saved," if saved else ""
+        raise DataError(f"data.source: the folder {path}{kind} cannot be read: {error}") from error
 
 
 def _read_hub(request: DataRequest) -> Mapping[str, Table]:

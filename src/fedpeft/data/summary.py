@@ -1,4 +1,4 @@
-"""What a partition looks like: counts for pictures and tables."""
+"""Summaries of a partition: numbers of examples, for figures and tables."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fedpeft.data.examples import Federated
 __all__ = ["MOST_SHOWN", "label_table", "sizes"]
 
 MOST_SHOWN = 10_000
-"""With more clients than this, no table of all of them is made unasked."""
+"""Number of clients up to which a table of all clients is made by default."""
 
 
 def label_table(federated: Federated) -> npt.NDArray[np.int64]:
-    """Return how many examples of each class each client holds, [clients, classes].
+    """Return the number of examples of each class that each client holds, [clients, classes].
 
     Raises:
       DataError: if the data has no labels (language models).
@@ -31,5 +31,5 @@ def label_table(federated: Federated) -> npt.NDArray[np.int64]:
 
 
 def sizes(federated: Federated) -> npt.NDArray[np.int64]:
-    """Return how many examples each client holds, [clients], in the clients' order."""
+    """Return the number of examples of each client, [clients], in the clients' order."""
     return np.array([len(rows) for rows in federated.clients.values()], np.int64)

@@ -1,4 +1,4 @@
-"""Tables: named columns of equal length, as a source holds them before anything is decoded.
+"""Tables: named columns of equal length, the form of a data set before anything is decoded.
 
 image   label   client
 [...]   "cat"   "site-3"      row 0
@@ -41,7 +41,7 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 class Column(Protocol):
-    """A sequence of values, perhaps decoded on demand."""
+    """A sequence of values, which may be decoded on demand."""
 
     def __len__(self) -> int: ...
 
@@ -52,11 +52,11 @@ class Column(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of one split.
+    """The columns of one split.
 
     Attributes:
-      columns: name -> values; equal lengths.
-      names: column -> the words that its whole numbers stand for, where the source tells.
+      columns: name -> values; all of equal length.
+      names: column -> the names that its whole numbers stand for, where the source has them.
     """
 
     columns: Mapping[str, Column]
@@ -68,12 +68,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Splits:
-    """A source's splits.
+    """The splits of a data set.
 
     Attributes:
       tables: split name -> table; at least one.
       full_scale: pixel value of white.
-      digest: SHA-256 (hex) of contents that depend on the machine; else "".
+      digest: SHA-256 (hex) of the contents, where they depend on the machine; else "".
     """
 
     tables: Mapping[str, Table]
@@ -99,7 +99,7 @@ class Rows:
 
 
 def select(table: Table, indices: npt.NDArray[np.int64]) -> Table:
-    """Return some rows of a table; arrays and lists are copied, the rest is looked up on demand."""
+    """Return some rows of a table; arrays and lists are copied, other columns read on demand."""
     return Table({name: _rows(col, indices) for name, col in table.columns.items()}, table.names)
 
 
@@ -121,17 +121,20 @@ def find_column(
     required: bool,
     names: Mapping[str, tuple[str, ...]] | None = None,
 ) -> str | None:
-    """Return the column of a kind: the one that is named, else the first with a usual name.
+    """Return the column of a kind: the one that the experiment names, else the first usual name.
 
     Args:
-      table: where to look.
+      table: the table to search.
       kind: `image`, `video`, `text`, `label` or `client`.
-      columns: what the experiment names.
-      required: whether its absence is an error.
+      columns: the names that the experiment gives.
+      required: whether it is an error that there is no such column.
       names: kind -> names that are tried before the usual ones.
 
+    Returns:
+      the name of the column; None if there is none and none is required.
+
     Raises:
-      DataError: listing the columns found.
+      DataError: if a named or required column is not there; lists the columns found.
     """
     found = ", ".join(table.columns) or "none"
     named = getattr(columns, kind)
@@ -152,7 +155,7 @@ def find_column(
 
 
 def column_of(table: Table, kind: str, request: DataRequest, *, required: bool) -> str | None:
-    """Return the column of a kind as `find_column`, by the names of the request and its task."""
+    """Return the column of a kind like `find_column`, for a request and the names of its task."""
     names = task_named(request.task).columns
     return find_column(table, kind, request.columns, required=required, names=names)
 
@@ -163,8 +166,8 @@ def draw_holdout(
     """Split rows into (kept, held out), stratified, from a fixed seed of its own.
 
     Args:
-      groups: the stratum of each row.
-      fraction: share of each stratum to hold out, rounded; 0 to 1.
+      groups: stratum of each row.
+      fraction: share of each stratum to hold out, 0 to 1; numbers of rows are rounded.
 
     Raises:
       DataError: if nothing would be held out.

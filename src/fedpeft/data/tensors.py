@@ -1,8 +1,8 @@
-"""Example tables as tensors: pictures, and texts as one flat tensor of tokens.
+"""Tables of examples as tensors: pictures, and texts as one flat tensor of tokens.
 
     tokens   |the cat sat|dogs bark|...        offsets 0, 3, 5 ...
 
-Tensors rather than lists of objects, so that worker processes share one copy.
+Worker processes share one copy of a tensor, but not of a list of objects.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ImageExamples:
 
     Attributes:
       pixels: the pictures, before cropping and normalising.
-      labels: int64 [N].
-      view: how they are cropped, mirrored and normalised.
+      labels: class of each picture, int64 [N].
+      view: how pictures are cropped, mirrored and normalised.
     """
 
     pixels: Pixels
@@ -48,14 +48,14 @@ class ImageExamples:
 class TextExamples:
     """Tokenised texts; batches have `input_ids`, `attention_mask` [B, T] and `labels`.
 
-    Every batch is padded to its own longest text. With classes, `labels` is [B]; a language model's
-    are the tokens themselves, -100 on padding.
+    Every batch is padded to its own longest text. With classes, `labels` is [B]; for a language
+    model, `labels` [B, T] are the tokens themselves, with -100 on padding.
 
     Attributes:
-      tokens: int32, all texts one after the other.
+      tokens: all texts one after the other, int32.
       offsets: int64 [N + 1]; text i is `tokens[offsets[i]:offsets[i + 1]]`.
-      labels: int64 [N], or None for language models.
-      pad_id: token that fills up; masked, so that its value does not matter.
+      labels: class of each text, int64 [N]; None for language models.
+      pad_id: token used for padding; it is masked, so its value does not matter.
     """
 
     tokens: Tensor
@@ -80,7 +80,7 @@ class TextExamples:
 
 
 def flat_tokens(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return (tokens, offsets) of token lists, as `TextExamples` holds them."""
+    """Return (tokens, offsets) of token lists, in the form of `TextExamples`."""
     lengths = torch.tensor([len(text) for text in texts], dtype=torch.int64)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     tokens = torch.tensor([token for text in texts for token in text], dtype=torch.int32)

@@ -1,14 +1,15 @@
 """Texts: tokenised once, with the model's own tokenizer.
 
-classes          one text, one example, cut at max_length
-language model   a client's documents joined, cut into blocks of max_length; no block mixes clients
+classification   each text is an example, truncated at max_length
+language model   a client's documents are joined and cut into blocks of max_length; no block
+                 mixes clients
 
-    client a  |<s> doc 1 <s> do|c 2 <s> doc 3|..      client b  |<s> doc 1 ...|
+client a  |<s> doc 1 <s> do|c 2 <s> doc 3|..      client b  |<s> doc 1 ...|
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,7 @@ from fedpeft.models.loaded import TextInput
 __all__ = ["BLOCK_LENGTH", "Tokenizer", "blocks_of", "load_tokenizer", "tokenize"]
 
 BLOCK_LENGTH = 128
-"""Tokens of a language model's example where nothing else is asked for."""
+"""Tokens of a language model's example, unless `max_length` is given."""
 _CHUNK = 1000
 
 
@@ -34,7 +35,7 @@ class Tokenizer:
 
     Attributes:
       encode: the tokenizer of `transformers`.
-      pad_id: the token that fills up a batch.
+      pad_id: the token used for padding.
       max_length: longest text, in tokens.
     """
 
@@ -44,11 +45,11 @@ class Tokenizer:
 
 
 def load_tokenizer(inputs: TextInput, max_length: int | None) -> Tokenizer:
-    """Load the tokenizer of a model, without running code that came with it.
+    """Load the tokenizer of a model, without running code that came with the model.
 
     Args:
-      inputs: the model's.
-      max_length: the experiment's limit, in tokens; None is the model's.
+      inputs: the form of the model's inputs.
+      max_length: the experiment's limit, in tokens; None is the model's own limit.
 
     Raises:
       DataError: if `max_length` is not within 2 to the model's own.
@@ -62,9 +63,7 @@ def load_tokenizer(inputs: TextInput, max_length: int | None) -> Tokenizer:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            inputs.folder,
-            local_files_only=Path(inputs.folder).is_dir(),
-            trust_remote_code=False,
+            inputs.folder, local_files_only=Path(inputs.folder).is_dir(), trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -77,24 +76,21 @@ def load_tokenizer(inputs: TextInput, max_length: int | None) -> Tokenizer:
 
 
 def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> list[list[int]]:
-    """Return the tokens of each text, special ones included.
+    """Return the tokens of each text, special tokens included.
 
     Args:
-      column: texts.
-      tokenizer: the model's.
-      truncate: whether texts are cut at `max_length`.
+      column: the texts.
+      tokenizer: the tokenizer of the model.
+      truncate: whether texts are truncated at `max_length`.
 
     Raises:
-      DataError: naming the first row that is no text.
+      DataError: for the first row that is no text, or an empty one.
     """
-    texts = values_of(column)
+    texts = [_checked(text, row) for row, text in enumerate(values_of(column))]
     tokens: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
-        part = [
-            _checked(text, start + row) for row, text in enumerate(texts[start : start + _CHUNK])
-        ]
         encoded = tokenizer.encode(
-            part,
+            texts[start : start + _CHUNK],
             truncation=truncate,
             max_length=tokenizer.max_length if truncate else None,
             return_attention_mask=False,
@@ -102,23 +98,23 @@ def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> 
             verbose=False,
         )
         tokens += encoded["input_ids"]
-    if any(not text for text in tokens):
-        row = next(row for row, text in enumerate(tokens) if not text)
-        raise DataError(f"data.text: row {row} is empty: leave it out")
+    for row, text in enumerate(tokens):
+        if not text:
+            raise DataError(f"data.text: row {row} is empty: leave it out")
     return tokens
 
 
 def blocks_of(
     documents: Sequence[Sequence[int]], owners: Sequence[str], *, length: int
 ) -> tuple[list[list[int]], list[str]]:
-    """Join each owner's documents, in order, and cut them into blocks.
+    """Join each client's documents, in order, and cut them into blocks.
 
-    The last block of an owner may be shorter; one of a single token, which predicts nothing, is
-    left out.
+    The last block of a client may be shorter; one of a single token is left out, because it has no
+    next token to predict.
 
     Args:
       documents: tokens of each document.
-      owners: the client that each document belongs to.
+      owners: name of the client that each document belongs to.
       length: tokens of a block, >= 2.
 
     Returns:
@@ -127,15 +123,8 @@ def blocks_of(
     joined: dict[str, list[int]] = {}
     for document, owner in zip(documents, owners, strict=True):
         joined.setdefault(owner, []).extend(document)
-    pairs = [(block, owner) for owner, row in joined.items() for block in _cut(row, length)]
-    return [block for block, _ in pairs], [owner for _, owner in pairs]
-
-
-def _cut(tokens: list[int], length: int) -> Iterator[list[int]]:
-    for start in range(0, len(tokens), length):
-        block = tokens[start : start + length]
-        if len(block) > 1:
-            yield block
+    starts = [(o, i) for o, row in joined.items() for i in range(0, len(row) - 1, length)]
+    return [joined[o][i : i + length] for o, i in starts], [owner for owner, _ in starts]
 
 
 def _checked(text: object, row: int) -> str:

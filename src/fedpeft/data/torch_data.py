@@ -1,4 +1,4 @@
-"""Any torch data set as examples, for models and data of the user's own."""
+"""Any torch data set as a table of examples, for models and data of the user's own."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class TorchExamples:
     """A torch data set with a length, collated by a function.
 
     Attributes:
-      dataset: must be picklable, as must `collate`, where several workers are used.
-      collate: makes a batch of samples.
+      dataset: the data set; where several workers are used, it and `collate` must be picklable.
+      collate: function that makes a batch of samples.
     """
 
     dataset: Dataset[object]
@@ -46,8 +46,8 @@ class TorchExamples:
     def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
         """Collate; see `ExampleSet.batch`.
 
-        Random transforms of the data set draw from global generators: these are seeded for each
-        sample, so that a sample does not depend on its neighbours, and restored.
+        Random transforms of a data set draw from the global generators. These are seeded for each
+        sample, so that a sample does not depend on its neighbours, and restored afterwards.
         """
         if _is_fixed(self.dataset):
             return self.collate([self.dataset[int(index)] for index in indices])
@@ -72,15 +72,22 @@ def from_torch(
         from_torch(train, test, PartitionRequest(clients=20))
         from_torch({"site-a": train_a, "site-b": train_b}, test)
 
-    Names of classes are those of `train.classes`, or of its `ClassLabel` feature.
+    >>> train = TensorDataset(torch.randn(40, 5), torch.arange(40) % 2)
+    >>> data = fedpeft.from_torch(train, train, fedpeft.PartitionRequest("iid", clients=4))
+    >>> list(data.clients), data.num_labels
+    (['client-00', 'client-01', 'client-02', 'client-03'], 2)
+
+    Class names are those of `train.classes`, or of its `ClassLabel` feature.
 
     Args:
-      train: has a length and gives samples by index; or one such data set a client, by name.
-      test: the server's test data; or one data set a client, by name.
-      clients: rows of `train` by client name, or a partition to draw; None where `train` says it.
+      train: a data set with a length and samples by index, or a mapping from client names to such
+        data sets.
+      test: the server's test data, or a mapping from client names to their test data.
+      clients: a mapping from client names to rows of `train`, or a partition to draw; None where
+        `train` is a mapping from client names.
       collate: samples -> batch, a mapping of tensors with `labels`; None is `default_collate`.
-      labels: class of each training sample. None means that they are read from the samples where
-        these are classified (`labels` is one whole number a sample).
+      labels: class of each training sample. None means that classes are read from the samples, if
+        `labels` is one whole number for each sample.
 
     Raises:
       DataError: if a row is not in `train` or is given twice, or the partition is not possible.
@@ -89,8 +96,8 @@ def from_torch(
     test, test_parts = _joined(test)
     if (clients is None) == (parts is None):
         raise DataError(
-            "from_torch: say once who has which rows: train as a mapping from client names to data "
-            "sets, or clients="
+            "from_torch: found two divisions into clients, or none; allowed is one: pass train as "
+            "a mapping from client names to data sets, or clients="
         )
     examples = TorchExamples(train, collate or default_collate)
     known = _labels(examples) if labels is None else np.asarray(labels, np.int64)
@@ -117,7 +124,7 @@ def default_collate(samples: Sequence[object]) -> Batch:
     """Stack samples: dictionaries key by key, pairs (x, y) as `inputs` and `labels`.
 
     Raises:
-      DataError: if samples are neither.
+      DataError: if samples are neither dictionaries nor pairs.
     """
     first = samples[0]
     if isinstance(first, Mapping):
@@ -136,7 +143,7 @@ def _stack(values: Sequence[object]) -> Tensor:
 
 
 def _labels(examples: TorchExamples) -> npt.NDArray[np.int64] | None:
-    """Read the classes off the samples; None where they are not one whole number each."""
+    """Read the class of each sample; None where `labels` is not one whole number for each."""
     found = []
     with seeds.isolated(0):
         for index in range(len(examples)):
@@ -171,7 +178,10 @@ def _clients(
 
 
 def _joined(source: Source) -> tuple[Dataset[object], dict[str, npt.NDArray[np.int64]] | None]:
-    """Put the clients' data sets one after the other; the rows of each, where there are clients."""
+    """Concatenate the data sets of clients; return the result and each client's rows.
+
+    A single data set is returned as it is, with None for the rows.
+    """
     if not isinstance(source, Mapping):
         return source, None
     if not source or not all(len(part) for part in source.values()):  # type: ignore[arg-type]  # see above
@@ -192,7 +202,7 @@ def _parts(dataset: Dataset[object]) -> list[Dataset[object]]:
 
 
 def _label_names(dataset: Dataset[object]) -> tuple[str, ...]:
-    """Return the names of the classes that all parts agree on; () where there are none."""
+    """Return the class names on which all parts agree; () if there are none."""
     found = {_names_of(part) for part in _parts(dataset)}
     return found.pop() if len(found) == 1 else ()
 
@@ -204,5 +214,5 @@ def _names_of(dataset: Dataset[object]) -> tuple[str, ...]:
 
 
 def _is_fixed(dataset: Dataset[object]) -> bool:
-    """Whether samples are certainly the same every time."""
+    """Return whether samples are certain to be the same every time they are read."""
     return all(isinstance(part, TensorDataset) for part in _parts(dataset))

@@ -1,9 +1,9 @@
 """Transforms: a batch of uint8 pictures becomes `pixel_values`.
 
-    pad with black, crop, mirror (training: drawn for each example; else the centre)
+    pad with black, crop, mirror (training: at random for each example; else the centre crop)
     pixel_values = (pixels / white - mean) / std
 
-What is drawn for an example depends on the seed and the example's row, not on the batch around it.
+The random choices for an example depend on the seed and the example's row, not on the batch.
 Legend: B examples, H height, W width, C channels; h, w of the uncropped picture.
 """
 
@@ -28,14 +28,14 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class View:
-    """Everything between stored pixels and the model.
+    """The transform from stored pixels to the model's input.
 
     Attributes:
-      height: of the model's input, in pixels.
-      width: of the model's input, in pixels.
-      factor: on pixel values, before mean and deviation.
-      mean: one number a channel.
-      std: one number a channel, > 0.
+      height: height of the model's input, in pixels.
+      width: width of the model's input, in pixels.
+      factor: factor on pixel values, before mean and deviation.
+      mean: one number for each channel.
+      std: one number for each channel, > 0.
       pad: black pixels around the picture before a random crop; None means no random crop.
       flip: whether half of the pictures are mirrored in training.
     """
@@ -78,8 +78,9 @@ def view_of(spec: TransformSpec, inputs: ImageInput, pixels: Pixels) -> View:
 
     Args:
       spec: the experiment's transforms.
-      inputs: the model's.
-      pixels: whose white is known, and whose statistics `normalize = "dataset"` takes.
+      inputs: the form of the model's inputs.
+      pixels: the pictures; give the pixel value of white, and the statistics for
+        `normalize = "dataset"`.
 
     Raises:
       DataError: if `normalize` is unknown or has another number of channels than the model.
@@ -108,10 +109,10 @@ def apply_view(pixels_BhwC: Tensor, view: View, rows_B: Tensor, *, seed: int | N
     """Crop, mirror and normalise.
 
     Args:
-      pixels_BhwC: uint8.
-      view: what to do.
-      rows_B: each picture's row in its table, int64: draws are keyed by it.
-      seed: draws crops and mirroring; None takes the centre, unmirrored.
+      pixels_BhwC: the pictures, uint8.
+      view: the transform.
+      rows_B: row of each picture in its table, int64, on which its random choices depend.
+      seed: seed of random crops and mirroring; None takes the centre, unmirrored.
 
     Returns:
       float32 [B, C, H, W].
@@ -136,7 +137,8 @@ def apply_view(pixels_BhwC: Tensor, view: View, rows_B: Tensor, *, seed: int | N
 def pixel_statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation of each channel over all pictures, with white at 1.
 
-    Exact: from a histogram of the pixel values. A constant channel has deviation 1.
+    The numbers are exact, from a histogram of the pixel values. The deviation of a constant channel
+    is given as 1.
     """
     histogram: Tensor | None = None
     for start in range(0, len(pixels), _CHUNK):
@@ -153,16 +155,16 @@ def pixel_statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def _model_scale(inputs: ImageInput) -> float:
-    """Return what the model's rescaling makes of white: 1 for nearly all.
+    """Return the value of white after the model's rescaling: 1 for nearly all models.
 
-    Processors rescale pictures of 0 to 255; the bundled model's takes the digits' 0 to 16.
+    Processors rescale pictures of 0 to 255; that of the bundled model takes the digits' 0 to 16.
     """
     white = 16 if abs(inputs.rescale - 1 / 16) < 1e-9 else 255
     return inputs.rescale * white
 
 
 def _crop(padded: Tensor, corner: tuple[Tensor, Tensor], view: View, mirrored_B: Tensor) -> Tensor:
-    """Take [B, H, W, C] at each picture's corner, mirrored where asked."""
+    """Crop each picture at its corner, mirrored where `mirrored_B` is true; [B, H, W, C]."""
     rows_BH = corner[0][:, None] + torch.arange(view.height)
     ahead_W = torch.arange(view.width)
     steps_BW = torch.where(mirrored_B[:, None], ahead_W.flip(0), ahead_W)

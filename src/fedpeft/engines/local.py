@@ -1,15 +1,16 @@
-"""The local engine: all clients on this machine, in worker processes or in this one.
+"""The local engine: all clients run on this machine, in worker processes or in this process.
 
-    cohort ──passes──> blocks of consecutive positions ──> longest first ──> workers ──> replies,
-                                                                                     in any order
+    cohort ──passes──> blocks of consecutive passes ──> longest first ──> workers ──> replies,
+                                                                                   in any order
 
 Clients of a cohort are independent, and a turn is a pure function of its job, its client and that
-client's memory: neither the number of workers nor the size of a block changes a result. Who shares
-a pass follows from the cohort alone: consecutive positions that start from one broadcast.
+client's memory: neither the number of workers nor the size of a block changes a result. The cohort
+alone decides which clients share a pass: neighbours that start from the same broadcast.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,15 +59,15 @@ _Pass: TypeAlias = "tuple[_Item, ...]"
 _Answers: TypeAlias = "tuple[_Answer, ...]"
 
 _FAULTS = (FedpeftError, ValueError, LookupError, RuntimeError, OSError, MemoryError)
-"""What is a failure of a client, and not of the program."""
+"""Errors that count as a failure of the client instead of ending the run."""
 
 
 def passes_of(job: Job, clients_per_pass: int) -> list[tuple[str, ...]]:
-    """Divide a cohort into those who train in one pass: neighbours that start from one broadcast.
+    """Divide a cohort into passes: neighbours that start from the same broadcast train together.
 
     Args:
-      job: gives the cohort and what each client starts from.
-      clients_per_pass: at most so many, >= 1.
+      job: the job, with its cohort and the broadcasts.
+      clients_per_pass: largest number of clients in a pass, >= 1.
     """
     passes: list[tuple[str, ...]] = []
     for client in job.cohort:
@@ -80,7 +81,7 @@ def passes_of(job: Job, clients_per_pass: int) -> list[tuple[str, ...]]:
 
 
 def block_size(num_bytes: int, num_workers: int) -> int:
-    """Return how many turns are handed out together, by the bytes of one update."""
+    """Return the number of turns in a block, for an update of `num_bytes` bytes."""
     return max(num_workers, min(64, _BLOCK_BYTES // max(num_bytes, 1)))
 
 
@@ -89,13 +90,14 @@ class LocalEngine:
 
     Args:
       make_half: builds the client half; called once in every worker (after the fork), so that each
-        has trainable parameters of its own and all share the frozen ones.
-      data: gives every client its examples.
-      num_workers: processes; 1 means this process.
-      block: turns that are handed out together.
-      clients_per_pass: turns that a worker takes at once, where they start from one broadcast.
-      scorer: of the server's test set, for `evaluate`; the model must be the one that `make_half`
-        gives to its trainer.
+        worker has trainable parameters of its own and all share the frozen ones.
+      data: the federated data set.
+      num_workers: number of processes; 1 means this process.
+      block: number of turns that are distributed to the workers together.
+      clients_per_pass: largest number of turns that a worker computes together, where they start
+        from the same broadcast.
+      scorer: scorer of the server's test set, for `evaluate`; its model must be the one that
+        `make_half` gives to its trainer.
 
     Raises:
       EngineError: if the processes cannot be started.
@@ -119,11 +121,8 @@ class LocalEngine:
         self._clients_per_pass = clients_per_pass
         self._scorer = scorer
         self._board = _board(scorer) if scorer and num_workers > 1 else ()
-        work = _Work(make_half, data, scorer, self._board)
-        self._work = work
-        self._pool: WorkerPool[_Pass | range, _Answers | Evaluation] | None = None
-        if num_workers > 1:
-            self._pool = _start(work, num_workers)
+        self._work = _Work(make_half, data, scorer, self._board)
+        self._pool = _start(self._work, num_workers) if num_workers > 1 else None
 
     def clients(self) -> Sequence[str]:
         """Return the names of all clients."""
@@ -148,11 +147,11 @@ class LocalEngine:
                 yield answer.reply
 
     def evaluate(self, delta: Tensor, buffers: Tensor) -> Evaluation:
-        """Score the server's whole test set, side by side; the same for any number of workers.
+        """Score the server's whole test set on all workers; their number changes no result.
 
         Args:
           delta: flat, float32 [P].
-          buffers: the travelling ones, flat; of length 0 where there are none.
+          buffers: the buffers that are sent, flat; of length 0 where there are none.
 
         Raises:
           EngineError: if the engine was made without a scorer.
@@ -214,7 +213,7 @@ class LocalEngine:
 
 
 def _board(scorer: Scorer) -> tuple[Tensor, ...]:
-    """Return shared memory for a delta and its buffers, where all workers see what is evaluated."""
+    """Return shared memory for a delta and its buffers, from which all workers evaluate."""
     tuned = scorer.tuned
     sizes = (tuned.spec.num_params, tuned.buffer_spec.num_params)
     return tuple(torch.zeros(n).share_memory_() for n in sizes)  # type: ignore[no-untyped-call]  # torch's
@@ -230,39 +229,42 @@ def _start(work: _Work, num_workers: int) -> WorkerPool[_Pass | range, _Answers 
         ) from error
 
 
+@dataclass(frozen=True)
 class _Work:
-    """What a worker does: the turns of a pass, or an evaluation of some rows.
+    """The work of a worker: the turns of a pass, or the evaluation of some rows.
 
-    It builds its client half first: from then on, the model's trainable parameters are its own.
+    Attributes:
+      make_half: builds the client half of a process.
+      data: the federated data set.
+      scorer: scorer of the server's test set; None where nothing is evaluated.
+      board: the shared delta and buffers to evaluate; see `_board`.
     """
 
-    def __init__(
-        self,
-        make_half: Callable[[], ClientHalf],
-        data: Federated,
-        scorer: Scorer | None,
-        board: tuple[Tensor, ...],
-    ) -> None:
-        self._make_half = make_half
-        self._data = data
-        self._scorer, self._board = scorer, board
-        self._half: ClientHalf | None = None
+    make_half: Callable[[], ClientHalf]
+    data: Federated
+    scorer: Scorer | None
+    board: tuple[Tensor, ...]
+
+    @functools.cached_property
+    def half(self) -> ClientHalf:
+        """The client half of this process, built at the first use."""
+        return self.make_half()
 
     def __call__(self, items: _Pass | range) -> _Answers | Evaluation:
         if not isinstance(items, range):
             return self.take(items)
-        self._get_half()
-        assert self._scorer is not None
-        delta, buffers = self._board
-        self._scorer.load(delta, buffers)
-        return self._scorer.score(items)
+        _ = self.half  # built first: from then on the trainable parameters are this process's own
+        assert self.scorer is not None
+        delta, buffers = self.board
+        self.scorer.load(delta, buffers)
+        return self.scorer.score(items)
 
     def take(self, items: _Pass) -> _Answers:
-        """Take the turns of a pass; where it fails, those of its clients one by one."""
+        """Run the turns of a pass together; if that fails, run its clients one by one."""
         began = time.perf_counter()
         try:
             turns = [self._turn(item) for item in items]
-            taken = run_turns(self._get_half(), items[0].blob, turns)
+            taken = run_turns(self.half, items[0].blob, turns)
         except _FAULTS as error:
             logger.debug("%s failed", ", ".join(item.client for item in items), exc_info=True)
             if len(items) > 1:
@@ -274,11 +276,6 @@ class _Work:
             for item, (blob, memory) in zip(items, taken, strict=True)
         )
 
-    def _get_half(self) -> ClientHalf:
-        if self._half is None:
-            self._half = self._make_half()
-        return self._half
-
     def _turn(self, item: _Item) -> ClientTurn:
-        data = ClientData(self._data.train, self._data.clients[item.client])
+        data = ClientData(self.data.train, self.data.clients[item.client])
         return ClientTurn(item.round, item.client, data, item.memory, item.seed, item.version)

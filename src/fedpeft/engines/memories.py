@@ -1,6 +1,8 @@
-"""Memories of clients that an engine keeps for them: before and after the last turn.
+"""The memories of clients that an engine stores: before and after the last turn.
 
-committed 3  ->  { 3: memory before, 4: memory after }     the server says later which one counts
+    committed 3  ->  { 3: memory before, 4: memory after }
+
+With the next job, the server says which of the two counts.
 """
 
 from __future__ import annotations
@@ -15,17 +17,17 @@ __all__ = ["Memories"]
 
 
 class Memories:
-    """What clients kept, by client and by the number of the turn that left it."""
+    """The memories of clients, by client and by the number of the turn that stored them."""
 
     def __init__(self) -> None:
         self._kept: dict[str, dict[int, Memory]] = {}
 
     def get(self, client: str, committed: int) -> Memory:
-        """Return the memory that a client had after a turn; {} if it was never asked."""
+        """Return the memory that a client had after a turn; {} before its first turn."""
         return self._kept.get(client, {}).get(committed, {})
 
     def keep(self, client: str, memory: Memory, *, committed: int, turn: int) -> None:
-        """Keep the memory before and after a turn; older ones are dropped."""
+        """Store the memory after a turn, and drop all but this and the committed one."""
         before = self._kept.get(client, {}).get(committed)
         kept = {committed: before} if before is not None else {}
         self._kept[client] = {**kept, turn: memory}
@@ -39,7 +41,7 @@ class Memories:
         }
 
     def load(self, memories: Mapping[str, Tensor], committed: Mapping[str, int]) -> None:
-        """Take back what `dump` gave."""
+        """Restore the memories that `dump` returned."""
         self._kept = {}
         for name, tensor in memories.items():
             client, key = name.split("\n", 1)

@@ -1,8 +1,9 @@
-"""Evaluation of a server state, in parts that any process may take.
+"""Evaluation of a server state, in parts that any process can compute.
 
     delta, buffers ──> the model ──> spans of rows, each scored on one thread ──> joined in order
 
-A span holds whole batches: neither the number of workers nor who takes a span changes a bit.
+A span consists of whole batches, so that the number of workers and the distribution of spans among
+them do not change a single bit of the result.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 __all__ = ["Scorer", "make_scorer", "score_all"]
 
 _BATCH = {"cpu": 64, "cuda": 256}
-"""Examples a forward pass: on a CPU, activations of more leave its caches."""
+"""Examples per forward pass: on a CPU, the activations of more examples do not fit its caches."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What a process needs to score rows of the server's test set.
+    """The model, the data and the settings with which a process scores the server's test set.
 
     Attributes:
       tuned: the model; `load` writes into it.
       examples: the test set.
-      settings: give the device and the precision.
-      batch_size: examples a forward pass.
+      settings: settings of local training, with the device and the precision.
+      batch_size: examples per forward pass.
     """
 
     tuned: TunedModel
@@ -44,19 +45,19 @@ class Scorer:
     batch_size: int
 
     def spans(self) -> list[range]:
-        """Divide the test set: whole batches, at least as many rows as a chunk of a prefix."""
+        """Divide the test set into spans of whole batches, at least as long as a prefix's chunk."""
         step = self.batch_size * math.ceil(CHUNK / self.batch_size)
         total = len(self.examples)
         return [range(start, min(start + step, total)) for start in range(0, total, step)]
 
     def load(self, delta: Tensor, buffers: Tensor) -> None:
-        """Write a state's delta and travelling buffers, both flat, into the model."""
+        """Write the delta and the buffers of a server state, both flat, into the model."""
         write_delta(self.tuned, delta)
         if self.tuned.buffers:
             write_buffers(self.tuned, buffers)
 
     def score(self, rows: range) -> Evaluation:
-        """Score some rows with what was loaded."""
+        """Score some rows with the loaded state."""
         return evaluate(self.tuned, self.examples, self.settings, self.batch_size, rows)
 
 
@@ -66,7 +67,8 @@ def make_scorer(tuned: TunedModel, examples: ExampleSet, settings: LocalSettings
     Args:
       tuned: the model, or the rest of it where the examples are features.
       examples: the server's test set.
-      settings: of local training; the batch size is read where logits are as wide as a vocabulary.
+      settings: settings of local training; their batch size is used for language models, whose
+        logits are as wide as a vocabulary.
     """
     kind = torch.device(settings.device).type
     return Scorer(
@@ -81,9 +83,9 @@ def score_all(scorer: Scorer | None, delta: Tensor, buffers: Tensor) -> Evaluati
     """Score the whole test set in this process, with one thread.
 
     Args:
-      scorer: of the test set.
+      scorer: scorer of the test set.
       delta: flat, float32 [P].
-      buffers: the travelling ones, flat; of length 0 where there are none.
+      buffers: the buffers that are sent, flat; of length 0 where there are none.
 
     Raises:
       EngineError: if there is no scorer.

@@ -2,9 +2,9 @@
 
     parent ──(turn order)──> worker ──(answer)──> parent
 
-On Linux a worker is forked: it sees the parent's model and data without a copy and starts at
-once. Elsewhere it is spawned, and torch hands tensors over in shared memory. A worker without work
-gives freed memory back, and ends when its parent is gone, also after SIGKILL.
+On Linux a worker is forked: it shares the parent's model and data without a copy and starts at
+once. Elsewhere it is spawned, and torch passes tensors in shared memory. An idle worker returns
+freed memory to the system. A worker ends when its parent is gone, even after SIGKILL.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch.multiprocessing
 __all__ = ["Died", "WorkerPool", "one_thread"]
 
 _IDLE = 0.05
-"""Seconds without work after which a worker gives memory back."""
+"""Seconds without work after which a worker returns freed memory to the system."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -35,7 +35,7 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class Died:
-    """The worker ended while it worked on an item."""
+    """The outcome of an item whose worker process ended while working on it."""
 
     exit_code: int | None
 
@@ -49,7 +49,7 @@ class _Worker(Generic[In]):
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one torch thread inside the block: thread counts differ in the last bits."""
+    """Compute with one torch thread inside the block: the last bits depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -59,12 +59,12 @@ def one_thread() -> Iterator[None]:
 
 
 class WorkerPool(Generic[In, Out]):
-    """Some worker processes that apply one function to items.
+    """A pool of worker processes that apply one function to items.
 
     Args:
-      work: from an item to an answer; runs in the workers, with one torch thread. Each worker has
-        its own copy of whatever it changes.
-      num_workers: how many processes, >= 1.
+      work: item -> answer; runs in the workers, with one torch thread. What it changes is not
+        shared: each worker has its own copy.
+      num_workers: number of processes, >= 1.
     """
 
     def __init__(self, work: Callable[[In], Out], num_workers: int) -> None:
@@ -76,9 +76,9 @@ class WorkerPool(Generic[In, Out]):
             self._workers.append(self._start())
 
     def map(self, items: Sequence[In]) -> Iterator[tuple[In, Out | Died]]:
-        """Apply the function to all items, handing them out in order; answers come in any order.
+        """Apply the function to all items, started in order; answers arrive in any order.
 
-        A worker that dies gives `Died` for its item and is replaced.
+        If a worker dies, its item gets `Died` as the answer and the worker is replaced.
         """
         queue = list(reversed(items))
         for worker in self._workers:
@@ -94,7 +94,7 @@ class WorkerPool(Generic[In, Out]):
                 yield item, answer
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         for worker in self._workers:
             worker.pipe.close()
         for worker in self._workers:
@@ -117,7 +117,7 @@ class WorkerPool(Generic[In, Out]):
     def _give(self, worker: _Worker[In], queue: list[In]) -> None:
         worker.item = queue.pop() if queue else None
         if worker.item is not None:
-            with contextlib.suppress(OSError):  # a dead worker shows when its answer is read
+            with contextlib.suppress(OSError):  # a dead worker is noticed when its answer is read
                 worker.pipe.send(worker.item)
 
     def _take(self, worker: _Worker[In]) -> tuple[In, Out | Died]:
@@ -136,31 +136,31 @@ def _serve(
     foreign: Sequence[Connection[object, object]],
     parent: int,
 ) -> None:
-    """The life of a worker."""
+    """Run the loop of a worker: receive an item, send its answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         for other in foreign:
             other.close()
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     while True:
         try:
             if not pipe.poll(_IDLE):
-                _give_memory_back()
+                _return_memory()
             item = pipe.recv()
         except (EOFError, OSError):
             return
         pipe.send(work(item))  # type: ignore[arg-type]  # the parent sends items only
 
 
-def _give_memory_back() -> None:
-    """Hand freed memory to the system, which glibc would keep for this process."""
+def _return_memory() -> None:
+    """Return freed memory to the system, which glibc would keep for this process."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _follow(parent: int) -> None:
+def _end_with(parent: int) -> None:
     """End this process when its parent is gone."""
     while os.getppid() == parent:
         time.sleep(0.5)

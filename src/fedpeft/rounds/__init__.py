@@ -1,1 +1,1 @@
-"""One round: the client half and the server half, written once for every engine."""
+"""Rounds: the client half and the server half of a round, written once for every engine."""

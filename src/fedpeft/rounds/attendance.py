@@ -1,9 +1,9 @@
-"""Who takes part in a round: the call that a round settles.
+"""Attendance: which clients take part in a round, and how their turns will end.
 
-    gather    the clients that a cohort is drawn from, and when the round starts
-    attend    of the cohort: whose turns count, who fails and why, how long the round takes
+    gather    the clients from which a cohort is drawn, and when the round starts
+    attend    the turns of the cohort that count, the failures and their reasons, the round's length
 
-Without conditions everybody is there, everybody answers, and no clock runs.
+Without conditions all clients are available, all reply, and no clock runs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["Buffering", "Call", "Gathered", "attend", "gather", "simulated"]
 
 @dataclass(frozen=True)
 class Buffering:
-    """Options of buffered asynchronous training.
+    """The options of buffered asynchronous training.
 
     Attributes:
-      size: replies that make a round, K.
-      concurrency: turns that are under way at once.
-      exponent: an update that is s rounds old counts (1 + s)**-exponent.
-      max_staleness: older updates are not used; None: all are.
+      size: number of replies after which the server takes a step, K.
+      concurrency: number of turns that are under way at once.
+      exponent: an update that is s rounds old has the weight (1 + s)**-exponent.
+      max_staleness: age in rounds beyond which updates are not used; None: all are used.
     """
 
     size: int
@@ -40,16 +40,16 @@ class Buffering:
 
 @dataclass(frozen=True)
 class Call:
-    """One round's turns, before they are taken.
+    """The turns of one round, before they run.
 
     Attributes:
-      job: the turns that count; its cohort may be smaller than the call's.
-      cohort: all clients of the round, in order; each once.
-      absent: those of the cohort whose reply will not come, or not be used.
-      bytes_down: as encoded, all clients that were asked.
-      scales: client -> factor of its update, where it is not 1.
+      job: the turns whose replies count; its cohort may be smaller than the call's.
+      cohort: all clients of the round, in order, each once.
+      absent: the clients of the cohort without a usable reply, with the reasons.
+      bytes_down: bytes of the encoded broadcasts to all clients that got one.
+      scales: client -> factor of its update, where the factor is not 1.
       memory: parts of the server's memory that the call changes.
-      simulation: what the record says of simulated time.
+      simulation: entries of the record about simulated time.
     """
 
     job: Job
@@ -63,12 +63,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The clients that a cohort is drawn from, and when.
+    """The clients from which a cohort is drawn, and the time of the draw.
 
     Attributes:
-      clients: in the engine's order.
-      before: when the round before ended, in simulated seconds.
-      start: when the cohort is drawn; later than `before` if the server waited.
+      clients: the clients, in the engine's order.
+      before: end of the previous round, in simulated seconds.
+      start: time of the draw; later than `before` if the server waited for clients.
     """
 
     clients: Sequence[str]
@@ -79,18 +79,18 @@ class Gathered:
 def gather(
     conditions: Conditions | None, clients: Sequence[str], memory: Memory, least: int
 ) -> Gathered:
-    """Return the clients that a cohort is drawn from, and the simulated time of the draw.
+    """Return the clients from which a cohort is drawn, and the simulated time of the draw.
 
-    Where cohorts are drawn from available clients, the server waits until enough are there.
+    Where cohorts are drawn from available clients, the server waits until enough are available.
 
     Args:
-      conditions: None: all clients, at time 0.
-      clients: all.
-      memory: of the server; holds its clock.
-      least: how many clients to wait for, at least 1.
+      conditions: conditions of the run; None: all clients, at time 0.
+      clients: all clients.
+      memory: memory of the server, which holds its clock.
+      least: number of clients to wait for; 0 counts as 1.
 
     Raises:
-      RoundError: if so many clients are never available at once again.
+      RoundError: if that many clients are never available at the same time again.
     """
     if conditions is None:
         return Gathered(clients)
@@ -108,25 +108,25 @@ def gather(
 
 
 def attend(conditions: Conditions | None, job: Job, gathered: Gathered) -> Call:
-    """Decide how the turns of a synchronous round end, before they are taken.
+    """Decide how the turns of a synchronous round end, before they run.
 
     Args:
-      conditions: None: all turns end well.
-      job: asks the whole cohort.
-      gathered: says when the round starts.
+      conditions: conditions of the run; None: all turns end in a reply.
+      job: the job for the whole cohort.
+      gathered: the start of the round.
 
     Returns:
-      the call; its job asks only those whose replies count.
+      the call; its job has only the clients whose replies count.
     """
     if conditions is None:
         everything = sum(len(job.broadcast[client]) for client in job.cohort)
         return Call(job, job.cohort, bytes_down=everything)
     start = gathered.start
-    asked = [
+    outcomes = [
         outcome(conditions, client, job.round, start=start, bytes_down=len(job.broadcast[client]))
         for client in job.cohort
     ]
-    closed, end = close_round(asked, conditions.wanted, start=start)
+    closed, end = close_round(outcomes, conditions.enough, start=start)
     reached = [each.client for each in closed if each.end > start]
     kept = tuple(each.client for each in closed if not each.reason)
     return Call(
@@ -140,5 +140,5 @@ def attend(conditions: Conditions | None, job: Job, gathered: Gathered) -> Call:
 
 
 def simulated(before: float, end: float) -> dict[str, object]:
-    """Name what a record says of simulated time: of the round, and since the run began."""
+    """Return the entries of a record about simulated time: the round's, and since the run began."""
     return {"simulated_seconds": round(end - before, 6), "simulated_time": round(end, 6)}

@@ -1,4 +1,4 @@
-"""Buffered asynchronous training: the server steps whenever K replies are in.
+"""Buffered asynchronous training: the server takes a step whenever K replies have arrived.
 
     slots   1  ├── a ──┤├───── d ─────┤├─ ...      a turn starts from the newest server state;
             2  ├───── b ─────┤├── e ──┤├─ ...      when it ends, its slot goes to another client
@@ -8,11 +8,11 @@
 
     delta <- step(delta, sum_i n_i (1 + s_i)^-1/2 u_i / sum_i n_i),   s_i = steps since i started
 
-Turns end in the order of simulated time, and that order depends on messages, data and seeds, never
-on what is trained: a step first follows the clock, then computes exactly the turns that it uses.
-What is under way between two steps (who, since when, from which broadcast) is part of the server's
-memory. A client ends at most one turn a step; where too few clients are left to fill the buffer,
-the server steps with what it has.
+Turns end in the order of simulated time, which depends on messages, data and seeds, but not on the
+values that are trained. So a step first follows the clock, then computes exactly the turns that it
+uses. The turns under way between two steps (client, broadcast, end) are part of the server's
+memory. A client ends at most one turn in each step; where too few clients are left to fill the
+buffer, the server takes the step with the replies that it has.
 
 References:
   Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, AISTATS 2022.
@@ -21,7 +21,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,10 +47,10 @@ def advance(state: ServerState, plan: RoundPlan, engine: Engine) -> tuple[Server
 def run_buffered(
     state: ServerState, plan: RoundPlan, engine: Engine
 ) -> tuple[ServerState, RoundRecord]:
-    """Follow the clock to the server's next step, take the turns it uses, and step.
+    """Follow the clock to the server's next step, run the turns that it uses, and take the step.
 
-    The record's cohort are the clients whose turns ended, in the order in which they did; bytes
-    down are counted when a turn ends.
+    The record's cohort are the clients whose turns ended, in the order of their ends; the bytes of
+    a broadcast are counted when its turn ends.
 
     Raises:
       RoundError: if fewer than `plan.min_replies` clients gave a usable update.
@@ -64,13 +63,12 @@ def run_buffered(
     flight, ended = _until_full(step, unpack_flight(state.memory), before)
     call = _call(step, flight, ended, before)
     rest = dataclasses.replace(state, memory=without_flight(state.memory))
-    state, record = settle(rest, plan, engine, call)
-    return state, dataclasses.replace(record, seconds=time.perf_counter() - began)
+    return settle(rest, plan, engine, call, began=began)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What does not change while the clock runs to one step of the server."""
+    """The values that stay the same while the clock runs to one step of the server."""
 
     state: ServerState
     plan: RoundPlan
@@ -80,19 +78,19 @@ class _Step:
 
 
 def _until_full(step: _Step, flight: Flight, now: float) -> tuple[Flight, tuple[Turn, ...]]:
-    """Follow the clock until the buffer is full, or nobody is left to wait for.
+    """Follow the clock until the buffer is full, or no client is left to wait for.
 
-    All turns that end at one moment end before their slots are given away again.
+    All turns that end at the same time do so before new turns start in their slots.
 
     Returns:
-      what is under way then, and the turns that ended, in order.
+      the turns under way at that time, and the turns that ended, in order.
     """
     ended: list[Turn] = []
     while sum(1 for turn in ended if not turn.reason) < step.buffering.size:
         due = [turn for turn in flight.turns if turn.end <= now]
         if due:
             turn = min(due, key=_order)
-            ended.append(_judged(step, turn))
+            ended.append(_checked(step, turn))
             flight = dataclasses.replace(
                 flight, turns=tuple(each for each in flight.turns if each is not turn)
             )
@@ -109,8 +107,8 @@ def _order(turn: Turn) -> tuple[float, int, int]:
     return turn.end, turn.number, turn.place
 
 
-def _judged(step: _Step, turn: Turn) -> Turn:
-    """Give a turn that started too long ago a reason not to be used."""
+def _checked(step: _Step, turn: Turn) -> Turn:
+    """Return a turn; one that is too stale gets a reason not to be used."""
     limit = step.buffering.max_staleness
     staleness = step.state.round - turn.version
     if turn.reason or limit is None or staleness <= limit:
@@ -119,13 +117,13 @@ def _judged(step: _Step, turn: Turn) -> Turn:
 
 
 def _idle(step: _Step, flight: Flight, done: set[str]) -> tuple[str, ...]:
-    """List who may be asked: not under way, and without an ended turn since the last step."""
+    """Return the clients without a turn under way or one that ended since the last step."""
     busy = done | {turn.client for turn in flight.turns}
     return tuple(client for client in step.clients if client not in busy)
 
 
 def _refill(step: _Step, flight: Flight, now: float, done: set[str]) -> Flight:
-    """Give free slots to available clients, who start from the newest state."""
+    """Start turns of available clients in the free slots, from the newest server state."""
     free = step.buffering.concurrency - len(flight.turns)
     present = available(step.conditions, _idle(step, flight, done), now)
     count = min(free, len(present))
@@ -149,21 +147,17 @@ def _start(step: _Step, job: Job, place: int, now: float) -> Turn:
 
 
 def _next_moment(step: _Step, flight: Flight, now: float, done: set[str]) -> float | None:
-    """Return when something happens next: a turn ends, or somebody comes for a free slot."""
+    """Return the time of the next event: a turn ends, or a client becomes available for a slot."""
     moments = [turn.end for turn in flight.turns]
     idle = _idle(step, flight, done)
     if len(flight.turns) < step.buffering.concurrency and idle:
-        moments.append(_or_never(opening(step.conditions, idle, 1, now)))
-    coming = min(moments, default=math.inf)
-    return coming if math.isfinite(coming) else None
-
-
-def _or_never(moment: float | None) -> float:
-    return math.inf if moment is None else moment
+        opens = opening(step.conditions, idle, 1, now)
+        moments += [] if opens is None else [opens]
+    return min(moments, default=None)
 
 
 def _call(step: _Step, flight: Flight, ended: Sequence[Turn], before: float) -> Call:
-    """Write the call of the turns that ended; only those that count are asked of the engine."""
+    """Return the call for the turns that ended; the engine runs only those whose replies count."""
     now = max((turn.end for turn in ended), default=before)
     number = step.state.round + 1
     good = [turn for turn in ended if not turn.reason]

@@ -1,6 +1,6 @@
-"""The client's half of a round: bytes in, bytes out. The same code runs wherever a client lives.
+"""The client's half of a round, from bytes to bytes; the same code on every engine and at sites.
 
-broadcast bytes -> decode -> way-down stages -> local training -> way-up stages -> encode -> bytes
+broadcast -> decode -> stages (down) -> local training -> stages (up) -> encode -> reply
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ __all__ = ["PRIVATE_NOTES", "ClientHalf", "reply_notes", "run_turn", "run_turns"
 
 @dataclass(frozen=True)
 class ClientHalf:
-    """What a client needs to take its turns.
+    """The trainer, the stages and the delta's spec of a client.
 
     Attributes:
       trainer: local training.
       up: stages from client to server.
       down: stages from server to client.
-      spec: of the delta, checked on every broadcast.
-      private: nothing leaves outside the stages: weight 1, no metrics.
+      spec: spec of the delta, checked on every broadcast.
+      private: whether the reply holds nothing but the stages' output: its weight is 1, and it has
+        no metrics.
     """
 
     trainer: LocalTrainer
@@ -38,7 +39,7 @@ class ClientHalf:
 def run_turn(half: ClientHalf, broadcast: bytes, turn: ClientTurn) -> tuple[bytes, Memory]:
     """Take one turn: return the encoded reply and the client's new memory.
 
-    A memory that is empty means a client that was never asked before.
+    An empty memory means that this is the client's first turn.
 
     Raises:
       DeltaMismatchError: if the broadcast does not fit this client's model.
@@ -50,10 +51,10 @@ def run_turn(half: ClientHalf, broadcast: bytes, turn: ClientTurn) -> tuple[byte
 def run_turns(
     half: ClientHalf, broadcast: bytes, turns: Sequence[ClientTurn]
 ) -> list[tuple[bytes, Memory]]:
-    """Take the turns of clients that start from one broadcast, training them together.
+    """Take the turns of clients that start from the same broadcast, and train them together.
 
-    All else is each client's own: its memory, the stages, the reply. What a stage on the way down
-    makes of the broadcast must not depend on the turn.
+    Memory, stages and reply are each client's own. The output of a stage from server to client must
+    not depend on the turn.
 
     Raises:
       DeltaMismatchError: if the broadcast does not fit this client's model.
@@ -76,10 +77,10 @@ def _reply(
 
 
 def reply_notes(weight: float, metrics: Mapping[str, float]) -> dict[str, str]:
-    """Write what a reply says beside its tensors; always as long, so that a plan can count it."""
+    """Return a reply's weight and metrics as text of constant length, which plans can count."""
     figures = {"weight": weight} | {f"metric.{name}": value for name, value in metrics.items()}
     return {name: f"{value:+.9e}" for name, value in figures.items()}
 
 
 PRIVATE_NOTES: Mapping[str, str] = reply_notes(1.0, {})
-"""What a private reply says beside its tensors: the same words from every client."""
+"""The notes of a private reply, the same for every client."""

@@ -1,9 +1,9 @@
-"""The handshake: two sides describe themselves in words, and compare, before round 1.
+"""The handshake: server and site exchange and compare facts about themselves before round 1.
 
     facts      name -> a word or a digest: backbone, inputs, delta, labels, experiment, versions
-    compare    what the server has, what the site has -> the reasons why they do not fit
+    compare    facts of the server, facts of the site -> the reasons why they do not match
 
-Both sides use the same function: a server refuses a site, and a site refuses a server.
+Both sides use the same function: a server can refuse a site, and a site a server.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from fedpeft.tuning.tuned import TunedModel
 __all__ = ["VERSIONS", "compare", "label_fact", "model_facts", "read_facts", "write_facts"]
 
 VERSIONS = ("fedpeft", "torch", "transformers", "peft")
-"""Packages whose first two numbers must agree."""
+"""Packages whose version numbers must agree in the first two places."""
 
 _TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model")
 _LIMIT = 64 * 1024
 
 
 def model_facts(tuned: TunedModel) -> dict[str, str]:
-    """Describe a tuned model: backbone, preprocessing and delta, as digests.
+    """Describe a tuned model by digests of its backbone, preprocessing and delta.
 
-    `backbone` is a fingerprint of the frozen weights by their names; the delta's own start is no
-    part of it. `inputs` covers preprocessing and the tokenizer's files.
+    `backbone` is a fingerprint of the frozen weights by their names, without the initial values of
+    the delta. `inputs` covers preprocessing and the tokenizer's files.
     """
     frozen = {*tuned.parameters, *tuned.buffers}
     return {
@@ -46,7 +46,7 @@ def model_facts(tuned: TunedModel) -> dict[str, str]:
 
 
 def label_fact(names: Sequence[str] | None) -> str:
-    """Describe the classes: a digest of their names in order; "" where they are bare numbers."""
+    """Describe the classes by a digest of their names in order; "" where they have no names."""
     if names is None:
         return ""
     text = json.dumps(list(names), ensure_ascii=False)
@@ -54,11 +54,11 @@ def label_fact(names: Sequence[str] | None) -> str:
 
 
 def compare(expected: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
-    """Return why a site does not fit a server: one sentence each, [] if it fits.
+    """Return the reasons why a site does not match a server, one sentence each; [] if it matches.
 
     Args:
       expected: the server's facts.
-      facts: the site's; what it does not tell counts as different, but for labels.
+      facts: the site's facts; a missing fact counts as different, except for labels.
     """
     reasons = [
         f"{word}: the server has {_short(expected[key])}, the site {_short(facts.get(key, ''))}: "
@@ -84,15 +84,15 @@ def compare(expected: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
 
 
 def write_facts(facts: Mapping[str, str]) -> bytes:
-    """Encode facts for the way."""
+    """Encode facts as JSON."""
     return json.dumps(dict(facts), sort_keys=True).encode()
 
 
 def read_facts(blob: bytes) -> dict[str, str]:
-    """Decode facts.
+    """Decode the facts that `write_facts` encoded.
 
     Raises:
-      DeltaMismatchError: if these are no facts.
+      DeltaMismatchError: if the bytes hold no facts.
     """
     try:
         found = json.loads(blob) if len(blob) <= _LIMIT else None
@@ -100,7 +100,8 @@ def read_facts(blob: bytes) -> dict[str, str]:
         found = None
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise DeltaMismatchError(
-            f"handshake: {len(blob)} bytes are no table of words of at most {_LIMIT} bytes"
+            f"handshake: found {len(blob)} bytes that are no facts; allowed are a JSON object with "
+            f"texts as values, of at most {_LIMIT} bytes"
         )
     return {str(name): value for name, value in found.items()}
 
@@ -117,7 +118,7 @@ _MUST_AGREE: Mapping[str, tuple[str, str]] = {
 
 def _inputs_digest(inputs: InputSpec, folder: Path | None) -> str:
     described = dataclasses.asdict(inputs) if inputs is not None else {}
-    described.pop("folder", None)  # where the files lie differs, what they hold may not
+    described.pop("folder", None)  # the place of the files may differ, their contents may not
     digest = hashlib.sha256(json.dumps([type(inputs).__name__, described]).encode())
     if isinstance(inputs, TextInput) and folder is not None:
         found = [name for name in _TOKENIZER if (folder / name).is_file()]

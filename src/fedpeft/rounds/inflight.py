@@ -1,10 +1,11 @@
 """Turns under way, as a part of the server's memory.
 
-    flight.turns        a table as JSON: who, which turn, from which version, until when, which blob
-    flight.blob.<hash>  a broadcast as it was sent; turns that got the same one share it
+    flight.turns        a table as JSON: client, number, version, end and broadcast of each turn
+    flight.blob.<hash>  an encoded broadcast, shared by the turns that start from it
 
-A server's memory is named tensors, so a checkpoint holds all of this and a resumed run goes on with
-the same turns. Only broadcasts are kept: a turn is a pure function, taken when its reply is used.
+The server's memory consists of named tensors, so a checkpoint holds all of this and a resumed run
+continues with the same turns. Only broadcasts are stored: a turn is a pure function, which is
+computed when its reply is used.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Turn:
     """One turn under way.
 
     Attributes:
-      client: who takes it.
-      number: of the draw that chose the client; gives the turn's seed.
-      place: in that draw.
-      version: round of the server state that the turn started from.
-      end: when it ends, in simulated seconds.
+      client: name of the client.
+      number: number of the draw that selected the client; the turn's seed depends on it.
+      place: position of the client in that draw.
+      version: round of the server state from which the turn started.
+      end: end of the turn, in simulated seconds.
       reason: why there will be no reply; "" if there will be one.
-      blob: the broadcast, as encoded.
+      blob: the encoded broadcast.
     """
 
     client: str
@@ -50,11 +51,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Flight:
-    """All that is under way.
+    """All turns under way.
 
     Attributes:
-      turns: in the order in which they started.
-      draws: how often clients have been drawn.
+      turns: the turns, in the order in which they started.
+      draws: number of draws of clients so far.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -62,7 +63,7 @@ class Flight:
 
 
 def pack_flight(flight: Flight) -> Memory:
-    """Write what is under way as named tensors."""
+    """Return the turns under way as named tensors."""
     blobs = {hashlib.sha256(turn.blob).hexdigest(): turn.blob for turn in flight.turns}
     names = {blob: name for name, blob in blobs.items()}
     rows = [{**vars(turn), "blob": names[turn.blob]} for turn in flight.turns]
@@ -72,7 +73,7 @@ def pack_flight(flight: Flight) -> Memory:
 
 
 def unpack_flight(memory: Memory) -> Flight:
-    """Read what `pack_flight` wrote; nothing is under way before the first round."""
+    """Return the turns that `pack_flight` wrote; none before the first round."""
     if _TABLE not in memory:
         return Flight()
     table = json.loads(_as_bytes(memory[_TABLE]))
@@ -86,7 +87,7 @@ def unpack_flight(memory: Memory) -> Flight:
 
 
 def without_flight(memory: Memory) -> Memory:
-    """Return a memory without what is under way."""
+    """Return a memory without the turns under way."""
     return {name: tensor for name, tensor in memory.items() if not name.startswith(_PREFIX)}
 
 

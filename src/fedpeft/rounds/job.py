@@ -1,4 +1,4 @@
-"""What travels between the server half and an engine: jobs, replies, failures."""
+"""The interface between the server half and an engine: jobs, replies, failures."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Engine", "Failure", "Job", "Reply", "RunEngine"]
 
 @dataclass(frozen=True)
 class Job:
-    """One round, as an engine sees it.
+    """The work of one round for an engine.
 
     Attributes:
-      round: from 1.
-      cohort: the clients to ask, in order.
-      broadcast: client -> encoded message; clients that get the same share one object.
-      committed: client -> the last round whose reply the server took (0: none); a client goes on
-        from the memory that it had after that round.
+      round: number of the round, from 1.
+      cohort: the clients that take a turn, in order.
+      broadcast: client -> encoded message; clients with equal messages share one object.
+      committed: client -> number of its last turn whose reply the server accepted (0: none); the
+        client continues from the memory that it had after that turn.
       seed: the run's root seed.
-      turns: client -> number of its turn, where it is not the round's: it gives the turn's seed and
-        names the memory that the turn leaves.
+      turns: client -> number of its turn, where it differs from the round's. The turn's seed
+        depends on it, and the client's memory after the turn is stored under it.
       versions: client -> round of the server state that it starts from, where it is not the last.
     """
 
@@ -43,9 +43,9 @@ class Reply:
     """A client's answer.
 
     Attributes:
-      client: name.
+      client: name of the client.
       blob: the encoded message, as sent.
-      seconds: of the client's own work.
+      seconds: time of the client's own work.
     """
 
     client: str
@@ -55,33 +55,33 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that did not answer, or whose answer cannot be used."""
+    """A client without a usable reply, and the reason."""
 
     client: str
     reason: str
 
 
 class Engine(Protocol):
-    """Where clients live: the only seam between one machine and many."""
+    """The place where clients run: in this process, in workers, or on other machines."""
 
     def clients(self) -> Sequence[str]:
         """Return the names of all clients, in a fixed order."""
         ...
 
     def run(self, job: Job) -> Iterator[Reply | Failure]:
-        """Ask the cohort; one answer a client, in any order."""
+        """Run the turns of a cohort; yield one reply or failure for each client, in any order."""
         ...
 
 
 class RunEngine(Engine, Protocol):
-    """An engine that a whole run needs: it scores the server's test set, and can be resumed."""
+    """An engine for whole runs: it also scores the server's test set, and can be resumed."""
 
     def evaluate(self, delta: Tensor, buffers: Tensor) -> Evaluation:
         """Score the server's whole test set; the same numbers on every engine.
 
         Args:
           delta: flat, float32 [P].
-          buffers: the travelling ones, flat; of length 0 where there are none.
+          buffers: the buffers that are sent, flat; of length 0 where there are none.
         """
         ...
 
@@ -90,9 +90,9 @@ class RunEngine(Engine, Protocol):
         ...
 
     def restore(self, memories: Mapping[str, Tensor], committed: Mapping[str, int]) -> None:
-        """Take back what `memories` gave."""
+        """Restore the memories that `memories` returned."""
         ...
 
     def close(self) -> None:
-        """End what the engine started."""
+        """Stop everything that the engine started."""
         ...

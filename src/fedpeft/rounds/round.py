@@ -3,8 +3,8 @@
     choose cohort -> broadcast -> engine.run -> decode in cohort order -> combine -> finish -> apply
     └──────── a call ────────┘    └───────────────────────── settle ─────────────────────────────┘
 
-Replies arrive in any order and are taken in cohort order: floating-point sums depend on order, and
-the result of a round may not.
+Replies arrive in any order and are combined in cohort order, because floating-point sums depend on
+the order and the result of a round must not.
 """
 
 from __future__ import annotations
@@ -19,15 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedpeft.client.turns import (
-    BUFFERS,
-    DELTA,
-    ClientTurn,
-    Memory,
-    Payload,
-    part_of,
-    under,
-)
+from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Memory, Payload, part_of, under
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import DeltaMismatchError, RoundError
@@ -43,31 +35,31 @@ from fedpeft.wire.stages import Stage, decode_all, encode_all, finish_all
 __all__ = ["RoundPlan", "RoundRecord", "run_round", "settle", "turn_seed", "write_job"]
 
 _SAMPLER = "sampler."
-"""Where the server's memory holds what the sampler keeps."""
+"""Prefix of the sampler's memory in the server's memory."""
 
 _CHECKED = 100_000
-"""Clients up to which a cohort is checked name by name."""
+"""Number of clients up to which the names in a cohort are checked."""
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """What does not change from round to round.
+    """The settings of a run that are the same in every round.
 
     Attributes:
-      algorithm: how updates become a new delta.
-      sampler: chooses the cohorts.
-      spec: of the delta.
-      buffer_spec: of the travelling buffers.
+      algorithm: the federated algorithm.
+      sampler: selects the cohorts.
+      spec: spec of the delta.
+      buffer_spec: spec of the buffers that are sent.
       seed: the root seed.
       expected_cohort: mean size of a cohort.
-      asked: clients to ask in a round; 0: as many as `expected_cohort`.
+      cohort_size: number of clients to select in a round; 0: `expected_cohort`, rounded.
       up: stages from client to server.
       down: stages from server to client.
-      min_replies: fewer than this end the run; 0 where an empty round is legal.
-      conditions: the world that clients live in; None: everybody answers and no clock runs.
-      buffering: of buffered asynchronous training; None: rounds are synchronous.
-      client_specs: client -> spec of its delta, for those whose delta is not `spec`, such as
-        clients of another rank; the algorithm must know how to combine them.
+      min_replies: with fewer replies the run ends; 0 where an empty round is allowed.
+      conditions: simulated conditions of the clients; None: all clients reply and no clock runs.
+      buffering: options of buffered asynchronous training; None: rounds are synchronous.
+      client_specs: client -> spec of its delta, for clients whose delta is not `spec`, such as
+        clients with another rank; the algorithm must be able to combine them.
     """
 
     algorithm: Algorithm
@@ -76,7 +68,7 @@ class RoundPlan:
     buffer_spec: DeltaSpec
     seed: int
     expected_cohort: float
-    asked: int = 0
+    cohort_size: int = 0
     up: Sequence[Stage] = ()
     down: Sequence[Stage] = ()
     min_replies: int = 1
@@ -90,13 +82,13 @@ class RoundPlan:
         """Return a cohort: distinct clients, in order.
 
         Args:
-          clients: to choose from.
-          number: of the draw; in synchronous training, the round.
-          state: of the server; holds what the sampler keeps, and the secret root.
-          size: how many to ask; None: as in every round.
+          clients: the clients to choose from.
+          number: number of the draw; in synchronous training, the round.
+          state: state of the server, with the sampler's memory and the secret root.
+          size: number of clients to select; None: as in every round.
 
         Raises:
-          RoundError: if the sampler names a client twice, or one that is not there.
+          RoundError: if the sampler selects a client twice, or one that is not in `clients`.
         """
         memory = part_of(state.memory, _SAMPLER)
         cohort = tuple(self.sampler.draw(clients, memory, self._draw(number, state, size)))
@@ -109,35 +101,35 @@ class RoundPlan:
         return cohort
 
     def observe(self, state: ServerState, number: int, metrics: ClientMetrics) -> Memory:
-        """Return what the sampler keeps after a round, as a part of the server's memory."""
+        """Return the sampler's memory after a round, as a part of the server's memory."""
         before, draw = part_of(state.memory, _SAMPLER), self._draw(number, state, None)
         return under(_SAMPLER, self.sampler.observe(before, draw, metrics))
 
     def _draw(self, number: int, state: ServerState, size: int | None) -> Draw:
-        size = size or self.asked or round(self.expected_cohort)
+        size = size or self.cohort_size or round(self.expected_cohort)
         return Draw(number, size, self.seed, state.root)
 
     def spec_of(self, client: str) -> DeltaSpec:
-        """Return the spec of the delta that a client gets and sends."""
+        """Return the spec of the delta that a client receives and sends."""
         return self.client_specs.get(client, self.spec)
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one round was.
+    """The record of one round.
 
     Attributes:
-      round: from 1.
-      cohort: the clients that were asked, in order.
-      failures: client -> reason.
-      metrics: weighted means of the clients' own figures; evaluation is added by the caller.
+      round: number of the round, from 1.
+      cohort: the selected clients, in order.
+      failures: client -> reason why it has no usable reply.
+      metrics: weighted means of the clients' own metrics; evaluation is added by the caller.
       update_norm: L2 norm of the combined update.
-      bytes_down: as encoded, all clients of the cohort.
-      bytes_up: as encoded, all replies that came.
+      bytes_down: bytes of the encoded broadcasts, for all clients of the cohort.
+      bytes_up: bytes of all encoded replies that arrived.
       seconds: wall time of the round.
       norms: L2 norm of each decoded update, in cohort order.
-      signal_norm: L2 norm of the combined update before the stages' last step (such as noise).
-      simulation: what the simulated clock adds, by its names in the record; {} without one.
+      signal_norm: L2 norm of the combined update before the stages' `finish` (such as noise).
+      simulation: entries about simulated time, by their names in the record; {} without a clock.
     """
 
     round: int
@@ -156,7 +148,7 @@ class RoundRecord:
 def run_round(
     state: ServerState, plan: RoundPlan, engine: Engine
 ) -> tuple[ServerState, RoundRecord]:
-    """Run the round after `state.round` and return the new state and its record.
+    """Run the round after `state.round`; return the new state and the round's record.
 
     Raises:
       RoundError: if fewer than `plan.min_replies` clients gave a usable update.
@@ -168,20 +160,25 @@ def run_round(
     cohort = plan.choose(gathered.clients, number, state)
     context = RoundContext(number, cohort, plan.expected_cohort, plan.seed)
     call = attend(plan.conditions, write_job(state, plan, context), gathered)
-    state, record = settle(state, plan, engine, call)
-    return state, dataclasses.replace(record, seconds=time.perf_counter() - began)
+    return settle(state, plan, engine, call, began=began)
 
 
 def settle(
-    state: ServerState, plan: RoundPlan, engine: Engine, call: Call
+    state: ServerState, plan: RoundPlan, engine: Engine, call: Call, *, began: float
 ) -> tuple[ServerState, RoundRecord]:
-    """Have the turns of a call taken, combine what comes back, and return the new state.
+    """Run the turns of a call, combine the replies, and return the new state and the record.
+
+    Args:
+      state: of the server, before the round.
+      plan: of the run.
+      engine: runs the turns.
+      call: the turns of the round.
+      began: when the round began, as `time.perf_counter` gives it.
 
     Raises:
       RoundError: if fewer than `plan.min_replies` clients gave a usable update.
       EngineError: if the engine itself fails.
     """
-    began = time.perf_counter()
     job, cohort = call.job, call.cohort
     context = RoundContext(
         job.round, cohort, plan.expected_cohort, plan.seed, job.turns, state.root
@@ -198,6 +195,7 @@ def settle(
     moved = dataclasses.replace(
         state, memory={**memory, **call.memory, **learnt}, committed={**state.committed, **taken}
     )
+    after = plan.algorithm.apply(moved, update)
     record = RoundRecord(
         round=job.round,
         cohort=cohort,
@@ -211,17 +209,17 @@ def settle(
         signal_norm=signal_norm,
         simulation=call.simulation,
     )
-    return plan.algorithm.apply(moved, update), record
+    return after, record
 
 
 def turn_seed(root: int, round: int, client: str) -> int:
-    """Return the seed of everything random in one client's turn."""
+    """Return the seed of all randomness in one client's turn."""
     return seeds.derive(root, "turn", round, client)
 
 
 @dataclass
 class _Tally:
-    """Counts while replies stream by."""
+    """Running totals over the replies of a round."""
 
     failures: dict[str, str] = field(default_factory=dict)
     answered: list[str] = field(default_factory=list)
@@ -241,7 +239,7 @@ class _Tally:
         }
 
     def means(self) -> dict[str, float]:
-        """Return the weighted means of the clients' own figures."""
+        """Return the weighted means of the clients' own metrics."""
         total, sums = 0.0, dict[str, float]()
         for weight, figures in zip(self.weights, self.figures.values(), strict=True):
             total += weight
@@ -251,10 +249,10 @@ class _Tally:
 
 
 def write_job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job:
-    """Encode what each client gets; clients that get the same tensors share one message.
+    """Encode the broadcast to each client; clients with the same tensors share one message.
 
     Raises:
-      DeltaMismatchError: if the algorithm gives a client a delta that is not of its spec.
+      DeltaMismatchError: if the algorithm gives a client a delta that does not match its spec.
     """
     encoded: dict[Hashable, tuple[Payload, bytes]] = {}
     broadcast = {}
@@ -264,29 +262,29 @@ def write_job(state: ServerState, plan: RoundPlan, context: RoundContext) -> Job
         key = tuple((name, _identity(tensor)) for name, tensor in payload.items())
         if key not in encoded:
             sent, _ = encode_all(plan.down, payload, {}, _turn(context, client))
-            encoded[key] = payload, messages.encode(sent)  # alive, so that no id is used twice
+            encoded[key] = payload, messages.encode(sent)  # kept alive, so that no id is reused
         broadcast[client] = encoded[key][1]
     committed = {client: state.committed.get(client, 0) for client in context.cohort}
     return Job(context.round, context.cohort, broadcast, committed, plan.seed, context.turns)
 
 
 def _identity(tensor: Tensor) -> Hashable:
-    """Tell a live tensor, as it is now, from every other: changing it in place makes it another."""
+    """Return a key that is equal only for the same living tensor, not changed in place since."""
     return id(tensor), object() if tensor.is_inference() else tensor._version
 
 
 def _turn(context: RoundContext, client: str) -> ClientTurn:
-    """The server's view of a turn: everything but the client's data and memory."""
+    """Return a turn as the server knows it, without the client's data and memory."""
     number = context.turns.get(client, context.round)
     seed = turn_seed(context.seed, number, client)
     return ClientTurn(number, client, NO_DATA, {}, seed, context.round - 1)
 
 
 def _check_enough(plan: RoundPlan, call: Call) -> None:
-    """Refuse a round that is known to fail before anything of it is computed.
+    """Check that enough clients will reply, before any turn is computed.
 
     Raises:
-      RoundError: if fewer clients than needed will answer.
+      RoundError: if fewer clients than needed will reply.
     """
     if call.absent and len(call.job.cohort) < plan.min_replies:
         reasons = "; ".join(f"{each.client}: {each.reason}" for each in call.absent[:3])
@@ -298,7 +296,7 @@ def _check_enough(plan: RoundPlan, call: Call) -> None:
 
 
 def _aged(updates: Iterable[ClientUpdate], scales: Mapping[str, float]) -> Iterator[ClientUpdate]:
-    """Scale updates that started from an old server state; values of buffers stay as they are."""
+    """Scale the updates that started from an old server state; buffers are not scaled."""
     for update in updates:
         scale = scales.get(update.client, 1.0)
         if scale == 1.0:
@@ -311,7 +309,7 @@ def _aged(updates: Iterable[ClientUpdate], scales: Mapping[str, float]) -> Itera
 def _in_order(
     answers: Iterable[Reply | Failure], cohort: Sequence[str]
 ) -> Iterator[Reply | Failure]:
-    """Hold answers back until all of their predecessors in the cohort have come."""
+    """Yield answers in cohort order; each waits until all before it have arrived."""
     waiting: dict[str, Reply | Failure] = {}
     place = 0
     for answer in answers:
@@ -326,10 +324,10 @@ def _in_order(
 def _updates(
     answers: Iterable[Reply | Failure], plan: RoundPlan, context: RoundContext, tally: _Tally
 ) -> Iterator[ClientUpdate]:
-    """Decode and check answers one by one; what cannot be used becomes a failure.
+    """Decode and check answers one by one; unusable ones are counted as failures.
 
     Raises:
-      RoundError: at the end, if too few were usable.
+      RoundError: after the last answer, if too few were usable.
     """
     for answer in answers:
         if isinstance(answer, Failure):
@@ -355,7 +353,7 @@ def _updates(
 def _decode(
     reply: Reply, plan: RoundPlan, context: RoundContext
 ) -> tuple[ClientUpdate, dict[str, str], float]:
-    """Decode and check a reply; also give the L2 norm of its update."""
+    """Decode and check a reply; return the update, the notes and the update's L2 norm."""
     tensors, notes = messages.decode(reply.blob)
     payload: Payload = tensors
     if plan.up:
@@ -366,12 +364,12 @@ def _decode(
         plan.buffer_spec.check_flat(payload[BUFFERS])
     norms = {name: float(torch.linalg.vector_norm(tensor)) for name, tensor in payload.items()}
     for name, norm in norms.items():
-        # a finite norm has read every number; another may only have overflowed
+        # a finite norm shows that all numbers are finite; an infinite one may be an overflow
         if not math.isfinite(norm) and not bool(torch.isfinite(payload[name]).all()):
             raise ValueError(
                 f"{name} has numbers that are not finite (training diverged: lower client.lr)"
             )
     weight = float(notes.get("weight", "1"))
     if not 0 < weight < float("inf"):
-        raise ValueError(f"weight is {weight}, allowed is a finite number above 0")
+        raise ValueError(f"weight is {weight}; allowed is a finite number above 0")
     return ClientUpdate(reply.client, payload, weight, spec), notes, norms[DELTA]

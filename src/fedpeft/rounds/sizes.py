@@ -1,4 +1,4 @@
-"""The bytes of a message, counted on shapes alone."""
+"""The size of a message in bytes, from shapes alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["TYPICAL_NOTES", "wire_bytes"]
 
 
 TYPICAL_NOTES: Mapping[str, str] = reply_notes(1.0, {"loss": 0.0})
-"""What goes up beside the tensors; as long in every reply."""
+"""The notes of a reply; their length is the same in every reply."""
 
 
 def wire_bytes(
@@ -28,9 +28,9 @@ def wire_bytes(
     """Count the bytes of one message, as encoded, after stages.
 
     Args:
-      tuned: gives the payload's shapes; may be on the `meta` device.
-      stages: of one direction, in order.
-      notes: what the message says beside its tensors.
+      tuned: the tuned model, whose shapes are used; may be on the `meta` device.
+      stages: the stages of one direction, in order.
+      notes: the notes of the message.
     """
     with FakeTensorMode():  # shapes and types are followed, no number is computed
         payload: dict[str, Tensor] = {DELTA: torch.empty(tuned.spec.num_params)}

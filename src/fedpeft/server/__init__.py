@@ -1,1 +1,1 @@
-"""What the server does: choosing clients, combining updates, the algorithms."""
+"""The server's work: choosing clients, combining updates, the algorithms."""

@@ -8,7 +8,7 @@
     fedadagrad ...                      v <- v + u^2
                delta <- delta + lr m / (sqrt(v) + tau)
 
-Buffers are never optimised: their weighted mean is set. Under privacy the sum is divided by a
+Buffers are not optimised: each is set to its weighted mean. Under privacy the sum is divided by a
 constant of the run (`constant_denominator`): the noise is scaled for it, and a sum divided by fewer
 clients would move further than the noise hides.
 
@@ -116,10 +116,10 @@ def fedadagrad(*, lr: float = 0.01, beta1: float = 0.0, tau: float = 1e-3) -> Al
 
 
 def _check(name: str, value: float, *, above: bool = False, below: float = math.inf) -> None:
-    """Refuse an option outside of 0 to `below`; with `above`, 0 is outside too.
+    """Check that an option lies within 0 to `below`; with `above`, 0 is not allowed either.
 
     Raises:
-      ConfigError: naming the option and what is allowed.
+      ConfigError: with the option and its allowed range.
     """
     if not (value > 0 if above else value >= 0) or not value < below:
         low = "above 0" if above else "0"
@@ -148,11 +148,11 @@ def _adaptive(
 def _algorithm(
     optimise: Optimise, start: Callable[[Tensor], Memory] = lambda delta_P: {}
 ) -> Algorithm:
-    """Build an algorithm from what one step does with a mean update.
+    """Build an algorithm from the optimiser step that it takes with a mean update.
 
     Args:
       optimise: the step.
-      start: from the delta before round 1 to the memory before round 1.
+      start: delta before round 1 -> memory before round 1.
     """
 
     def init(delta: Tensor, buffers: Tensor) -> ServerState:
@@ -174,11 +174,11 @@ def _broadcast(state: ServerState, client: str) -> Payload:
 
 
 def weighted_mean(updates: Iterable[ClientUpdate], context: RoundContext) -> Update:
-    """Add updates to one running sum as they come, and divide by the weight that came.
+    """Return the weighted mean of updates, added to one running sum as they arrive.
 
     Raises:
-      RoundError: if no update came.
-      DeltaMismatchError: if clients sent deltas of different shapes: their mean has no meaning.
+      RoundError: if no update arrived.
+      DeltaMismatchError: if clients sent deltas of different shapes, which have no mean.
     """
     delta: Tensor | None = None
     buffers, weight = _EMPTY, 0.0
@@ -206,8 +206,8 @@ def weighted_mean(updates: Iterable[ClientUpdate], context: RoundContext) -> Upd
 def constant_denominator(algorithm: Algorithm, spec: DeltaSpec) -> Algorithm:
     """Return the algorithm with a mean that divides by the expected cohort, a constant of the run.
 
-    Every update counts once, whatever weight it claims; a round in which nobody answered gives
-    zeros, which are noised like any other sum.
+    Every update counts once, whatever weight it claims; a round without replies gives zeros, to
+    which noise is added like to any other sum.
     """
 
     def combine(updates: Iterable[ClientUpdate], context: RoundContext) -> Update:

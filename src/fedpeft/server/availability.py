@@ -1,12 +1,12 @@
-"""Client stability: who can be asked, who answers, and when the server knows.
+"""Client stability: which clients are available, which reply, and when a turn ends.
 
-    asked ──download──compute──upload──> reply          time runs in simulated seconds
+    selected ──download──compute──upload──> reply       time runs in simulated seconds
       │        └── breaks off ──> dropped out           (server/clock.py)
       │        └── takes too long ──> missed the deadline
-      └── not there ──> not available                   (server/traces.py)
+      └── away ──> not available                        (server/traces.py)
 
-How a turn ends depends on the seed, the clock and the sizes of messages and data, never on what
-is trained. It is known before any work is done, so only turns that count are computed.
+How a turn ends depends on the seed, the clock and the sizes of messages and data, not on the values
+that are trained. It is known before any work is done, so only turns that count are computed.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ NOT_NEEDED = "not needed: enough others answered first"
 
 @dataclass(frozen=True)
 class Conditions:
-    """The world that clients live in.
+    """The simulated conditions under which clients work.
 
     Attributes:
       seed: the root seed of the run.
-      examples: client -> examples that a turn trains on, all epochs together.
-      bytes_up: of a reply, as encoded.
-      costs: of the simulated clock.
+      examples: client -> number of examples that a turn trains on, over all epochs.
+      bytes_up: size of an encoded reply, in bytes.
+      costs: costs of a turn in simulated time.
       dropout: probability that a turn breaks off, in [0, 1).
-      deadline: longest turn that is waited for, in simulated seconds; None: the server waits.
-      wanted: replies that end a synchronous round; the others are not needed. None: all.
+      deadline: longest turn that the server waits for, in simulated seconds; None: no limit.
+      enough: number of replies that ends a synchronous round; later ones are not needed. None: all.
       trace: when clients are available; None: always.
       from_available: draw cohorts from the clients that are available, instead of from all.
     """
@@ -59,7 +59,7 @@ class Conditions:
     costs: Costs = field(default_factory=Costs)
     dropout: float = 0.0
     deadline: float | None = None
-    wanted: int | None = None
+    enough: int | None = None
     trace: Trace | None = None
     from_available: bool = False
 
@@ -69,8 +69,8 @@ class Outcome:
     """How one turn ends.
 
     Attributes:
-      client: who took it.
-      end: when the server knows, in simulated seconds since the beginning of the run.
+      client: name of the client.
+      end: time at which the server learns how it ended, in simulated seconds since the run began.
       reason: why there is no reply; "" if there is one.
     """
 
@@ -82,17 +82,17 @@ class Outcome:
 def outcome(
     conditions: Conditions, client: str, turn: int, *, start: float, bytes_down: int
 ) -> Outcome:
-    """Return how a turn ends; whatever happens first decides.
+    """Return how a turn ends: in a reply, a dropout or a missed deadline, whichever is first.
 
     A turn that breaks off does so at a moment drawn uniformly over its length, and the server
-    notices at once; a client that leaves while it works has dropped out.
+    notices at once; a client that becomes unavailable during its turn has dropped out.
 
     Args:
-      conditions: of the run.
-      client: who is asked.
-      turn: number of the turn; gives its random draws.
-      start: when the client is asked.
-      bytes_down: of the broadcast, as encoded.
+      conditions: conditions of the run.
+      client: name of the client.
+      turn: number of the turn, on which its random draws depend.
+      start: time of the broadcast, in simulated seconds.
+      bytes_down: size of the encoded broadcast, in bytes.
     """
     trace, seed = conditions.trace, conditions.seed
     until = available_until(trace, client, start) if trace else math.inf
@@ -112,21 +112,21 @@ def outcome(
 
 
 def close_round(
-    outcomes: Sequence[Outcome], wanted: int | None, *, start: float
+    outcomes: Sequence[Outcome], enough: int | None, *, start: float
 ) -> tuple[tuple[Outcome, ...], float]:
-    """End a synchronous round at the `wanted`-th reply, or when all turns have ended.
+    """End a synchronous round once enough replies have arrived, or when all turns have ended.
 
     Args:
-      outcomes: of all turns that began at `start`, in cohort order.
-      wanted: replies that are enough; None: all.
-      start: of the round.
+      outcomes: outcomes of all turns that began at `start`, in cohort order.
+      enough: number of replies that ends the round; None: all.
+      start: beginning of the round, in simulated seconds.
 
     Returns:
-      the outcomes in the same order, those who came too late to be needed with a reason; and when
-      the round ended.
+      the outcomes in the same order, with a reason for replies that are not needed; and the time at
+      which the round ended.
     """
     replies = sorted((each for each in outcomes if not each.reason), key=lambda each: each.end)
-    enough = len(outcomes) if wanted is None else wanted
+    enough = len(outcomes) if enough is None else enough
     if len(replies) < enough:
         return tuple(outcomes), max((each.end for each in outcomes), default=start)
     end = replies[enough - 1].end if enough else start
@@ -155,20 +155,18 @@ def opening(
       None if that never happens.
     """
     trace = conditions.trace
-    if trace is None or len(available(conditions, clients, time)) >= count:
+    if trace is None:
         return time if len(clients) >= count else None
-    limit = math.inf if trace.period is None else time + trace.period
-    while time <= limit:
+    limit = time + (trace.period or math.inf)
+    while math.isfinite(time) and time <= limit:
+        if len(available(conditions, clients, time)) >= count:
+            return time
         later = [_later(trace, client, time) for client in clients]
         time = min((moment for moment in later if moment is not None), default=math.inf)
-        if math.isfinite(time) and len(available(conditions, clients, time)) >= count:
-            return time
-        if not math.isfinite(time):
-            return None
     return None
 
 
 def _later(trace: Trace, client: str, time: float) -> float | None:
-    """Return when a client comes back that is away at `time`, or after it leaves the next time."""
+    """Return when a client next becomes available: after `time`, or after its present interval."""
     until = available_until(trace, client, time)
     return next_opening(trace, client, time if until is None else until)

@@ -1,11 +1,11 @@
-"""The simulated clock: how many seconds a turn would take on a client's own device and link.
+"""The simulated clock: the seconds that a turn would take on a client's own device and link.
 
     seconds = (bytes_down / down + examples / (rate * speed) + bytes_up / up) * slowdown
                download            compute                     upload
 
 Links and speed are a client's own and stay the same for the whole run; the slowdown is drawn anew
-for every turn. Nothing here waits: simulated seconds are counted, not spent. Every draw is a
-function of the root seed and a path of words, so a run can be replayed, with any number of workers.
+for every turn. Simulated seconds are only counted; nothing waits for them. Every random draw is a
+function of the root seed and a path of words, so a run can be repeated with any number of workers.
 
 References:
   Lai et al., FedScale: Benchmarking Model and System Performance of Federated Learning at Scale,
@@ -41,7 +41,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Stragglers:
-    """How much longer than usual a turn takes, at random.
+    """The distribution of the factor by which a turn takes longer than usual.
 
     Attributes:
       kind: `none`; `lognormal`, exp(shape z) with z standard normal, median 1; `pareto`,
@@ -56,15 +56,15 @@ class Stragglers:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a turn costs in simulated time.
+    """The costs of a turn in simulated time.
 
     Attributes:
-      rate: examples that a client of speed 1 trains on in a second, > 0.
-      down: bytes that a link of speed 1 brings to the client in a second, > 0.
-      up: bytes that it takes to the server in a second, > 0.
+      rate: examples per second on which a client of speed 1 trains, > 0.
+      down: download rate of a link of speed 1, in bytes per second, > 0.
+      up: upload rate of a link of speed 1, in bytes per second, > 0.
       speed_spread: deviation of the logarithm of the clients' computing speeds, >= 0; 0: all equal.
-      link_spread: the same of their links.
-      stragglers: slowdown of single turns.
+      link_spread: deviation of the logarithm of the speeds of their links, >= 0.
+      stragglers: distribution of the slowdown of single turns.
     """
 
     rate: float = 100.0
@@ -77,12 +77,12 @@ class Costs:
 
 @dataclass(frozen=True)
 class Work:
-    """What one turn asks of a client.
+    """The work of one turn.
 
     Attributes:
-      examples: trained on, all epochs together.
-      bytes_down: of the broadcast, as encoded.
-      bytes_up: of the reply, as encoded.
+      examples: number of examples trained on, over all epochs.
+      bytes_down: size of the encoded broadcast.
+      bytes_up: size of the encoded reply.
     """
 
     examples: int
@@ -94,10 +94,10 @@ def turn_seconds(costs: Costs, work: Work, client: str, turn: int, *, seed: int)
     """Return how long a turn takes, in simulated seconds from the broadcast to the reply.
 
     Args:
-      costs: of all clients.
-      work: of this turn.
-      client: whose speed and link count.
-      turn: number of the turn; gives the slowdown.
+      costs: costs of all clients.
+      work: work of this turn.
+      client: name of the client, on which speed and link depend.
+      turn: number of the turn, on which the slowdown depends.
       seed: the root seed of the run.
     """
     speed = _factor(costs.speed_spread, seed, "speed", client)

@@ -1,10 +1,10 @@
-"""Samplers: which clients a round asks.
+"""Samplers: which clients take part in a round.
 
     draw      (clients, memory, this draw) -> the cohort, in order
-    observe   (memory, this draw, each client's own figures) -> the new memory
+    observe   (memory, this draw, each client's own metrics) -> the new memory
 
-What a sampler learns from round to round is in the server's memory, and so in its checkpoint: an
-interrupted run that resumes asks the same clients.
+A sampler's memory is part of the server's memory, and so of its checkpoint: an interrupted run that
+resumes selects the same clients.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of a cohort.
+    """The parameters of one draw of a cohort.
 
     Attributes:
-      round: from 1.
-      size: how many clients to ask.
+      round: number of the round, from 1.
+      size: number of clients to draw.
       seed: the run's root seed.
-      root: the server's secret root, where it has one: for cohorts that nobody else may know.
+      root: the server's secret root, where it has one, for cohorts that must stay secret.
     """
 
     round: int
@@ -51,11 +51,7 @@ class Draw:
 
 
 ClientMetrics = Mapping[str, Mapping[str, float]]
-"""client -> name -> figure: what the clients that answered say of their own training."""
-
-
-def _remember_nothing(memory: Memory, draw: Draw, metrics: ClientMetrics) -> Memory:
-    return memory
+"""client -> metric -> value, as reported by the clients that replied."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +62,11 @@ class Sampler:
       draw: (clients, memory, draw) -> the cohort: distinct clients, in order. It must depend on
         its arguments alone; take randomness from `seeds.generator(draw.seed, ..., draw.round)`.
       observe: (memory, draw, metrics) -> memory, after each round; {} before the first.
-      looks: whether it depends on what clients answer. Under privacy that is refused: epsilon
-        counts a schedule that is known beforehand.
-      secret: whether cohorts are drawn from the server's secret, and stand in no record.
+      secret: whether cohorts are drawn from the server's secret root; records leave them out.
     """
 
     draw: Callable[[Sequence[str], Memory, Draw], Sequence[str]]
-    observe: Callable[[Memory, Draw, ClientMetrics], Memory] = _remember_nothing
-    looks: bool = False
+    observe: Callable[[Memory, Draw, ClientMetrics], Memory] = lambda memory, draw, metrics: memory
     secret: bool = False
 
 
@@ -87,10 +80,10 @@ def fixed() -> Sampler:
 
 
 def poisson(probability: float) -> Sampler:
-    """Draw each client by its own secret coin; cohorts may be empty.
+    """Draw each client independently and in secret (Poisson sampling); cohorts may be empty.
 
     Args:
-      probability: of each client, in (0, 1]; what amplification by sampling counts on.
+      probability: probability of each client, in (0, 1]; privacy amplification relies on it.
     """
 
     def draw(clients: Sequence[str], memory: Memory, draw: Draw) -> Sequence[str]:
@@ -101,7 +94,7 @@ def poisson(probability: float) -> Sampler:
 
 
 def sampler_of(choose: Sampler | Callable[[Sequence[str], int], Sequence[str]]) -> Sampler:
-    """Make a sampler of a plain function (clients, round) -> cohort; a sampler stays as it is."""
+    """Return a sampler for a plain function (clients, round) -> cohort, or a sampler unchanged."""
     if isinstance(choose, Sampler):
         return choose
     return Sampler(lambda clients, memory, draw: choose(clients, draw.round))
@@ -110,7 +103,7 @@ def sampler_of(choose: Sampler | Callable[[Sequence[str], int], Sequence[str]]) 
 def fixed_cohort(clients: Sequence[str], size: int, *, seed: int, round: int) -> tuple[str, ...]:
     """Draw `size` of the clients uniformly without replacement.
 
-    The draw depends on root seed and round alone: every tuning method meets the same clients.
+    The draw depends on root seed and round alone, so every tuning method gets the same clients.
 
     Raises:
       ConfigError: if there are fewer clients than `size`.
@@ -127,13 +120,13 @@ def fixed_cohort(clients: Sequence[str], size: int, *, seed: int, round: int) ->
 def poisson_cohort(
     clients: Sequence[str], probability: float, *, root: Tensor, round: int
 ) -> tuple[str, ...]:
-    """Draw each client by its own secret coin; a cohort may be empty.
+    """Draw each client independently and in secret; a cohort may be empty.
 
     Args:
-      clients: all, in a fixed order.
-      probability: of each client, in (0, 1].
+      clients: all clients, in a fixed order.
+      probability: probability of each client, in (0, 1].
       root: the server's secret root [32].
-      round: from 1.
+      round: number of the round, from 1.
     """
     coins = uniform(root, len(clients), "cohort", round)
     return tuple(clients[place] for place in np.flatnonzero(coins < probability).tolist())

@@ -1,4 +1,4 @@
-"""What the server knows between two rounds, and what a round is told."""
+"""The server's state between rounds, and the types of its algorithms."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from fedpeft.core.deltas import DeltaSpec
 __all__ = ["Algorithm", "ClientUpdate", "RoundContext", "ServerState", "Update"]
 
 
-def _no_root() -> Tensor:
-    return torch.empty(0, dtype=torch.uint8)
+_NO_ROOT = torch.empty(0, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """Everything of the server that survives a round.
+    """The state that the server carries from round to round.
 
     Attributes:
-      round: rounds done; 0 before the first.
+      round: number of rounds done; 0 before the first.
       delta: the global delta, flat [P].
-      buffers: the global floating buffers, flat; empty where none travel.
-      memory: of the algorithm and of the stages' server halves.
-      committed: client -> the last round whose reply of this client was taken.
-      root: the server's secret root [32] of noise and cohorts; empty where it needs none. It
-        stays in the checkpoint: never in a record, a message, an export or a printed state.
+      buffers: the global floating-point buffers, flat; empty where none are sent.
+      memory: memory of the algorithm, the sampler, the clock and the stages' server halves.
+      committed: client -> number of the last turn whose reply the server accepted.
+      root: the server's secret root [32] of noise and cohorts; empty where none is needed. It is
+        stored in the checkpoint only, never in a record, a message, an export or a printed state.
     """
 
     round: int
@@ -37,20 +36,20 @@ class ServerState:
     buffers: Tensor
     memory: Memory = field(default_factory=dict)
     committed: Mapping[str, int] = field(default_factory=dict)
-    root: Tensor = field(default_factory=_no_root, repr=False)
+    root: Tensor = field(default=_NO_ROOT, repr=False)
 
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What the functions of one round may know.
+    """The facts of one round that its functions may use.
 
     Attributes:
-      round: from 1.
-      cohort: the clients that were asked, in order.
-      expected_cohort: how many clients a round asks on average (the denominator under privacy).
+      round: number of the round, from 1.
+      cohort: the selected clients, in order.
+      expected_cohort: mean size of a cohort (the denominator under privacy).
       seed: the run's root seed.
-      turns: client -> number of its turn, where it is not the round's.
-      root: the server's secret root [32]; empty where it needs none.
+      turns: client -> number of its turn, where it differs from the round's.
+      root: the server's secret root [32]; empty where none is needed.
     """
 
     round: int
@@ -58,7 +57,7 @@ class RoundContext:
     expected_cohort: float
     seed: int
     turns: Mapping[str, int] = field(default_factory=dict)
-    root: Tensor = field(default_factory=_no_root, repr=False)
+    root: Tensor = field(default=_NO_ROOT, repr=False)
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,11 @@ class ClientUpdate:
     """One decoded reply.
 
     Attributes:
-      client: name.
+      client: name of the client.
       payload: `delta` (an update, flat [P]) and perhaps `buffers` (values).
-      weight: of this client in the mean, > 0.
-      spec: of the update, as this client was asked for it; the same for all unless clients differ.
+      weight: weight of this client in the mean, > 0.
+      spec: spec of the update; the same for all clients unless the plan gives them specs of their
+        own.
     """
 
     client: str
@@ -85,7 +85,7 @@ class Update:
     Attributes:
       delta: flat [P]; the weighted mean of the clients' updates.
       buffers: flat; the weighted mean of the clients' buffers, or empty.
-      weight: the sum of the weights that answered.
+      weight: sum of the weights of the replies.
     """
 
     delta: Tensor
@@ -98,11 +98,11 @@ class Algorithm:
     """A federated algorithm: four functions, no memory of its own.
 
     Attributes:
-      init: from delta and buffers to the state before round 1.
-      broadcast: what a client gets.
-      combine: a stream of updates, in cohort order, into one.
-      apply: the new state after an update; counts the round.
-      prox_mu: weight of the proximal term that its clients add to their loss, >= 0.
+      init: (delta, buffers) -> the state before round 1.
+      broadcast: (state, client) -> the payload for a client.
+      combine: (updates in cohort order, context) -> the combined update.
+      apply: (state, update) -> the new state, with one more round counted.
+      prox_mu: weight of the proximal term in the clients' loss, >= 0.
     """
 
     init: Callable[[Tensor, Tensor], ServerState]

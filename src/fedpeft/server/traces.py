@@ -1,14 +1,14 @@
-"""Availability traces: when each client can be asked, in simulated seconds.
+"""Availability traces: when each client is available, in simulated seconds.
 
     client,from,to           {"client": "client-3", "from": 0, "to": 3600}
-    client-3,0,3600          one line an interval                 (csv, jsonl)
+    client-3,0,3600          one line for each interval           (csv, jsonl)
     client-3,7200,9000
 
-An interval holds its beginning and not its end. A client joins with its first interval and leaves
-with its last; one without an interval never takes part. With a period the trace repeats.
+An interval includes its beginning but not its end. A client without an interval never takes part.
+With a period the trace repeats.
 
-The bundled pattern `phones` is synthetic: phones that are asked while they charge at night, most
-within three time zones, a week long.
+The bundled pattern `phones` is synthetic: a week of phones in three time zones, which are available
+while they charge, mostly at night.
 
 References:
   Bonawitz et al., Towards Federated Learning at Scale: System Design, MLSys 2019, Sec. 9 (phones
@@ -48,8 +48,8 @@ class Trace:
     """When clients are available.
 
     Attributes:
-      intervals: client -> (from, to) in simulated seconds, sorted, apart from each other.
-      period: the trace repeats after so many seconds; None: it does not.
+      intervals: client -> (from, to) in simulated seconds, sorted and disjoint.
+      period: seconds after which the trace repeats; None: it does not.
     """
 
     intervals: Mapping[str, tuple[Interval, ...]]
@@ -57,7 +57,7 @@ class Trace:
 
 
 def available_until(trace: Trace, client: str, time: float) -> float | None:
-    """Return when the availability of a client ends that holds at `time`; None if it is away."""
+    """Return the end of a client's availability at `time`; None if it is away then."""
     for start, end in _around(trace, client, time):
         if start <= time < end:
             return end
@@ -65,7 +65,7 @@ def available_until(trace: Trace, client: str, time: float) -> float | None:
 
 
 def next_opening(trace: Trace, client: str, time: float) -> float | None:
-    """Return the first moment from `time` on at which a client is available; None: never again."""
+    """Return the first time from `time` on when a client is available; None if there is none."""
     for start, end in _around(trace, client, time):
         if time < end:
             return max(start, time)
@@ -78,7 +78,7 @@ def read_trace(file: Path, clients: Sequence[str], period: float | None = None) 
     Args:
       file: `.csv` with a heading line, or `.jsonl`; columns or keys `client`, `from`, `to`.
       clients: names of all clients.
-      period: repeat after so many seconds; nothing may end later.
+      period: seconds after which the trace repeats; no interval may end later. None: no repetition.
 
     Raises:
       ConfigError: if the file cannot be read, or names an unknown client.
@@ -92,20 +92,22 @@ def read_trace(file: Path, clients: Sequence[str], period: float | None = None) 
             )
         found.setdefault(client, []).append(interval)
     if not found:
-        raise ConfigError(f"{file}: the trace has no interval; nobody would ever be available")
+        raise ConfigError(
+            f"{file}: the trace has no interval, so no client would ever be available"
+        )
     return Trace({client: _merged(intervals) for client, intervals in found.items()}, period)
 
 
 def phones(clients: Iterable[str], *, seed: int) -> Trace:
-    """Return a synthetic week of phones: available at night, while they charge; it repeats.
+    """Return a synthetic trace of phones, available while they charge; it repeats every week.
 
-    A phone begins to charge around 22:30 of its own time (deviation 1.2 hours between phones, half
-    an hour between nights), for about 7 hours (deviation 1.2), is forgotten one night in ten, and
-    is charged for 40 minutes on one day in three. Time zones are 0, 1 and 2 hours behind. Second 0
-    is a midnight.
+    A phone starts to charge around 22:30 of its own time (deviation 1.2 hours between phones, half
+    an hour between nights), for about 7 hours (deviation 1.2). It is not charged on one night in
+    ten, and charged for 40 more minutes on one day in three. Time zones are 0, 1 and 2 hours
+    behind. Second 0 is a midnight.
 
     Args:
-      clients: names.
+      clients: names of the clients.
       seed: the root seed of the run.
     """
     return Trace({client: _merged(_nights(client, seed)) for client in clients}, 7 * DAY)
@@ -130,7 +132,7 @@ def _nights(client: str, seed: int) -> Iterator[Interval]:
 
 
 def _wrapped(start: float, end: float) -> Iterator[Interval]:
-    """Cut an interval at the end of the week; what is left over belongs to its beginning."""
+    """Split an interval at the end of the week; the rest continues at the week's beginning."""
     week = 7 * DAY
     begins = start % week
     ends = begins + end - start
@@ -140,7 +142,7 @@ def _wrapped(start: float, end: float) -> Iterator[Interval]:
 
 
 def _around(trace: Trace, client: str, time: float) -> Iterator[Interval]:
-    """Yield a client's intervals that may hold or follow `time`; those that touch are joined."""
+    """Yield a client's intervals around and after `time`; those that touch are joined."""
     own = trace.intervals.get(client, ())
     if trace.period is None:
         yield from own

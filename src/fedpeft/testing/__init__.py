@@ -1,12 +1,12 @@
-"""Conformance suites: what a stage, an algorithm, a method ... must keep, as functions for pytest.
+"""Conformance suites: the laws of a stage, an algorithm, a method ..., as functions for pytest.
 
     from fedpeft import testing
 
     def test_my_stage():
         testing.check_stage(my_stage(fraction=0.1))
 
-Each function raises `AssertionError` that names the law that is broken. The suites are those that
-`fedpeft` runs over its own parts.
+Each function raises an `AssertionError` that names the broken law. `fedpeft` runs the same suites
+over its own parts.
 """
 
 from fedpeft.testing.algorithms import check_algorithm

@@ -1,4 +1,4 @@
-"""What every algorithm keeps."""
+"""The laws of every algorithm."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ __all__ = ["check_algorithm"]
 
 
 def check_algorithm(algorithm: Algorithm) -> None:
-    """Check the laws of an algorithm: on updates, and in whole rounds.
+    """Check the laws of an algorithm, on updates and in whole rounds.
 
-    The state is tensors and counts its rounds; arguments stay as they are; the order in which
-    replies come changes nothing; a run goes on from any of its states; every client matters.
+    The state consists of tensors and counts its rounds; arguments are not modified; the order in
+    which replies arrive changes nothing; a run can resume from any of its states; every client's
+    update changes the result.
+
+    >>> from fedpeft.server.algorithms import fedavg
+    >>> check_algorithm(fedavg(lr=0.5))
+
+    Args:
+      algorithm: the algorithm.
 
     Raises:
-      AssertionError: naming the law that does not hold.
+      AssertionError: if a law does not hold; the message names it.
     """
     model = make_tuned()
     start = algorithm.init(read_delta(model), read_buffers(model))
@@ -49,8 +56,8 @@ def check_algorithm(algorithm: Algorithm) -> None:
     spec.check_flat(combined.delta)
     after = algorithm.apply(start, combined)
     same = all(torch.equal(u.payload[DELTA], b) for u, b in zip(updates, before, strict=True))
-    assert same, "combine: it changes the updates it is given"
-    assert torch.equal(start.delta, delta_before), "apply: it changes the state it is given"
+    assert same, "combine: it modifies its updates"
+    assert torch.equal(start.delta, delta_before), "apply: it modifies its state"
     assert after.round == 1, "apply: it does not count the round"
     spec.check_flat(after.delta)
     assert bool(torch.isfinite(after.delta).all()), "apply: the new delta is not finite"
@@ -63,19 +70,21 @@ def check_algorithm(algorithm: Algorithm) -> None:
 def _check_everyone_matters(
     algorithm: Algorithm, updates: list[ClientUpdate], context: RoundContext
 ) -> None:
-    """Leave one client out, and something changes: no client is ignored, and none is all."""
+    """Check that leaving out any client changes the result."""
     whole = algorithm.combine(iter(updates), context).delta
     for left_out in updates:
         rest = [update for update in updates if update is not left_out]
         part = algorithm.combine(iter(rest), context).delta
-        assert not torch.equal(whole, part), f"combine: {left_out.client} does not matter"
+        assert not torch.equal(whole, part), (
+            f"combine: the update of {left_out.client} changes nothing"
+        )
 
 
 def _check_rounds(algorithm: Algorithm) -> None:
     data, plan = make_data(), make_plan(algorithm)
     straight, _ = run_rounds(plan, make_engine(data))
     backwards, _ = run_rounds(plan, make_engine(data), change=lambda answers: answers[::-1])
-    assert same_state(straight, backwards), "the order in which replies come changes a run"
+    assert same_state(straight, backwards), "the order in which replies arrive changes a run"
     halfway, _ = run_rounds(plan, make_engine(data), 1)
     resumed, _ = run_rounds(plan, make_engine(data), 2, state=halfway)
     assert same_state(straight, resumed), "a run that resumes differs from one in one go"

@@ -1,4 +1,4 @@
-"""What every engine keeps."""
+"""The laws of every engine."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ __all__ = ["check_engine"]
 
 
 def check_engine(make: Callable[[Callable[[], ClientHalf], Federated], Engine]) -> None:
-    """Check that an engine gives the rounds of the local engine, bit for bit.
+    """Check that an engine computes the same rounds as the local engine, bit for bit.
 
-    Three rounds, plain, with half precision, and with a stage that keeps a memory at each client.
+    Three rounds run without a stage, with half precision, and with a stage that has a memory at
+    each client.
+
+    >>> from fedpeft.engines.local import LocalEngine
+    >>> check_engine(LocalEngine)
 
     Args:
       make: (builder of the client half, data of all clients) -> the engine; it need not be closed.
 
     Raises:
-      AssertionError: naming the law that does not hold.
+      AssertionError: if a law does not hold; the message names it.
     """
     data = make_data()
     for up in ((), (float16(),), (top_k(0.3),)):
@@ -41,7 +45,7 @@ def check_engine(make: Callable[[Callable[[], ClientHalf], Federated], Engine]) 
         found, others = run_rounds(plan, engine)
         for mine, theirs in zip(others, records, strict=True):
             assert not mine.failures, f"{name}: clients failed: {dict(mine.failures)}"
-            assert mine.cohort == theirs.cohort, f"{name}: another cohort was asked"
+            assert mine.cohort == theirs.cohort, f"{name}: another cohort was selected"
             assert mine.bytes_up == theirs.bytes_up, f"{name}: other bytes were sent"
-            assert mine.metrics == theirs.metrics, f"{name}: other figures came"
+            assert mine.metrics == theirs.metrics, f"{name}: other metrics were reported"
         assert same_state(found, expected), f"{name}: another state than the local engine's"

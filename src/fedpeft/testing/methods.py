@@ -1,4 +1,4 @@
-"""What every tuning method keeps."""
+"""The laws of every tuning method."""
 
 from __future__ import annotations
 
@@ -25,18 +25,23 @@ def check_method(
 ) -> None:
     """Check the laws of a tuning method on a small model.
 
-    Two builds with one seed are equal; exactly the delta requires gradients; what is read is what
-    was written; a step moves the delta and nothing else; resolving options twice changes nothing.
+    Two builds with the same seed are equal; the delta and nothing else requires gradients; a delta
+    that is written is read back unchanged; a training step changes the delta and nothing else;
+    resolving options twice equals resolving them once.
+
+    >>> from fedpeft.tuning.methods import METHODS
+    >>> check_method(METHODS["bias"], name="bias")
 
     Args:
-      method: the row.
-      name: as experiments write it.
-      options: of the method.
-      load: makes the model; by default a vision transformer of 8 x 8 pictures and 10 classes.
+      method: the method.
+      name: name of the method in experiments.
+      options: options of the method.
+      load: function that returns a model; by default a vision transformer for pictures of 8 x 8
+        pixels and 10 classes.
       batch: a batch for that model; by default four random pictures.
 
     Raises:
-      AssertionError: naming the law that does not hold.
+      AssertionError: if a law does not hold; the message names it.
     """
     make = load or _tiny_vit
     request = TuningRequest(name, options or {}, seed=1, rule=method)

@@ -1,9 +1,9 @@
-"""A model and a federation of a few dozen numbers, on which whole rounds take milliseconds."""
+"""A tiny model and federation, on which whole rounds take milliseconds."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "make_tuned",
     "run_rounds",
     "same_state",
+    "same_tensors",
 ]
 
 
@@ -70,8 +71,8 @@ class Points:
     """A table of points and labels.
 
     Attributes:
-      x: [N, 5].
-      labels: [N], int64.
+      x: the points, [N, 5].
+      labels: class of each point, int64 [N].
     """
 
     x: Tensor
@@ -81,13 +82,13 @@ class Points:
         return len(self.labels)
 
     def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
-        """Return the points at some places."""
+        """Return the points and labels of some rows."""
         index = torch.as_tensor(list(indices))
         return {"x": self.x[index], "labels": self.labels[index]}
 
 
 def make_data(num_clients: int = 6) -> Federated:
-    """Make clients of 3, 7, 11, ... points, whose labels a linear rule gives."""
+    """Make clients with 3, 7, 11, ... points, labelled by a linear rule."""
     generator = torch.Generator().manual_seed(0)
     sizes = [3 + 4 * i for i in range(num_clients)]
     x = torch.randn(sum(sizes), 5, generator=generator)
@@ -99,7 +100,7 @@ def make_data(num_clients: int = 6) -> Federated:
 
 
 def make_tuned(*, norm: bool = False, dropout: float = 0.2, seed: int = 3) -> TunedModel:
-    """Make the model; everything of it trains."""
+    """Make the model; all of its parameters are trained."""
     keys = DropoutKeys()
     with seeds.isolated(seed):
         model = _Net(keys, norm=norm, dropout=dropout)
@@ -123,13 +124,13 @@ def make_tuned(*, norm: bool = False, dropout: float = 0.2, seed: int = 3) -> Tu
 def make_settings(**changes: object) -> LocalSettings:
     """Return two epochs of SGD with batches of 4, with changes."""
     chosen = {"epochs": 2, "batch_size": 4, "optimizer": OptimizerSettings(lr=0.1), **changes}
-    return LocalSettings(**chosen)  # type: ignore[arg-type]  # as the caller says
+    return LocalSettings(**chosen)  # type: ignore[arg-type]  # the caller's own settings
 
 
 def make_half(
     up: Sequence[Stage] = (), settings: LocalSettings | None = None, *, norm: bool = False
 ) -> ClientHalf:
-    """Build the client half of this world."""
+    """Build the client half of the tiny model."""
     model = make_tuned(norm=norm)
     return ClientHalf(local_trainer(model, settings or make_settings()), up, (), model.spec)
 
@@ -137,7 +138,7 @@ def make_half(
 def make_engine(
     data: Federated, up: Sequence[Stage] = (), *, num_workers: int = 1, block: int = 64
 ) -> LocalEngine:
-    """Start a local engine over this world's clients."""
+    """Start a local engine for the clients of `make_data`."""
     half = functools.partial(make_half, tuple(up))
     return LocalEngine(half, data, num_workers=num_workers, block=block)
 
@@ -145,7 +146,7 @@ def make_engine(
 def make_plan(
     algorithm: Algorithm | None = None, up: Sequence[Stage] = (), *, cohort: int = 4, seed: int = 1
 ) -> RoundPlan:
-    """Make the plan of rounds that ask `cohort` clients each."""
+    """Make a plan of rounds with `cohort` clients each."""
     model = make_tuned()
     return RoundPlan(
         algorithm or fedavg(), fixed(), model.spec, model.buffer_spec, seed, float(cohort), up=up
@@ -154,7 +155,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Changed:
-    """An engine whose answers to one job pass through a function."""
+    """An engine that passes the answers to each job through a function."""
 
     engine: Engine
     change: Callable[[list[Reply | Failure]], Iterable[Reply | Failure]]
@@ -177,11 +178,11 @@ def run_rounds(
     """Run some rounds.
 
     Args:
-      plan: of the rounds.
-      engine: where the clients live.
-      rounds: how many.
-      state: to start from; None: the one before round 1.
-      change: what happens to a round's answers before the server sees them.
+      plan: the plan of the rounds.
+      engine: the engine that runs the clients.
+      rounds: number of rounds.
+      state: state to start from; None: the one before round 1.
+      change: function that is applied to a round's answers before the server gets them.
     """
     model = make_tuned()
     now = state or plan.algorithm.init(read_delta(model), read_buffers(model))
@@ -193,10 +194,14 @@ def run_rounds(
 
 
 def same_state(one: ServerState, two: ServerState) -> bool:
-    """Whether two states are equal, bit for bit."""
+    """Return whether two states are equal, bit for bit."""
     return (
         torch.equal(one.delta, two.delta)
         and torch.equal(one.buffers, two.buffers)
-        and one.memory.keys() == two.memory.keys()
-        and all(torch.equal(one.memory[name], two.memory[name]) for name in one.memory)
+        and same_tensors(one.memory, two.memory)
     )
+
+
+def same_tensors(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Return whether two memories hold equal tensors under the same names."""
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

@@ -1,1 +1,1 @@
-"""What happens between client and server: stages, encoding, bytes."""
+"""What lies between client and server: stages, the encoding of messages, privacy accounting."""

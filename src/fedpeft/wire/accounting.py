@@ -1,7 +1,7 @@
-"""The privacy loss of a run, for the sampling that really runs.
+"""The privacy loss of a run, for the sampling that is really used.
 
-    poisson    rounds x (each client by a coin of probability q, Gaussian noise z C on the sum)
-    without    uses x (Gaussian noise z C), uses = how often the busiest client is asked
+    poisson    rounds x (each client with probability q, Gaussian noise z C on the sum)
+    others     uses x (Gaussian noise z C), uses = most turns of any one client
 
 Epsilon comes from privacy loss distributions (PLD), which are tight, with Renyi accounting (RDP) as
 a check. Adjacent data sets differ in what one client (one example) adds: its clipped part, or
@@ -38,12 +38,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Mechanism:
-    """What is repeated.
+    """The mechanism that is repeated in a run.
 
     Attributes:
-      noise_multiplier: deviation of the noise over the clip bound, >= 0.
-      sampling: probability q of taking part, by a secret coin; None claims no amplification.
-      distance: how far one contribution moves the sum, in clip bounds.
+      noise_multiplier: deviation of the noise, in units of the clip bound, >= 0.
+      sampling: probability q of taking part, drawn in secret; None claims no amplification.
+      distance: largest change of the sum by one contribution, in units of the clip bound.
     """
 
     noise_multiplier: float
@@ -55,8 +55,8 @@ def epsilon_of(mechanism: Mechanism, uses: int, delta: float) -> float:
     """Return epsilon after `uses` rounds, by PLD; infinite without noise.
 
     Args:
-      mechanism: what is repeated.
-      uses: rounds under sampling, else how often one client (example) took part.
+      mechanism: the mechanism that is repeated.
+      uses: number of rounds under sampling, else the turns of one client (uses of one example).
       delta: in (0, 1).
     """
     return _epsilon(mechanism, uses, delta, kind="pld")
@@ -72,7 +72,7 @@ def calibrate(mechanism: Mechanism, uses: int, delta: float, epsilon: float) -> 
     """Return the smallest noise multiplier (to 0.1 %) that spends at most `epsilon`.
 
     Args:
-      mechanism: its own noise multiplier is not read.
+      mechanism: the mechanism; its own noise multiplier is ignored.
       uses: as for `epsilon_of`.
       delta: in (0, 1).
       epsilon: the target, > 0.
@@ -107,7 +107,7 @@ def gaussian_deviation(epsilon: float, delta: float, sensitivity: float) -> floa
 
 
 def author_deviation(epsilon: float, delta: float, bound: float) -> float:
-    """Return the noise of the paper's code, with epsilon inside the root: it guarantees nothing."""
+    """Return the noise of the paper's code (epsilon inside the root), which guarantees nothing."""
     return 2 * bound * math.sqrt(2 * math.log(1.25 / delta) / epsilon)
 
 
@@ -117,7 +117,7 @@ def _epsilon(mechanism: Mechanism, uses: int, delta: float, *, kind: str) -> flo
         return 0.0
     if mechanism.noise_multiplier == 0:
         return math.inf
-    logging.getLogger("absl").setLevel(logging.ERROR)  # RDP tells of orders that it leaves out
+    logging.getLogger("absl").setLevel(logging.ERROR)  # RDP warns of the orders that it leaves out
     effective = mechanism.noise_multiplier / mechanism.distance
     amplified = mechanism.sampling is not None and mechanism.sampling < 1
     sampling = mechanism.sampling if amplified else None
@@ -135,7 +135,7 @@ def _epsilon(mechanism: Mechanism, uses: int, delta: float, *, kind: str) -> flo
 
 
 def _pld_epsilon(effective: float, sampling: float | None, uses: int, delta: float) -> float:
-    """Compose and read off; n Gaussians are one Gaussian whose noise is smaller by sqrt(n)."""
+    """Return epsilon by PLD; n Gaussians equal one Gaussian with noise smaller by sqrt(n)."""
     if sampling is None:
         loss = _loss(effective / math.sqrt(uses), None)
     else:
@@ -145,7 +145,7 @@ def _pld_epsilon(effective: float, sampling: float | None, uses: int, delta: flo
 
 @functools.lru_cache(maxsize=8)
 def _loss(effective: float, sampling: float | None) -> PrivacyLossDistribution:
-    """Return the privacy loss distribution of one use: made once, then composed for each round."""
+    """Return the privacy loss distribution of one use, cached for all numbers of uses."""
     from dp_accounting.pld import privacy_loss_distribution as losses
 
     return losses.from_gaussian_mechanism(effective, sampling_prob=sampling or 1.0)

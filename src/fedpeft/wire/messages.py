@@ -1,9 +1,9 @@
-"""Messages: a payload as the bytes that are sent, and counted.
+"""Messages: the encoding of a payload as bytes, which are sent and counted.
 
     8 bytes length | JSON header: names, types, shapes, notes | tensors        (safetensors)
 
-Both directions and every engine use this one encoding, so a count of bytes is a count of what is
-sent. A flat delta costs about a hundred bytes of framing.
+Both directions and every engine use this one encoding, so counts of bytes are exact. The header of
+a flat delta takes about a hundred bytes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def encode(payload: Payload, notes: Mapping[str, str] | None = None) -> bytes:
 
 
 def decode(blob: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Decode what `encode` made, into tensors and notes.
+    """Decode the bytes of `encode` into tensors and notes.
 
     The tensors are views of the bytes, so that combining a thousand replies costs no more than
-    reading them. Bytes do not change: work on a copy, or into another tensor.
+    reading them. They must not be written to: copy a tensor before changing it in place.
 
     Raises:
       DeltaMismatchError: if the bytes are not a whole message.
@@ -58,12 +58,12 @@ def decode(blob: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _views(header: Mapping[str, Any], blob: bytes, start: int) -> dict[str, Tensor]:
-    """Make a tensor of each entry of a header, over the bytes where they are.
+    """Return a tensor for each entry of a header, as a view of the message's bytes.
 
     Raises:
-      ValueError: if the entries do not cover all bytes, each once.
+      ValueError: if the entries do not cover all bytes exactly once.
     """
-    _take_warning()
+    _silence_warning()
     tensors, offset = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
         dtype, shape = _TYPES[entry["dtype"]], entry["shape"]
@@ -77,13 +77,13 @@ def _views(header: Mapping[str, Any], blob: bytes, start: int) -> dict[str, Tens
         offset = end
         tensors[name] = _view(blob, dtype, size, start + begin).view(shape)
     if start + offset != len(blob):
-        raise ValueError(f"{len(blob) - start} bytes of tensors came, {offset} were announced")
+        raise ValueError(f"found {len(blob) - start} bytes of tensors, its header claims {offset}")
     return tensors
 
 
 @functools.cache
-def _take_warning() -> None:
-    """Have torch say once, and to nobody, that tensors over bytes must not be written to."""
+def _silence_warning() -> None:
+    """Trigger and suppress torch's warning, given once, that views of bytes are not writable."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.frombuffer(bytes(1), dtype=torch.uint8)
@@ -98,7 +98,7 @@ def _view(blob: bytes, dtype: torch.dtype, count: int, offset: int) -> Tensor:
 
 
 def encoded_size(payload: Payload, notes: Mapping[str, str] | None = None) -> int:
-    """Return the length of `encode(payload, notes)` in bytes; works on the `meta` device too."""
+    """Return the length of `encode(payload, notes)` in bytes, from shapes and types alone."""
     data = sum(tensor.numel() * tensor.element_size() for tensor in payload.values())
     header: dict[str, object] = {"__metadata__": dict(notes)} if notes else {}
     offset = 0
@@ -124,12 +124,12 @@ _CODES = {
     "torch.int8": "I8",
     "torch.uint8": "U8",
 }
-"""The type codes of safetensors, in the order in which tensors stand in a message."""
+"""The type codes of safetensors, in the order of tensors in a message."""
 
 _TYPES = {code: getattr(torch, name.removeprefix("torch.")) for name, code in _CODES.items()}
 _RANKS = {dtype: rank for rank, dtype in enumerate(_CODES)}
 
 
 def _order(item: tuple[str, Tensor]) -> tuple[int, bytes]:
-    """Order tensors as a message does: by type, then by name."""
+    """Return the sort key of a tensor in a message: its type, then its name."""
     return _RANKS[str(item[1].dtype)], item[0].encode()

@@ -1,11 +1,11 @@
-"""Privacy at client level, as a stage: what one client adds to the aggregate is bounded and noised.
+"""Privacy at client level, as a stage: clips one client's contribution and adds noise.
 
     central   client: clip to C                        server: clip again, N(0, (zC)^2) on the sum
     local     client: clip to C, add N(0, (zC)^2)      server: nothing
 
-The stage is the first of the chain: what a compressor does to a clipped update can lengthen it, so
-the server clips again after decoding. The noise is that of a secret root: of the server, kept in
-its checkpoint (central), or of each client, kept in its memory (local).
+The stage is the first of the chain: a compressor can increase the norm of a clipped update, so the
+server clips again after decoding. The noise is drawn from a secret root: the server's, which is in
+its checkpoint (central), or each client's own, which is in its memory (local).
 
 References:
   McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
@@ -27,12 +27,12 @@ __all__ = ["Guard", "central", "local"]
 
 @dataclass(frozen=True)
 class Guard:
-    """What a private stage needs.
+    """The clip bound and the noise of a private stage.
 
     Attributes:
-      clip_norm: bound C of one client's update, > 0; may be infinite where the noise is 0.
+      clip_norm: L2 bound C of one client's update, > 0; may be infinite where the noise is 0.
       noise_multiplier: z; the noise has deviation z C.
-      reproducible: take the roots from the run's seed: for tests, not private.
+      reproducible: whether roots come from the run's seed: for tests, not private.
     """
 
     clip_norm: float
@@ -41,7 +41,7 @@ class Guard:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation z C of the noise on the sum, or on one update."""
+        """The standard deviation z C of the noise on the sum, or on one update."""
         return self.noise_multiplier * self.clip_norm if self.noise_multiplier else 0.0
 
 
@@ -63,7 +63,7 @@ def central(guard: Guard) -> Stage:
 
 
 def local(guard: Guard) -> Stage:
-    """Clip and noise each update on its client, before anyone else sees it."""
+    """Clip each update and add noise on its client, before the update leaves it."""
 
     def init(spec: DeltaSpec) -> Memory:
         return {} if guard.reproducible else {"root": draw_root()}

@@ -1,11 +1,11 @@
-"""Stages: what happens to a payload between a client and the aggregate.
+"""Stages: transforms of a payload between a client and the aggregate.
 
     client   update ──encode──> encode ──> bytes
     server   update <──decode── decode <── bytes      (reversed)
              finish, once a round, reversed
 
-A stage has a client half and a server half. Each part defaults to passing through. The same type
-serves the way down, with the sides exchanged: the server encodes, the client decodes.
+A stage has a client half and a server half; each defaults to the identity. The same type serves the
+way from server to client, with the sides exchanged: the server encodes, the client decodes.
 """
 
 from __future__ import annotations
@@ -38,43 +38,28 @@ Decode = Callable[[Payload, ClientTurn], Payload]
 Finish = Callable[[Update, Memory, RoundContext], tuple[Update, Memory]]
 
 
-def _no_memory(spec: DeltaSpec) -> Memory:
-    return {}
-
-
-def _encode_nothing(payload: Payload, memory: Memory, turn: ClientTurn) -> tuple[Payload, Memory]:
-    return payload, memory
-
-
-def _decode_nothing(payload: Payload, turn: ClientTurn) -> Payload:
-    return payload
-
-
-def _finish_nothing(update: Update, memory: Memory, context: RoundContext) -> tuple[Update, Memory]:
-    return update, memory
-
-
 @dataclass(frozen=True)
 class Stage:
-    """One step between client and aggregate.
+    """One transform between client and aggregate.
 
     Attributes:
-      name: as the user writes it.
-      init: the memory that a client starts with.
-      encode: the client half, in order.
-      decode: the server half, per reply, in reversed order.
-      finish: the server half, once a round, in reversed order.
+      name: name of the stage, as in the experiment's file.
+      init: delta's spec -> the memory with which a client starts.
+      encode: the client half: (payload, memory, turn) -> (payload, memory); stages run in order.
+      decode: the server half for each reply: (payload, turn) -> payload; in reversed order.
+      finish: the server half once a round: (update, memory, context) -> (update, memory); in
+        reversed order.
     """
 
     name: str
-    init: Callable[[DeltaSpec], Memory] = _no_memory
-    encode: Encode = _encode_nothing
-    decode: Decode = _decode_nothing
-    finish: Finish = _finish_nothing
+    init: Callable[[DeltaSpec], Memory] = lambda spec: {}
+    encode: Encode = lambda payload, memory, turn: (payload, memory)
+    decode: Decode = lambda payload, turn: payload
+    finish: Finish = lambda update, memory, context: (update, memory)
 
 
 def start_memory(stages: Sequence[Stage], spec: DeltaSpec) -> Memory:
-    """Return the memory of a client that was never asked, of all stages."""
+    """Return the memory, for all stages, of a client before its first turn."""
     kept: dict[str, Tensor] = {}
     for i, stage in enumerate(stages):
         kept |= under(f"{i}.{stage.name}.", stage.init(spec))
@@ -84,7 +69,7 @@ def start_memory(stages: Sequence[Stage], spec: DeltaSpec) -> Memory:
 def encode_all(
     stages: Sequence[Stage], payload: Payload, memory: Memory, turn: ClientTurn
 ) -> tuple[Payload, Memory]:
-    """Run the client halves in order; each sees its own part of the memory."""
+    """Run the client halves in order; each gets its own part of the memory."""
     kept: dict[str, Tensor] = {}
     for i, stage in enumerate(stages):
         prefix = f"{i}.{stage.name}."
@@ -128,7 +113,7 @@ def float16() -> Stage:
 
 
 def int8(chunk: int = 256) -> Stage:
-    """Send the delta as signed bytes with one float32 scale a chunk, rounded without bias.
+    """Send the delta as signed bytes with a float32 scale for each chunk, rounded without bias.
 
     q = floor(x / scale + u), u uniform in [0, 1) from the turn's seed, so that E[q * scale] = x.
 
@@ -160,12 +145,12 @@ def int8(chunk: int = 256) -> Stage:
 
 
 def _rows(flat: Tensor, chunk: int) -> Tensor:
-    """Cut a flat tensor into rows of `chunk`, the last one filled with zeros."""
+    """Divide a flat tensor into rows of `chunk` numbers; the last row is padded with zeros."""
     return torch.nn.functional.pad(flat, (0, -flat.numel() % chunk)).view(-1, chunk)
 
 
 def top_k(fraction: float = 0.1) -> Stage:
-    """Send the largest coordinates only; a client adds what it left out to its next update.
+    """Send the largest coordinates only; the rest is added to the client's next update.
 
     Args:
       fraction: share of the coordinates that is sent, in (0, 1]; at least one is sent.
@@ -192,7 +177,7 @@ def top_k(fraction: float = 0.1) -> Stage:
     def decode(payload: Payload, turn: ClientTurn) -> Payload:
         size, places = int(payload["delta.size"]), payload["delta.places"].long()
         if len(places) != max(1, round(fraction * size)) or len(places) != len(payload[DELTA]):
-            raise ValueError(f"top_k: {len(places)} places of {size} came, not {fraction} of them")
+            raise ValueError(f"top_k: found {len(places)} of {size} places, not {fraction} of them")
         if not 0 <= int(places.min()) <= int(places.max()) < size:
             raise ValueError(f"top_k: places {int(places.min())} to {int(places.max())} of {size}")
         full = torch.zeros(size, dtype=payload[DELTA].dtype)

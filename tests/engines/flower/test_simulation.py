@@ -9,7 +9,7 @@ import pytest
 
 from fedpeft.core.errors import EngineError
 from fedpeft.engines.flower import simulation as flower_simulation
-from fedpeft.engines.flower.simulation import Doors, Resources, Simulation, quiet_environment
+from fedpeft.engines.flower.simulation import Resources, Simulation, VirtualNodes, quiet_environment
 
 
 class FakeGrid:
@@ -92,7 +92,7 @@ def time_passes():
 
 
 def test_doors_are_taken_in_turn():
-    doors = Doors(["a", "b", "c"], lambda: [7, 8])
+    doors = VirtualNodes(["a", "b", "c"], lambda: [7, 8])
     assert doors.clients() == ("a", "b", "c")
     assert doors.gather(["c", "a", "b"]) == {"c": 7, "a": 8, "b": 7}
 

@@ -67,8 +67,8 @@ def test_all_sites_are_met_and_keep_their_names():
         (site("b", backbone="other"), "the backbone differs"),
         (Error(1, None), "could not load the app"),
         (site("a"), "another node is site 'a' already"),
-        (site("x" * 65), "it gives no name"),
-        (site("a\nb"), "it gives no name"),
+        (site("x" * 65), "it has no name"),
+        (site("a\nb"), "it has no name"),
     ],
 )
 def test_a_site_that_does_not_fit_is_refused_with_its_reason(said, reason):
@@ -102,7 +102,7 @@ def test_a_site_that_came_back_while_its_old_node_still_counted_is_taken_at_once
     sites.meet(2, 5.0)
     monkeypatch.setattr(flower_sites, "_AGAIN", 60.0)
     grid.says = {1: site("a"), 2: site("b"), 9: site("a")}
-    sites._look()
+    sites._poll_nodes()
     assert "another node is site 'a'" in sites.refusals()[9]
     grid.says = {2: site("b"), 9: site("a")}
     assert sites.gather(["a", "b"]) == {"a": 9, "b": 2} and not sites.refusals()

@@ -42,4 +42,4 @@ def by_loss(*, power: float = 1.0) -> Sampler:
         seen = {client: torch.tensor(figures["loss"]) for client, figures in metrics.items()}
         return {**memory, **seen}
 
-    return Sampler(draw, observe, looks=True)
+    return Sampler(draw, observe)

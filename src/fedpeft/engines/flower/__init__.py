@@ -1,1 +1,1 @@
-"""The engine on Flower: simulations and deployments."""
+"""The Flower engine, for simulations and deployments."""

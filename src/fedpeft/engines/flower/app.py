@@ -1,9 +1,9 @@
-"""The two apps of the bundle that a deployment runs: thin, and the same for every experiment.
+"""The two Flower apps that a deployment runs, the same for every experiment.
 
-    ServerApp   hands its grid and the run's configuration to a function of ours
-    ClientApp   hands each request to the site: its resident worker, or the site in this process
+    ServerApp   calls our server function with its grid and the run's configuration
+    ClientApp   calls our site function with each request
 
-A ClientApp lives for one message, so nothing heavy is imported here.
+A ClientApp lives for one message only, so this module imports nothing slow.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["AppFailure", "Serve", "SiteAnswer", "client_app", "server_app"]
 logger = logging.getLogger(__name__)
 
 Serve: TypeAlias = Callable[[Grid, Mapping[str, str | bool | int | float]], None]
-"""The server's part: a grid, and the run's configuration."""
+"""The server function: (grid, the run's configuration)."""
 
 SiteAnswer: TypeAlias = Callable[[Request, Mapping[str, object]], Answer]
-"""The site's part: a request, and the node's own configuration."""
+"""The site function: (request, the node's configuration) -> answer."""
 
 SITE_NAME = "site"
-"""Under this name a node's own configuration gives the site's name."""
+"""The key of a node's configuration that holds the site's name."""
 
 
 class AppFailure(RuntimeError):
-    """Ends a ServerApp; Flower shows its text as the details of the failed run."""
+    """An error that ends a ServerApp; Flower shows its text as the details of the failed run."""
 
 
 def server_app(serve: Serve) -> ServerApp:
@@ -76,12 +76,12 @@ def _handle(answer: SiteAnswer, message: Message, context: Context) -> Message:
         request, _ = read_request(message.content)
     except (DeltaMismatchError, ValueError) as error:
         logger.error("a message of the server cannot be read: %s", error)
-        said = Answer("", 0, refused=f"the message cannot be read: {error}")
-        return Message(write_answer(said), reply_to=message)
+        unread = Answer("", 0, refused=f"the message cannot be read: {error}")
+        return Message(write_answer(unread), reply_to=message)
     name = str(context.node_config.get(SITE_NAME, ""))
     if request.action == "handshake" and not request.client:
         request = dataclasses.replace(request, client=name)
-    said = answer(request, context.node_config)
-    if said.refused:
-        logger.error("refused: %s", said.refused)
-    return Message(write_answer(said), reply_to=message)
+    reply = answer(request, context.node_config)
+    if reply.refused:
+        logger.error("refused: %s", reply.refused)
+    return Message(write_answer(reply), reply_to=message)

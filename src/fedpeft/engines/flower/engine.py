@@ -4,9 +4,9 @@
                      │                                                      │
                      └── at most `window` under way, each with a deadline ──┘
 
-Everything that comes back is judged here: what is late, twice, of another round, of another client,
-too long or not of our form becomes a `Failure` with its reason, or is dropped. What passes goes on
-undecoded; the round decodes it and refuses wrong shapes, types and numbers.
+Every reply is checked here: one that is late, repeated, of another round or client, too long or
+malformed becomes a `Failure` with its reason, or is dropped. Others are passed on without decoding;
+the round decodes them and refuses wrong shapes, types and numbers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,7 @@ from torch import Tensor
 from fedpeft.client.evaluate import Evaluation
 from fedpeft.core.errors import DeltaMismatchError
 from fedpeft.engines.flower.grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
-from fedpeft.engines.flower.messages import (
-    error_words,
-    read_answer,
-    write_request,
-)
+from fedpeft.engines.flower.messages import error_words, read_answer, write_request
 from fedpeft.engines.flower.requests import Answer, Request
 from fedpeft.engines.memories import Memories
 from fedpeft.engines.scoring import Scorer, score_all
@@ -38,12 +34,7 @@ from fedpeft.wire import messages
 if TYPE_CHECKING:
     from flwr.app import Message
 
-__all__ = [
-    "FlowerEngine",
-    "FlowerSettings",
-    "Roster",
-    "reply_limit",
-]
+__all__ = ["FlowerEngine", "FlowerSettings", "Roster", "reply_limit"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,29 +42,30 @@ _HALF_A_DAY = 43_200.0
 
 
 class Roster(Protocol):
-    """Which client lives behind which node."""
+    """The assignment of clients to nodes."""
 
     def clients(self) -> Sequence[str]:
         """Return the names of all clients, in a fixed order."""
         ...
 
     def gather(self, cohort: Sequence[str]) -> Mapping[str, int]:
-        """Return the nodes of a cohort before its round; a client that is away is left out."""
+        """Return client -> node for a cohort, before its round, without clients that are away."""
         ...
 
 
 @dataclass(frozen=True)
 class FlowerSettings:
-    """How an engine asks.
+    """The settings of a Flower engine.
 
     Attributes:
-      experiment: resolved, as TOML text.
-      run_id: ours; the same over every resume.
-      limit: most bytes of a reply.
-      deadline: seconds that a turn may take, from the message that asks for it; None: no limit.
-      poll: seconds between two looks for replies.
-      window: turns under way at once; 0: all of the cohort.
-      keeps_memories: the server keeps the clients' memories (simulation); else each client does.
+      experiment: the resolved experiment, as TOML text.
+      run_id: our identifier of the run, which stays the same after a resume.
+      limit: largest size of a reply, in bytes.
+      deadline: longest time from a request to its reply, in seconds; None: no limit.
+      poll: time between two checks for replies, in seconds.
+      window: largest number of turns under way at once; 0: the whole cohort.
+      keeps_memories: whether the server stores the clients' memories (simulation) instead of the
+        clients (deployment).
     """
 
     experiment: str
@@ -86,7 +78,7 @@ class FlowerSettings:
 
 
 def reply_limit(payload_bytes: int) -> int:
-    """Return the most bytes that a reply may have, for a payload of so many.
+    """Return the largest allowed size of a reply, in bytes, for a payload of `payload_bytes`.
 
     A stage may send an index with each number, which takes up to three times the payload.
     """
@@ -94,7 +86,7 @@ def reply_limit(payload_bytes: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Pending:
     client: str
     number: int
     committed: int
@@ -105,13 +97,13 @@ class FlowerEngine:
     """Runs clients behind a Flower grid.
 
     Args:
-      open_grid: gives the grid; called at the first round, so that nothing starts before it.
-      roster: which client lives behind which node.
-      settings: deadline, limits and what goes with each request.
-      alive: raises `EngineError` once the grid has ended; asked while replies are waited for.
-      watch: told what happens.
-      on_close: ends what `open_grid` started.
-      scorer: of the server's test set, for `evaluate`.
+      open_grid: returns the grid; called at the first round, so that nothing starts earlier.
+      roster: the assignment of clients to nodes.
+      settings: deadline, limits and the contents of each request.
+      alive: raises `EngineError` once the grid has ended; called while the engine waits.
+      watch: called with each event.
+      on_close: stops what `open_grid` started.
+      scorer: scorer of the server's test set, for `evaluate`.
     """
 
     def __init__(
@@ -139,7 +131,7 @@ class FlowerEngine:
         return self._roster.clients()
 
     def run(self, job: Job) -> Iterator[Reply | Failure]:
-        """Ask the cohort over the grid; one answer a client, in the order in which they come.
+        """Run the turns of a cohort over the grid; yield answers in the order of their arrival.
 
         Raises:
           EngineError: if the grid itself fails.
@@ -148,18 +140,18 @@ class FlowerEngine:
         nodes = self._roster.gather(job.cohort)
         waiting = deque(job.cohort)
         window = self._settings.window or len(waiting)
-        asked: dict[str, _Asked] = {}
-        while waiting or asked:
-            while waiting and len(asked) < window:
+        pending: dict[str, _Pending] = {}
+        while waiting or pending:
+            while waiting and len(pending) < window:
                 client = waiting.popleft()
-                failed = self._ask(grid, job, client, nodes.get(client), asked)
+                failed = self._ask(grid, job, client, nodes.get(client), pending)
                 if failed is not None:
-                    yield self._told(failed, job.round)
+                    yield self._reported(failed, job.round)
             came = False
-            for answer in self._collect(grid, asked):
+            for answer in self._collect(grid, pending):
                 came = True
-                yield self._told(answer, job.round)
-            if asked and not came:
+                yield self._reported(answer, job.round)
+            if pending and not came:
                 self._alive()
                 time.sleep(self._settings.poll)
 
@@ -168,7 +160,7 @@ class FlowerEngine:
 
         Args:
           delta: flat, float32 [P].
-          buffers: the travelling ones, flat; of length 0 where there are none.
+          buffers: the buffers that are sent, flat; of length 0 where there are none.
 
         Raises:
           EngineError: if the engine was made without a scorer.
@@ -176,21 +168,21 @@ class FlowerEngine:
         return score_all(self._scorer, delta, buffers)
 
     def memories(self, committed: Mapping[str, int]) -> dict[str, Tensor]:
-        """Return the committed memories that the server keeps, for a checkpoint."""
+        """Return the committed memories that the server stores, for a checkpoint."""
         return self._memories.dump(committed)
 
     def restore(self, memories: Mapping[str, Tensor], committed: Mapping[str, int]) -> None:
-        """Take back what `memories` gave."""
+        """Restore the memories that `memories` returned."""
         self._memories.load(memories, committed)
 
     def close(self) -> None:
-        """End what was started for this engine."""
+        """Stop what was started for this engine."""
         self._on_close()
 
     def _ask(
-        self, grid: Grid, job: Job, client: str, node: int | None, asked: dict[str, _Asked]
+        self, grid: Grid, job: Job, client: str, node: int | None, pending: dict[str, _Pending]
     ) -> Failure | None:
-        """Send one request; a failure if there is nobody to send it to."""
+        """Send one request; return a failure if the client is not connected."""
         if node is None:
             return Failure(client, "the site is not connected")
         number = job.turns.get(client, job.round)
@@ -214,34 +206,30 @@ class FlowerEngine:
         )
         if sent is None:
             return Failure(client, "the message could not be sent")
-        asked[sent] = _Asked(client, number, committed, time.monotonic())
+        pending[sent] = _Pending(client, number, committed, time.monotonic())
         self._watch("asked", {"round": job.round, "client": client, "bytes": len(request.blob)})
         return None
 
-    def _collect(self, grid: Grid, asked: dict[str, _Asked]) -> Iterator[Reply | Failure]:
-        """Take what has come, and give up what is late; both leave `asked`."""
-        for sent in list(asked):
-            turn = asked[sent]
+    def _collect(self, grid: Grid, pending: dict[str, _Pending]) -> Iterator[Reply | Failure]:
+        """Yield the answers that arrived and failures of late turns, removed from `pending`."""
+        for sent in list(pending):
+            turn = pending[sent]
             answer: Reply | Failure | None = None
             for reply in pull_one(grid, sent):
-                if answer is not None or reply.metadata.reply_to_message_id not in ("", sent):
+                if answer is not None or not _replies_to(reply, sent):
                     self._watch("dropped", {"client": turn.client, "turn": turn.number})
                     logger.warning("client %s: one more reply was dropped", turn.client)
                     continue
-                answer = self._judged(reply, turn)
-            if answer is None and self._is_late(turn):
-                limit = self._settings.deadline
+                answer = self._checked(reply, turn)
+            limit = self._settings.deadline
+            if answer is None and limit is not None and time.monotonic() - turn.at > limit:
                 answer = Failure(turn.client, f"no answer within {limit:g} s (engine.deadline)")
             if answer is not None:
-                del asked[sent]
+                del pending[sent]
                 yield answer
 
-    def _is_late(self, turn: _Asked) -> bool:
-        limit = self._settings.deadline
-        return limit is not None and time.monotonic() - turn.at > limit
-
-    def _judged(self, reply: Message | Unreadable, turn: _Asked) -> Reply | Failure:
-        """Make of a message what the round may see."""
+    def _checked(self, reply: Message | Unreadable, turn: _Pending) -> Reply | Failure:
+        """Return a reply for the round, or a failure if the message fails a check."""
         if isinstance(reply, Unreadable):
             return Failure(turn.client, f"reply refused: {reply.reason}")
         if reply.has_error():
@@ -258,7 +246,7 @@ class FlowerEngine:
             self._memories.keep(turn.client, kept, committed=turn.committed, turn=turn.number)
         return Reply(turn.client, answer.blob, answer.seconds)
 
-    def _told(self, answer: Reply | Failure, number: int) -> Reply | Failure:
+    def _reported(self, answer: Reply | Failure, number: int) -> Reply | Failure:
         facts: dict[str, object] = {"round": number, "client": answer.client}
         if isinstance(answer, Failure):
             logger.warning("client %s: %s", answer.client, answer.reason)
@@ -268,12 +256,19 @@ class FlowerEngine:
         return answer
 
 
-def _mismatch(answer: Answer, turn: _Asked) -> str:
-    """Say why an answer is not the one that was asked for; "" where it is."""
+def _replies_to(reply: Message | Unreadable, sent: str) -> bool:
+    """Whether a reply names the message that it was pulled for, or none that can be read."""
+    return isinstance(reply, Unreadable) or reply.metadata.reply_to_message_id in ("", sent)
+
+
+def _mismatch(answer: Answer, turn: _Pending) -> str:
+    """Return why an answer does not belong to a request; "" if it does."""
     if answer.client != turn.client:
-        return f"reply refused: it is of client {answer.client[:80]!r}"
+        return f"reply refused: it is from client {answer.client[:80]!r}"
     if answer.refused:
         return answer.refused[:500]
     if answer.round != turn.number:
-        return f"reply refused: it is of turn {answer.round}, asked was turn {turn.number}"
+        return (
+            f"reply refused: it is for turn {answer.round}, the request was for turn {turn.number}"
+        )
     return "" if answer.blob else "reply refused: it is empty"

@@ -1,14 +1,14 @@
-"""What is used of Flower's grid: send one message, look for its reply. Quick to import.
+"""The part of Flower's grid that the engine uses: send a message, pull its reply. Quick to import.
 
-A site may send anything. Replies are pulled one at a time, so that one that Flower itself cannot
-read spoils no other; a connection that fails is an error of the engine, not of a client.
+A site may send anything. Replies are pulled one at a time, so that a reply that Flower cannot read
+does not affect others. A failed connection is an error of the engine, not of a client.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from fedpeft.core.errors import EngineError
@@ -21,32 +21,27 @@ __all__ = ["Grid", "Unreadable", "Watch", "ignore", "pull_one", "push_one"]
 _GRACE = 60.0
 
 Watch: TypeAlias = Callable[[str, Mapping[str, object]], None]
-"""Told what happens: the word of an event, and what belongs to it."""
+"""A function that is called with the name of each event and the facts about it."""
 
 
 class Grid(Protocol):
-    """What is used of Flower's `Grid`."""
+    """The methods of Flower's `Grid` that are used."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; their numbers."""
+        """Send messages and return their identifiers."""
         ...
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have come."""
+        """Return the replies that have arrived."""
         ...
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that are there."""
+        """Return the connected nodes."""
         ...
 
 
 def ignore(event: str, facts: Mapping[str, object]) -> None:
-    """Watch nothing."""
-
-
-@dataclass(frozen=True)
-class _Nameless:
-    reply_to_message_id: str = ""
+    """Ignore an event."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +49,10 @@ class Unreadable:
     """A reply that Flower itself could not read.
 
     Attributes:
-      reason: in words.
-      metadata: names no message.
+      reason: why it could not be read.
     """
 
     reason: str
-    metadata: _Nameless = field(default_factory=_Nameless)
 
 
 def push_one(
@@ -68,15 +61,15 @@ def push_one(
     """Send one message.
 
     Args:
-      grid: to send over.
-      content: of the message.
-      node: that gets it.
+      grid: the grid.
+      content: content of the message.
+      node: the receiving node.
       kind: Flower's message type.
       group: Flower's group.
-      ttl: seconds that the reply is waited for; Flower keeps the message a little longer.
+      ttl: seconds to wait for the reply; Flower keeps the message a little longer.
 
     Returns:
-      its number; None where Flower did not take it.
+      the message's identifier; None where Flower did not accept it.
 
     Raises:
       EngineError: if the grid cannot be reached.
@@ -90,7 +83,9 @@ def push_one(
 
 
 def pull_one(grid: Grid, sent: str) -> list[Message | Unreadable]:
-    """Return what has come for one message; one at a time, so that none can spoil another.
+    """Return the replies to one message that have arrived.
+
+    Messages are pulled one at a time, so that an unreadable reply does not affect others.
 
     Raises:
       EngineError: if the grid cannot be reached.
@@ -100,7 +95,7 @@ def pull_one(grid: Grid, sent: str) -> list[Message | Unreadable]:
             return list(grid.pull_messages([sent]))
     except EngineError:
         raise
-    except Exception as error:  # what a site sent may break Flower's own decoding in any way
+    except Exception as error:  # a site's message may make Flower's decoding fail in any way
         return [Unreadable(f"{type(error).__name__}: {error}"[:300])]
 
 
@@ -113,6 +108,6 @@ def _reached(what: str) -> Iterator[None]:
         yield
     except (httpx.HTTPError, ConnectionError) as error:
         raise EngineError(
-            f"engine: the SuperLink cannot be reached to {what}: {error}. Start it again and go on "
-            "with --resume"
+            f"engine: the SuperLink cannot be reached to {what}: {error}. Start it again and "
+            "continue with --resume"
         ) from error

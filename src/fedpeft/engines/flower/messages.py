@@ -1,10 +1,10 @@
-"""Requests and answers as Flower messages: one flat buffer of bytes, and a few words beside it.
+"""Requests and answers as Flower messages: one flat buffer of bytes, and a few fields beside it.
 
     Request ──> RecordDict{ fedpeft: run, client, round, ... ;  blob: Array(uint8) } ──> Message
     Answer  <── RecordDict{ fedpeft: client, round, ...      ;  blob: Array(uint8) } <── Message
 
-The buffer is the encoded message itself, as every engine sends and counts it; nothing here decodes
-it. An answer comes from outside: its shape and its size are checked before anything is read.
+The buffer is the encoded message itself, as every engine sends and counts it; it is not decoded
+here. An answer comes from outside, so its form and size are checked before anything is read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import DeltaMismatchError, EngineError
 from fedpeft.engines.flower.requests import Answer, Request
@@ -39,7 +39,7 @@ def require_flower(*, simulation: bool = False) -> None:
     """Check that Flower is installed, and Ray where a simulation needs it.
 
     Raises:
-      EngineError: saying how to install it.
+      EngineError: if it is not; says how to install it.
     """
     try:
         import flwr.app  # noqa: F401  # whether it can be imported is the question
@@ -57,24 +57,15 @@ def write_request(request: Request, memory: bytes = b"") -> RecordDict:
     """Write a request as the content of a message.
 
     Args:
-      request: what is asked.
-      memory: of the client, encoded, where the server keeps it (simulation); else empty.
+      request: the request.
+      memory: encoded memory of the client, where the server stores it (simulation); else empty.
     """
-    words = {
-        "action": request.action,
-        "run_id": request.run_id,
-        "client": request.client,
-        "round": request.round,
-        "committed": request.committed,
-        "seed": str(request.seed),  # 63 bits and more: beyond what a record's integer holds
-        "version": request.version,
-        "experiment": request.experiment,
-    }
-    return _content(words, {"blob": request.blob, "memory": memory})
+    seed = str(request.seed)  # 63 bits and more: beyond what a record's integer holds
+    return _content(vars(request) | {"seed": seed}, memory)
 
 
 def read_request(content: RecordDict) -> tuple[Request, bytes]:
-    """Read what `write_request` wrote: the request, and the client's memory.
+    """Return the request and the client's memory that `write_request` wrote.
 
     Raises:
       DeltaMismatchError: if it is not a request.
@@ -99,22 +90,16 @@ def read_request(content: RecordDict) -> tuple[Request, bytes]:
 
 def write_answer(answer: Answer, memory: bytes = b"") -> RecordDict:
     """Write an answer as the content of a message; `memory` as in `write_request`."""
-    words = {
-        "client": answer.client,
-        "round": answer.round,
-        "seconds": float(answer.seconds),
-        "refused": answer.refused,
-        "facts": json.dumps(dict(answer.facts), sort_keys=True),
-    }
-    return _content(words, {"blob": answer.blob, "memory": memory})
+    facts = json.dumps(dict(answer.facts), sort_keys=True)
+    return _content(vars(answer) | {"seconds": float(answer.seconds), "facts": facts}, memory)
 
 
 def read_answer(content: RecordDict, *, limit: int) -> tuple[Answer, bytes]:
-    """Read what a client wrote, which may be anything.
+    """Return the answer and the memory in a client's message, which may hold anything.
 
     Args:
-      content: of the message.
-      limit: most bytes that the reply's buffer may have.
+      content: content of the message.
+      limit: largest size of the reply's buffer, in bytes.
 
     Raises:
       DeltaMismatchError: if it is not an answer, or too long.
@@ -141,10 +126,10 @@ def read_answer(content: RecordDict, *, limit: int) -> tuple[Answer, bytes]:
 
 
 def error_words(code: int, reason: str | None) -> str:
-    """Say what Flower's error of a message means for a turn."""
-    said = (reason or "").strip()
+    """Describe what Flower's error of a message means for a turn."""
+    details = (reason or "").strip()
     meaning = _ERRORS.get(code, f"Flower's error {code}")
-    return f"{meaning}: {said[:300]}" if said else meaning
+    return f"{meaning}: {details[:300]}" if details else meaning
 
 
 _ERRORS: Mapping[int, str] = {
@@ -160,18 +145,22 @@ _ERRORS: Mapping[int, str] = {
 }
 
 
-def _content(words: Mapping[str, object], buffers: Mapping[str, bytes]) -> RecordDict:
+def _content(fields: Mapping[str, Any], memory: bytes) -> RecordDict:
+    """Write the fields of a request or an answer; its blob and the memory become buffers."""
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
     arrays = {
-        name: Array("uint8", (len(data),), _STYPE, data) for name, data in buffers.items() if data
+        name: Array("uint8", (len(data),), _STYPE, data)
+        for name, data in (("blob", fields["blob"]), ("memory", memory))
+        if data
     }
-    records = {_WORDS: ConfigRecord(dict(words))}
+    words = {name: value for name, value in fields.items() if name != "blob"}
+    records = {_WORDS: ConfigRecord(words)}
     return RecordDict(records | ({_BUFFERS: ArrayRecord(arrays)} if arrays else {}))
 
 
 def _parts(content: RecordDict, *, limit: int | None) -> tuple[dict[str, object], dict[str, bytes]]:
-    """Take a message's content apart; sizes are checked first."""
+    """Return the fields and the buffers of a message, after a check of forms and sizes."""
     from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
     if not isinstance(content, RecordDict) or not set(content) <= {_WORDS, _BUFFERS}:
@@ -189,11 +178,11 @@ def _parts(content: RecordDict, *, limit: int | None) -> tuple[dict[str, object]
             )
         if array.stype != _STYPE or array.shape != (len(array.data),):
             raise DeltaMismatchError(
-                f"message: buffer {name} says {array.shape} {array.stype[:40]!r} and has "
+                f"message: buffer {name} claims {array.shape} {array.stype[:40]!r} and has "
                 f"{len(array.data)} bytes"
             )
     if limit is not None and sum(len(str(word)) for word in words.values()) > _SLACK:
-        raise DeltaMismatchError(f"message: its words have more than {_SLACK} characters")
+        raise DeltaMismatchError(f"message: its fields have more than {_SLACK} characters")
     found = {name: bytes(array.data) for name, array in arrays.items()}
     return dict(words), {"blob": b"", "memory": b""} | found
 

@@ -1,8 +1,9 @@
-"""What a server asks of a site, and what a site answers: the words between engine and site.
+"""The requests of a server to a site, and the answers of a site.
 
-server ──Request(action, notes, blob)──> site ──Answer(blob | refused)──> server
+    server ──Request(action, ..., blob)──> site ──Answer(blob | refused)──> server
 
-Both are plain bytes and strings, so that any carrier can take them: a Flower message, a socket.
+Both consist of bytes, strings and numbers, so that any transport can carry them: a Flower message,
+a socket.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ __all__ = ["Answer", "Request"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a server asks of one client.
+    """A request of the server to one client.
 
     Attributes:
-      action: `handshake`: say who you are, and whether this experiment fits you; `train`: take a
-        turn.
-      run_id: ours, drawn once for a run folder and kept over every resume; names the memories.
-      client: name of the client that is meant.
+      action: `handshake`: report facts about the site, and whether it accepts this experiment;
+        `train`: take a turn.
+      run_id: our identifier of the run, drawn once for a run folder and unchanged by a resume; the
+        site stores the client's memories under it.
+      client: name of the client.
       round: number of the turn, from 1; 0 in a handshake.
-      committed: the last turn of this client that the server took (0: none).
-      seed: of the turn.
-      version: of the server state that the turn starts from.
+      committed: the last turn of this client whose reply the server accepted (0: none).
+      seed: seed of the turn.
+      version: round of the server state from which the turn starts.
       experiment: the resolved experiment as TOML text, so that both sides can compare digests; a
-        site takes only what it allows from it.
+        site uses only the settings that it allows.
       blob: the encoded broadcast; empty in a handshake.
     """
 
@@ -45,15 +47,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client says.
+    """The answer of a client to a request.
 
     Attributes:
-      client: name.
+      client: name of the client.
       round: number of the turn that this answers.
       blob: the encoded reply; empty in a handshake and where refused.
-      seconds: of the client's own work.
-      refused: why there is no reply, in words; empty where there is one.
-      facts: in a handshake, who the site is: name, examples, fingerprint, digests, versions.
+      seconds: time of the client's own work.
+      refused: the reason why there is no reply; empty where there is one.
+      facts: in a handshake, the site's name, examples, fingerprint, digests and versions.
     """
 
     client: str

@@ -1,10 +1,10 @@
-"""Flower's simulation over Ray, inside this process, for as long as an engine needs its grid.
+"""Flower's simulation over Ray, inside this process, as long as an engine needs its grid.
 
     this process:   round loop ──> engine ──> in-memory grid ┐        (a thread runs Flower)
     Ray actors:     model and data, built once, kept  <──────┘        one client at a time each
 
-The virtual nodes are doors, not clients: a request names its client, and any actor can be any
-client. So their number is that of turns under way at once, and a million clients cost nothing here.
+A virtual node is not a client: a request names its client, and any actor can run any client. So
+the number of virtual nodes is that of turns under way at once, and a million clients cost nothing.
 """
 
 from __future__ import annotations
@@ -29,25 +29,33 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
 
-__all__ = ["Doors", "Resources", "Simulation", "Take", "quiet_environment", "simulation_client"]
+__all__ = [
+    "Resources",
+    "Simulation",
+    "Take",
+    "VirtualNodes",
+    "quiet_environment",
+    "simulation_client",
+]
 
 Take: TypeAlias = Callable[[Request, bytes], tuple[Answer, bytes]]
-"""A client's half: a request and the client's memory give an answer and the new memory."""
+"""A client's half: (request, encoded memory) -> (answer, encoded new memory)."""
 
 _START_SECONDS = 300.0
 _END_SECONDS = 60.0
-_KNOCK_SECONDS = 5.0
+_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What Ray gives to each actor.
+    """The resources that Ray gives to the actors.
 
     Attributes:
-      actors: on this machine; not read with `address`, where the cluster's resources decide.
-      cpus: of one actor.
-      gpus: of one actor; a fraction shares a GPU.
-      address: of a running Ray cluster; None starts Ray here.
+      actors: number of actors on this machine; ignored with `address`, where the cluster's
+        resources decide.
+      cpus: CPUs of one actor.
+      gpus: GPUs of one actor; with a fraction, actors share a GPU.
+      address: address of a running Ray cluster; None starts Ray on this machine.
     """
 
     actors: int = 1
@@ -56,12 +64,12 @@ class Resources:
     address: str | None = None
 
 
-class Doors:
-    """Which node takes which client: the next one in turn.
+class VirtualNodes:
+    """The roster of a simulation, which assigns a cohort to the virtual nodes in turn.
 
     Args:
-      clients: names of all.
-      nodes: gives the numbers of the virtual nodes.
+      clients: names of all clients.
+      nodes: returns the identifiers of the virtual nodes.
     """
 
     def __init__(self, clients: Sequence[str], nodes: Callable[[], Sequence[int]]) -> None:
@@ -73,7 +81,7 @@ class Doors:
         return self._clients
 
     def gather(self, cohort: Sequence[str]) -> Mapping[str, int]:
-        """Spread a cohort over the nodes."""
+        """Return client -> node for a cohort, spread evenly over the nodes."""
         nodes = self._nodes()
         return {client: nodes[place % len(nodes)] for place, client in enumerate(cohort)}
 
@@ -83,8 +91,8 @@ class Simulation:
 
     Args:
       take: the client's half, importable by its name in every actor.
-      resources: of the actors.
-      num_nodes: virtual nodes.
+      resources: resources of the actors.
+      num_nodes: number of virtual nodes.
     """
 
     def __init__(self, take: Take, resources: Resources, num_nodes: int) -> None:
@@ -98,10 +106,10 @@ class Simulation:
         self._thread: threading.Thread | None = None
 
     def open(self) -> Grid:
-        """Start it at the first call, and return its grid.
+        """Return the grid of the simulation, which the first call starts.
 
         Raises:
-          EngineError: if it cannot be started.
+          EngineError: if the simulation cannot be started.
         """
         if self._thread is None:
             quiet_environment()
@@ -115,14 +123,14 @@ class Simulation:
         return self._grid
 
     def nodes(self) -> Sequence[int]:
-        """Return the numbers of the virtual nodes."""
+        """Return the identifiers of the virtual nodes."""
         return sorted(self.open().get_node_ids())
 
     def alive(self) -> None:
-        """Check that it still runs.
+        """Check that the simulation is still running.
 
         Raises:
-          EngineError: with the reason for which it ended.
+          EngineError: if it has ended, with the reason.
         """
         if self._error is not None or (self._thread and not self._thread.is_alive()):
             raise EngineError(
@@ -131,7 +139,7 @@ class Simulation:
             ) from self._error
 
     def close(self) -> None:
-        """End it, and every process that it started."""
+        """Stop the simulation and every process that it started."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(_END_SECONDS)
@@ -151,13 +159,13 @@ class Simulation:
                     num_supernodes=self._num_nodes,
                     backend_config=_backend(self._resources),
                 )
-        except BaseException as error:  # also an exit: this thread's end is told by `alive`
+        except BaseException as error:  # also an exit: `alive` reports how this thread ended
             self._error = error
         finally:
             self._ready.set()
 
     def _serve(self, grid: Grid, context: Context) -> None:
-        """Be Flower's server app: hand the grid over and wait."""
+        """Run as Flower's server app: publish the grid, and wait for the end."""
         self._grid = grid
         while not list(grid.get_node_ids()) and not self._ended.wait(0.05):
             pass
@@ -175,7 +183,7 @@ def simulation_client(take: Take) -> ClientApp:
 
 
 def quiet_environment() -> None:
-    """Have Flower and Ray send nothing anywhere, unless the user's environment says otherwise."""
+    """Switch off the telemetry of Flower and Ray, unless the user's environment sets it."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
@@ -199,9 +207,9 @@ def _answer(take: Take, message: Message, context: Context) -> Message:
 
 
 def _backend(resources: Resources) -> dict[str, dict[str, object]]:
-    """Write Flower's backend configuration.
+    """Return Flower's backend configuration.
 
-    Ray starts an actor that died again: the turn under way is lost, and no other.
+    Ray restarts an actor that died, so that only the turn under way is lost.
     """
     each: dict[str, object] = {
         "num_cpus": resources.cpus,
@@ -216,16 +224,16 @@ def _backend(resources: Resources) -> dict[str, dict[str, object]]:
 
 
 def _check_cluster(address: str | None) -> None:
-    """Knock at a cluster's door: Ray itself gives up after minutes.
+    """Check that a cluster accepts connections, because Ray itself gives up only after minutes.
 
     Raises:
-      EngineError: if nobody answers.
+      EngineError: if the connection fails.
     """
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        return  # "auto" and the like are Ray's own words
+        return  # "auto" and the like, which Ray resolves itself
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except OSError as error:
         raise EngineError(
             f"engine.ray: no cluster answers at {address}: {error}. Start one there with `ray "
@@ -234,7 +242,7 @@ def _check_cluster(address: str | None) -> None:
 
 
 def _root(error: BaseException | None) -> str:
-    """Say what an error began with."""
+    """Return the message of the first cause of an error."""
     while error is not None and error.__cause__ is not None:
         error = error.__cause__
     return str(error).rstrip(".") if error is not None else "without a reason"
@@ -242,8 +250,8 @@ def _root(error: BaseException | None) -> str:
 
 @contextlib.contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """Keep Flower's log off the terminal: what matters of it comes as replies and errors."""
-    import flwr.supercore  # noqa: F401  # it sets its logger up when it is imported
+    """Keep Flower's log off the terminal; relevant problems arrive as replies and errors."""
+    import flwr.supercore  # noqa: F401  # its import sets the logger up
 
     flower = logging.getLogger("flwr")
     before = flower.level

@@ -1,9 +1,9 @@
-"""Which site lives behind which node of a deployment: found out by handshakes.
+"""The roster of a deployment: which site uses which node, as found by handshakes.
 
     new node ──handshake: the server's facts──> site ──its own facts, or no──> known | refused
 
-A site keeps its name, a node may change. Before each round the nodes of the cohort are looked up
-again; a site that came back behind another node is greeted again and goes on.
+A site keeps its name, but its node may change. Before each round the nodes of the cohort are looked
+up again; a site that reconnects with another node gets a new handshake and continues.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _LONGEST_NAME = 64
 
 @dataclass(frozen=True)
 class Greeting:
-    """What the server says in a handshake, and what it asks of the answers.
+    """The server's side of a handshake.
 
     Attributes:
-      experiment: resolved, as TOML text.
-      run_id: ours.
-      facts: the server's, encoded.
-      judge: from a site's facts to the reasons why it does not fit; [] if it does.
+      experiment: the resolved experiment, as TOML text.
+      run_id: our identifier of the run.
+      facts: the server's facts, encoded.
+      judge: a site's facts -> the reasons why it does not match; [] if it matches.
     """
 
     experiment: str
@@ -60,10 +60,10 @@ class Sites:
     """The sites of a deployment.
 
     Args:
-      grid: of Flower.
-      greeting: of the server.
-      names: of all sites, where an earlier part of the run has met them; else ().
-      watch: told of sites that are met or refused.
+      grid: Flower's grid.
+      greeting: the server's side of the handshake.
+      names: names of all sites, where an earlier part of the run fixed them; else ().
+      watch: called with each site that is accepted or refused.
     """
 
     def __init__(
@@ -75,38 +75,38 @@ class Sites:
         self._watch = watch
         self._nodes: dict[str, int] = {}
         self._refused: dict[int, str] = {}
-        self._asked: dict[str, _Greeted] = {}
-        self._last_asked: dict[int, float] = {}
+        self._pending: dict[str, _Greeted] = {}
+        self._last_sent: dict[int, float] = {}
         self._doubles: dict[int, str] = {}
 
     def clients(self) -> Sequence[str]:
-        """Return the names of all sites, sorted; they stay the same for the whole run."""
+        """Return the names of all sites, sorted; they are the same for the whole run."""
         return self._names
 
     def refusals(self) -> Mapping[int, str]:
-        """Return node -> why it takes no part."""
+        """Return node -> the reason why it was refused."""
         return dict(self._refused)
 
     def meet(self, expected: int, patience: float) -> Sequence[str]:
         """Wait for all sites, and fix their names.
 
-        Sites that an earlier part of the run has met are waited for too, but may stay away.
+        After a resume, the sites of the earlier part of the run are awaited too, but need not come.
 
         Args:
-          expected: how many sites the experiment is for.
-          patience: seconds to wait.
+          expected: number of sites of the experiment.
+          patience: longest time to wait, in seconds.
 
         Returns:
           the names, sorted.
 
         Raises:
-          RoundError: if fewer come, with what is known of the others.
+          RoundError: if fewer sites connect, with the reasons of refused nodes.
         """
         until = time.monotonic() + patience
         while len(self._nodes) < expected and time.monotonic() < until:
-            self._look()
-            if not self._asked and len(self._nodes) + len(self._refused) >= expected:
-                break  # all have answered, and waiting changes no answer
+            self._poll_nodes()
+            if not self._pending and len(self._nodes) + len(self._refused) >= expected:
+                break  # all have answered, and their answers will not change
             time.sleep(_POLL)
         if self._names:
             return self._names
@@ -120,59 +120,54 @@ class Sites:
         return self._names
 
     def gather(self, cohort: Sequence[str]) -> Mapping[str, int]:
-        """Return the nodes of a cohort; sites that are away are waited for a little."""
+        """Return site -> node for a cohort, after a short wait for sites that are away."""
         until = time.monotonic() + _ROUND_PATIENCE
-        while missing := self._missing(cohort):
-            if not self._look() or time.monotonic() > until:
+        while missing := sorted(set(cohort) - set(self._connected(cohort))):
+            if not self._poll_nodes() or time.monotonic() > until:
                 logger.warning("not connected: %s", ", ".join(missing))
                 break
             time.sleep(_POLL)
-        here = self._online()
-        return {name: node for name, node in self._here(cohort) if node in here}
+        return self._connected(cohort)
 
-    def _here(self, cohort: Sequence[str]) -> list[tuple[str, int]]:
-        return [(name, self._nodes[name]) for name in cohort if name in self._nodes]
-
-    def _missing(self, cohort: Sequence[str]) -> list[str]:
-        here = self._online()
-        there = {name for name, node in self._here(cohort) if node in here}
-        return [name for name in cohort if name not in there]
+    def _connected(self, cohort: Sequence[str]) -> dict[str, int]:
+        online, nodes = self._online(), self._nodes
+        return {name: nodes[name] for name in cohort if nodes.get(name) in online}
 
     def _online(self) -> Collection[int]:
         return set(self._grid.get_node_ids())
 
-    def _look(self) -> bool:
-        """Greet who is new, hear who has answered; whether somebody may still answer."""
+    def _poll_nodes(self) -> bool:
+        """Send handshakes to new nodes and read answers; return whether more may arrive."""
         online, now = self._online(), time.monotonic()
         known = {node for node in self._nodes.values() if node in online}
-        waiting = {greeted.node for greeted in self._asked.values()}
+        waiting = {greeted.node for greeted in self._pending.values()}
         for node in sorted(set(online) - known - waiting):
             freed = node in self._doubles and self._nodes.get(self._doubles[node]) not in online
-            if freed or now - self._last_asked.get(node, -_AGAIN) >= _AGAIN:
+            if freed or now - self._last_sent.get(node, -_AGAIN) >= _AGAIN:
                 self._doubles.pop(node, None)
                 self._greet(node, now)
-        for sent in list(self._asked):
-            self._hear(sent, online)
-        return bool(self._asked) or bool(set(online) - known - set(self._refused))
+        for sent in list(self._pending):
+            self._take_answer(sent, online)
+        return bool(self._pending) or bool(set(online) - known - set(self._refused))
 
     def _greet(self, node: int, now: float) -> None:
-        self._last_asked[node] = now
-        said = self._greeting
-        request = Request("handshake", said.run_id, "", 0, 0, 0, 0, said.experiment, said.facts)
+        self._last_sent[node] = now
+        ours = self._greeting
+        request = Request("handshake", ours.run_id, "", 0, 0, 0, 0, ours.experiment, ours.facts)
         content = write_request(request)
         sent = push_one(self._grid, content, node, kind="query", group="handshake", ttl=3600.0)
         if sent is not None:
-            self._asked[sent] = _Greeted(node, now)
+            self._pending[sent] = _Greeted(node, now)
 
-    def _hear(self, sent: str, online: Collection[int]) -> None:
-        greeted = self._asked[sent]
+    def _take_answer(self, sent: str, online: Collection[int]) -> None:
+        greeted = self._pending[sent]
         replies = pull_one(self._grid, sent)
         if not replies:
             if greeted.node not in online:
-                del self._asked[sent]
+                del self._pending[sent]
             return
-        del self._asked[sent]
-        name, reason, facts = self._judged(replies[0])
+        del self._pending[sent]
+        name, reason, facts = self._checked(replies[0])
         holder = self._nodes.get(name)
         if not reason and holder is not None and holder != greeted.node and holder in online:
             self._doubles[greeted.node] = name
@@ -192,8 +187,8 @@ class Sites:
             self._watch("refused", {"node": str(node), "client": name, "reason": reason})
         self._refused[node] = reason
 
-    def _judged(self, reply: Message | Unreadable) -> tuple[str, str, Mapping[str, str]]:
-        """Return the name that a site gives, why it is refused ("": it is not), and its facts."""
+    def _checked(self, reply: Message | Unreadable) -> tuple[str, str, Mapping[str, str]]:
+        """Return a site's name, the reason why it is refused ("" if it is not), and its facts."""
         if isinstance(reply, Unreadable):
             return "", f"its answer cannot be read: {reply.reason}", {}
         if reply.has_error():
@@ -205,11 +200,11 @@ class Sites:
         name = _name_of(answer)
         reasons = [answer.refused] if answer.refused else list(self._greeting.judge(answer.facts))
         if not reasons and not name:
-            reasons = ["it gives no name"]
+            reasons = ["it has no name"]
         return name, "; ".join(reasons)[:2000], answer.facts
 
     def _complaints(self) -> str:
-        """Say what is known of nodes that take no part."""
+        """Return a sentence on the nodes that were refused."""
         if not self._refused:
             return "No other node is connected to the SuperLink; look at `fedpeft node` there"
         rows = [f"node {node}: {reason}" for node, reason in list(self._refused.items())[:5]]
