@@ -118,7 +118,7 @@ def test_options_cannot_bring_code_or_files(tmp_path):
         ({"privacy.modes": ["local"]}, {}, "privacy.mode: found 'none'; this site allows local"),
         ({}, {**LOCAL, "privacy.reproducible_noise": True}, "the server would know the noise"),
         ({"privacy.modes": ["local"]}, {**LOCAL, "privacy.noise_multiplier": 0.0},
-         "does not send without noise"),
+         "requires noise above 0"),
         ({}, {"privacy.mode": "paper", "privacy.epsilon": 5.0}, "privacy.mode: found 'paper'"),
     ],
 )  # fmt: skip

@@ -126,8 +126,8 @@ class Control:
             answer = self._client.StartRun(request)
         if not answer.HasField("run_id"):
             raise EngineError(
-                f"engine: the SuperLink at {self._link.address} did not accept the run; its log says "
-                "why"
+                f"engine: the SuperLink at {self._link.address} did not accept the run; its log "
+                "says why"
             )
         return int(answer.run_id)
 
@@ -194,8 +194,8 @@ class Control:
             raise _Refused(f"{where}: refused to {action} (HTTP {code}): {body}") from error
         except (httpx.HTTPError, ConnectionError) as error:
             raise Unreachable(
-                f"{where}: cannot be reached to {action}: {error}. Is flower-superlink running, and "
-                "does engine.root_certificates fit its certificate?"
+                f"{where}: cannot be reached to {action}: {error}. Is flower-superlink running, "
+                "and does engine.root_certificates fit its certificate?"
             ) from error
 
 
