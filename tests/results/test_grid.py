@@ -17,7 +17,7 @@ from fedpeft.report.sentences import claims_words
 from fedpeft.report.write import Wanted, write_report
 from fedpeft.results.claims import check_claims
 from fedpeft.results.grid import read_grids
-from fedpeft.results.names import say, telling
+from fedpeft.results.names import describe, distinguishing
 from fedpeft.results.runs import find_runs, read_run
 from fedpeft.results.table import Spread
 
@@ -273,8 +273,8 @@ def test_the_interval_is_that_of_students_t():
 
 def test_the_fewest_settings_tell_rows_apart():
     rows = [{"privacy.mode": "none", "x": 1}, {"privacy.mode": "paper", "x": 2}]
-    assert telling(["x", "privacy.mode"], rows) == ["privacy.mode"]
-    assert say(["privacy.mode", "data.budget"], rows[0]) == "no privacy, all examples"
+    assert distinguishing(["x", "privacy.mode"], rows) == ["privacy.mode"]
+    assert describe(["privacy.mode", "data.budget"], rows[0]) == "no privacy, all examples"
 
 
 def test_the_command_of_a_row_repeats_it(tmp_path, capsys):

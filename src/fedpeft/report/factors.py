@@ -16,7 +16,7 @@ from typing import Any
 
 from fedpeft.report.figures import metric_axis
 from fedpeft.report.forest import Forest, Section, limits
-from fedpeft.results.names import say, telling
+from fedpeft.results.names import describe, distinguishing
 from fedpeft.results.runs import Group, Panel
 
 __all__ = ["budgets", "curve_parts", "forests", "parts", "varied"]
@@ -30,26 +30,22 @@ def varied(panel: Panel) -> list[str]:
     """Return the settings that make up the grid besides the method; [] where rows are a list."""
     kinds: dict[str, list[Mapping[str, Any]]] = {}
     for group in panel.groups:
-        kinds.setdefault(group.method, []).append(_told(group))
+        kinds.setdefault(group.method, []).append(group.settings)
     keys = [
         key
         for key in panel.differing
         if key != "tuning.method"
-        and any(len({str(told.get(key)) for told in same}) > 1 for same in kinds.values())
+        and any(len({str(settings.get(key)) for settings in same}) > 1 for same in kinds.values())
     ]
-    chosen = telling(keys, [_told(group) for group in panel.groups])
+    chosen = distinguishing(keys, [group.settings for group in panel.groups])
     points = {_point(group, chosen) for group in panel.groups}
     full = len(points) * len(kinds)
     is_grid = len(points) > 1 and len(panel.groups) >= _FILLED * full
     return chosen if is_grid else []
 
 
-def _told(group: Group) -> Mapping[str, Any]:
-    return group.runs[0].settings
-
-
 def _point(group: Group, keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(_told(group).get(key)) for key in keys)
+    return tuple(str(group.settings.get(key)) for key in keys)
 
 
 def parts(panel: Panel) -> list[tuple[str, Panel]]:
@@ -64,7 +60,7 @@ def parts(panel: Panel) -> list[tuple[str, Panel]]:
     for members in found.values():
         names = [_short(group, members, keys) for group in members]
         short = [dataclasses.replace(g, label=n) for g, n in zip(members, names, strict=True)]
-        heading = say(keys, _told(members[0]))
+        heading = describe(keys, members[0].settings)
         split.append((heading, dataclasses.replace(panel, groups=tuple(short))))
     return split
 
@@ -89,7 +85,7 @@ def budgets(panel: Panel) -> bool:
     """Whether the number of training examples is what varies."""
     keys = varied(panel)
     return keys == [_BUDGET] and all(
-        isinstance(_told(group).get(_BUDGET), int) for group in panel.groups
+        isinstance(group.settings.get(_BUDGET), int) for group in panel.groups
     )
 
 
@@ -100,9 +96,9 @@ def forests(panel: Panel) -> list[Forest]:
     others = [key for key in keys if key != _SCHEME]
     sections: dict[str, list[Section]] = {}
     for name, part in parts(panel):
-        told = _told(part.groups[0])
-        scheme = say([_SCHEME], told) if by_scheme else ""
-        heading = _heading(say(others, told) if by_scheme else name, part)
+        settings = part.groups[0].settings
+        scheme = describe([_SCHEME], settings) if by_scheme else ""
+        heading = _heading(describe(others, settings) if by_scheme else name, part)
         sections.setdefault(scheme, []).append(Section(heading, part.groups))
     return [_forest(panel, scheme, tuple(found)) for scheme, found in sections.items()]
 
