@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedpeft.results.runs import Run
 
@@ -210,8 +210,5 @@ def score(run: Run) -> float:
 
 def alike(a: Cell, b: Cell) -> bool:
     """Whether two cells differ only in what is trained and how many clients take part."""
-    same = (a.source, a.clients, a.scheme, a.budget, a.length, a.privacy)
-    small = "ShuffleNet" in (a.role, b.role)
-    return same == (b.source, b.clients, b.scheme, b.budget, b.length, b.privacy) and (
-        small or a.model == b.model
-    )
+    model = b.model if "ShuffleNet" in (a.role, b.role) else a.model
+    return replace(a, role=b.role, cohort=b.cohort, model=model) == b
