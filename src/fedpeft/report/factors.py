@@ -1,16 +1,17 @@
-"""Which figures a grid asks for: what varies in it besides the method decides.
+"""The choice of figures for a grid, by what varies in it besides the method.
 
-    number of examples alone         accuracy against it, one line a method
-    several settings, filled         dots in sections, one a setting; beside each other by skew
-    a list of rows                   dots, one line a row
+    only the number of examples      accuracy against it, one line for each method
+    several settings, filled         dots in a section for each setting; one picture for each scheme
+    a list of rows                   dots, one line for each row
 
-A setting counts as varied where it differs between rows of one method, so that a learning rate
-that follows from the method does not.
+A setting counts as varied if it differs between rows of one method; a learning rate that depends
+only on the method does not.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ _SCHEME = "data.partition.scheme"
 
 
 def varied(panel: Panel) -> list[str]:
-    """Return the settings that make up the grid besides the method; [] where rows are a list."""
+    """Return the settings that span the grid besides the method; [] if rows are only a list."""
     kinds: dict[str, list[Mapping[str, Any]]] = {}
     for group in panel.groups:
         kinds.setdefault(group.method, []).append(group.settings)
@@ -49,7 +50,7 @@ def _point(group: Group, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def parts(panel: Panel) -> list[tuple[str, Panel]]:
-    """Split a grid by everything but the method: (what is common, its rows, named by method)."""
+    """Split a grid by everything but the method: (common settings, rows labelled by method)."""
     keys = varied(panel)
     if not keys:
         return [("", panel)]
@@ -58,15 +59,18 @@ def parts(panel: Panel) -> list[tuple[str, Panel]]:
         found.setdefault(_point(group, keys), []).append(group)
     split = []
     for members in found.values():
-        names = [_short(group, members, keys) for group in members]
-        short = [dataclasses.replace(g, label=n) for g, n in zip(members, names, strict=True)]
+        counts = Counter(group.method for group in members)
+        short = [
+            dataclasses.replace(group, label=group.method) if counts[group.method] == 1 else group
+            for group in members
+        ]
         heading = describe(keys, members[0].settings)
         split.append((heading, dataclasses.replace(panel, groups=tuple(short))))
     return split
 
 
 def curve_parts(panel: Panel) -> list[tuple[str, Panel]]:
-    """Split a grid for its curves: as `parts`, but modes of training share a picture."""
+    """Split a grid for its curves: like `parts`, but training modes share a picture."""
     if "federation.mode" not in varied(panel):
         return parts(panel)
     found: dict[str, list[Group]] = {}
@@ -75,14 +79,8 @@ def curve_parts(panel: Panel) -> list[tuple[str, Panel]]:
     return [(name, dataclasses.replace(panel, groups=tuple(same))) for name, same in found.items()]
 
 
-def _short(group: Group, members: Sequence[Group], keys: Sequence[str]) -> str:
-    """Name a row by its method, and by its whole label where that is not enough."""
-    alone = sum(other.method == group.method for other in members) == 1
-    return group.method if alone else group.label
-
-
 def budgets(panel: Panel) -> bool:
-    """Whether the number of training examples is what varies."""
+    """Whether only the number of training examples varies."""
     keys = varied(panel)
     return keys == [_BUDGET] and all(
         isinstance(group.settings.get(_BUDGET), int) for group in panel.groups
@@ -90,7 +88,7 @@ def budgets(panel: Panel) -> bool:
 
 
 def forests(panel: Panel) -> list[Forest]:
-    """Return the pictures of dots that a panel asks for: one, or one a kind of skew."""
+    """Return the dot plots of a panel: one, or one for each partition scheme."""
     keys = varied(panel)
     by_scheme = _SCHEME in keys and len(keys) > 1
     others = [key for key in keys if key != _SCHEME]
@@ -104,7 +102,7 @@ def forests(panel: Panel) -> list[Forest]:
 
 
 def _heading(name: str, part: Panel) -> str:
-    """Put what the runs say of their privacy beside the setting."""
+    """Return the heading of a section, with the runs' note on their privacy."""
     notes = list(dict.fromkeys(group.privacy_note for group in part.groups if group.privacy_note))
     return f"{name} ({notes[0]})" if len(notes) == 1 else name
 
