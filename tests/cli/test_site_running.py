@@ -83,7 +83,7 @@ def test_a_worker_answers_and_ends_when_told(tmp_path):
     try:
         asked = Request("handshake", "r", "a", 0, 0, 0, 0, "trust_remote_code = true\n")
         answer = ask(tmp_path / "state/door/worker", asked, timeout=30)
-        assert "trust_remote_code: extra inputs are not permitted" in answer.refused
+        assert "trust_remote_code: unknown key" in answer.refused
         worker.send_signal(signal.SIGTERM)
         began = time.monotonic()
         assert worker.wait(10) == 0 and time.monotonic() - began < 5

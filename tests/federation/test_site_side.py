@@ -79,7 +79,7 @@ def test_the_allow_list_holds_nothing_else(tmp_path):
         ({"federation.rounds": 500}, "federation.rounds: found 500; this site allows 100"),
         ({"client.epochs": 50}, "client.epochs: found 50; this site allows 10"),
         ({"data.transforms.normalize": "dataset"}, "needs statistics of all clients' data"),
-        ({"engine.precision": "bf16"}, "this site trains on a CPU"),
+        ({"engine.precision": "bf16"}, "because it trains on a CPU"),
         ({"wire.up": [{"name": "exfiltrate"}]}, "wire.up\\[0\\]: stage 'exfiltrate' is unknown"),
     ],
 )  # fmt: skip

@@ -149,23 +149,20 @@ def _listening(path: Path) -> Iterator[socket.socket]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.chmod(path.parent, 0o700)
     _clear(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         before = os.umask(0o177)
         try:
             listener.bind(str(path))
+        except OSError as error:
+            raise EngineError(f"{path}: a socket cannot be made here: {error}") from error
         finally:
             os.umask(before)
-        listener.listen(8)
-        listener.settimeout(_POLL)
-    except OSError as error:
-        listener.close()
-        raise EngineError(f"{path}: a socket cannot be made here: {error}") from error
-    try:
-        yield listener
-    finally:
-        listener.close()
-        path.unlink(missing_ok=True)
+        try:
+            listener.listen(8)
+            listener.settimeout(_POLL)
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _clear(path: Path) -> None:

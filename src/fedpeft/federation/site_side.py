@@ -50,6 +50,8 @@ from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["agree", "make_site", "prepare", "refusals", "shared_facts"]
 
+_NORMALIZE = "'model', or a mean and a std, because 'dataset' needs statistics of all clients' data"
+
 
 def make_site(site: SiteConfig) -> Site:
     """Build a site from its file; model and data are loaded when the first request comes."""
@@ -113,28 +115,24 @@ def agree(server: Experiment, site: SiteConfig) -> Experiment:
 
 def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
     """Yield one line for each setting of an experiment that the site does not allow."""
-    model, allow, federation = server.model, site.allow, server.federation
-    if _model_name(server, site) is None:
-        known = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
-        yield f"model.name: found {model.name!r}; this site allows {', '.join(known)}"
-    if model.config is not None and not model.config.startswith("preset:"):
-        yield f"model.config: found {model.config!r}; this site allows preset:NAME"
-    if allow.methods is not None and server.tuning.method not in allow.methods:
-        yield (
-            f"tuning.method: found {server.tuning.method!r}; this site allows "
-            f"{', '.join(allow.methods)}"
-        )
-    if federation.rounds > allow.max_rounds:
-        yield f"federation.rounds: found {federation.rounds}; this site allows {allow.max_rounds}"
-    if server.client.epochs > allow.max_epochs:
-        yield f"client.epochs: found {server.client.epochs}; this site allows {allow.max_epochs}"
-    if server.data.transforms.normalize == "dataset":
-        yield (
-            "data.transforms.normalize: found 'dataset', which needs statistics of all clients' "
-            "data; this site allows 'model', or a mean and a std"
-        )
-    if server.engine.precision == "bf16" and site.worker.device == "cpu":
-        yield "engine.precision: found 'bf16'; this site trains on a CPU and allows 'fp32'"
+    model, allow, client = server.model, site.allow, server.client
+    method, normalize = server.tuning.method, server.data.transforms.normalize
+    precision, rounds = server.engine.precision, server.federation.rounds
+    preset = model.config is None or model.config.startswith("preset:")
+    bf16_on_cpu = precision == "bf16" and site.worker.device == "cpu"
+    models = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
+    methods = [method] if allow.methods is None else allow.methods
+    for key, found, is_allowed, allowed in (
+        ("model.name", model.name, _model_name(server, site) is not None, ", ".join(models)),
+        ("model.config", model.config, preset, "preset:NAME"),
+        ("tuning.method", method, method in methods, ", ".join(methods)),
+        ("federation.rounds", rounds, rounds <= allow.max_rounds, allow.max_rounds),
+        ("client.epochs", client.epochs, client.epochs <= allow.max_epochs, allow.max_epochs),
+        ("data.transforms.normalize", normalize, normalize != "dataset", _NORMALIZE),
+        ("engine.precision", precision, not bf16_on_cpu, "'fp32', because it trains on a CPU"),
+    ):
+        if not is_allowed:
+            yield f"{key}: found {found!r}; this site allows {allowed}"
 
 
 def shared_facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:

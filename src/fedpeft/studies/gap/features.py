@@ -29,10 +29,11 @@ from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import Batch
 
-__all__ = ["GapRequest", "features_of", "read_features", "sample_of"]
+__all__ = ["SPLITS", "GapRequest", "check_option", "features_of", "read_features", "sample_of"]
 
 _BATCH = 256
-_SPLITS = ("test", "train")
+SPLITS = ("test", "train")
+"""The splits of a data set that features can be computed of."""
 _DECODER_HEADS = ("score", "lm_head")
 
 
@@ -67,14 +68,20 @@ def read_features(request: GapRequest) -> dict[str, NDArray[np.float64]]:
     Raises:
       ConfigError: if the model or a set cannot be loaded, or an option is wrong.
     """
-    for key, found, allowed in (
-        ("--split", request.split, _SPLITS),
-        ("--normalize", request.normalize, ("model", "dataset")),
-    ):
-        if found not in allowed:
-            raise ConfigError(f"gap: {key}: found {found!r}; allowed are {', '.join(allowed)}")
+    check_option("--split", request.split, SPLITS)
+    check_option("--normalize", request.normalize, ("model", "dataset"))
     loaded = load_model(ModelRequest(request.model, seed=request.seed))
     return {name: _set_features(loaded, name, request) for name in request.sources}
+
+
+def check_option(option: str, found: str, allowed: Sequence[str]) -> None:
+    """Check the value of an option of `fedpeft gap`.
+
+    Raises:
+      ConfigError: if the value is not allowed.
+    """
+    if found not in allowed:
+        raise ConfigError(f"gap: {option}: found {found!r}; allowed are {', '.join(allowed)}")
 
 
 def features_of(
@@ -171,7 +178,7 @@ def _set_features(loaded: LoadedModel, name: str, request: GapRequest) -> NDArra
 def _source_of(request: GapRequest, name: str) -> tuple[str, str]:
     """Return a set's source and split."""
     source, sign, split = request.sources[name].rpartition("@")
-    if sign and split in _SPLITS:
+    if sign and split in SPLITS:
         return source, split
     return request.sources[name], request.split
 

@@ -28,7 +28,7 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.runs.folder import RunFolder, stored_experiment
 from fedpeft.runs.load import load_run
-from fedpeft.studies.gap.features import features_of, sample_of
+from fedpeft.studies.gap.features import SPLITS, check_option, features_of, sample_of
 
 __all__ = ["RunFeatures", "RunsRequest", "label_runs", "read_run_features"]
 
@@ -98,8 +98,7 @@ def read_run_features(request: RunsRequest) -> RunFeatures:
       ConfigError: if an option is wrong, or the runs differ in model or data.
       RunFolderError: if a folder is not a finished run.
     """
-    if request.split not in ("test", "train"):
-        raise ConfigError(f"gap: --split: found {request.split!r}; allowed are test, train")
+    check_option("--split", request.split, SPLITS)
     if not request.runs:
         raise ConfigError("gap: found no runs; name three run folders or more")
     experiments = {
