@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 
 from fedpeft.core.errors import ConfigError, EngineError
-from fedpeft.federation.bundle import Store, read_signature, sign, write_signature
+from fedpeft.federation.bundle import app_store, read_signature, sign, write_signature
 from fedpeft.federation.supernode import key_id
 
 serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
@@ -41,9 +41,9 @@ def make_key(folder, name: str, kind: str = "ed25519"):
     return file, public.decode()
 
 
-def fetch(store: Store, path: str, data: bytes | None = None) -> bytes:
+def fetch(store: str, path: str, data: bytes | None = None) -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(store.url + path, data), timeout=5) as answer:
+    with opener.open(urllib.request.Request(store + path, data), timeout=5) as answer:
         return bytes(answer.read())
 
 
@@ -55,7 +55,7 @@ def test_flower_verifies_what_was_signed(tmp_path):
     trusted = {key_id(public): public}
 
     def accepted(bundle: bytes, *signatures) -> bool:
-        with Store(BUNDLE, signatures, port=0) as store:
+        with app_store(BUNDLE, signatures, port=0) as store:
             offer = json.loads(fetch(store, "/hub/fetch-fab", b"{}"))["verifications"]
         records = {each.pop("public_key_id"): json.dumps(each) for each in offer}
         return bool(node._verify_fab(fab("", bundle, records), trusted))
@@ -90,15 +90,16 @@ def test_what_is_no_key_or_signature_is_refused(tmp_path):
 
 def test_a_signature_of_another_release_is_refused(tmp_path):
     key, _ = make_key(tmp_path, "a")
-    with pytest.raises(ConfigError, match="sign it anew with the same release"):
-        Store(b"newer", [sign(BUNDLE, key)], port=0)
+    store = app_store(b"newer", [sign(BUNDLE, key)], port=0)
+    with pytest.raises(ConfigError, match="sign it anew with the same release"), store:
+        pass
 
 
 def test_the_store_has_one_app_and_nothing_else(tmp_path):
-    with Store(BUNDLE, (), port=0) as store:
+    with app_store(BUNDLE, (), port=0) as store:
         offer = json.loads(fetch(store, "/hub/fetch-fab", b'{"app_id": "@x/y"}'))
         assert fetch(store, "/bundle") == BUNDLE
-        assert offer == {"fab_url": f"{store.url}/bundle", "verifications": []}
+        assert offer == {"fab_url": f"{store}/bundle", "verifications": []}
         for path, data in (("/etc/passwd", None), ("/other", b"{}")):
             with pytest.raises(urllib.error.HTTPError, match="404") as found:
                 fetch(store, path, data)
@@ -109,8 +110,9 @@ def test_a_port_that_is_taken_is_said():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(EngineError, match="cannot be used for the app's store"):
-            Store(BUNDLE, (), port=taken.getsockname()[1])
+        store = app_store(BUNDLE, (), port=taken.getsockname()[1])
+        with pytest.raises(EngineError, match="cannot be used for the app's store"), store:
+            pass
 
 
 def test_keys_of_ssh_keygen_work(tmp_path):

@@ -206,14 +206,14 @@ def test_a_path_that_is_too_long_is_refused(tmp_path):
 @pytest.mark.parametrize(("breaks", "fine"), [(2, True), (3, False)])
 def test_a_worker_that_ends_is_asked_again(tmp_path, monkeypatch, breaks, fine):
     """As one that was killed and started anew: the third try is the last."""
-    real, seen = resident._answer, []
+    real, seen = resident._answer_one, []
 
     def fragile(connection, take, max_bytes):
         seen.append(1)
         if len(seen) > breaks:
             real(connection, take, max_bytes)
 
-    monkeypatch.setattr(resident, "_answer", fragile)
+    monkeypatch.setattr(resident, "_answer_one", fragile)
     with worker(tmp_path / "s"):
         if fine:
             assert ask(tmp_path / "s", REQUEST, timeout=5) == echo(REQUEST)

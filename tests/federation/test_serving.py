@@ -17,7 +17,7 @@ from fedpeft.experiment.read import dump_experiment, read_experiment
 from fedpeft.experiment.site_file import read_site
 from fedpeft.federation.serving import serve
 from fedpeft.federation.site_side import make_site
-from fedpeft.federation.split import Door, split
+from fedpeft.federation.split import ServerAddress, split
 from fedpeft.launch.start import run
 from fedpeft.runs.folder import RunFolder, read_summary
 from fedpeft.runs.status import read_status
@@ -77,7 +77,7 @@ def parts(tmp_path_factory):
     """An experiment, its parts, and what the local engine makes of it."""
     folder = tmp_path_factory.mktemp("federation")
     experiment = read_experiment(None, SETS)
-    *sites, server = split(experiment, folder / "parts", Door())
+    *sites, server = split(experiment, folder / "parts", ServerAddress())
     local = run(experiment, folder / "local")
     return sites, server / "experiment.toml", folder / "local", local
 

@@ -201,7 +201,7 @@ def test_a_tensor_that_is_no_delta_does_not_leave(tmp_path):
         return dataclasses.replace(ready, half=dataclasses.replace(ready.half, up=(leak,)))
 
     answer = site(tmp_path, smuggle).take(request(1))
-    assert "with examples does not leave this site" in answer.refused and not answer.blob
+    assert "holds examples; allowed are delta" in answer.refused and not answer.blob
 
 
 def test_an_experiment_stays_loaded_until_another_comes(tmp_path):

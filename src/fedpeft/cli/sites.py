@@ -76,11 +76,11 @@ def split(
     """
     with ending():
         from fedpeft.experiment.read import read_experiment
-        from fedpeft.federation.split import Door
+        from fedpeft.federation.split import ServerAddress
         from fedpeft.federation.split import split as split_into
 
-        door = Door(superlink, certificates)
-        *sites, server = split_into(read_experiment(experiment, sets or []), to, door)
+        address = ServerAddress(superlink, certificates)
+        *sites, server = split_into(read_experiment(experiment, sets or []), to, address)
         typer.echo(f"{len(sites)} sites: {sites[0]} to {sites[-1]}")
         typer.echo(f"server: {server / 'experiment.toml'}")
         typer.echo(f"next: fedpeft node {os.path.join(sites[0], 'site.toml')} --check")

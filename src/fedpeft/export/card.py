@@ -1,8 +1,8 @@
-"""The model card of an export: what the model is, how it came about, what it promises.
+"""The model card of an export: the model, how it was trained, its privacy and its limits.
 
 A card has a YAML header for the hub, with the figures of the last round as `model-index`, and lists
 the base, the federation, the bytes, the data and its partition, privacy, results, versions, how to
-load it, and limits. Its words are in card.md.jinja.
+load it, and limits. Its text is in card.md.jinja.
 
 Reference: Mitchell et al., Model Cards for Model Reporting, FAT* 2019.
 """
@@ -34,12 +34,12 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is written from.
+    """The facts that a card is written from.
 
     Attributes:
-      run: the run folder.
-      info: what the export holds.
-      task: of the model.
+      run: the run, as read from its folder.
+      info: the content of the export.
+      task: the model's task.
       base_card: text of the base model's own card, or "".
       backbone_class: name of the model's class.
     """
@@ -64,13 +64,13 @@ class CardFacts:
 
     @property
     def versions(self) -> list[tuple[str, str]]:
-        """Packages of the run, and their versions."""
+        """The packages of the run, with their versions."""
         found = self.run.environment.get("versions", {})
         return [(name, number) for name, number in found.items() if number]
 
 
 def model_card(facts: CardFacts) -> str:
-    """Write the card."""
+    """Return the text of the card, header included."""
     filters = {**TEXTS, "json": json.dumps, "describe_partition": describe_partition}
     template = read_template(Path(__file__).parent / "card.md.jinja", filters, markup=False)
     body = template.render(facts=facts, row=row_of_run(facts.run))
@@ -94,7 +94,7 @@ def _header(facts: CardFacts) -> ModelCardData:
 
 
 def _result(facts: CardFacts, last: float) -> EvalResult:
-    """The metric after the last round, as the hub shows it."""
+    """Return the metric after the last round in the hub's form."""
     metric, source = facts.run.metric, facts.info.experiment.data.source
     return EvalResult(
         task_type=facts.task.pipeline or facts.task.name,

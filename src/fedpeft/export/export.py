@@ -1,12 +1,13 @@
-"""Exports: a finished run becomes a folder that others load.
+"""Exports: a finished run as a folder that other libraries load.
 
+    method                    content                               loaded by
     scratch full head bias    an ordinary model                     transformers
     types of peft             adapter + head, and base/             peft
     adapter prompt            fedpeft.json + delta, and base/       fedpeft.load only
 
 Every export has a model card (README.md), the processor's or tokenizer's files, and `fedpeft.json`,
-by which `fedpeft.load` gives the same model. `base/` is left out where stock libraries find the
-base on the hub.
+from which `fedpeft.load` restores the same model. `base/` is left out if `peft` finds the base
+model on the hub.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
 @dataclass(frozen=True)
 class _Job:
-    """One export: the run, the names of its classes, and where it goes."""
+    """An export: the run, the names of its classes, and the folder to write."""
 
     run: FinishedRun
     labels: tuple[str, ...]
@@ -84,16 +85,16 @@ class _Saves(Protocol):
 
 
 def export_run(run: Path, to: Path) -> Path:
-    """Write the result of a finished run as a folder for others.
+    """Write the result of a finished run as a folder for other libraries.
 
-    The folder appears when all of it is written, or not at all.
+    The folder is written atomically: completely or not at all.
 
     Args:
       run: a run folder.
       to: the new folder; it must not exist, or be empty.
 
     Returns:
-      The folder.
+      The new folder.
 
     Raises:
       RunFolderError: if `to` is not empty, or the run is corrupt or has not finished.
@@ -126,7 +127,7 @@ def _check_target(to: Path) -> None:
 
 @contextmanager
 def _new_folder(to: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `to`, which takes its name if the block succeeds."""
+    """Yield a temporary folder beside `to`, which is renamed to `to` if the block succeeds."""
     to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.parent / f".{to.name}-{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir()
@@ -140,14 +141,14 @@ def _new_folder(to: Path) -> Iterator[Path]:
 
 
 def _labels(folder: Path, run: FinishedRun) -> tuple[str, ...]:
-    """Names of the classes, from the run's partition; () where they are not known."""
+    """Return the names of the classes, from the run's partition; () if they are not known."""
     partition = read_run(folder).partition
     known = partition.labels if partition else ()
     return known if len(known) == run.experiment.model.num_labels else ()
 
 
 def _write_model(job: _Job) -> ExportInfo:
-    """Write the tensors and configs, and say what they are."""
+    """Write the tensors and configs, and return what was written."""
     tuned = job.run.tuned
     kind = _kind(job)
     if kind == "merged":
@@ -176,7 +177,7 @@ def _kind(job: _Job) -> str:
 
 
 def _fits_its_config(module: nn.Module) -> bool:
-    """Whether the config alone gives the same tensors (not so where biases were added)."""
+    """Whether a model built from the config has the same tensors (not if biases were added)."""
     with torch.device("meta"):
         plain = type(module)(module.config)
     return set(plain.state_dict()) == set(module.state_dict())
@@ -205,7 +206,7 @@ def _info(job: _Job, kind: str, *, base: str | None, backbone: str) -> ExportInf
 
 
 def _portable(experiment: Experiment) -> Experiment:
-    """Leave out where the model and the data lay on this machine; their last names stay."""
+    """Replace local paths of model and data by their last part."""
     model, data = experiment.model, experiment.data
     return experiment.model_copy(
         update={
@@ -233,7 +234,7 @@ def _save_model(module: nn.Module, folder: Path, labels: Sequence[str]) -> None:
 
 
 def _write_inputs(job: _Job, folder: Path) -> None:
-    """Copy the tokenizer's or the processor's files; write the latter where there is none."""
+    """Copy the tokenizer's or the processor's files; write a processor's file if it is missing."""
     source = job.run.tuned.loaded.folder
     for pattern in _INPUT_FILES if source else ():
         for file in sorted(cast(Path, source).glob(pattern)):
@@ -251,7 +252,7 @@ def _write_inputs(job: _Job, folder: Path) -> None:
 def _write_processor(
     job: _Job, inputs: ImageInput, file: Path, processor: str = "ViTImageProcessor"
 ) -> None:
-    """Make the processor's file say what the run did: its size, rescaling, mean and deviation."""
+    """Write the run's size, rescaling, mean and deviation into the processor's file."""
     found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     given = job.run.experiment.data.transforms.normalize
     mean, std = inputs.mean, inputs.std

@@ -1,22 +1,23 @@
 """Signed app bundles: who has vouched for the code that runs at the sites.
 
-    key of a signer ──sign(bundle)──> signature.json ──> server ──> SuperLink ──> SuperNodes
-                                                                     verify: a trusted key? else no
+    signer's key ──sign(bundle)──> signature.json ──> server ──> SuperLink ──> SuperNodes
+                                                         signed by a trusted key? else refused
 
-A SuperNode with trusted entities runs a bundle only if one of these keys has signed its very bytes.
-A SuperLink takes signatures from an app store alone and not from whoever submits a run; so the
-server keeps a store of one app, on loopback, for as long as it submits. The signing key need not be
-on the server: a site may sign this release's bundle itself and hand over the signature.
+A SuperNode with trusted entities runs a bundle only if one of their keys has signed exactly these
+bytes. A SuperLink accepts signatures only from an app store, not from whoever submits a run, so the
+server serves a store of one app on loopback while it submits. The signing key need not be on the
+server: a site may sign this release's bundle itself and hand over the signature.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,23 +25,23 @@ from pathlib import Path
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.federation.supernode import key_id
 
-__all__ = ["STORE_PORT", "Signature", "Store", "read_signature", "sign", "write_signature"]
+__all__ = ["STORE_PORT", "Signature", "app_store", "read_signature", "sign", "write_signature"]
 
 STORE_PORT = 8090
-"""Where a SuperLink is told to look for signed bundles, unless told otherwise."""
+"""The default port of the store in which a SuperLink looks for signed bundles."""
 
 _FETCH = "/hub/fetch-fab"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """That a key's owner vouches for a bundle.
+    """A statement that a key's owner vouches for a bundle.
 
     Attributes:
-      key: name of the key, from its public part.
+      key: the key's name, derived from its public part.
       bundle: SHA-256 (hex) of the bundle.
       signed_at: seconds since 1970.
-      signature: Ed25519 over time and digest, base64 for URLs.
+      signature: Ed25519 signature of time and digest, in URL-safe base64.
     """
 
     key: str
@@ -50,10 +51,10 @@ class Signature:
 
 
 def sign(bundle: bytes, key: Path) -> Signature:
-    """Sign a bundle with an Ed25519 key in OpenSSH form, as `ssh-keygen -t ed25519` writes it.
+    """Sign a bundle with an Ed25519 key in OpenSSH format, as `ssh-keygen -t ed25519` writes it.
 
     Raises:
-      ConfigError: if the file holds no such key.
+      ConfigError: if the file does not hold such a key.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -81,10 +82,10 @@ def write_signature(file: Path, signature: Signature) -> None:
 
 
 def read_signature(file: Path) -> Signature:
-    """Read what `write_signature` wrote.
+    """Read a file that `write_signature` wrote.
 
     Raises:
-      ConfigError: if it is no signature.
+      ConfigError: if the file is not a signature.
     """
     try:
         return Signature(**json.loads(file.read_text("utf-8")))
@@ -92,78 +93,68 @@ def read_signature(file: Path) -> Signature:
         raise ConfigError(f"{file}: is no signature: {error}. `fedpeft sign` writes one") from error
 
 
-class Store:
-    """A store of one app, for the SuperLink on this machine.
+@contextlib.contextmanager
+def app_store(bundle: bytes, signatures: Sequence[Signature], *, port: int) -> Iterator[str]:
+    """Serve one app to the SuperLink on this machine, as long as the block runs.
 
     The SuperLink must have been started with `FLWR_SUPERGRID_API_URL=http://127.0.0.1:PORT`.
 
     Args:
       bundle: the app.
-      signatures: of it; () offers it unsigned.
+      signatures: signatures of the bundle; () offers it unsigned.
       port: on loopback; 0 takes a free one.
+
+    Yields:
+      The store's URL.
 
     Raises:
       ConfigError: if a signature is of another bundle.
       EngineError: if the port is taken.
     """
+    digest = hashlib.sha256(bundle).hexdigest()
+    for each in signatures:
+        if each.bundle != digest:
+            raise ConfigError(
+                f"signature of key {each.key}: signs the bundle {each.bundle[:12]}…, this release "
+                f"has {digest[:12]}…; sign it anew with the same release of fedpeft"
+            )
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), _handler(bundle, signatures))
+    except OSError as error:
+        raise EngineError(f"port {port}: cannot be used for the app's store: {error}") from error
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
-    def __init__(self, bundle: bytes, signatures: Sequence[Signature], *, port: int) -> None:
-        digest = hashlib.sha256(bundle).hexdigest()
-        for each in signatures:
-            if each.bundle != digest:
-                raise ConfigError(
-                    f"signature of key {each.key}: is of the bundle {each.bundle[:12]}…, this "
-                    f"release has {digest[:12]}…; sign it anew with the same release of fedpeft"
-                )
-        self._bundle = bundle
-        self._signatures = signatures
-        try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
-        except OSError as error:
-            raise EngineError(
-                f"port {port}: cannot be used for the app's store: {error}"
-            ) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+def _handler(bundle: bytes, signatures: Sequence[Signature]) -> type[BaseHTTPRequestHandler]:
+    signed = [
+        {"public_key_id": s.key, "signature": s.signature, "signed_at": s.signed_at}
+        for s in signatures
+    ]
 
-    def __enter__(self) -> Store:
-        self._thread.start()
-        return self
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(min(65_536, int(self.headers.get("Content-Length") or 0)))
+            url = f"http://127.0.0.1:{self.connection.getsockname()[1]}/bundle"
+            offer = json.dumps({"fab_url": url, "verifications": signed})
+            self._reply(self.path == _FETCH, offer.encode())
 
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        def do_GET(self) -> None:
+            self._reply(self.path == "/bundle", bundle)
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        store = self
+        def log_message(self, format: str, *args: object) -> None:
+            """Log nothing: the run's own log records what was submitted."""
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.rfile.read(min(65_536, int(self.headers.get("Content-Length") or 0)))
-                self._reply(self.path == _FETCH, json.dumps(store._offer()).encode())
+        def _reply(self, known: bool, body: bytes) -> None:
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(body) if known else 0))
+            self.end_headers()
+            self.wfile.write(body if known else b"")
 
-            def do_GET(self) -> None:
-                self._reply(self.path == "/bundle", store._bundle)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Say nothing: the run's own log says what was submitted."""
-
-            def _reply(self, known: bool, body: bytes) -> None:
-                self.send_response(200 if known else 404)
-                self.send_header("Content-Length", str(len(body) if known else 0))
-                self.end_headers()
-                self.wfile.write(body if known else b"")
-
-        return Handler
-
-    def _offer(self) -> dict[str, object]:
-        signed = [
-            {"public_key_id": s.key, "signature": s.signature, "signed_at": s.signed_at}
-            for s in self._signatures
-        ]
-        return {"fab_url": f"{self.url}/bundle", "verifications": signed}
+    return Handler

@@ -1,9 +1,9 @@
-"""A SuperLink from the outside: submit a run, read its true status, stop it.
+"""The control interface of a SuperLink: submit a run, read its status, stop it.
 
     bundle + configuration ──StartRun──> run     status: pending, starting, running, finished:how
 
-The bundle holds a few lines that import this package, and is the same, byte for byte, for every
-experiment: what differs travels as configuration.
+The bundle is a few lines that import this package. It is the same, byte for byte, for every
+experiment; whatever differs is sent as configuration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.core.version import VERSION
 from fedpeft.engines.flower.messages import require_flower
 from fedpeft.engines.flower.simulation import quiet_environment
-from fedpeft.federation.bundle import STORE_PORT, Signature, Store
+from fedpeft.federation.bundle import STORE_PORT, Signature, app_store
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -39,7 +39,7 @@ class Link:
 
     Attributes:
       address: HOST:PORT.
-      root_certificates: file of the authority that its certificate is from; None: no TLS.
+      root_certificates: file of the authority that issued its certificate; None for no TLS.
     """
 
     address: str
@@ -48,14 +48,14 @@ class Link:
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run of Flower's stands.
+    """The state of a Flower run.
 
     Attributes:
       status: `pending`, `starting`, `running` or `finished`.
-      how: of a finished run: `completed`, `failed` or `stopped`.
-      details: in words, of a failed run.
-      bytes_in: to the SuperLink, as Flower counts.
-      bytes_out: from it.
+      how: how a finished run ended: `completed`, `failed` or `stopped`.
+      details: why a failed run failed.
+      bytes_in: bytes that the SuperLink received, as Flower counts them.
+      bytes_out: bytes that it sent.
     """
 
     status: str
@@ -66,14 +66,14 @@ class RunState:
 
 
 class Control:
-    """A SuperLink's control interface.
+    """A connection to a SuperLink's control interface.
 
     Args:
-      link: how to reach it.
+      link: how to reach the SuperLink.
 
     Raises:
       EngineError: if Flower is not installed here.
-      ConfigError: if the file of certificates cannot be read.
+      ConfigError: if the certificate file cannot be read.
     """
 
     def __init__(self, link: Link) -> None:
@@ -93,8 +93,9 @@ class Control:
         """Submit a run of our bundle.
 
         Args:
-          configuration: of this run; keys that `make_bundle` knows.
-          signatures: of the bundle, for sites that run no other; () submits it unsigned.
+          configuration: settings of this run, by the keys that the bundle declares.
+          signatures: signatures of the bundle, for sites that run signed ones only; () submits it
+            unsigned.
           port: on loopback, where the SuperLink looks for a signed bundle.
 
         Returns:
@@ -102,36 +103,36 @@ class Control:
 
         Raises:
           Unreachable: if the SuperLink does not answer.
-          EngineError: if it does not take the run.
+          EngineError: if it does not accept the run.
         """
         from flwr.common.serde import fab_to_proto, user_config_to_proto
         from flwr.proto.control_pb2 import StartRunRequest
         from flwr.supercore.fab import Fab
 
-        content, what = make_bundle(), "start a run"
+        content, action = make_bundle(), "start a run"
         request = StartRunRequest(override_config=user_config_to_proto(dict(configuration)))
         store: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if signatures:
             request.app_spec = _SPEC
-            store = Store(content, signatures, port=port)
-            what = (
+            store = app_store(content, signatures, port=port)
+            action = (
                 "start a signed run: was flower-superlink started with "
                 f"FLWR_SUPERGRID_API_URL=http://127.0.0.1:{port}, on this machine?"
             )
         else:
             fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
             request.fab.CopyFrom(fab_to_proto(fab))
-        with store, self._asking(what):
+        with store, self._request(action):
             answer = self._client.StartRun(request)
         if not answer.HasField("run_id"):
             raise EngineError(
-                f"engine: the SuperLink at {self._link.address} did not take the run; its log says "
-                "why"
+                f"engine: the SuperLink at {self._link.address} did not accept the run; its log "
+                "says why"
             )
         return int(answer.run_id)
 
     def state(self, run: int) -> RunState:
-        """Return where a run stands.
+        """Return the state of a run.
 
         Raises:
           Unreachable: if the SuperLink does not answer.
@@ -139,7 +140,7 @@ class Control:
         """
         from flwr.proto.control_pb2 import ListRunsRequest
 
-        with self._asking("ask for a run"):
+        with self._request("look up a run"):
             answer = self._client.ListRuns(ListRunsRequest(run_id=run))
         found = answer.run_dict.get(run)
         if found is None:
@@ -157,7 +158,7 @@ class Control:
         """
         from flwr.proto.control_pb2 import StopRunRequest
 
-        with contextlib.suppress(_Refused), self._asking("stop a run"):
+        with contextlib.suppress(_Refused), self._request("stop a run"):
             self._client.StopRun(StopRunRequest(run_id=run))
 
     def close(self) -> None:
@@ -181,7 +182,7 @@ class Control:
         )
 
     @contextlib.contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
+    def _request(self, action: str) -> Iterator[None]:
         import httpx
 
         where = f"engine.superlink: {self._link.address}"
@@ -190,20 +191,20 @@ class Control:
         except httpx.HTTPStatusError as error:
             body = error.response.text.strip()[:300]
             code = error.response.status_code
-            raise _Refused(f"{where}: refused to {what} (HTTP {code}): {body}") from error
+            raise _Refused(f"{where}: refused to {action} (HTTP {code}): {body}") from error
         except (httpx.HTTPError, ConnectionError) as error:
             raise Unreachable(
-                f"{where}: cannot be reached to {what}: {error}. Is flower-superlink running, and "
-                "does engine.root_certificates fit its certificate?"
+                f"{where}: cannot be reached to {action}: {error}. Is flower-superlink running, "
+                "and does engine.root_certificates fit its certificate?"
             ) from error
 
 
 class _Refused(EngineError):
-    """The SuperLink answered, and said no."""
+    """The SuperLink refused a request."""
 
 
 def make_bundle() -> bytes:
-    """Return the app bundle: a zip file whose bytes depend on this package's version alone."""
+    """Return the app bundle: a zip file whose bytes depend only on this package's version."""
     from flwr.cli.build import build_fab_from_files
 
     app = resources.files(__package__ or "") / "app"

@@ -1,10 +1,10 @@
-"""`fedpeft run` with `engine.name = "flower"`: submit, follow the true status, submit again.
+"""`fedpeft run` with `engine.name = "flower"`: submit a run, follow its status, submit it again.
 
     submit ──> follow ──finished:completed──> the run folder's summary
       ^          │
-      └──────────┴── server died, SuperLink restarted: go on from the folder, so many times
+      └──────────┴── server died or SuperLink restarted: resume from the folder, a few times
 
-A run that failed for a reason of its own (bad input, too few replies) is not tried again.
+A run that failed for a reason that will not change (bad input, too few replies) is not retried.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ def deploy(
 
     Args:
       experiment: resolved.
-      folder: of the run, on the SuperLink's machine; progress is read from it.
+      folder: the run folder, on the SuperLink's machine; progress is read from it.
       on_round: called after each round.
-      resume: go on with what is in the folder.
+      resume: resume the run in the folder.
 
     Returns:
-      the summary; where the folder is on another machine, only its name and `stopped = "on the
+      The summary; where the folder is on another machine, only its name and `stopped = "on the
       server"`.
 
     Raises:
       ConfigError: if the server refuses the experiment.
-      RoundError: if too few sites came or answered.
-      EngineError: if the SuperLink is gone, or the server died too often.
+      RoundError: if too few sites joined or answered.
+      EngineError: if the SuperLink cannot be reached, or the server died too often.
     """
     folder = RunFolder(folder.path.absolute())
     watcher = _Watcher(folder, experiment.federation.rounds, on_round)
@@ -68,38 +68,38 @@ def deploy(
     left = retries
     with _terminated_as_interrupted():
         while True:
-            before = watcher.told
+            before = watcher.reported
             failed = _submit(experiment, folder, watcher, task="run", resume=resume)
             if failed is None:
                 return _summary(experiment, folder)
-            _final(failed)
+            _raise_verdict(failed)
             resume = True
-            left = retries if watcher.told > before else left - 1
+            left = retries if watcher.reported > before else left - 1
             if left < 0:
                 raise EngineError(
                     f"engine: the server of this run failed {retries + 1} times without a new "
                     f"round; the last time: {failed}. Look at the SuperLink's log, and go on with: "
                     f"fedpeft run --resume --out {folder.path}"
                 )
-            logger.warning("the run failed (%s); it is submitted again", failed)
+            logger.warning("the run failed (%s); submitting it again", failed)
 
 
 def greet_sites(experiment: Experiment, out: Path) -> Mapping[str, Any]:
-    """Shake hands with all sites, and do nothing else.
+    """Run the handshake with all sites, and no round.
 
     Returns:
-      what `sites.json` holds.
+      The content of `sites.json`.
 
     Raises:
       ConfigError: if the server refuses the experiment.
-      RoundError: if not all sites came or fit, with the reasons.
-      EngineError: if the SuperLink is gone.
+      RoundError: if a site is missing or does not fit, with the reasons.
+      EngineError: if the SuperLink cannot be reached.
     """
     folder = RunFolder(out.absolute())
     watcher = _Watcher(folder, 0, lambda done: None)
     failed = _submit(experiment, folder, watcher, task="handshake", resume=False)
     if failed is not None:
-        _final(failed)
+        _raise_verdict(failed)
         raise EngineError(f"engine: the handshake failed: {failed}")
     return read_ledger(folder.path) or {}
 
@@ -108,7 +108,7 @@ def link_of(experiment: Experiment) -> Link:
     """Return how to reach an experiment's SuperLink.
 
     Raises:
-      ConfigError: if it is not named.
+      ConfigError: if the experiment names none.
     """
     if experiment.engine.superlink is None:
         raise ConfigError(
@@ -118,20 +118,20 @@ def link_of(experiment: Experiment) -> Link:
 
 
 class _Watcher:
-    """Tells of rounds as their lines appear in the run folder, if it can be seen from here."""
+    """Reports rounds as their lines appear in the run folder, if this machine has that folder."""
 
     def __init__(self, folder: RunFolder, rounds: int, on_round: OnRound) -> None:
         self._file = folder.rounds
         self._rounds = rounds
         self._on_round = on_round
-        self.told = len(self._records())
+        self.reported = len(self._records())
 
-    def look(self) -> None:
-        """Tell of what is new."""
+    def update(self) -> None:
+        """Report the rounds that are new."""
         records = self._records()
-        for count in range(self.told + 1, len(records) + 1):
+        for count in range(self.reported + 1, len(records) + 1):
             self._on_round(done_of(records[count - 1], totals(records[:count]), self._rounds))
-        self.told = max(self.told, len(records))
+        self.reported = max(self.reported, len(records))
 
     def _records(self) -> list[Record]:
         with contextlib.suppress(RunFolderError, OSError):
@@ -142,10 +142,10 @@ class _Watcher:
 def _submit(
     experiment: Experiment, folder: RunFolder, watcher: _Watcher, *, task: str, resume: bool
 ) -> str | None:
-    """Submit once and follow to the end; the run is stopped if this process is.
+    """Submit once and follow the run to its end; stop it if this process is interrupted.
 
     Returns:
-      why it failed; None if it did not.
+      Why it failed; None if it did not.
     """
     patience = experiment.engine.wait or WAIT
     experiment = _absolute_files(experiment)
@@ -165,7 +165,7 @@ def _submit(
             with contextlib.suppress(FedpeftError):
                 control.stop(run)
             raise
-    watcher.look()
+    watcher.update()
     if state.how == "completed":
         return None
     if state.how == "stopped":
@@ -177,19 +177,19 @@ def _submit(
 
 
 def _absolute_files(experiment: Experiment) -> Experiment:
-    """Make the files that the submitter reads independent of the folder that it is called from."""
+    """Make the paths of the submitter's own files absolute."""
     engine = experiment.engine
+    root, signatures = engine.root_certificates, engine.signatures
     files = {
-        "root_certificates": engine.root_certificates
-        and str(Path(engine.root_certificates).absolute()),
-        "signatures": engine.signatures and [str(Path(f).absolute()) for f in engine.signatures],
+        "root_certificates": root and str(Path(root).absolute()),
+        "signatures": signatures and [str(Path(file).absolute()) for file in signatures],
     }
     return experiment.model_copy(update={"engine": engine.model_copy(update=files)})
 
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C inside the block, so that a run is stopped at the SuperLink too."""
+    """Treat SIGTERM as Ctrl-C inside the block, so that the run is stopped at the SuperLink too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -203,14 +203,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def _follow(control: Control, run: int, watcher: _Watcher, patience: float) -> RunState:
     while True:
         state = _patiently(lambda: control.state(run), patience)
-        watcher.look()
+        watcher.update()
         if state.status == "finished":
             return state
         time.sleep(_POLL)
 
 
 def _patiently(call: Callable[[], T], patience: float) -> T:
-    """Call; where the SuperLink does not answer, again for so many seconds."""
+    """Call, and retry for `patience` seconds while the SuperLink does not answer."""
     until = time.monotonic() + patience
     while True:
         try:
@@ -222,23 +222,21 @@ def _patiently(call: Callable[[], T], patience: float) -> T:
             time.sleep(2 * _POLL)
 
 
-def _final(failed: str) -> None:
-    """Raise the server's own verdict, if the run failed by one that will not change.
+def _raise_verdict(failed: str) -> None:
+    """Raise the server's own error again, if it is one that a retry cannot change.
 
     Raises:
-      ConfigError: if it was bad input.
-      RoundError: if it was too few replies.
+      ConfigError: if the server reported bad input.
+      RoundError: if it had too few replies.
     """
     verdict = _VERDICT.search(failed)
-    if verdict is None:
-        return
-    for kind in (ConfigError, RoundError):
-        if int(verdict.group(1)) == kind.exit_code:
+    for kind in (ConfigError, RoundError) if verdict else ():
+        if verdict and int(verdict.group(1)) == kind.exit_code:
             raise kind(verdict.group(2))
 
 
 def _summary(experiment: Experiment, folder: RunFolder) -> dict[str, object]:
-    """Return the summary, or what is known of it where the folder is out of sight."""
+    """Return the summary, or what is known without it where the folder is on another machine."""
     if folder.path.exists():
         return read_summary(folder)
     return {

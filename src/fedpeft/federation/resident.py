@@ -1,11 +1,12 @@
-"""The resident worker of a site: it holds backbone and data, and answers over a private socket.
+"""The resident worker of a site: it keeps backbone and data, and answers over a private socket.
 
     message = head (JSON), then blob: two frames of `multiprocessing.connection`, bytes, no pickle
 
-    short-lived process ──ask──> socket (0600, in a folder 0700, same user only) ──> take ──> answer
+    short-lived app ──answer──> socket (0600, in a folder 0700, same user only) ──> take ──> Answer
 
-One request at a time. A message that is cut short, too long or not of this form ends its connection
-and nothing else. The worker ends with the process that started it.
+Flower starts the app anew for each message, so nothing heavy is imported where a worker runs. The
+worker takes one request at a time. A message that is cut short, too long or malformed ends its own
+connection and nothing else. The worker ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
@@ -27,12 +28,12 @@ from typing import TypeVar
 from fedpeft.core.errors import EngineError
 from fedpeft.engines.flower.requests import Answer, Request
 
-__all__ = ["SOCKET", "ask", "serve"]
+__all__ = ["SECONDS", "SITE", "SOCKET", "answer", "ask", "serve"]
 
 logger = logging.getLogger(__name__)
 
-SOCKET = "fedpeft-socket"
-"""Under this name a node's own configuration tells its app where the worker listens."""
+SOCKET, SITE, SECONDS = "fedpeft-socket", "fedpeft-site", "fedpeft-seconds"
+"""Keys of a node's configuration: the worker's socket, or the site's file; the time for a turn."""
 
 _HEAD_BYTES = 4 * 2**20
 _POLL = 0.25
@@ -40,10 +41,34 @@ _PATIENCE = 30.0
 _LONGEST_PATH = 100
 _TRIES = 3
 
-_Words = TypeVar("_Words", Request, Answer)
+_Message = TypeVar("_Message", Request, Answer)
 
 _BROKEN = (OSError, EOFError, ValueError, TypeError, MemoryError)
-"""What a message that is cut short, too long or of another form raises."""
+"""The errors that a message which is cut short, too long or malformed raises."""
+
+
+def answer(request: Request, node: Mapping[str, object]) -> Answer:
+    """Have a request answered at this site, by its worker or by the site itself.
+
+    Args:
+      request: the server's request.
+      node: the node's own configuration, as `fedpeft node` has written it.
+
+    Returns:
+      The answer; an `EngineError` becomes a refusal.
+    """
+    try:
+        if SOCKET in node:
+            seconds = float(str(node.get(SECONDS, 3600.0)))
+            return ask(Path(str(node[SOCKET])), request, timeout=seconds)
+        if SITE in node:
+            from fedpeft.experiment.site_file import read_site
+            from fedpeft.federation.site_side import make_site
+
+            return make_site(read_site(Path(str(node[SITE])))).take(request)
+        raise EngineError("this node was not started by `fedpeft node`: it names no site")
+    except EngineError as error:
+        return Answer(request.client, request.round, refused=f"{type(error).__name__}: {error}")
 
 
 def serve(
@@ -53,13 +78,13 @@ def serve(
     max_bytes: int,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Answer requests until `goes_on` says no.
+    """Answer requests while `goes_on` returns true.
 
     Args:
-      path: of the socket; its folder is made private, an old socket is replaced.
+      path: path of the socket; its folder is made private, a dead worker's socket is replaced.
       take: answers a request; raises nothing.
-      max_bytes: of a request's blob.
-      goes_on: asked a few times a second while nothing comes.
+      max_bytes: the largest blob of a request.
+      goes_on: called a few times a second while no request comes.
 
     Raises:
       EngineError: if the socket cannot be made, or another worker listens on it.
@@ -71,23 +96,23 @@ def serve(
             except TimeoutError:
                 continue
             with connection:
-                _answer(connection, take, max_bytes)
+                _answer_one(connection, take, max_bytes)
 
 
 def ask(path: Path, request: Request, *, timeout: float, max_bytes: int = 2**40) -> Answer:
-    """Ask a site's worker; waits for one that is starting or busy.
+    """Send a request to a site's worker, and wait for one that is starting or busy.
 
-    One that ends before it answers is asked again: it is started anew, and a turn that it had taken
-    is not taken twice.
+    If the worker ends before it answers, the request is sent again: the worker is restarted, and a
+    turn that it had already taken is not taken twice.
 
     Args:
-      path: of the socket.
-      request: what is asked.
-      timeout: seconds until the answer must be there, the wait for a start included.
-      max_bytes: of the answer's blob.
+      path: path of the socket.
+      request: the request.
+      timeout: seconds until the answer must be there, including the wait for the worker to start.
+      max_bytes: the largest blob of the answer.
 
     Raises:
-      EngineError: if nobody answers in time, the worker ends, or is another user's.
+      EngineError: if no answer comes in time, or the worker ends or belongs to another user.
     """
     until = time.monotonic() + timeout
     for left in reversed(range(_TRIES)):
@@ -102,7 +127,7 @@ def ask(path: Path, request: Request, *, timeout: float, max_bytes: int = 2**40)
                 raise EngineError(
                     f"{path}: the site's worker ended or broke off before it answered ({error})"
                 ) from error
-            logger.warning("the worker broke off (%s); it is asked again", error)
+            logger.warning("the worker broke off (%s); sending the request again", error)
             time.sleep(_POLL)
     raise AssertionError
 
@@ -124,30 +149,27 @@ def _listening(path: Path) -> Iterator[socket.socket]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.chmod(path.parent, 0o700)
     _clear(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         before = os.umask(0o177)
         try:
             listener.bind(str(path))
+        except OSError as error:
+            raise EngineError(f"{path}: a socket cannot be made here: {error}") from error
         finally:
             os.umask(before)
-        listener.listen(8)
-        listener.settimeout(_POLL)
-    except OSError as error:
-        listener.close()
-        raise EngineError(f"{path}: a socket cannot be made here: {error}") from error
-    try:
-        yield listener
-    finally:
-        listener.close()
-        path.unlink(missing_ok=True)
+        try:
+            listener.listen(8)
+            listener.settimeout(_POLL)
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _clear(path: Path) -> None:
     """Remove a dead worker's socket.
 
     Raises:
-      EngineError: if somebody listens on it, or it is no socket.
+      EngineError: if a process listens on it, or it is not a socket.
     """
     if not path.exists():
         return
@@ -162,8 +184,10 @@ def _clear(path: Path) -> None:
     path.unlink()
 
 
-def _answer(connection: socket.socket, take: Callable[[Request], Answer], max_bytes: int) -> None:
-    """Answer one connection; whatever its other end does, the worker lives."""
+def _answer_one(
+    connection: socket.socket, take: Callable[[Request], Answer], max_bytes: int
+) -> None:
+    """Answer one connection; nothing that its other end does may end the worker."""
     if not _same_user(connection):
         logger.warning("a connection of another user was refused")
         return
@@ -173,18 +197,16 @@ def _answer(connection: socket.socket, take: Callable[[Request], Answer], max_by
         except _BROKEN as error:
             logger.warning("a request could not be read: %s", error)
             return
-        answer = take(request)
+        reply = take(request)
         try:
-            _send(frames, answer)
+            _send(frames, reply)
         except OSError as error:
-            logger.warning(
-                "round %d: nobody waits for the answer any more: %s", answer.round, error
-            )
+            logger.warning("round %d: the answer could not be sent: %s", reply.round, error)
 
 
 @contextlib.contextmanager
 def _connected(path: Path, until: float) -> Iterator[socket.socket]:
-    """Connect, trying again while the worker is not there yet."""
+    """Connect, and try again while the worker has not started yet."""
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -205,7 +227,7 @@ def _connected(path: Path, until: float) -> Iterator[socket.socket]:
 
 
 def _same_user(connection: socket.socket) -> bool:
-    """Whether the other end is a process of this user; elsewhere than on Linux modes decide."""
+    """Whether the other end is a process of this user (Linux; elsewhere file modes decide)."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -214,27 +236,27 @@ def _same_user(connection: socket.socket) -> bool:
 
 
 def _framed(connection: socket.socket, patience: float) -> closing[Connection[bytes, bytes]]:
-    """Hand a socket over to frames, which wait at most so many seconds for each part of one."""
+    """Turn a socket into a framed connection that waits at most `patience` seconds for a part."""
     limit = struct.pack("ll", int(patience), int(patience % 1 * 1e6))
     for side in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         connection.setsockopt(socket.SOL_SOCKET, side, limit)
     return closing(Connection(connection.detach()))
 
 
-def _send(frames: Connection[bytes, bytes], words: Request | Answer) -> None:
-    head = asdict(replace(words, blob=b""))
+def _send(frames: Connection[bytes, bytes], message: Request | Answer) -> None:
+    head = asdict(replace(message, blob=b""))
     del head["blob"]
     frames.send_bytes(json.dumps(head).encode())
-    frames.send_bytes(words.blob)
+    frames.send_bytes(message.blob)
 
 
-def _receive(frames: Connection[bytes, bytes], kind: type[_Words], max_bytes: int) -> _Words:
+def _receive(frames: Connection[bytes, bytes], kind: type[_Message], max_bytes: int) -> _Message:
     """Read a request or an answer.
 
     Raises:
       OSError: if it is cut short or longer than allowed; `BlockingIOError` if it comes too late.
-      EOFError: if the other end is closed before all has come.
-      ValueError, TypeError: if it is not of this form.
+      EOFError: if the other end is closed before the whole message has come.
+      ValueError, TypeError: if it is malformed.
     """
     head = json.loads(frames.recv_bytes(_HEAD_BYTES))
     return kind(**head, blob=frames.recv_bytes(max_bytes))

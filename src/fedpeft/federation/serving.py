@@ -1,9 +1,9 @@
-"""The server of a deployment: what the ServerApp does with its grid.
+"""The server of a deployment: what Flower's ServerApp runs.
 
-    build ──> handshake with every site ──> rounds, as everywhere ──> summary
+    build ──> handshake with every site ──> rounds, as in a local run ──> summary
 
-The run folder is on the machine where the SuperLink runs. A server that died is submitted again and
-goes on from the folder: same run id, same sites, same delta.
+The run folder is on the machine where the SuperLink runs. After a crash the server is submitted
+again and resumes from the folder: same run id, same sites, same delta.
 """
 
 from __future__ import annotations
@@ -46,20 +46,19 @@ __all__ = ["serve"]
 
 logger = logging.getLogger(__name__)
 
-
 _LOCK_PATIENCE = 30.0
 
 
 def serve(grid: Grid, configuration: Mapping[str, str | bool | int | float]) -> None:
-    """Run a deployment's rounds, or its handshake alone.
+    """Run a deployment's rounds, or only its handshake.
 
     Args:
-      grid: of Flower.
-      configuration: `task` (run or handshake), `experiment` (TOML text), `out` (the run folder, an
-        absolute path here), `resume`.
+      grid: Flower's connection to the sites.
+      configuration: `task` ("run" or "handshake"), `experiment` (TOML text), `out` (the run folder,
+        an absolute path on this machine), `resume`.
 
     Raises:
-      FedpeftError: whatever a run may raise.
+      FedpeftError: the errors of a run.
     """
     torch.set_num_threads(1)
     experiment = validate(tomllib.loads(str(configuration["experiment"])), "experiment")
@@ -88,7 +87,7 @@ class _Server:
 
 
 def _prepare(experiment: Experiment) -> _Server:
-    """Load the server's own model and test data; its training rows are nobody's."""
+    """Load the server's own model and test data; no client has the server's training rows."""
     check_device(experiment)
     one = experiment.data.partition.model_copy(
         update={"scheme": "iid", "clients": 1, "min_examples": 1}
@@ -103,16 +102,16 @@ def _prepare(experiment: Experiment) -> _Server:
 
 
 def _text_for_sites(experiment: Experiment) -> str:
-    """Write the experiment as sites get it: the same after every resume, wherever the server is.
+    """Return the experiment as sites get it, the same after every resume and on every machine.
 
-    A site knows a request that it has answered before by its bytes, so nothing may differ in them
-    that has no part in the turn; names that mean something at the server alone stay there.
+    A site recognises a repeated request by its bytes, so the text holds only what a turn depends
+    on; settings that mean something to the server alone are left out.
     """
-    own, federation = experiment.engine, experiment.federation
-    here = {"algorithm": "fedavg", "options": {}, "sampling": "fixed", "sampling_options": {}}
+    own = experiment.engine
+    plain = {"algorithm": "fedavg", "options": {}, "sampling": "fixed", "sampling_options": {}}
     changed = {
         "engine": EngineConfig(name=own.name, device=own.device, precision=own.precision),
-        "federation": federation.model_copy(update=here),
+        "federation": experiment.federation.model_copy(update=plain),
         "run": experiment.run.model_copy(update={"callbacks": []}),
         "objects": {},
     }
@@ -122,7 +121,7 @@ def _text_for_sites(experiment: Experiment) -> str:
 def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
     experiment = server.experiment
     if not folder.experiment.exists():
-        # a folder with anything in it is a run folder
+        # marks the folder as a run folder before anything else is in it
         write_text(folder.experiment, dump_experiment(experiment))
     ledger = Ledger(folder.path, secret=experiment.federation.sampling == "poisson")
     ledger.note("started", {"run_id": ledger.run_id, "resumed": folder.rounds.exists()})
@@ -139,9 +138,9 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
             lambda: grid, sites, settings, watch=ledger.watch, scorer=scorer_of(side)
         )
 
-    data = _of_sites(server.data, sites.clients())
+    data = _without_rows(server.data, sites.clients())
     built = assemble(server.resolved, server.tuned, data, build_engine)
-    summary = run_experiment(built, folder, functools.partial(_tell, ledger))
+    summary = run_experiment(built, folder, functools.partial(_note_round, ledger))
     ledger.note("finished", {"delta_digest": summary["delta_digest"]})
     ledger.save()
 
@@ -154,7 +153,7 @@ def _greet(grid: Grid, server: _Server, folder: RunFolder) -> None:
 
 
 def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
-    """Shake hands with every site of the experiment."""
+    """Run the handshake with every site of the experiment."""
     experiment = server.experiment
     facts = shared_facts(experiment, server.tuned, server.data)
     judge = functools.partial(compare, facts)
@@ -165,13 +164,13 @@ def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
     return sites
 
 
-def _of_sites(data: Federated, names: Sequence[str]) -> Federated:
-    """Return a server's data set: its test rows, and clients of whose rows it knows nothing."""
-    nobody = {name: np.empty(0, dtype=np.int64) for name in names}
-    return dataclasses.replace(data, clients=nobody, labels=None, test_clients={})
+def _without_rows(data: Federated, names: Sequence[str]) -> Federated:
+    """Return the server's data set: its test rows, and clients without rows."""
+    clients = {name: np.empty(0, dtype=np.int64) for name in names}
+    return dataclasses.replace(data, clients=clients, labels=None, test_clients={})
 
 
-def _tell(ledger: Ledger, done: RoundDone) -> None:
-    told = ("round", "metrics", "bytes_up", "bytes_down", "seconds")
-    ledger.note("round", {key: done.record[key] for key in told})
+def _note_round(ledger: Ledger, done: RoundDone) -> None:
+    keys = ("round", "metrics", "bytes_up", "bytes_down", "seconds")
+    ledger.note("round", {key: done.record[key] for key in keys})
     ledger.save()

@@ -2,10 +2,10 @@
 
     request ──> name, run, turn, size ──> experiment (allowed?) ──> the client half ──> answer
                         │                         │                       │
-                        └────────── no: a refusal in words ───────────────┘
+                        └────────── no: a refusal with its reason ────────┘
 
-What leaves is the encoded delta and the metrics that the site allows. A refusal tells the server
-what it has sent itself; what an error says of the site's own data or folders stays in its log.
+Only the encoded delta and the metrics that the site allows are sent. A refusal repeats only what
+the server itself has sent; details of the site's own data or folders stay in the site's log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from fedpeft.core.errors import (
     DataError,
     DeltaMismatchError,
     EngineError,
-    FedpeftError,
     ModelError,
     PrivacyError,
 )
@@ -45,13 +44,13 @@ _EXPERIMENT_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Limits:
-    """What a site lets in and out.
+    """What a site accepts and sends.
 
     Attributes:
-      max_bytes: of a message, either way.
-      metrics: figures of its training that may go with a delta.
-      num_examples: whether the number of examples may; without it the weight is 1, and the time
-        that a turn took is not told either.
+      max_bytes: the largest message, either way.
+      metrics: training metrics that may be sent with a delta.
+      num_examples: whether the number of examples may be sent; if not, the weight is 1 and the
+        duration of a turn is not sent either.
     """
 
     max_bytes: int
@@ -61,16 +60,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One experiment, ready to be trained on this site's data.
+    """An experiment that is ready to be trained on this site's data.
 
     Attributes:
       half: the client half.
       data: the site's own examples.
-      facts: who this site is, for the handshake.
-      once: a turn may be answered for one request only, because noise drawn for it twice would
-        cancel.
+      facts: what the site reports of itself in the handshake.
+      once: whether a turn may be answered for one request only, because two replies
+        with the same noise would reveal their difference without it.
       charge: called with (run, turn, digest of the request) before a turn is trained; raises
-        `PrivacyError` where it would cost more than the site gives.
+        `PrivacyError` if the turn would exceed the site's privacy budget.
     """
 
     half: ClientHalf
@@ -81,14 +80,14 @@ class Prepared:
 
 
 class Site:
-    """Answers the requests of a server, one at a time.
+    """The requests of a server, answered one at a time.
 
     Args:
-      name: of this client.
-      prepare: from the text of the server's experiment to what is trained; raises an error of ours
-        where the site does not allow it.
+      name: the name of this client.
+      prepare: builds what is trained from the text of the server's experiment; raises a
+        `FedpeftError` if the site does not allow it.
       store: the memories of this client.
-      limits: what may come in and go out.
+      limits: what the site accepts and sends.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class Site:
         self._ready: tuple[str, Prepared] | None = None
 
     def take(self, request: Request) -> Answer:
-        """Answer a request. Whatever goes wrong is an answer too: a refusal in words."""
+        """Answer a request; any error becomes an answer too, a refusal with its reason."""
         began = time.perf_counter()
         try:
             self._check(request)
@@ -110,22 +109,24 @@ class Site:
                 return _greet(request, ready)
             with self._store.locked():
                 blob = self._turn(request, ready)
-        except Exception as error:  # a site answers in words, whatever happens to it
+        except Exception as error:  # the server must get an answer, whatever happens here
             logger.warning("round %s refused", request.round, exc_info=True)
-            return Answer(self._name, request.round, refused=_public_words(error))
+            return Answer(self._name, request.round, refused=_public_reason(error))
         seconds = time.perf_counter() - began
         logger.info("round %d: sent %d bytes in %.2f s", request.round, len(blob), seconds)
-        told = self._limits.num_examples and not ready.half.private
-        return Answer(self._name, request.round, blob, seconds if told else 0.0)
+        timed = self._limits.num_examples and not ready.half.private
+        return Answer(self._name, request.round, blob, seconds if timed else 0.0)
 
     def _check(self, request: Request) -> None:
-        """Refuse what is not for this site or not of a possible form."""
+        """Refuse a request that is not for this site or is malformed."""
         if request.client != self._name:
             raise ConfigError(
                 f"this site is {self._name!r}, the request is for {request.client[:80]!r}"
             )
         if request.action not in ("handshake", "train"):
-            raise ConfigError(f"action: found {str(request.action)[:40]!r}; allowed are two")
+            raise ConfigError(
+                f"action: found {str(request.action)[:40]!r}; allowed are handshake and train"
+            )
         if not _RUN_ID.fullmatch(request.run_id):
             raise ConfigError(
                 f"run: found {request.run_id[:80]!r}; allowed are letters, digits, _ and -"
@@ -144,15 +145,15 @@ class Site:
             )
 
     def _prepared(self, text: str) -> Prepared:
-        """Prepare an experiment, or take the one that is loaded: one at a time is."""
+        """Prepare an experiment, unless it is the one that is loaded (one at a time)."""
         digest = hashlib.sha256(text.encode()).hexdigest()
         if self._ready is None or self._ready[0] != digest:
-            self._ready = None  # frees the other one first
+            self._ready = None  # frees the other experiment first
             self._ready = digest, self._prepare(text)
         return self._ready[1]
 
     def _turn(self, request: Request, ready: Prepared) -> bytes:
-        """Take a turn, or send again what was sent for the same request."""
+        """Take a turn, or return the reply that was sent for the same request."""
         digest, run = _request_digest(request), request.run_id
         last = self._store.last(run)
         if last is not None and last.request == digest:
@@ -160,7 +161,7 @@ class Site:
         if ready.once and last is not None and request.round <= last.turn:
             raise PrivacyError(
                 f"turn {request.round} was answered before (last turn: {last.turn}); with privacy "
-                "at the site a turn is answered once, because its noise would cancel"
+                "at the site a turn is answered once: equal noise cancels in a difference"
             )
         memory = self._store.start(run, request.committed)
         if memory is None:
@@ -181,32 +182,35 @@ class Site:
         return reply
 
     def _only_agreed(self, blob: bytes) -> bytes:
-        """Drop figures that the site does not give; refuse to send anything else.
+        """Drop the metrics that the site does not send; refuse a reply that holds anything else.
 
         Raises:
-          EngineError: if a reply holds a tensor or a word that is neither delta nor metric.
+          EngineError: if a reply is too long, or holds neither delta, weight nor metrics.
         """
         tensors, notes = messages.decode(blob)
-        strange = [n for n in tensors if n not in (DELTA, BUFFERS) and not n.startswith("delta.")]
-        strange += [n for n in notes if n != "weight" and not n.startswith("metric.")]
-        if strange or len(blob) > self._limits.max_bytes:
+        other = [n for n in tensors if n not in (DELTA, BUFFERS) and not n.startswith("delta.")]
+        other += [n for n in notes if n != "weight" and not n.startswith("metric.")]
+        if other:
             raise EngineError(
-                f"a reply of {len(blob)} bytes with {', '.join(strange) or 'nothing strange'} does "
-                f"not leave this site; allowed are {self._limits.max_bytes} bytes of delta, weight "
-                "and metrics"
+                f"the reply was not sent: it holds {', '.join(other)}; allowed are delta, weight "
+                "and metrics. Use stages that this site's release knows"
+            )
+        if len(blob) > self._limits.max_bytes:
+            raise EngineError(
+                f"the reply was not sent: {len(blob)} bytes, {self._limits.max_bytes} are allowed "
+                "(allow.max_message_bytes)"
             )
         hidden = {} if self._limits.num_examples else {"weight": PRIVATE_NOTES["weight"]}
-        given = hidden | {
+        sent = {
             name: value
             for name, value in notes.items()
-            if (name == "weight" and not hidden)
-            or name.removeprefix("metric.") in self._limits.metrics
-        }
-        return blob if given == notes else messages.encode(tensors, given)
+            if name == "weight" or name.removeprefix("metric.") in self._limits.metrics
+        } | hidden
+        return blob if sent == notes else messages.encode(tensors, sent)
 
 
 def _greet(request: Request, ready: Prepared) -> Answer:
-    """Tell who this site is; refuse a server whose facts, if it sent them, do not fit."""
+    """Report this site's facts; refuse a server whose facts, if it sent them, do not fit."""
     reasons = compare(read_facts(request.blob), ready.facts) if request.blob else []
     refused = "; ".join(reasons)
     if refused:
@@ -221,10 +225,10 @@ def _request_digest(request: Request) -> str:
     return digest.hexdigest()
 
 
-def _public_words(error: Exception) -> str:
-    """Return what the server may read: errors about its own words, and no more than a kind else."""
-    secret = isinstance(error, DataError | ModelError)
+def _public_reason(error: Exception) -> str:
+    """Return what the server may read: errors about its request in full, others by kind only."""
+    about_site = isinstance(error, DataError | ModelError)
     about_request = isinstance(error, ConfigError | PrivacyError | DeltaMismatchError | EngineError)
-    if isinstance(error, FedpeftError) and about_request and not secret:
+    if about_request and not about_site:
         return f"{type(error).__name__}: {error}"
     return f"{type(error).__name__} at the site; its own log says more"

@@ -1,10 +1,10 @@
-"""What a site's own data has cost so far, over all runs and servers: a ledger on its disk.
+"""The privacy budget of a site: what its data has cost over all runs and servers, on its disk.
 
     privacy.jsonl    {"run": ..., "turn": 3, "request": "ab12…", "ratio": 0.8, "uses": 10}
 
-`ratio` is the noise over the largest move of one contribution. Epsilon counts all uses as if each
-had the least ratio among them, which bounds the true composition from above. A turn that is asked
-again by the same request is not counted again; one that failed after this point stays counted.
+`ratio` is the noise deviation over the sensitivity. Epsilon counts all uses as if each had the
+smallest ratio among them, an upper bound on the true composition. A repeated request for the same
+turn is not counted again; a turn that fails after it was charged stays counted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["charge", "spent"]
 
 
 def charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, request: str) -> None:
-    """Write down what a turn costs, before it is trained.
+    """Record what a turn costs, before it is trained.
 
     Raises:
       PrivacyError: if all turns together would cost more than `privacy.epsilon`; nothing is
-        written then.
+        recorded then.
       EngineError: if the ledger is corrupt.
     """
     mode = PRIVACY_MODES[experiment.privacy.mode]
@@ -46,9 +46,9 @@ def charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, reques
     limit, after = site.privacy.epsilon, _epsilon([*rows, row], site.privacy.delta)
     if limit is not None and after > limit:
         raise PrivacyError(
-            f"this site has spent what it gives: one more turn would bring it from epsilon "
+            "this site has spent its privacy budget: one more turn would bring it from epsilon "
             f"{_epsilon(rows, site.privacy.delta):.3g} to {after:.3g}, its limit over all runs is "
-            f"{limit:g}"
+            f"{limit:g} (privacy.epsilon)"
         )
     _append(file, row)
 
@@ -76,8 +76,8 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     except ValueError as error:
         raise EngineError(
-            f"{file}: the ledger of privacy is corrupt: {error}. No private turn is taken until it "
-            "is repaired: cut an incomplete last line, and nothing else"
+            f"{file}: the privacy ledger is corrupt: {error}. No private turn is taken until it is "
+            "repaired: remove an incomplete last line, and nothing else"
         ) from error
 
 

@@ -1,10 +1,10 @@
-"""From a site's file and a server's experiment to what the site trains.
+"""What a site trains, from its own file and a server's experiment.
 
     server's experiment ──allow-list──> model name, method, training, wire, privacy ─┐
     site.toml ────────────────────────> data, model folders, device, limits ─────────┴─> client half
 
-Nothing else of the server's experiment is read: it has no words for a path of this site, for code,
-or for anything that would leave but the delta and the metrics that the site allows.
+Nothing else of the server's experiment is used: it cannot name a path of this site or code to run,
+and it cannot ask for more than the delta and the metrics that the site allows.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["agree", "make_site", "prepare", "refusals", "shared_facts"]
 
+_NORMALIZE = "'model', or a mean and a std, because 'dataset' needs statistics of all clients' data"
+
 
 def make_site(site: SiteConfig) -> Site:
-    """Build what answers requests from a site's file. Nothing is loaded before a request comes."""
+    """Build a site from its file; model and data are loaded when the first request comes."""
     torch.set_num_threads(site.worker.threads)
     store = TurnStore(Path(site.state) / "turns", functools.partial(write_whole, mode=0o600))
     allow = site.allow
@@ -85,22 +87,22 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
     whole = dataclasses.replace(data, clients={site.name: rows})
     side = client_side(_features_in_memory(resolved, site), tuned, whole)
     privacy = PrivacyOfRun(experiment)
-    told = site.allow.num_examples and not privacy.private
+    counted = site.allow.num_examples and not privacy.private
     return Prepared(
         side.half(),
         ClientData(side.data.train, rows),
-        shared_facts(server, tuned, data) | _site_facts(site, len(data.train) if told else None),
+        shared_facts(server, tuned, data) | _site_facts(site, len(data.train) if counted else None),
         once=privacy.mode.noise_by == "client",
         charge=functools.partial(charge, site, experiment),
     )
 
 
 def agree(server: Experiment, site: SiteConfig) -> Experiment:
-    """Return the experiment that the site runs: what it takes of the server's, and its own.
+    """Return the experiment that the site runs: the allowed part of the server's, and its own data.
 
     Raises:
       ConfigError: listing everything that this site does not allow.
-      PrivacyError: the same, if privacy is all that is wrong.
+      PrivacyError: the same, if only the privacy settings are not allowed.
     """
     wrong, unsafe = list(refusals(server, site)), list(_weak_privacy(server, site))
     if wrong or unsafe:
@@ -108,42 +110,38 @@ def agree(server: Experiment, site: SiteConfig) -> Experiment:
         lines = "\n".join(f"  {line}" for line in [*wrong, *unsafe])
         raise kind(f"this site does not take part:\n{lines}")
     allowed = installed().only(site.allow.plugins)
-    return validate(_taken(server, site), "the server's experiment", allowed)
+    return validate(_allowed_part(server, site), "the server's experiment", allowed)
 
 
 def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
-    """Yield what an experiment asks for and the site does not allow, a line each."""
-    model, allow, federation = server.model, site.allow, server.federation
-    if _model_name(server, site) is None:
-        known = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
-        yield f"model.name: found {model.name!r}; this site allows {', '.join(known)}"
-    if model.config is not None and not model.config.startswith("preset:"):
-        yield f"model.config: found {model.config!r}; this site allows preset:NAME"
-    if allow.methods is not None and server.tuning.method not in allow.methods:
-        yield (
-            f"tuning.method: found {server.tuning.method!r}; this site allows "
-            f"{', '.join(allow.methods)}"
-        )
-    if federation.rounds > allow.max_rounds:
-        yield f"federation.rounds: found {federation.rounds}; this site allows {allow.max_rounds}"
-    if server.client.epochs > allow.max_epochs:
-        yield f"client.epochs: found {server.client.epochs}; this site allows {allow.max_epochs}"
-    if server.data.transforms.normalize == "dataset":
-        yield (
-            "data.transforms.normalize: found 'dataset', which takes figures of all clients' data; "
-            "this site allows 'model', or a mean and a std"
-        )
-    if server.engine.precision == "bf16" and site.worker.device == "cpu":
-        yield "engine.precision: found 'bf16'; this site trains on a CPU and allows 'fp32'"
+    """Yield one line for each setting of an experiment that the site does not allow."""
+    model, allow, client = server.model, site.allow, server.client
+    method, normalize = server.tuning.method, server.data.transforms.normalize
+    precision, rounds = server.engine.precision, server.federation.rounds
+    preset = model.config is None or model.config.startswith("preset:")
+    bf16_on_cpu = precision == "bf16" and site.worker.device == "cpu"
+    models = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
+    methods = [method] if allow.methods is None else allow.methods
+    for key, found, is_allowed, allowed in (
+        ("model.name", model.name, _model_name(server, site) is not None, ", ".join(models)),
+        ("model.config", model.config, preset, "preset:NAME"),
+        ("tuning.method", method, method in methods, ", ".join(methods)),
+        ("federation.rounds", rounds, rounds <= allow.max_rounds, allow.max_rounds),
+        ("client.epochs", client.epochs, client.epochs <= allow.max_epochs, allow.max_epochs),
+        ("data.transforms.normalize", normalize, normalize != "dataset", _NORMALIZE),
+        ("engine.precision", precision, not bf16_on_cpu, "'fp32', because it trains on a CPU"),
+    ):
+        if not is_allowed:
+            yield f"{key}: found {found!r}; this site allows {allowed}"
 
 
 def shared_facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:
-    """Return what both sides tell in a handshake, and compare.
+    """Return the facts that both sides exchange in a handshake and compare.
 
     Args:
-      experiment: resolved; as it is in the very text that sites are sent.
+      experiment: resolved; the one in the text that is sent to the sites.
       tuned: this side's model.
-      data: this side's; at the server, its label names are those of the federation.
+      data: this side's data; the server's label names are those of the federation.
     """
     found = versions(VERSIONS)
     return {
@@ -155,16 +153,16 @@ def shared_facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> 
 
 
 def _read(text: str) -> Experiment:
-    """Read a server's experiment by the schema alone: no path in it is looked at."""
+    """Read a server's experiment by the schema alone; no path in it is opened."""
     try:
         return Experiment.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        said = str(error)
+        reason = str(error)
     except ValidationError as error:
-        said = "; ".join(problem.line for problem in explain(error, Experiment))
+        reason = "; ".join(problem.line for problem in explain(error, Experiment))
     raise ConfigError(
-        f"the server's experiment cannot be read here: {said}. Use the same release of fedpeft on "
-        "both sides, and no keys of your own"
+        f"the server's experiment cannot be read here: {reason}. Use the same release of fedpeft "
+        "on both sides, and no keys of your own"
     )
 
 
@@ -173,9 +171,8 @@ def _model_name(server: Experiment, site: SiteConfig) -> str | None:
     name, allowed = server.model.name, site.model.allow
     if name in site.model.folders:
         return site.model.folders[name]
-    if allowed is not None:
-        return name if name in allowed else None
-    return name if name in BUNDLED or name.startswith("preset:") else None
+    usual = name in BUNDLED or name.startswith("preset:")
+    return name if (usual if allowed is None else name in allowed) else None
 
 
 def _weak_privacy(server: Experiment, site: SiteConfig) -> Iterator[str]:
@@ -191,11 +188,11 @@ def _weak_privacy(server: Experiment, site: SiteConfig) -> Iterator[str]:
     if own_noise and chosen.noise_multiplier is None:
         yield "privacy.noise_multiplier: not set; the server must send the one it calibrated"
     elif own_noise and "none" not in demanded.modes and not chosen.noise_multiplier:
-        yield "privacy.noise_multiplier: found 0; this site does not send without noise"
+        yield "privacy.noise_multiplier: found 0; this site requires noise above 0"
 
 
-def _taken(server: Experiment, site: SiteConfig) -> dict[str, Any]:
-    """Return the allow-list: every key that is taken of the server's experiment, and no other."""
+def _allowed_part(server: Experiment, site: SiteConfig) -> dict[str, Any]:
+    """Return the allow-list: every key that is used of the server's experiment, and no other."""
     given = server.model_dump(mode="python", exclude_none=True)
     data = {"transforms": given["data"]["transforms"]}
     if server.data.max_length is not None:
@@ -209,10 +206,7 @@ def _taken(server: Experiment, site: SiteConfig) -> dict[str, Any]:
         "client": given["client"],
         "wire": given["wire"],
         "privacy": privacy,
-        "federation": {
-            "rounds": server.federation.rounds,
-            "clients_per_round": 1,
-        },
+        "federation": {"rounds": server.federation.rounds, "clients_per_round": 1},
         "data": data | {"source": site.data.source, "partition": {"scheme": "iid", "clients": 1}},
         "engine": {"device": site.worker.device, "precision": server.engine.precision},
     }
@@ -222,16 +216,16 @@ def _load(experiment: Experiment, site: SiteConfig) -> Federated:
     """Load all of the site's own examples, in the order of its files."""
     resolved = Resolved(experiment, installed().only(site.allow.plugins))
     shape = sketch_model(model_request(resolved, experiment.model.num_labels or 2))
-    wanted, own = data_request(resolved, shape.task), site.data
+    request, own = data_request(resolved, shape.task), site.data
     return load_data(
         DataRequest(
             source=own.source,
-            task=wanted.task,
+            task=request.task,
             columns=Columns(own.image, own.text, own.label, None, own.video),
             train_split=own.train_split,
-            max_length=wanted.max_length,
-            seed=wanted.seed,
-            transforms=wanted.transforms,
+            max_length=request.max_length,
+            seed=request.seed,
+            transforms=request.transforms,
             partition=PartitionRequest(scheme="iid", clients=1, min_examples=1),
             classes=tuple(own.classes),
             whole=True,
@@ -241,7 +235,7 @@ def _load(experiment: Experiment, site: SiteConfig) -> Federated:
 
 
 def _features_in_memory(resolved: Resolved, site: SiteConfig) -> Resolved:
-    """Say what is kept of a frozen prefix: never on the disk, and no more than the site allows."""
+    """Limit the cache of the frozen prefix: in memory only, and no more than the site allows."""
     client, worker = resolved.experiment.client, site.worker
     most = min(client.prefix_memory, worker.prefix_memory)
     kept = worker.resident and most > 0 and client.prefix_cache != "off"
@@ -259,7 +253,7 @@ def _check_size(tuned: TunedModel, site: SiteConfig) -> None:
 
 
 def _site_facts(site: SiteConfig, num_examples: int | None) -> dict[str, str]:
-    """Return what only a site has; its number of examples, unless owner or privacy forbid it."""
+    """Return a site's own facts; the number of examples unless its owner or privacy forbids it."""
     return {
         "site": site.name,
         "examples": "not told" if num_examples is None else str(num_examples),

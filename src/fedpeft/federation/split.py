@@ -1,19 +1,20 @@
-"""A folder for each client of an experiment: its part of the data, ready for a site.
+"""One folder for each client of an experiment: its part of the data, ready for a site.
 
     DIR/client-00/  site.toml  data.npz       pictures and clips, as the model takes them
     DIR/client-01/  site.toml  data.parquet   texts with their labels
     DIR/server/     experiment.toml  data.*   the test set, and the experiment without the data
 
-A federation over these parts is the run on one machine: the same rows, labels and order. Pictures
-that are cropped or mirrored at random are drawn anew, because a draw is keyed by a row's number.
+A federation over these parts repeats the run on one machine: same rows, labels and order. Random
+crops and flips are drawn differently, because each draw is keyed by the row's number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,186 +37,169 @@ from fedpeft.models.source import sketch_model
 from fedpeft.models.tasks import task_named
 from fedpeft.runs.files import write_text
 
-__all__ = ["Door", "split"]
+__all__ = ["ServerAddress", "split"]
 
 IntArray = npt.NDArray[np.int64]
 Writer = Callable[[Path, IntArray | None], str]
-"""Writes rows of the training table, or the whole test table for None; returns the file's name."""
+"""Writes rows of the training set, or the whole test set for None; returns the file's name."""
 
+_Rows = TypeVar("_Rows", bound=Sized)
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Door:
-    """What the sites' files say of the server.
+class ServerAddress:
+    """How the sites reach the server.
 
     Attributes:
-      address: host:port of the SuperLink.
-      certificates: a folder with `ca.crt`, `publisher.pub` and a key by each site's name, or None.
+      address: HOST:PORT of the SuperLink.
+      certificates: a folder with `ca.crt`, `publisher.pub` and one private key for each site, in a
+        file of the site's name; None for no TLS.
     """
 
     address: str = "127.0.0.1:8000"
     certificates: Path | None = None
 
 
-def split(experiment: Experiment, to: Path, door: Door) -> list[Path]:
-    """Write each client's part, and the server's.
+def split(experiment: Experiment, to: Path, server: ServerAddress) -> list[Path]:
+    """Write one folder for each client, and one for the server.
 
     Args:
       experiment: checked; need not be resolved.
       to: a new or empty folder.
-      door: how the sites reach the server.
+      server: how the sites reach the server.
 
     Returns:
-      the folders, the clients' first.
+      The folders, the clients' first.
 
     Raises:
       ConfigError: if the folder is not empty.
-      DataError: if such data cannot be parted into files.
+      DataError: if data of this kind cannot be split into files.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to}: is not a new or empty folder; nothing is overwritten")
     resolved = resolve(experiment)
     data = load_run_data(resolved)
-    num_labels = resolved.experiment.model.num_labels or 2
-    shape = sketch_model(model_request(resolved, num_labels))
-    request = data_request(resolved, shape.task)
-    write = _writer(request, data)
-    folders = []
-    for client, rows in data.clients.items():
+    shape = sketch_model(model_request(resolved, resolved.experiment.model.num_labels or 2))
+    write, clients = _writer(data_request(resolved, shape.task), data)
+    for client, rows in clients.items():
         folder = to / client
         folder.mkdir(parents=True)
-        write_text(folder / "site.toml", _site_toml(client, write(folder, rows), door))
-        folders.append(folder)
-    server = to / "server"
-    server.mkdir()
-    name = write(server, None)
-    write_text(server / "experiment.toml", _server_toml(experiment, data, server / name, door))
-    return [*folders, server]
+        write_text(folder / "site.toml", _site_toml(client, write(folder, rows), server))
+    own = to / "server"
+    own.mkdir()
+    file = own / write(own, None)
+    write_text(own / "experiment.toml", _server_toml(experiment, data, file, server))
+    return [*(to / client for client in clients), own]
 
 
-def _writer(request: DataRequest, data: Federated) -> Writer:
-    if isinstance(data.train, ImageExamples):
-        return _picture_writer(data)
-    if isinstance(data.train, ClipExamples):
-        return _clip_writer(data)
-    if task_named(request.task).targets == "tokens":
-        return _document_writer(request)
-    if data.labels is None:
-        raise DataError("split: only data with a class for each example is parted into files")
-    return _text_writer(request, data)
-
-
-def _picture_writer(data: Federated) -> Writer:
-    def write(folder: Path, rows: IntArray | None) -> str:
-        examples = data.test if rows is None else data.train
-        assert isinstance(examples, ImageExamples), "chosen by it"
-        chosen = np.arange(len(examples)) if rows is None else rows
-        parts = [
-            examples.pixels.read(torch.from_numpy(chosen[start : start + _CHUNK])).numpy()
-            for start in range(0, len(chosen), _CHUNK)
-        ]
-        arrays: dict[str, Any] = {"x": np.concatenate(parts), "y": examples.labels.numpy()[chosen]}
-        arrays["full_scale"] = np.array(examples.pixels.full_scale)
-        np.savez_compressed(folder / "data.npz", **arrays, **_words(data))
-        return "data.npz"
-
-    return write
-
-
-def _clip_writer(data: Federated) -> Writer:
-    def write(folder: Path, rows: IntArray | None) -> str:
-        examples = data.test if rows is None else data.train
-        assert isinstance(examples, ClipExamples), "chosen by it"
-        clips = examples.clips
-        if not isinstance(clips, StoredClips) or examples.frame_offset:
-            raise DataError(
-                "split: clips with data.transforms.frame_offset, or too many for memory, are not "
-                "parted into files; leave frame_offset out, or copy the clips by hand"
-            )
-        if clips.pixels.full_scale != 255:
-            raise DataError("split: clips whose white is not 255 are not parted into files")
-        chosen = torch.from_numpy(np.arange(len(examples)) if rows is None else rows)
-        frames = clips.read(chosen, torch.full((len(chosen),), 0.5))
-        pixels = frames.permute(0, 1, 4, 2, 3).contiguous().numpy()
-        np.savez_compressed(
-            folder / "data.npz", pixel_values=pixels, labels=examples.labels[chosen].numpy()
-        )
-        return "data.npz"
-
-    return write
-
-
-def _text_writer(request: DataRequest, data: Federated) -> Writer:
-    train, test = read_rows(request)
-
-    def write(folder: Path, rows: IntArray | None) -> str:
-        table = test if rows is None else train
-        chosen = np.arange(len(table)) if rows is None else rows
-        text, label = (_column(table, kind, request) for kind in ("text", "label"))
-        columns = {"text": _pick(table, text, chosen), "label": _pick(table, label, chosen)}
-        return _write_parquet(folder, columns, data.label_names)
-
-    return write
-
-
-def _document_writer(request: DataRequest) -> Writer:
-    """Part documents by their owners: blocks cannot be turned back into documents."""
-    if request.partition.scheme != "natural" or request.budget is not None:
+def _writer(request: DataRequest, data: Federated) -> tuple[Writer, Mapping[str, IntArray]]:
+    """Return what writes the data, and which rows of its training set each client has."""
+    train, test = data.train, data.test
+    if isinstance(train, ImageExamples) and isinstance(test, ImageExamples):
+        save = functools.partial(_save_pictures, names=data.label_names)
+        return _of_either(train, test, save), data.clients
+    if isinstance(train, ClipExamples) and isinstance(test, ClipExamples):
+        return _of_either(train, test, _save_clips), data.clients
+    documents = task_named(request.task).targets == "tokens"
+    if documents and (request.partition.scheme != "natural" or request.budget is not None):
         raise DataError(
-            "split: a language model's examples are blocks of joined documents; only whole "
-            "documents can be parted: use data.partition.scheme = 'natural' without data.budget"
+            "split: a language model's examples are blocks of joined documents, and only whole "
+            "documents can be split: use data.partition.scheme = 'natural' without data.budget"
         )
-    train, test = read_rows(request)
-    column = _column(train, "client", request)
-    owners = np.array([str(value) for value in values_of(train.columns[column])])
+    if not documents and data.labels is None:
+        raise DataError(
+            "split: found examples without a class; allowed are texts, pictures and clips with one "
+            "class each, and documents"
+        )
+    kinds = ("text",) if documents else ("text", "label")
 
+    def save_texts(folder: Path, table: Table, rows: IntArray) -> str:
+        columns = {kind: _values(table, kind, request) for kind in kinds}
+        chosen = {kind: [values[row] for row in rows] for kind, values in columns.items()}
+        return _write_parquet(folder, chosen, data.label_names)
+
+    tables = read_rows(request)
+    clients = _by_owner(tables[0], request, data) if documents else data.clients
+    return _of_either(*tables, save_texts), clients
+
+
+def _of_either(train: _Rows, test: _Rows, save: Callable[[Path, _Rows, IntArray], str]) -> Writer:
     def write(folder: Path, rows: IntArray | None) -> str:
-        table = test if rows is None else train
-        chosen = np.arange(len(table)) if rows is None else np.flatnonzero(owners == folder.name)
-        texts = _pick(table, _column(table, "text", request), chosen)
-        return _write_parquet(folder, {"text": texts}, None)
+        if rows is None:
+            return save(folder, test, np.arange(len(test)))
+        return save(folder, train, rows)
 
     return write
 
 
-def _column(table: Table, kind: str, request: DataRequest) -> str:
+def _save_pictures(
+    folder: Path, examples: ImageExamples, rows: IntArray, names: Sequence[str] | None
+) -> str:
+    chunks = [torch.from_numpy(rows[at : at + _CHUNK]) for at in range(0, len(rows), _CHUNK)]
+    arrays: dict[str, Any] = {
+        "x": np.concatenate([examples.pixels.read(chunk).numpy() for chunk in chunks]),
+        "y": examples.labels.numpy()[rows],
+        "full_scale": np.array(examples.pixels.full_scale),
+        **({"classes": np.array(names)} if names else {}),
+    }
+    np.savez_compressed(folder / "data.npz", **arrays)
+    return "data.npz"
+
+
+def _save_clips(folder: Path, examples: ClipExamples, rows: IntArray) -> str:
+    clips = examples.clips
+    if not isinstance(clips, StoredClips) or examples.frame_offset:
+        raise DataError(
+            "split: clips with data.transforms.frame_offset, or too many for memory, cannot be "
+            "split into files; leave frame_offset out, or copy the clips by hand"
+        )
+    if clips.pixels.full_scale != 255:
+        raise DataError(
+            f"split: found clips whose white is {clips.pixels.full_scale:g}; allowed is 255 "
+            "(8 bits); convert the clips"
+        )
+    chosen = torch.from_numpy(rows)
+    frames = clips.read(chosen, torch.full((len(chosen),), 0.5))
+    pixels = frames.permute(0, 1, 4, 2, 3).contiguous().numpy()
+    labels = examples.labels[chosen].numpy()
+    np.savez_compressed(folder / "data.npz", pixel_values=pixels, labels=labels)
+    return "data.npz"
+
+
+def _by_owner(table: Table, request: DataRequest, data: Federated) -> dict[str, IntArray]:
+    """Return the rows of each client's documents: its blocks cannot be turned back into them."""
+    owners = np.array([str(value) for value in _values(table, "client", request)])
+    return {client: np.flatnonzero(owners == client) for client in data.clients}
+
+
+def _values(table: Table, kind: str, request: DataRequest) -> Sequence[object]:
     column = column_of(table, kind, request, required=True)
     assert column is not None, "required"
-    return column
-
-
-def _pick(table: Table, column: str, rows: IntArray) -> list[object]:
-    values = values_of(table.columns[column])
-    return [values[row] for row in rows]
+    return values_of(table.columns[column])
 
 
 def _write_parquet(
     folder: Path, columns: Mapping[str, Sequence[object]], names: Sequence[str] | None
 ) -> str:
-    """Write columns; labels as numbers that carry the names of all classes."""
+    """Write columns; labels become numbers, stored with the names of all classes."""
     import datasets
 
     features: dict[str, Any] = {"text": datasets.Value("string")}
     if "label" in columns:
+        place: dict[object, object] = {name: number for number, name in enumerate(names or ())}
+        columns = {**columns, "label": [place.get(label, label) for label in columns["label"]]}
         kind = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
-        place = {name: number for number, name in enumerate(names or ())}
-        labels = [place.get(str(v), v) if isinstance(v, str) else v for v in columns["label"]]
-        columns = {**columns, "label": labels}
         features["label"] = kind
     made = datasets.Dataset.from_dict(dict(columns), features=datasets.Features(features))
     made.to_parquet(str(folder / "data.parquet"))
     return "data.parquet"
 
 
-def _words(data: Federated) -> dict[str, Any]:
-    return {"classes": np.array(data.label_names)} if data.label_names else {}
-
-
-def _site_toml(client: str, file: str, door: Door) -> str:
-    link: dict[str, object] = {"address": door.address}
-    if door.certificates is not None:
-        folder = door.certificates.resolve()
+def _site_toml(client: str, file: str, server: ServerAddress) -> str:
+    link: dict[str, object] = {"address": server.address}
+    if server.certificates is not None:
+        folder = server.certificates.resolve()
         link |= {
             "root_certificates": str(folder / "ca.crt"),
             "private_key": str(folder / client),
@@ -224,27 +208,21 @@ def _site_toml(client: str, file: str, door: Door) -> str:
     return tomli_w.dumps({"name": client, "data": {"source": file}, "superlink": link})
 
 
-def _server_toml(experiment: Experiment, data: Federated, file: Path, door: Door) -> str:
-    """Write the experiment for a server that has the test set alone.
+def _server_toml(experiment: Experiment, data: Federated, file: Path, server: ServerAddress) -> str:
+    """Return the experiment for a server that has only the test set.
 
-    The test set stands as training split too: nothing is trained on it, and the loader wants one.
+    The loader requires a training split, so the test set is named as that too; the server trains
+    on nothing.
     """
     transforms = experiment.data.transforms
     if transforms.normalize == "dataset" and isinstance(data.train, ImageExamples):
-        view = data.train.view
-        given = {"mean": list(view.mean), "std": list(view.std)}
-        table = transforms.model_dump() | {"normalize": given}
-        transforms = type(transforms).model_validate(table)
+        given = {"mean": list(data.train.view.mean), "std": list(data.train.view.std)}
+        transforms = transforms.model_validate(transforms.model_dump() | {"normalize": given})
     own = experiment.data.model_copy(
         update={
-            "source": str(file.resolve()),
-            "subset": None,
-            "train_split": "train",
-            "test_split": "train",
-            "budget": None,
-            "evaluate_on": "test",
-            "transforms": transforms,
-            **{kind: None for kind in ("image", "text", "video", "label", "client")},
+            **{"source": str(file.resolve()), "train_split": "train", "test_split": "train"},
+            **{"evaluate_on": "test", "transforms": transforms},
+            **dict.fromkeys(("subset", "budget", "image", "text", "video", "label", "client")),
             "partition": experiment.data.partition.model_copy(
                 update={"scheme": "iid", "clients": len(data.clients), "min_examples": 1}
             ),
@@ -252,9 +230,9 @@ def _server_toml(experiment: Experiment, data: Federated, file: Path, door: Door
     )
     labels = experiment.model.num_labels or data.num_labels
     model = experiment.model.model_copy(update={"num_labels": labels})
-    link: dict[str, object] = {"superlink": door.address}
-    if door.certificates is not None:
-        folder = door.certificates.resolve()
+    link: dict[str, object] = {"superlink": server.address}
+    if server.certificates is not None:
+        folder = server.certificates.resolve()
         link["root_certificates"] = str(folder / "ca.crt")
         link["signatures"] = [str(folder / "publisher.signature.json")]
     engine = experiment.engine.model_copy(update={"name": "flower", **link})

@@ -1,4 +1,4 @@
-"""A site's two processes: its own worker, and the SuperNode that speaks with the server.
+"""A site's two processes: its own worker, and the SuperNode that is connected to the server.
 
     fedpeft node ──┬── worker (backbone, data)          started again after a crash
                    └── flower-supernode ── app ──> worker's socket
@@ -37,24 +37,24 @@ _QUICK = 30.0
 _MOST_QUICK_ENDS = 5
 _PAUSE = 10.0
 _FORGOTTEN = 100.0  # a server forgets a node that was killed after two heartbeats of 30 s
-_NOT_LET_IN = "Exit Code: 305"
+_NOT_ADMITTED = "Exit Code: 305"
 _GRACE = 10.0
-_LIBC = ctypes.CDLL(None)  # before any fork: a child of threads may load nothing
+_LIBC = ctypes.CDLL(None)  # loaded here: a forked child of a threaded process may load nothing
 _DEATH_SIGNAL = 1
 
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """What a SuperNode is told.
+    """The settings of a SuperNode.
 
     Attributes:
-      address: host:port of the SuperLink.
+      address: HOST:PORT of the SuperLink.
       home: folder for Flower's own files.
-      config: words for the app, such as where the worker listens.
-      root_certificates: vouch for the server; None speaks without TLS.
-      private_key: of this node; None joins without authentication.
+      config: settings for the app, such as where the worker listens.
+      root_certificates: file that the server's certificate is checked against; None for no TLS.
+      private_key: this node's key file; None joins without authentication.
       trusted: file of trusted entities; None runs any bundle.
-      port: of its interface for the app, on loopback; None takes a free one.
+      port: on loopback, of its interface for the app; None takes a free one.
     """
 
     address: str
@@ -71,10 +71,10 @@ class Child:
     """A process to start and to follow.
 
     Attributes:
-      name: for the log.
-      command: with its arguments.
-      environment: added to this process's own.
-      advice: what to do, by a word of its last words.
+      name: its name in the log.
+      command: the program and its arguments.
+      environment: variables added to this process's own.
+      advice: a text in its output -> what to do when it ends with that.
     """
 
     name: str
@@ -84,10 +84,10 @@ class Child:
 
 
 def key_id(public_key: str) -> str:
-    """Return the name of an `ssh-ed25519` public key: the same at every site and signer.
+    """Return the name of an `ssh-ed25519` public key, the same at every site and signer.
 
     Raises:
-      ConfigError: if it is no such key.
+      ConfigError: if it is not such a key.
     """
     parts = public_key.split()
     try:
@@ -103,17 +103,17 @@ def key_id(public_key: str) -> str:
 
 
 def trusted_entities(keys: Sequence[str]) -> str:
-    """Write keys, given as lines or files, as Flower's table of trusted entities (YAML).
+    """Return keys, given as lines or files, as Flower's table of trusted entities (YAML).
 
     Raises:
-      ConfigError: if one is no Ed25519 public key.
+      ConfigError: if one is not an Ed25519 public key.
     """
     lines = [key if key.startswith("ssh-") else Path(key).read_text("utf-8") for key in keys]
     return "".join(f"{key_id(line)}: {' '.join(line.split()[:2])}\n" for line in lines)
 
 
 def supernode(settings: NodeSettings) -> Child:
-    """Describe the SuperNode's process.
+    """Return the SuperNode's command and environment.
 
     Raises:
       EngineError: if Flower is not installed here.
@@ -122,14 +122,13 @@ def supernode(settings: NodeSettings) -> Child:
     config = " ".join(f"{name}={_literal(value)}" for name, value in settings.config.items())
     command = [program, "--superlink", settings.address, "--node-config", config]
     command += ["--host", "127.0.0.1", "--port", str(settings.port or _free_port())]
-    if settings.root_certificates is None:
-        command += ["--insecure"]
-    else:
-        command += ["--root-certificates", settings.root_certificates]
-    if settings.private_key is not None:
-        command += ["--auth-supernode-private-key", settings.private_key]
-    if settings.trusted is not None:
-        command += ["--trusted-entities", str(settings.trusted)]
+    command += [] if settings.root_certificates else ["--insecure"]
+    for option, file in (
+        ("--root-certificates", settings.root_certificates),
+        ("--auth-supernode-private-key", settings.private_key),
+        ("--trusted-entities", settings.trusted),
+    ):
+        command += [option, str(file)] if file is not None else []
     environment = {
         "FLWR_HOME": str(settings.home),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -141,7 +140,7 @@ def supernode(settings: NodeSettings) -> Child:
 
 
 _ADVICE: Mapping[str, str] = {
-    _NOT_LET_IN: "The server does not let this site in. Is its key registered there (`flwr "
+    _NOT_ADMITTED: "The server does not admit this site. Is its key registered there (`flwr "
     "supernode register SITE.pub`), and not in use by another node? A node that was killed is "
     "forgotten after a minute.",
     "address already in use": "Leave superlink.runtime_port out, or choose a free one.",
@@ -149,26 +148,26 @@ _ADVICE: Mapping[str, str] = {
 
 
 def follow(children: Sequence[Child], *, goes_on: Callable[[], bool] = lambda: True) -> None:
-    """Run processes until `goes_on` says no, and end them whatever happens to this one.
+    """Run processes while `goes_on` returns true, and end them whatever happens to this one.
 
     Raises:
-      EngineError: if one cannot be kept running, with its last words.
+      EngineError: if one cannot be kept running, with its last output.
     """
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(_Running(child)) for child in children]
         while goes_on():
             for one in running:
-                one.look()
+                one.check()
             time.sleep(0.2)
 
 
 class _Running:
-    """One process, started again when it ends."""
+    """A process that is started again when it ends."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
         self._ends: collections.deque[float] = collections.deque(maxlen=_MOST_QUICK_ENDS)
-        self._words: collections.deque[str] = collections.deque(maxlen=12)
+        self._lines: collections.deque[str] = collections.deque(maxlen=12)
         self._again: float | None = None
 
     def __enter__(self) -> _Running:
@@ -180,11 +179,11 @@ class _Running:
         _end(self._process)
         self._relay.join(timeout=2)
 
-    def look(self) -> None:
-        """Start it again if it has ended.
+    def check(self) -> None:
+        """Start the process again if it has ended.
 
         Raises:
-          EngineError: if it ended at once by itself, or ends again and again.
+          EngineError: if it ended by itself right after its first start, or ends repeatedly.
         """
         now = time.monotonic()
         if self._again is not None:
@@ -197,33 +196,29 @@ class _Running:
         _end(self._process)
         self._relay.join(timeout=2)
         self._ends.append(now)
-        said = "\n  ".join(self._words) or "nothing"
-        word = next((word for word in self._child.advice if word in said), "")
-        if now - self._began > _QUICK:
+        name, lived = self._child.name, now - self._began
+        output = "\n  ".join(self._lines) or "nothing"
+        known = next((text for text in self._child.advice if text in output), "")
+        advice = self._child.advice.get(known, "")
+        if lived > _QUICK:
             self._trouble = now
-        excused = word == _NOT_LET_IN and now - self._trouble < _FORGOTTEN
-        at_once = code > 0 and now - self._began < _QUICK and self._first == self._began
+        excused = known == _NOT_ADMITTED and now - self._trouble < _FORGOTTEN
+        at_once = code > 0 and lived < _QUICK and self._first == self._began
         often = len(self._ends) == _MOST_QUICK_ENDS and now - self._ends[0] < 10 * _QUICK
-        advice = self._child.advice.get(word, "")
-        if not excused and (at_once or often or word):
+        if not excused and (at_once or often or known):
             raise EngineError(
-                f"the {self._child.name} ended with exit code {code} after {now - self._began:.0f} "
-                f"s. Its last words:\n  {said}\n{advice}"
+                f"the {name} ended with exit code {code} after {lived:.0f} s. Its last output:\n  "
+                f"{output}\n{advice}"
             )
         if excused:
             self._ends.clear()
-        logger.warning(
-            "the %s ended with exit code %s; it is started again. %s",
-            self._child.name,
-            code,
-            advice,
-        )
+        logger.warning("the %s ended with exit code %s; starting it again. %s", name, code, advice)
         self._again = now + (_PAUSE if excused else 0.0)
 
     def _start(self) -> None:
         child = self._child
         self._began, self._again = time.monotonic(), None
-        self._words.clear()
+        self._lines.clear()
         try:
             self._process = subprocess.Popen(
                 child.command,
@@ -242,17 +237,17 @@ class _Running:
         self._relay.start()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None, "it is a pipe"
+        assert process.stdout is not None, "stdout is a pipe"
         with process.stdout as lines:
             for line in lines:
-                if not line.startswith("INFO"):  # the web server's own
-                    self._words.append(line.rstrip())
+                if not line.startswith("INFO"):  # lines of Flower's web server
+                    self._lines.append(line.rstrip())
                 sys.stderr.write(f"[{self._child.name}] {line}")
                 sys.stderr.flush()
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a process and all that it has started: asked first, then killed."""
+    """End a process and all that it has started: SIGTERM first, then SIGKILL."""
     for number, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, 2.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -272,7 +267,7 @@ def _group_lives(process: subprocess.Popen[str]) -> bool:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent is gone (Linux)."""
+    """Have the kernel end this process when its parent is gone (Linux)."""
     _LIBC.prctl(_DEATH_SIGNAL, signal.SIGTERM)
 
 
@@ -293,10 +288,10 @@ def _free_port() -> int:
 
 
 def _literal(value: str | float) -> str:
-    """Write a value as TOML that Flower's `--node-config` takes.
+    """Return a value as TOML for Flower's `--node-config`.
 
     Raises:
-      ConfigError: for what it cannot take.
+      ConfigError: if the value holds characters that Flower cannot read there.
     """
     if isinstance(value, str) and (set(value) & {'"', "'", "\\", "\n"} or not value.isprintable()):
         raise ConfigError(f"{value!r}: quotes and backslashes cannot stand in a path of a site")

@@ -1,11 +1,11 @@
-"""A client's memory on its own disk, before and after its last turn: exactly once, whatever dies.
+"""A client's memory on its own disk, before and after its last turn: exactly once after any crash.
 
-    <folder>/<run>/turn-00004.safetensors    what turn 4 left: memory, and the reply that was sent
-    <folder>/<run>/turn-00005.safetensors    the same of turn 5, which the server may have or not
+    <folder>/<run>/turn-00004.safetensors    the result of turn 4: memory, and the reply
+    <folder>/<run>/turn-00005.safetensors    the result of turn 5, received by the server or not
 
-A request names the last turn that the server took. The client starts from what that turn left, and
-what no later request can name is deleted. The same request again gets the same reply, unread. Files
-are written whole or not at all and are readable by their owner only: they may hold a secret root.
+A request names the last turn that the server has received. The client starts from the memory after
+that turn, and turns that no later request can name are deleted. A repeated request gets the stored
+reply. Files are written atomically and only their owner can read them: they may hold a secret root.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _NAME = re.compile(r"turn-(\d{5,})\.safetensors")
 _MEMORY, _REPLY = "memory.", "reply"
 
 Write = Callable[[Path, Callable[[Path], None]], None]
-"""Fills a file whole or not at all: (name, function that fills a temporary file)."""
+"""Writes a file atomically: (name, function that fills a temporary file)."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a turn left behind.
+    """The stored result of a turn.
 
     Attributes:
       turn: its number.
-      request: digest of the request that asked for it.
-      memory: of the client, after it.
-      reply: as it was sent.
+      request: digest of the request.
+      memory: the client's memory after the turn.
+      reply: the encoded reply, as it was sent.
     """
 
     turn: int
@@ -55,11 +55,11 @@ class Kept:
 
 
 class TurnStore:
-    """The turns of one client, by run.
+    """The stored turns of one client, by run.
 
     Args:
-      folder: of this client; made with mode 0700 if it is missing.
-      write: writes a file whole or not at all, for its owner only.
+      folder: this client's folder; made with mode 0700 if it is missing.
+      write: writes a file atomically, readable by its owner only.
     """
 
     def __init__(self, folder: Path, write: Write) -> None:
@@ -74,7 +74,7 @@ class TurnStore:
             yield
 
     def last(self, run: str) -> Kept | None:
-        """Return the last turn that was taken in a run; None before the first.
+        """Return the result of the last turn in a run; None before the first.
 
         Raises:
           EngineError: if its file is corrupt.
@@ -83,7 +83,7 @@ class TurnStore:
         return self._read(run, turns[-1]) if turns else None
 
     def start(self, run: str, committed: int) -> Memory | None:
-        """Return the memory after a turn: empty for turn 0, None where nothing is kept of it.
+        """Return the memory after a turn: empty for turn 0, None if that turn is not stored.
 
         Raises:
           EngineError: if its file is corrupt.
@@ -93,11 +93,11 @@ class TurnStore:
         return self._read(run, committed).memory if committed in self._turns(run) else None
 
     def keep(self, run: str, kept: Kept, *, committed: int) -> None:
-        """Write what a turn left, and delete all but it and the committed turn.
+        """Write a turn's result, and delete all turns but this one and the committed one.
 
         Args:
-          run: our name of the run.
-          kept: of the turn.
+          run: the run id.
+          kept: the turn's result.
           committed: the turn that it started from.
         """
         folder = self._folder / run
@@ -130,7 +130,7 @@ class TurnStore:
                 notes = dict(opened.metadata() or {})
                 tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            raise _corrupt(file, f"it is not a whole safetensors file ({error})") from error
+            raise _corrupt(file, f"it is not a complete safetensors file ({error})") from error
         if notes.get("format") != _FORMAT or notes.get("digest") != _digest(tensors):
             raise _corrupt(file, "its content does not match the digest that was written with it")
         reply = tensors.pop(_REPLY).numpy().tobytes()
@@ -153,5 +153,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def _corrupt(file: Path, problem: str) -> EngineError:
     return EngineError(
         f"{file}: the memory of this client is corrupt: {problem}. Nothing was changed; put back a "
-        "copy of the file, or take no further part in this run"
+        "copy of the file, or leave this run"
     )

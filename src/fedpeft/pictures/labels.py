@@ -1,7 +1,7 @@
-"""Labels at the ends of curves, moved apart until none covers another.
+"""Labels at the ends of curves, moved apart until none overlaps another.
 
 ──────● full                        ──────●── full
-──────● bias      overlapping  ->   ──────●── bias      each pair gives way by half the overlap
+──────● bias      overlapping  ->   ──────●── bias      each of a pair moves by half the overlap
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Box:
-    """Where a text stands, in pixels; `left` is its left edge, `middle` its middle height."""
+    """The box of a text, in pixels; `left` is its left edge, `middle` the height of its middle."""
 
     left: float
     width: float
@@ -43,12 +43,12 @@ class Box:
 
 
 def spread(boxes: Sequence[Box], *, low: float, high: float) -> list[float]:
-    """Move boxes up and down, as little as need be, until none covers another.
+    """Move boxes up and down, as little as necessary, until none overlaps another.
 
     Args:
-      boxes: where the texts would like to stand.
-      low: no box may reach below this.
-      high: nor above this.
+      boxes: the preferred places.
+      low: lower limit of all boxes.
+      high: upper limit of all boxes.
 
     Returns:
       The new middles; boxes keep their order from bottom to top.
@@ -81,13 +81,13 @@ def _share_columns(boxes: Sequence[Box], a: int, b: int) -> bool:
 def place_labels(
     figure: Figure, axes: Axes, labels: Sequence[Label], *, below: float = 0.0
 ) -> None:
-    """Write labels beside their points, with room for them at the right of the axes.
+    """Write labels beside their points, and leave room for them at the right of the axes.
 
     Args:
-      figure: of the axes.
-      axes: with the points.
-      labels: what to write.
-      below: points to leave free under the axes and their texts.
+      figure: the figure of the axes.
+      axes: the axes with the points.
+      labels: the labels to write.
+      below: space to leave free under the axes and their texts, in points.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -116,7 +116,7 @@ def place_labels(
 def _fit_axes(
     figure: Figure, axes: Axes, labels: Sequence[Label], widths: Sequence[float], below: float
 ) -> None:
-    """Make the axes as wide as leaves room for the labels, whose widths are in points."""
+    """Make the axes as wide as the labels allow; `widths` are the labels' widths in points."""
     full_width, full_height = figure.get_figwidth() * 72, figure.get_figheight() * 72
     left, bottom, top = 42.0, 40.0 + below, 26.0
     room = full_width - left - 4

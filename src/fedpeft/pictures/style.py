@@ -1,14 +1,14 @@
-"""How the figures of a report look: one palette, one type size, SVG that follows light and dark.
+"""The style of all figures: one palette, one font size, SVG for light and for dark pages.
 
-    with new_figure(6.4, 3.7) as figure:      the house style holds inside the block
+    with new_figure(6.4, 3.7) as figure:      the style applies inside the block
         axes = figure.add_subplot()
         ...
         return picture_of(figure, title=..., text=...)
 
-Colours are those of Okabe and Ito, darkened where a thin line on white needs it; they stay apart
-under the common colour-vision deficiencies, and line styles repeat the message. A method has one
-colour in every figure. An inlined picture uses the page's own colours (CSS variables), so that it
-is readable on a light page, on a dark one and on paper; a picture in a file has fixed ones.
+Colours are those of Okabe and Ito, some darkened for thin lines on white; they can be told apart
+with the common colour-vision deficiencies, and groups also differ in line style. A method has the
+same colour in every figure. An inlined picture uses the page's own colours (CSS variables), so that
+it is readable on a light page, on a dark one and on paper; a picture in a file has fixed colours.
 
 Reference: Okabe, Ito, Color Universal Design, 2008.
 """
@@ -54,15 +54,15 @@ _PALETTE = {
     "s5": ("#2e8ec9", "#9ad7f7"),
     "s6": ("#6b7280", "#9aa3af"),
 }
-"""Name of a CSS variable -> its colour on a white page, and on a dark one."""
+"""Name of a CSS variable -> its colours on a white and on a dark page."""
 
 LIGHT: Mapping[str, str] = {name: light for name, (light, _) in _PALETTE.items()}
 """Colours on a white page, by the name of their CSS variable."""
 
 DARK: Mapping[str, str] = {name: dark for name, (_, dark) in _PALETTE.items()}
-"""The same on a dark page."""
+"""Colours on a dark page, by the name of their CSS variable."""
 
-_FILED = 4.0  # inches; pages alone show what is narrower
+_FILED = 4.0  # inches; narrower pictures are shown in pages only
 _SLOTS = {"bias": 0, "full": 1, "adapter": 2, "lora": 3, "prompt": 4, "head": 5, "scratch": 6}
 _DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 _STYLE: Mapping[str, Any] = {
@@ -91,7 +91,7 @@ _STYLE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Stroke:
-    """How one group is drawn: a colour of the palette and a line style of matplotlib."""
+    """The stroke of one group: a colour of the palette and a line style of matplotlib."""
 
     slot: str
     dash: object
@@ -107,10 +107,10 @@ class Picture:
     """One figure.
 
     Attributes:
-      svg: a file of its own, on white.
-      png: the same as pixels; empty for a picture of a phone's width, which stands in pages alone.
-      title: what it shows, for readers who do not see it.
-      text: what can be read off it, for the same readers.
+      svg: a complete SVG file, on white.
+      png: the same as PNG; empty for narrow pictures, which are shown in pages only.
+      title: what the picture shows, for screen readers.
+      text: the values that can be read off it, for screen readers.
     """
 
     svg: str
@@ -122,7 +122,7 @@ class Picture:
         """Return markup for a page that defines the CSS variables of `LIGHT` and `DARK`.
 
         Args:
-          name: short and unique on the page; goes into the ids of the markup.
+          name: short and unique on the page; prefix of the ids in the markup.
         """
         body = self.svg[self.svg.index("<svg") :]
         colours = ((re.escape(colour), f"var(--{slot})") for slot, colour in LIGHT.items())
@@ -134,16 +134,16 @@ class Picture:
             body = less
         body = re.sub(r'\bid="|url\(#|href="#', rf"\g<0>{name}-", body)
         body = re.sub(r'\b(width|height)="([\d.]+)pt"', _in_pixels, body, count=2)
-        said = "".join(
+        texts = "".join(
             f'<{tag} id="{name}-{tag}">{html.escape(words)}</{tag}>'
             for tag, words in (("title", self.title), ("desc", self.text))
         )
         named = f'role="img" aria-labelledby="{name}-title" aria-describedby="{name}-desc"'
-        return re.sub(r"<svg([^>]*)>", lambda m: f"<svg {named}{m[1]}>{said}", body, count=1)
+        return re.sub(r"<svg([^>]*)>", lambda m: f"<svg {named}{m[1]}>{texts}", body, count=1)
 
 
 def strokes(methods: Sequence[str]) -> list[Stroke]:
-    """Choose a stroke for each group, by its method; groups of one method differ in line style."""
+    """Return a stroke for each group by its method; groups of one method differ in line style."""
     slots = dict(_SLOTS)
     free = [slot for slot in range(7) if slot not in {slots.get(name) for name in methods}]
     for name in dict.fromkeys(methods):
@@ -160,7 +160,7 @@ def strokes(methods: Sequence[str]) -> list[Stroke]:
 
 @contextmanager
 def new_figure(width: float, height: float, *, constrained: bool = False) -> Iterator[Figure]:
-    """Give a figure to draw on; the house style holds inside the block.
+    """Yield a figure to draw on; the style applies inside the block.
 
     Args:
       width: in inches.
@@ -181,13 +181,13 @@ def note(
     shift: tuple[float, float] = (0, 0),
     **look: object,
 ) -> None:
-    """Write beside a row of a figure, outside the axes too.
+    """Write a text beside a row of a figure, possibly outside the axes.
 
     Args:
-      axes: of the row.
-      text: what to write.
-      at: a share of the axes' width, and a height in data coordinates.
-      shift: from there, to the right and up, in points.
+      axes: the axes of the row.
+      text: the text.
+      at: a fraction of the axes' width, and a height in data coordinates.
+      shift: offset from there to the right and up, in points.
       **look: properties of matplotlib's text.
     """
     axes.annotate(
@@ -205,9 +205,9 @@ def picture_of(figure: Figure, *, title: str, text: str = "") -> Picture:
     """Save a figure as SVG text and as PNG at 200 dots an inch.
 
     Args:
-      figure: drawn, inside the block of `new_figure`; not used afterwards.
+      figure: a finished figure, inside the block of `new_figure`.
       title: as in `Picture`.
-      text: as in `Picture`; "" is the title again.
+      text: as in `Picture`; "" takes the title.
     """
     drawn, pixels = io.StringIO(), io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
@@ -220,11 +220,11 @@ def write_picture(picture: Picture, stem: Path) -> list[Path]:
     """Write a picture as SVG and PNG.
 
     Args:
-      picture: of a width that is filed.
-      stem: the files' path without its ending; their folder must be there.
+      picture: a picture with PNG.
+      stem: the files' path without suffix; its folder must exist.
 
     Returns:
-      The files.
+      The paths of the files.
     """
     files = [stem.parent / f"{stem.name}.{kind}" for kind in ("svg", "png")]
     files[0].write_text(picture.svg, "utf-8")
@@ -236,7 +236,7 @@ _FITTED = (
     (r"<metadata>.*?</metadata>\s*|<title>.*?</title>\s*", ""),
     (r"'?DejaVu Sans'?(, sans-serif)?", "inherit"),
 )
-"""The page's own font, and no second title."""
+"""Replacements: the page's own font, and no second title."""
 
 _SHORTER = (
     (r"(\d\.\d\d)\d+", r"\1"),
@@ -246,10 +246,10 @@ _SHORTER = (
     (r"> <", "><"),
     (r"font-family: inherit; ", ""),
 )
-"""What no reader sees: long decimals, names of groups, rotations by nothing, line ends."""
+"""Replacements without visible effect: long decimals, group ids, rotations by 0, line ends."""
 
 _ALIKE = r'<path d="[^"]*"((?: clip-path="[^"]*")? style="fill: [^"]*")/>(?:<path d="[^"]*"\1/>)+'
-"""Neighbours that are filled alike, as the cells of a picture of a partition are."""
+"""Neighbouring paths with the same fill, such as the cells of a partition's picture."""
 
 
 def _shorter_path(found: re.Match[str]) -> str:

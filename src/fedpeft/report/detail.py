@@ -1,7 +1,7 @@
-"""What stands below a row of a report: how to repeat it, its configuration, its diagnostics.
+"""The details of a report's row: the command that repeats it, its configuration, its diagnostics.
 
 The command names the run folder's own `experiment.toml`, which holds every default resolved; other
-seeds are that file under `--set`. Repeated on the same versions it gives the same delta digest.
+seeds use that file with `--set`. With the same versions it gives the same delta digest.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _DIAGNOSED = {"clip_fraction": "clip fraction", "noise_to_signal": "noise over s
 
 
 def commands(group: Group) -> list[str]:
-    """Write one shell command a seed."""
+    """Return one shell command for each seed."""
     return [shlex.join(_command(group.runs[0], run)) for run in group.runs]
 
 
 def _command(first: Run, run: Run) -> list[str]:
-    """Repeat a run from the first seed's file where `--set` can say the difference."""
+    """Return a command that repeats a run, from the first seed's file if `--set` can express it."""
     changed = {
         key: value
         for key, value in run.settings.items()
@@ -47,13 +47,13 @@ def configuration(run: Run) -> str:
 
 
 def diagnosed(group: Group) -> Iterator[tuple[int, str, str]]:
-    """Yield what the local engine measured before the noise, which is not private.
+    """Yield the measurements of the local engine before the noise, which are not private.
 
-    Returns:
-      (seed, means over the rounds in words, the file's own note), of each run that has the file.
+    Yields:
+      (seed, means over the rounds as text, the file's own note) of each run that has the file.
 
     Raises:
-      RunFolderError: if a file is corrupt, or does not say that it is not private.
+      RunFolderError: if a file is corrupt, or its note does not contain "not private".
     """
     for run in group.runs:
         file = run.folder / "diagnostics.jsonl"

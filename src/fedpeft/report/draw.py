@@ -31,11 +31,11 @@ class _Draw(Protocol):
 
 
 def draw_panel(panel: Panel, target: float | None) -> DrawnPanel:
-    """Draw what a panel asks for.
+    """Draw the figures of a panel.
 
     Args:
-      panel: its rows.
-      target: as in `Wanted`.
+      panel: the rows.
+      target: as in `ReportOptions`.
     """
     split = curve_parts(panel)
     crowded = len(split) > 1 and len(panel.groups) > _MOST_CURVES
@@ -71,16 +71,16 @@ def _dots(panel: Panel) -> Iterator[Figure]:
         )
 
 
-def _curves(panel: Panel, asked: float | None) -> Iterator[Figure]:
-    suggested = _suggested(panel) if asked is None else None
-    target = suggested if asked is None else asked
+def _curves(panel: Panel, given: float | None) -> Iterator[Figure]:
+    suggested = _suggested(panel) if given is None else None
+    target = suggested if given is None else given
     spans = len(panel.groups) > _FEW
     for axis in drawn_axes(panel):
         draw = partial(draw_curves, panel, axis, target=target)
         caption = _caption(panel, axis)
         if axis == "bytes":
             if suggested is not None:
-                caption += " The target is what all of bias, adapter and prompt reach in the end."
+                caption += " The target is the lowest last value of bias, adapter and prompt."
             caption += _reached(panel, target)
         heading = f"{panel.metric.title} against {_AGAINST[axis]}."
         yield Figure(axis, _both(draw, _WHOLE if spans else _WIDE), caption, heading, spans)
@@ -93,7 +93,7 @@ def _small(panel: Panel) -> Iterator[Figure]:
 
 
 def _suggested(panel: Panel) -> float | None:
-    """Return what all of bias, adapter and prompt reach, where they and others are there."""
+    """Return the value that bias, adapter and prompt all reach; None unless others are there."""
     rows = {group.method: row_of(group) for group in panel.groups if group.method in _TUNED}
     reached = [row.last.mean for row in rows.values() if row.last and not row.status]
     others = {group.method for group in panel.groups} - set(_TUNED)
@@ -112,7 +112,7 @@ def _caption(panel: Panel, axis: Axis) -> str:
     if axis == "time":
         return (
             "Seconds on the simulated clock: download, compute and upload of the clients, and "
-            "waiting for them. Runs without that clock are left out."
+            "waiting for them. Runs without a simulated clock are left out."
         )
     if any(len(group.counted) > 1 for group in panel.groups):
         return "Lines are means over seeds; bands reach from the lowest seed to the highest."
@@ -120,7 +120,7 @@ def _caption(panel: Panel, axis: Axis) -> str:
 
 
 def _reached(panel: Panel, target: float | None) -> str:
-    """Say which groups reached a target, and after how many bytes; their means over seeds count."""
+    """List the groups whose mean over seeds reached a target, and after how many bytes."""
     if target is None:
         return ""
     there, missed = [], []
@@ -133,6 +133,6 @@ def _reached(panel: Panel, target: float | None) -> str:
         else:
             there.append((cost, group.label))
     if not there:
-        return " Nobody reached the target."
+        return " No row reached the target."
     text = ", ".join(f"{label} after {byte_words(cost)}" for cost, label in sorted(there))
     return f" Target reached by {text}." + (f" Not by {', '.join(missed)}." if missed else "")

@@ -1,22 +1,23 @@
-"""Which figures a grid asks for: what varies in it besides the method decides.
+"""The choice of figures for a grid, by what varies in it besides the method.
 
-    number of examples alone         accuracy against it, one line a method
-    several settings, filled         dots in sections, one a setting; beside each other by skew
-    a list of rows                   dots, one line a row
+    only the number of examples      accuracy against it, one line for each method
+    several settings, filled         dots in a section for each setting; one picture for each scheme
+    a list of rows                   dots, one line for each row
 
-A setting counts as varied where it differs between rows of one method, so that a learning rate
-that follows from the method does not.
+A setting counts as varied if it differs between rows of one method; a learning rate that depends
+only on the method does not.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpeft.report.figures import metric_axis
 from fedpeft.report.forest import Forest, Section, limits
-from fedpeft.results.names import say, telling
+from fedpeft.results.names import describe, distinguishing
 from fedpeft.results.runs import Group, Panel
 
 __all__ = ["budgets", "curve_parts", "forests", "parts", "varied"]
@@ -27,33 +28,29 @@ _SCHEME = "data.partition.scheme"
 
 
 def varied(panel: Panel) -> list[str]:
-    """Return the settings that make up the grid besides the method; [] where rows are a list."""
+    """Return the settings that span the grid besides the method; [] if rows are only a list."""
     kinds: dict[str, list[Mapping[str, Any]]] = {}
     for group in panel.groups:
-        kinds.setdefault(group.method, []).append(_told(group))
+        kinds.setdefault(group.method, []).append(group.settings)
     keys = [
         key
         for key in panel.differing
         if key != "tuning.method"
-        and any(len({str(told.get(key)) for told in same}) > 1 for same in kinds.values())
+        and any(len({str(settings.get(key)) for settings in same}) > 1 for same in kinds.values())
     ]
-    chosen = telling(keys, [_told(group) for group in panel.groups])
+    chosen = distinguishing(keys, [group.settings for group in panel.groups])
     points = {_point(group, chosen) for group in panel.groups}
     full = len(points) * len(kinds)
     is_grid = len(points) > 1 and len(panel.groups) >= _FILLED * full
     return chosen if is_grid else []
 
 
-def _told(group: Group) -> Mapping[str, Any]:
-    return group.runs[0].settings
-
-
 def _point(group: Group, keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(_told(group).get(key)) for key in keys)
+    return tuple(str(group.settings.get(key)) for key in keys)
 
 
 def parts(panel: Panel) -> list[tuple[str, Panel]]:
-    """Split a grid by everything but the method: (what is common, its rows, named by method)."""
+    """Split a grid by everything but the method: (common settings, rows labelled by method)."""
     keys = varied(panel)
     if not keys:
         return [("", panel)]
@@ -62,15 +59,18 @@ def parts(panel: Panel) -> list[tuple[str, Panel]]:
         found.setdefault(_point(group, keys), []).append(group)
     split = []
     for members in found.values():
-        names = [_short(group, members, keys) for group in members]
-        short = [dataclasses.replace(g, label=n) for g, n in zip(members, names, strict=True)]
-        heading = say(keys, _told(members[0]))
+        counts = Counter(group.method for group in members)
+        short = [
+            dataclasses.replace(group, label=group.method) if counts[group.method] == 1 else group
+            for group in members
+        ]
+        heading = describe(keys, members[0].settings)
         split.append((heading, dataclasses.replace(panel, groups=tuple(short))))
     return split
 
 
 def curve_parts(panel: Panel) -> list[tuple[str, Panel]]:
-    """Split a grid for its curves: as `parts`, but modes of training share a picture."""
+    """Split a grid for its curves: like `parts`, but training modes share a picture."""
     if "federation.mode" not in varied(panel):
         return parts(panel)
     found: dict[str, list[Group]] = {}
@@ -79,36 +79,30 @@ def curve_parts(panel: Panel) -> list[tuple[str, Panel]]:
     return [(name, dataclasses.replace(panel, groups=tuple(same))) for name, same in found.items()]
 
 
-def _short(group: Group, members: Sequence[Group], keys: Sequence[str]) -> str:
-    """Name a row by its method, and by its whole label where that is not enough."""
-    alone = sum(other.method == group.method for other in members) == 1
-    return group.method if alone else group.label
-
-
 def budgets(panel: Panel) -> bool:
-    """Whether the number of training examples is what varies."""
+    """Whether only the number of training examples varies."""
     keys = varied(panel)
     return keys == [_BUDGET] and all(
-        isinstance(_told(group).get(_BUDGET), int) for group in panel.groups
+        isinstance(group.settings.get(_BUDGET), int) for group in panel.groups
     )
 
 
 def forests(panel: Panel) -> list[Forest]:
-    """Return the pictures of dots that a panel asks for: one, or one a kind of skew."""
+    """Return the dot plots of a panel: one, or one for each partition scheme."""
     keys = varied(panel)
     by_scheme = _SCHEME in keys and len(keys) > 1
     others = [key for key in keys if key != _SCHEME]
     sections: dict[str, list[Section]] = {}
     for name, part in parts(panel):
-        told = _told(part.groups[0])
-        scheme = say([_SCHEME], told) if by_scheme else ""
-        heading = _heading(say(others, told) if by_scheme else name, part)
+        settings = part.groups[0].settings
+        scheme = describe([_SCHEME], settings) if by_scheme else ""
+        heading = _heading(describe(others, settings) if by_scheme else name, part)
         sections.setdefault(scheme, []).append(Section(heading, part.groups))
     return [_forest(panel, scheme, tuple(found)) for scheme, found in sections.items()]
 
 
 def _heading(name: str, part: Panel) -> str:
-    """Put what the runs say of their privacy beside the setting."""
+    """Return the heading of a section, with the runs' note on their privacy."""
     notes = list(dict.fromkeys(group.privacy_note for group in part.groups if group.privacy_note))
     return f"{name} ({notes[0]})" if len(notes) == 1 else name
 

@@ -4,7 +4,7 @@
            │   ╭──╯  ╭─ full                 │ ╭─╯ ╭─── full
            └─────────────── bytes (log)      └──────────── rounds
 
-Curves are means over seeds; bands reach from the worst seed to the best. A hollow end marks a run
+Curves are means over seeds; bands extend from the worst seed to the best. A hollow end marks a run
 that has not finished.
 """
 
@@ -54,13 +54,13 @@ _LEAST_SPAN = 0.04  # of a metric in percent; with less, noise looks like a diff
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean course of a group.
+    """The mean curve of a group.
 
     Attributes:
       x: rounds, mean bytes so far, or mean simulated seconds so far.
-      mean: of the metric over the seeds that have reached this round.
-      low: the smallest value of a seed there.
-      high: the largest.
+      mean: mean of the metric over the seeds.
+      low: the smallest value of a seed.
+      high: the largest value of a seed.
     """
 
     x: tuple[float, ...]
@@ -93,22 +93,22 @@ def curve_of(group: Group, axis: Axis) -> Curve:
 
 
 def marked(groups: Sequence[Group]) -> list[tuple[Group, Stroke]]:
-    """Pair groups with how each is drawn."""
+    """Pair each group with its stroke."""
     return list(zip(groups, strokes([group.method for group in groups]), strict=True))
 
 
 def drawn_axes(panel: Panel) -> tuple[Axis, ...]:
-    """List what a panel's metric is drawn against; simulated time where a run had that clock."""
+    """List the x axes of a panel's curves; simulated time if a run has a simulated clock."""
     timed = any(run.simulated() for group in panel.groups for run in group.runs)
     return ("bytes", "rounds", "time") if timed else ("bytes", "rounds")
 
 
 def metric_axis(panel: Panel, *, log: bool = True) -> str:
-    """Name the metric of a panel, with its split and what is better.
+    """Return the axis label of a panel's metric, with its split and its better direction.
 
     Args:
-      panel: its rows.
-      log: whether a metric that can be is drawn on a logarithmic scale.
+      panel: the rows.
+      log: whether the axis is logarithmic for metrics that allow it.
     """
     metric = panel.metric
     notes = ["log scale"] * (log and metric.log) + ["lower is better"] * (metric.better == "min")
@@ -121,10 +121,10 @@ def draw_curves(
     """Draw the metric of every group against bytes, rounds or simulated time.
 
     Args:
-      panel: what to draw.
-      axis: what the figure is against.
+      panel: the groups to draw.
+      axis: the x axis.
       width: in inches.
-      target: draw a line at this value of the metric.
+      target: draw a line at this value of the metric; None draws none.
     """
     count = len(panel.groups)
     keyed = _needs_key(panel, width)
@@ -176,7 +176,7 @@ def _plot(axes: Axes, curve: Curve, group: Group, stroke: Stroke, *, faint: floa
 
 
 def _scale_metric(axes: Axes, panel: Panel) -> None:
-    """Write the metric above the axes and along them, and do not let noise fill the height."""
+    """Label and scale the metric's axis; a small span is widened, so that noise looks small."""
     axes.set_title(metric_axis(panel), loc="left", fontsize=9, color=LIGHT["soft"], pad=10)
     if panel.metric.log:
         axes.set_yscale("log")
@@ -206,7 +206,7 @@ def _scale_x(axes: Axes, axis: Axis) -> None:
 
 
 def _count_time(axes: Axes) -> None:
-    """Count simulated time in the largest unit of which there are at least three."""
+    """Scale simulated time in the largest unit that gives at least three."""
     high = axes.dataLim.intervalx[1]
     name = next((n for n, unit in reversed(_TIME_UNITS.items()) if high >= 3 * unit), "seconds")
     unit = _TIME_UNITS[name]
@@ -218,7 +218,7 @@ def _count_time(axes: Axes) -> None:
 
 
 def _key(figure: Figure, labels: Sequence[Label], marks: Sequence[Stroke]) -> list[Label]:
-    """Write the labels under the axes, best last score first, and return letters in their place."""
+    """Write the labels under the axes, highest last score first; return letters in their place."""
     ranked = sorted(range(len(labels)), key=lambda i: -labels[i].y)
     letters = list(labels)
     for place, index in enumerate(ranked):
@@ -233,7 +233,7 @@ def _key(figure: Figure, labels: Sequence[Label], marks: Sequence[Stroke]) -> li
 
 
 def draw_budgets(panel: Panel, *, width: float = 5.8) -> Picture:
-    """Draw the metric against the number of training examples, one line a method.
+    """Draw the metric against the number of training examples, one line for each method.
 
     Args:
       panel: a grid in which that number varies.
@@ -242,7 +242,7 @@ def draw_budgets(panel: Panel, *, width: float = 5.8) -> Picture:
     lines: dict[str, list[tuple[int, Spread]]] = {}
     for group in panel.groups:
         if last := row_of(group).last:
-            point = int(group.runs[0].settings["data.budget"]), last
+            point = int(group.settings["data.budget"]), last
             lines.setdefault(group.method, []).append(point)
     lines = {method: sorted(line, key=lambda point: point[0]) for method, line in lines.items()}
     with new_figure(width, 3.9) as figure:
@@ -261,12 +261,12 @@ def draw_budgets(panel: Panel, *, width: float = 5.8) -> Picture:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("Training examples of all clients")
         place_labels(figure, axes, labels)
-        said = (
+        texts = (
             ", ".join(f"{metric_text(y, panel.metric)} with {x} examples" for x, y in line)
             for line in lines.values()
         )
         return picture_of(
             figure,
             title=f"{metric_axis(panel)} against the number of training examples, {panel.source}",
-            text=". ".join(f"{m}: {words}" for m, words in zip(lines, said, strict=True)) + ".",
+            text=". ".join(f"{m}: {words}" for m, words in zip(lines, texts, strict=True)) + ".",
         )

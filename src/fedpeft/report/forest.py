@@ -1,13 +1,13 @@
-"""Scores as dots with their seeds and intervals, one line a row, in sections.
+"""Scores as dots with their seeds and intervals, one line for each row, in sections.
 
     16 clients, 2 a round
     full              ·──●─·──        78.1 ± 1.2 %
     bias                  ·─●─·       83.0 ± 0.8 %
                     accuracy
 
-The large dot is the mean over seeds, hollow where no run has finished; small dots are the seeds,
-the line is the 95 % interval of the mean (Student's t), cut off at the edge of the picture. The
-comparison is the same picture with columns of what the rows cost.
+The large dot is the mean over seeds, hollow if no run has finished; small dots are the seeds, and
+the line is the 95 % interval of the mean (Student's t), clipped at the edge of the picture. The
+comparison is the same picture with columns for the costs of the rows.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Section:
     """Rows under one heading.
 
     Attributes:
-      heading: "" for none.
-      rows: one line each, under their labels.
+      heading: the heading; "" for none.
+      rows: the groups, drawn one below the other.
     """
 
     heading: str
@@ -55,15 +55,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Forest:
-    """What a picture shows.
+    """The content of a dot plot.
 
     Attributes:
-      title: of the picture.
-      axis: what the metric is called.
-      metric: what the scores are.
+      title: title of the picture.
+      axis: label of the metric's axis.
+      metric: the metric of the scores.
       sections: from top to bottom.
       span: smallest and largest metric shown; pictures side by side share it.
-      costs: whether columns say what each row cost.
+      costs: whether there are columns for the costs of each row.
     """
 
     title: str
@@ -85,7 +85,7 @@ def limits(groups: Sequence[Group]) -> tuple[float, float]:
 
 
 def comparison(panel: Panel) -> Forest:
-    """Return the picture of a panel's table: its metric as dots, its costs as columns."""
+    """Return the dot plot of a panel's table, with its costs as columns."""
     axis = metric_axis(panel, log=False)
     return Forest(
         f"{axis}, and what it cost, {panel.source}",
@@ -98,10 +98,10 @@ def comparison(panel: Panel) -> Forest:
 
 
 def draw_forest(forest: Forest, *, width: float = 5.8) -> Picture:
-    """Draw one picture.
+    """Draw one dot plot.
 
     Args:
-      forest: what it shows.
+      forest: its content.
       width: in inches.
     """
     lines = _lines(forest, most=14 if width < _WIDE else 34)
@@ -186,13 +186,13 @@ def _costs(group: Group) -> tuple[str, ...]:
 
 
 def _text(forest: Forest) -> str:
-    said = []
+    texts = []
     for section in forest.sections:
         rows = []
         for group in section.rows:
             spread = Spread.of(group.scores)
             ends = spread.interval(forest.metric) if spread else None
-            sure = f", 95 % interval {interval_text(ends, forest.metric)}" if ends else ""
-            rows.append(f"{group.label} {metric_text(spread, forest.metric)}{sure}")
-        said.append(": ".join(filter(None, [section.heading, "; ".join(rows)])))
-    return ". ".join(said) + "."
+            interval = f", 95 % interval {interval_text(ends, forest.metric)}" if ends else ""
+            rows.append(f"{group.label} {metric_text(spread, forest.metric)}{interval}")
+        texts.append(": ".join(filter(None, [section.heading, "; ".join(rows)])))
+    return ". ".join(texts) + "."

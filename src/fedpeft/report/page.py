@@ -1,8 +1,8 @@
-"""The page of a report: what it shows, and the words and figures that its template asks for.
+"""The page of a report: its content, and the filters of its template.
 
     Page ──page.html.jinja, page.css, page.js──> one HTML file
 
-Markup is written in the template alone; whatever comes from runs is escaped there.
+All markup is in the template, which escapes everything that comes from runs.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Figure:
     """One figure.
 
     Attributes:
-      what: it shows, as in the names of its files; "" where it is not written to files.
-      pictures: for a wide and for a narrow page; one for both.
-      caption: a sentence or more.
-      heading: before the caption, in bold.
-      spans: whether it takes the whole width.
+      what: its part of the file names; "" if it is not written to files.
+      pictures: for a wide and for a narrow page, or one for both.
+      caption: one or more sentences.
+      heading: printed before the caption, in bold.
+      spans: whether it takes the whole width of the page.
     """
 
     what: str
@@ -66,9 +66,9 @@ class DrawnPanel:
     """A panel and its figures.
 
     Attributes:
-      panel: what they show.
-      figures: side by side where there is room.
-      folded: curves of single settings; (setting, its figures).
+      panel: the rows of the figures.
+      figures: drawn side by side if there is room.
+      folded: curves of single settings, as (setting, its figures).
     """
 
     panel: Panel
@@ -86,7 +86,7 @@ class DrawnGrid:
 
 @dataclass(frozen=True)
 class DrawnPartition:
-    """A partition's pictures (none: the words are enough), what it says, and who shares it."""
+    """A partition: its pictures (or none), its description, and the runs that share it."""
 
     pictures: tuple[Picture, ...]
     text: str
@@ -96,20 +96,20 @@ class DrawnPartition:
 
     @property
     def caption(self) -> str:
-        """What stands below its pictures."""
+        """The text below its pictures."""
         return f"{self.text}. Shared by {listed(self.runs)}."
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a page is made of.
+    """The content of a page.
 
     Attributes:
       title: its heading.
-      grids: in the order in which they were asked for.
-      partitions: of all of them.
-      verdicts: on the paper's claims; () where there is nothing to compare.
-      diagnostics: whether figures that are not private are shown.
+      grids: in the order in which they were requested.
+      partitions: the partitions of all grids.
+      verdicts: on the paper's claims; () if there is nothing to compare.
+      diagnostics: whether measurements that are not private are shown.
     """
 
     title: str
@@ -140,7 +140,7 @@ class Page:
 
     @property
     def summary(self) -> list[str]:
-        """Who leads in each panel, and how many of the paper's claims pass, in sentences."""
+        """Sentences on the best row of each panel and the number of claims that pass."""
         found = [
             leader(panel, grid.name if len(grid.panels) == 1 else f"{grid.name}, {panel.source}")
             for grid in (drawn.grid for drawn in self.grids)
@@ -171,17 +171,17 @@ class Page:
 
 
 def html_of(page: Page) -> str:
-    """Write the whole page."""
+    """Return the whole page as HTML."""
     return str(_macros(page).document()).strip() + "\n"  # type: ignore[attr-defined] # a macro
 
 
 def claims_section(verdicts: Sequence[Verdict]) -> str:
-    """Write the section of the paper's claims; its heading has the id `claims`."""
+    """Return the section of the paper's claims as HTML; its id is `claims`."""
     return str(_macros(None).claims_section(verdicts))  # type: ignore[attr-defined] # a macro
 
 
 def _macros(page: Page | None) -> TemplateModule:
-    """Give the template's macros, for one page."""
+    """Return the template's macros, for one page."""
     from markupsafe import Markup
 
     ids = count()
@@ -197,7 +197,7 @@ def _macros(page: Page | None) -> TemplateModule:
 
 
 def _best_of(rows: Iterable[Row], metric: Metric) -> Row | None:
-    """The finished row with the best last round; None if there is no single one."""
+    """Return the finished row with the best last round; None if there is no single best."""
     known = [(metric.sign * row.last.mean, row) for row in rows if row.last and not row.status]
     top = max((value for value, _ in known), default=0.0)
     first = [row for value, row in known if value == top]
@@ -253,4 +253,4 @@ _FILTERS: Mapping[str, Callable[..., object]] = {
     "variables": lambda colours: " ".join(f"--{name}: {c};" for name, c in colours.items()),
     "worth": worth,
 }
-"""What the template calls; name -> function."""
+"""The functions that the template calls, by name."""

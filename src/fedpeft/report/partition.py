@@ -27,10 +27,9 @@ def draw_partition(partition: Partition, *, width: float = 11.6) -> Picture:
     """Draw one partition.
 
     Args:
-      partition: at least one client and one label.
+      partition: has at least one client and one label.
       width: in inches.
     """
-
     rows = len(partition.labels)
     body = min(6.5, max(1.6, rows * (0.2 if rows <= _MOST_NAMES else 0.07)))
     height = body + 1.75
@@ -57,7 +56,6 @@ def _bars(axes: Axes, partition: Partition) -> None:
 
 
 def _cells(axes: Axes, partition: Partition) -> None:
-
     largest = max(max(row) for row in partition.counts)
     filled = [
         (client, label, count)
@@ -86,12 +84,7 @@ def _cells(axes: Axes, partition: Partition) -> None:
 
 def _square(x: float, y: float) -> list[tuple[float, float]]:
     half = 0.44
-    return [
-        (x - half, y - half),
-        (x + half, y - half),
-        (x + half, y + half),
-        (x - half, y + half),
-    ]
+    return [(x + half * a, y + half * b) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
 
 
 def _opacity(count: int, largest: int) -> float:
@@ -103,8 +96,7 @@ def _short(label: str) -> str:
 
 
 def _key(axes: Axes, partition: Partition, inches: float) -> None:
-    """A row of squares with the counts that they stand for."""
-
+    """Draw a row of squares with the counts that their shades mean."""
     largest = max(max(row) for row in partition.counts)
     steps = sorted({max(1, round(largest * share)) for share in (0, 0.05, 0.25, 0.5, 1)})
     units = inches / 0.16

@@ -1,4 +1,4 @@
-"""Sentences that a report works out: who leads and how surely, what the rows' privacy is worth."""
+"""The sentences of a report: the best row and its lead, the claims, what an epsilon is worth."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["claims_words", "leader", "listed", "worth"]
 
 
 def leader(panel: Panel, name: str) -> str:
-    """Say which row has the best mean, and how far it leads over paired seeds; "" for one row.
+    """Return which row has the best mean, and its lead over paired seeds; "" for one row.
 
     Args:
       panel: the rows.
-      name: of their grid.
+      name: name of their grid.
     """
     metric = panel.metric
     known = [(last, g) for g in panel.groups if g.is_finished and (last := row_of(g).last)]
@@ -32,18 +32,18 @@ def leader(panel: Panel, name: str) -> str:
         for seed, a in sorted(one.items())
         if a is not None and (b := two.get(seed)) is not None
     ]
-    sure = f"; {_sure(compare('', margins), metric)}" if len(margins) > 1 else ""
+    lead = f"; {_lead(compare('', margins), metric)}" if len(margins) > 1 else ""
     return (
         f"{name}: {'highest' if metric.better == 'max' else 'lowest'} mean {metric.name} of "
-        f"{len(done)} rows has {first.label}, {metric_text(best, metric)}; next is "
-        f"{second.label}, {metric_text(next_best, metric)}{sure}."
+        f"{len(done)} rows: {first.label}, {metric_text(best, metric)}; next: "
+        f"{second.label}, {metric_text(next_best, metric)}{lead}."
     )
 
 
-def _sure(found: Comparison, metric: Metric) -> str:
+def _lead(found: Comparison, metric: Metric) -> str:
     scale, unit = metric.scale, " points" if metric.percent else ""
     verdict = (
-        "not told apart by these seeds (under two standard errors)"
+        "not distinguished by these seeds (under two standard errors)"
         if found.verdict == "undecided"
         else "more than two standard errors apart"
     )
@@ -54,7 +54,7 @@ def _sure(found: Comparison, metric: Metric) -> str:
 
 
 def claims_words(verdicts: Sequence[Verdict]) -> str:
-    """Count the verdicts in one sentence; "" where no claim can be checked."""
+    """Return one sentence with the number of each verdict; "" if no claim can be checked."""
     counts = Counter(verdict.verdict for verdict in verdicts)
     if counts[ABSENT] == len(verdicts):
         return ""
@@ -66,17 +66,17 @@ def claims_words(verdicts: Sequence[Verdict]) -> str:
 
 
 def worth(note: str) -> str:
-    """Say what epsilon is worth under a note on privacy, after a colon."""
+    """Return what epsilon is worth under a privacy note, starting with a colon."""
     if note.endswith("guarantees nothing"):
         return ": shown for comparison only, with no ε"
     if note.startswith("simulation"):
         return ": the noise follows from the seed; the ε shown is what secret noise would give"
     if note.startswith("no noise"):
         return ": clipped, and nothing else"
-    return ": ε holds for the whole run, with noise from a secret of the operating system"
+    return ": ε holds for the whole run, with noise from the operating system's random source"
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Name the first few, and count the others."""
+    """Return the first few names, and the number of the others."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,7 +1,7 @@
-"""Reports: run folders in, one self-contained page and its figures out.
+"""Reports: one self-contained page, and its figures, from run folders.
 
     report.html            the page: claims, tables, figures, settings, environment
-    report-bytes.svg/png   metric against cumulative bytes (one pair a panel)
+    report-bytes.svg/png   metric against cumulative bytes (one pair for each panel)
     report-rounds.svg/png  metric against rounds
     report-time.svg/png    metric against simulated time, where a run had that clock
     report-rows.svg/png    rows with their seeds and intervals
@@ -9,7 +9,7 @@
     report-table.svg/png/csv   the comparison
     report-partition.svg/png   clients x classes
 
-Reference: the figure of accuracy against communication is that of Sun et al., Exploring
+Reference: the figure of accuracy against communication follows Sun et al., Exploring
 Parameter-Efficient Fine-Tuning to Enable Foundation Models in Federated Learning, IEEE BigData
 2024.
 """
@@ -31,7 +31,7 @@ from fedpeft.results.grid import Grid, read_grids
 from fedpeft.results.runs import Partition, Run, describe_partition
 from fedpeft.results.table import as_csv
 
-__all__ = ["Wanted", "write_report"]
+__all__ = ["ReportOptions", "write_report"]
 
 _NARROW = 3.6  # inches: the width of a phone
 _WIDTH_OF_TABLE = 9.2  # inches
@@ -43,14 +43,14 @@ _KIND = (
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a report is asked to show.
+class ReportOptions:
+    """The options of a report.
 
     Attributes:
-      target: draw a line at this value of the metric, and say who reached it at what cost; None
-        chooses what all of bias, adapter and prompt reach, where they are there.
-      title: of the page; "" takes the names of the experiments.
-      diagnostics: show what `diagnostics.jsonl` says of private runs, which is not private.
+      target: draw a line at this value of the metric, and list the bytes after which each row
+        reached it; None takes the value that bias, adapter and prompt all reach, if they are there.
+      title: title of the page; "" takes the names of the experiments.
+      diagnostics: whether to show `diagnostics.jsonl` of private runs, which is not private.
     """
 
     target: float | None = None
@@ -59,44 +59,39 @@ class Wanted:
 
 
 def write_report(
-    runs: Sequence[Path],
-    out: Path | None,
-    *,
-    target: float | None = None,
-    wanted: Wanted | None = None,
+    runs: Sequence[Path], out: Path | None, options: ReportOptions | None = None
 ) -> Path:
     """Write a report about runs.
 
     Args:
       runs: run folders, or folders that hold run folders up to two levels down; each folder of
         runs is a grid of its own.
-      out: the page; None is `report.html` in the first folder. Figures go beside it, under its
-        name. Files of an earlier report are replaced.
-      target: as in `Wanted`, which it is short for.
-      wanted: what to show; None is all defaults.
+      out: the page; None is `report.html` in the first folder. Figures are written beside it, with
+        its name as their prefix. Files of an earlier report are replaced.
+      options: what to show; None takes the defaults.
 
     Returns:
       The page.
 
     Raises:
       RunFolderError: if a folder is missing, holds no run, or is corrupt.
-      ConfigError: if `out` is no place for a page.
+      ConfigError: if no run is named, or `out` is not a name of an HTML file.
     """
     if not runs:
         raise ConfigError("report: no folder was named; name run folders, or a folder of runs")
-    asked = wanted or Wanted(target)
+    options = options or ReportOptions()
     grids = read_grids(runs)
     place = _place(out or runs[0] / "report.html")
     drawn = [
-        DrawnGrid(grid, tuple(draw_panel(panel, asked.target) for panel in grid.panels))
+        DrawnGrid(grid, tuple(draw_panel(panel, options.target) for panel in grid.panels))
         for grid in grids
     ]
     page = Page(
-        title=asked.title or _title(grids),
+        title=options.title or _title(grids),
         grids=tuple(drawn),
         partitions=tuple(_draw_partitions(grids, place)),
         verdicts=_verdicts(grids),
-        diagnostics=asked.diagnostics,
+        diagnostics=options.diagnostics,
     )
     for index, panel in enumerate(each for grid in drawn for each in grid.panels):
         _write_figures(panel, place, f"-{index + 1}" if index else "")
@@ -120,7 +115,7 @@ def _title(grids: Sequence[Grid], most: int = 4) -> str:
 
 
 def _verdicts(grids: Sequence[Grid]) -> tuple[Verdict, ...]:
-    """Check the paper's claims on all grids together; () where there is but one row."""
+    """Check the paper's claims on all grids together; () if there is only one row."""
     if sum(len(grid.groups) for grid in grids) < 2:
         return ()
     return tuple(check_claims([run for grid in grids for run in grid.runs]))
@@ -138,7 +133,7 @@ def _write_figures(panel: DrawnPanel, place: Path, suffix: str) -> None:
 
 
 def _draw_partitions(grids: Sequence[Grid], place: Path) -> list[DrawnPartition]:
-    """Draw one partition of each kind, up to a few, and describe the others."""
+    """Draw one partition of each kind, up to four kinds, and describe the others."""
     shared: dict[Partition, list[Run]] = {}
     for run in (run for grid in grids for run in grid.runs):
         if run.partition is not None and any(map(any, run.partition.counts)):

@@ -6,11 +6,11 @@
     fail       some comparison has  margin < -2 error
     undecided  otherwise, and with fewer than two seeds
 
-Scores are accuracies after the last round. A claim that needs runs which the grid lacks is
-"not in this grid". Claims 4 and 5 compare a near data set with a far one: Resisc45 with PCam, or,
-at small scale, digits with digits under a fixed permutation of the pixels, an analogue of ours.
-Claim 7 is checked in each privacy mode; `paper` guarantees nothing. Nothing is corrected for the
-number of comparisons: a claim of many passes only where each of them does.
+Scores are accuracies after the last round. A claim whose runs are missing is "not in this grid".
+Claims 4 and 5 compare a near data set with a far one: Resisc45 with PCam as in the paper, or, at
+small scale, digits with digits under a fixed permutation of the pixels. Claim 7 is checked in each
+privacy mode; mode `paper` gives no guarantee. There is no correction for multiple comparisons: a
+claim passes only if each of its comparisons does.
 
 Reference: Sun et al., Exploring Parameter-Efficient Fine-Tuning to Enable Foundation Models in
 Federated Learning, IEEE BigData 2024.
@@ -42,21 +42,22 @@ __all__ = ["ABSENT", "CLAIMS", "Comparison", "Verdict", "check_claims", "compare
 
 ABSENT = "not in this grid"
 CLOSE = 0.02
-"""How far below full fine-tuning still counts as comparable, in accuracy."""
+"""The accuracy below full fine-tuning that still counts as comparable."""
 
 _TUNED = ("bias", "adapter", "prompt")
+_WORST_FIRST = ("fail", "undecided", "pass")
 _LOG_TEN = 1.0
 _PRIVATE = 7
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a grid says about one claim.
+    """The verdict of a grid on one claim.
 
     Attributes:
-      number: 1 to 8.
-      claim: in words.
-      unit: of margin and error.
+      number: the claim's number, 1 to 8.
+      claim: the claim as a sentence.
+      unit: unit of margin and error.
       verdict: `pass`, `fail`, `undecided` or `not in this grid`.
       comparisons: least favourable first.
     """
@@ -69,7 +70,7 @@ class Verdict:
 
     @property
     def decisive(self) -> Comparison | None:
-        """The comparison that speaks least for the claim."""
+        """The comparison that is least favourable to the claim."""
         return self.comparisons[0] if self.comparisons else None
 
     @property
@@ -79,7 +80,7 @@ class Verdict:
 
     @property
     def blocks(self) -> Mapping[str, str]:
-        """Part of the table -> its verdict; {} where the table has one part."""
+        """Part of the table -> its verdict; {} if the table has one part."""
         names = sorted({each.block for each in self.comparisons if each.block})
         return {
             name: _worst(each for each in self.comparisons if each.block == name) for name in names
@@ -102,7 +103,7 @@ def check_claims(runs: Iterable[Run]) -> list[Verdict]:
     """Check every claim on the finished runs.
 
     Args:
-      runs: of one scale; unfinished ones and those without accuracy are left out.
+      runs: runs of one scale; those that are unfinished or have no accuracy are left out.
     """
     grid = make_grid(runs)
     open_runs = {cell: seeds for cell, seeds in grid.items() if not cell.privacy}
@@ -116,12 +117,12 @@ def _verdict(number: int, grid: Grid) -> Verdict:
 
 
 def _worst(found: Iterable[Comparison]) -> str:
-    seen = {each.verdict for each in found}
-    return next((word for word in ("fail", "undecided", "pass") if word in seen), ABSENT)
+    verdicts = {each.verdict for each in found}
+    return next((verdict for verdict in _WORST_FIRST if verdict in verdicts), ABSENT)
 
 
 def _favour(found: Comparison) -> tuple[int, float]:
-    return ("fail", "undecided", "pass").index(found.verdict), found.margin
+    return _WORST_FIRST.index(found.verdict), found.margin
 
 
 def _main(grid: Grid) -> Iterator[tuple[Cell, list[Cell]]]:
@@ -142,7 +143,7 @@ def _beats_matched(grid: Grid) -> Iterator[Comparison]:
 
 
 def _full_needs_more(grid: Grid) -> Iterator[Comparison]:
-    """log10 of bytes of full over bytes of the variant, to the variant's last accuracy, less 1."""
+    """Yield log10 of (bytes of full / bytes of the variant) - 1, to the variant's last accuracy."""
     for cell, others in _main(grid):
         fulls = [grid[other] for other in others if other.role == "full"]
         margins = []
@@ -156,13 +157,13 @@ def _full_needs_more(grid: Grid) -> Iterator[Comparison]:
 
 
 def _bytes_to(run: Run, target: float) -> float:
-    """Return bytes so far when a run first reaches a score; all of them if it never does."""
+    """Return the bytes sent until a run first reaches a score; all bytes if it never does."""
     curve = run.curve()
     return next((sent for _, sent, score in curve if score >= target), curve[-1][1])
 
 
 def _bias_is_cheapest(grid: Grid) -> Iterator[Comparison]:
-    """log10 of bytes to the lower of two last accuracies: the other's over those of bias."""
+    """Yield log10 of (bytes of another variant / bytes of bias), to the lower last accuracy."""
 
     def margin(bias: Run, other: Run) -> float:
         target = min(score(bias), score(other))
@@ -186,7 +187,7 @@ def _prompt_is_robust(grid: Grid) -> Iterator[Comparison]:
 
 
 def _over_gap(grid: Grid, a: str, b: str) -> Iterator[Comparison]:
-    """How much the lead of a over b grows from a near data set to a far one, at N = 64, M = 8."""
+    """Yield how much the lead of a over b grows from near to far data, at N = 64, M = 8."""
     for cell in grid:
         place = (cell.role, cell.clients, cell.cohort, cell.scheme, cell.budget)
         if place == (a, 64, 8, "dirichlet", None) and cell.source in FAR_SOURCES:
@@ -198,12 +199,12 @@ def _over_gap(grid: Grid, a: str, b: str) -> Iterator[Comparison]:
 
 
 def _difference(a: Run, b: Run, c: Run, d: Run) -> float:
-    """(a - b) - (c - d), in accuracy."""
+    """Return (a - b) - (c - d), in accuracy."""
     return (score(a) - score(b)) - (score(c) - score(d))
 
 
 def _comparable(grid: Grid) -> Iterator[Comparison]:
-    """Each variant against full in each cell of the table of clients and participants."""
+    """Compare each variant with full in each cell of the table of clients and participants."""
     pairs = [
         (a, b)
         for a, b in _at_one_cohort(grid)
@@ -221,16 +222,17 @@ def _few_samples(grid: Grid) -> Iterator[Comparison]:
 
 
 def _at_one_cohort(grid: Grid) -> Iterator[tuple[Cell, Cell]]:
-    """Yield the pairs of cells that differ in nothing but what is trained."""
+    """Yield the pairs of cells that differ only in what is trained."""
     return (
         pair for pair in product(grid, grid) if alike(*pair) and len({c.cohort for c in pair}) == 1
     )
 
 
 def _full_loses_most(grid: Grid) -> Iterator[Comparison]:
-    """In each privacy mode: each variant ends above full fine-tuning, and full drops more.
+    """Check in each privacy mode that each variant ends above full, and that full drops more.
 
-    A drop is from the same run without privacy. Where a grid lacks those, only ends are compared.
+    A drop is measured from the same run without privacy; without such runs, only the last
+    accuracies are compared.
     """
     for cell in grid:
         full = replace(cell, role="full")

@@ -1,6 +1,6 @@
-"""What the claims are checked on: finished runs by where they stand, and margins over seeds.
+"""The grid that claims are checked on: finished runs by configuration, and margins over seeds.
 
-runs ──cell of a run (all but its seed)──> grid[cell][seed]
+runs ──configuration without the seed──> grid[cell][seed]
 paired(a, b):  d_s = accuracy of a - accuracy of b, in each seed s that both have
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedpeft.results.runs import Run
 
@@ -32,21 +32,21 @@ FAR_SOURCES: Mapping[str, str] = {
     "timm/resisc45": "1aurent/PatchCamelyon",
     "digits": "digits-permuted",
 }
-"""Near data set -> far one: the paper's, and its analogue at small scale."""
+"""Near data set -> far one: the paper's pair, and our analogue at small scale."""
 
 _PCAM = FAR_SOURCES["timm/resisc45"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One difference over seeds.
+    """One difference over paired seeds.
 
     Attributes:
-      what: what is compared with what.
-      margin: mean over the seeds; above 0 speaks for the claim.
+      what: the two sides that are compared.
+      margin: mean over the seeds; above 0 it supports the claim.
       error: standard error of the mean; NaN with fewer than two seeds.
-      sources: the data sets that it is of.
-      block: which part of a table it is of, such as a privacy mode; "" where there is one only.
+      sources: the data sets of the compared runs.
+      block: the part of the table, such as a privacy mode; "" if the table has one part.
     """
 
     what: str
@@ -73,18 +73,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a run stands in the grid, but for its seed.
+    """The configuration of a run, without its seed.
 
     Attributes:
       role: the tuning method, or `ShuffleNet`.
-      source: of the data.
-      clients: how many there are.
-      cohort: how many take part in a round.
-      scheme: of the partition.
-      budget: training examples in all; None for all that there are.
-      length: rounds, and local epochs of each.
-      model: its name.
-      privacy: mode and strength, in words; "" without privacy.
+      source: the data set.
+      clients: number of clients.
+      cohort: number of clients in a round.
+      scheme: the partition scheme.
+      budget: total number of training examples; None for all examples.
+      length: number of rounds, and of local epochs in each.
+      model: name of the model.
+      privacy: mode and strength as text; "" without privacy.
     """
 
     role: str
@@ -105,26 +105,26 @@ Grid = Mapping[Cell, Mapping[int, Run]]
 def make_grid(runs: Iterable[Run]) -> Grid:
     """Sort finished runs into cells; those without accuracy are left out."""
     grid: dict[Cell, dict[int, Run]] = {}
-    for run in filter(_counts, runs):
+    for run in filter(_is_compared, runs):
         grid.setdefault(_cell(run), {})[run.seed] = run
     return grid
 
 
 def shadowed(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
-    """Pair runs that a grid leaves out with those of the same cell and seed that take their place.
+    """Pair each run that a grid leaves out with the run of that cell and seed that it has instead.
 
-    Runs that ended with the same delta are the same run, and no pair.
+    Runs that ended with the same delta count as one run, not as a pair.
     """
-    runs = list(filter(_counts, runs))
+    runs = list(filter(_is_compared, runs))
     grid = make_grid(runs)
     pairs = [(run, grid[_cell(run)][run.seed]) for run in runs]
-    return [(run, taken) for run, taken in pairs if _digest(run) != _digest(taken)]
+    return [(run, used) for run, used in pairs if _digest(run) != _digest(used)]
 
 
-def _counts(run: Run) -> bool:
+def _is_compared(run: Run) -> bool:
     if run.summary is None or "accuracy" not in run.summary:
         return False
-    # the author's adapter, of which only a bias learns: a row, not a variant
+    # the adapter of the authors' code, in which only a bias learns, is no variant of the claims
     return run.settings.get("tuning.options.init") != "zeros"
 
 
@@ -133,42 +133,42 @@ def _digest(run: Run) -> object:
 
 
 def _cell(run: Run) -> Cell:
-    told = run.settings
-    small = "shufflenet" in str(told.get("model.name", ""))
+    settings = run.settings
+    small = "shufflenet" in str(settings.get("model.name", ""))
     return Cell(
         role="ShuffleNet" if small else run.method,
-        source=str(told.get("data.source")),
-        clients=int(told.get("data.partition.clients") or 0),
-        cohort=int(told.get("federation.clients_per_round", 0)),
-        scheme=str(told.get("data.partition.scheme")),
-        budget=None if told.get("data.source") == _PCAM else told.get("data.budget"),
-        length=(int(told.get("federation.rounds", 0)), int(told.get("client.epochs", 0))),
-        model=str(told.get("model.name")),
-        privacy=_privacy(told),
+        source=str(settings.get("data.source")),
+        clients=int(settings.get("data.partition.clients") or 0),
+        cohort=int(settings.get("federation.clients_per_round", 0)),
+        scheme=str(settings.get("data.partition.scheme")),
+        budget=None if settings.get("data.source") == _PCAM else settings.get("data.budget"),
+        length=(int(settings.get("federation.rounds", 0)), int(settings.get("client.epochs", 0))),
+        model=str(settings.get("model.name")),
+        privacy=_privacy(settings),
     )
 
 
-def _privacy(told: Mapping[str, object]) -> str:
-    """Name the block of Table 3; clip bound and rate are searched by method, and no part of it."""
-    mode = told.get("privacy.mode", "none")
+def _privacy(settings: Mapping[str, object]) -> str:
+    """Return mode and strength of privacy; clip bound and rate are searched for each method."""
+    mode = settings.get("privacy.mode", "none")
     if mode == "none":
         return ""
-    kind = f"paper ({told.get('privacy.variant')})" if mode == "paper" else str(mode)
-    epsilon, noise = told.get("privacy.epsilon"), told.get("privacy.noise_multiplier")
+    kind = f"paper ({settings.get('privacy.variant')})" if mode == "paper" else str(mode)
+    epsilon, noise = settings.get("privacy.epsilon"), settings.get("privacy.noise_multiplier")
     strength = f"epsilon {epsilon}" if epsilon is not None else f"noise multiplier {noise}"
-    return f"{kind}, {strength}, delta {told.get('privacy.delta')}"
+    return f"{kind}, {strength}, delta {settings.get('privacy.delta')}"
 
 
 def over_seeds(
     grid: Grid, cells: Sequence[Cell], margin: Callable[..., float], what: str
 ) -> Iterator[Comparison]:
-    """Compare cells on the seeds that all of them have; yield nothing where there is none.
+    """Compare cells on the seeds that all of them have; yield nothing if there are none.
 
     Args:
       grid: holds the runs.
-      cells: what is compared; those that the grid lacks have no seed.
-      margin: takes one run of each cell, all of one seed.
-      what: says what is compared.
+      cells: the compared cells; a cell that the grid lacks has no seeds.
+      margin: the margin of one run of each cell, all of one seed.
+      what: the text of the comparison.
     """
     seeds = set.intersection(*(set(grid.get(cell, {})) for cell in cells))
     margins = [margin(*(grid[cell][seed] for cell in cells)) for seed in sorted(seeds)]
@@ -180,23 +180,23 @@ def paired(grid: Grid, a: Cell, b: Cell, slack: float = 0.0) -> Iterator[Compari
     """Compare two cells by accuracy, on the seeds that they share.
 
     Args:
-      grid: holds both.
-      a: of which the claim says that it is better.
-      b: the other.
-      slack: added to each margin.
+      grid: holds the runs.
+      a: the cell that is better according to the claim.
+      b: the other cell.
+      slack: added to each margin, in accuracy.
     """
     what = f"{name_of(a)} against {name_of(b)}"
     return over_seeds(grid, (a, b), lambda one, two: score(one) - score(two) + slack, what)
 
 
 def compare(what: str, margins: Sequence[float], sources: tuple[str, ...] = ()) -> Comparison:
-    """Summarise one margin a seed."""
+    """Summarise the margins of all seeds as mean and standard error."""
     error = statistics.stdev(margins) / math.sqrt(len(margins)) if len(margins) > 1 else math.nan
     return Comparison(what, statistics.fmean(margins), error, sources)
 
 
 def name_of(cell: Cell) -> str:
-    """Name a cell in a comparison."""
+    """Return the name of a cell in a comparison."""
     budget = f", {cell.budget} examples" if cell.budget else ""
     where = f"{cell.scheme}, N = {cell.clients}, M = {cell.cohort}"
     return f"{cell.role} ({cell.source}{budget}, {where})"
@@ -204,14 +204,11 @@ def name_of(cell: Cell) -> str:
 
 def score(run: Run) -> float:
     """Return the accuracy after the last round."""
-    assert run.summary is not None, "a grid holds finished runs"
+    assert run.summary is not None, "make_grid keeps finished runs only"
     return float(run.summary["accuracy"])
 
 
 def alike(a: Cell, b: Cell) -> bool:
-    """Whether two cells differ in nothing but what is trained and how many take part."""
-    same = (a.source, a.clients, a.scheme, a.budget, a.length, a.privacy)
-    small = "ShuffleNet" in (a.role, b.role)
-    return same == (b.source, b.clients, b.scheme, b.budget, b.length, b.privacy) and (
-        small or a.model == b.model
-    )
+    """Whether two cells differ only in what is trained and how many clients take part."""
+    model = b.model if "ShuffleNet" in (a.role, b.role) else a.model
+    return replace(a, role=b.role, cohort=b.cohort, model=model) == b

@@ -1,7 +1,7 @@
-"""Grids: the folders that a report was asked for, each with its rows and what is missing in them.
+"""Grids: the folders that a report is about, each with its rows and the runs that are missing.
 
 runs/small            ->  one grid for table1, one for table2 …
-runs/small/table1     ->  one grid: its run folders, and `sweep.json` for what failed
+runs/small/table1     ->  one grid: its run folders, and `sweep.json` for the failed runs
 runs/a runs/b         ->  one grid of single runs
 """
 
@@ -15,24 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
-from fedpeft.results.runs import (
-    Absent,
-    Group,
-    Panel,
-    Run,
-    find_runs,
-    panels_of,
-    read_run,
-)
+from fedpeft.results.runs import Absent, Group, Panel, Run, find_runs, panels_of, read_run
 
-__all__ = ["Grid", "Lost", "read_grids"]
+__all__ = ["Grid", "MissingRow", "read_grids"]
 
 _SWEEP = "sweep.json"
 
 
+_SweepRow = Mapping[str, Any]
+"""One row of `sweep.json`."""
+
+
 @dataclass(frozen=True)
-class Lost:
-    """A row of a sweep of which no seed has a run folder."""
+class MissingRow:
+    """A row of a sweep without any run folder, and the reason for each seed."""
 
     label: str
     absent: tuple[Absent, ...]
@@ -40,17 +36,17 @@ class Lost:
 
 @dataclass(frozen=True)
 class Grid:
-    """What one folder holds.
+    """The runs of one folder.
 
     Attributes:
-      name: of the experiment, or of the folder.
-      panels: rows that can be compared; no panel where nothing has begun.
-      lost: rows without any run.
+      name: name of the experiment, or of the folder.
+      panels: rows that can be compared; () if no run has begun.
+      missing: rows without any run.
     """
 
     name: str
     panels: tuple[Panel, ...]
-    lost: tuple[Lost, ...] = ()
+    missing: tuple[MissingRow, ...] = ()
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -64,47 +60,40 @@ class Grid:
 
 
 def read_grids(folders: Sequence[Path]) -> list[Grid]:
-    """Read every folder as a grid; run folders that were named themselves form one together.
+    """Read every folder as a grid; run folders that are named themselves form one grid together.
 
     Raises:
       RunFolderError: if a folder is missing, holds no run, or is corrupt.
     """
-    single: list[Path] = []
-    parts: list[tuple[Path | None, list[Path]]] = []
+    parts: dict[Path | None, list[Path]] = {None: []}
     for folder in dict.fromkeys(folders):
-        if (folder / _SWEEP).is_file() and not _has_runs(folder):
-            parts.append((folder, []))
-            continue
-        runs = find_runs([folder])
+        runs = _runs_in(folder)
         if runs == [folder]:
-            single += runs
-        else:
-            parts += _split(folder, runs)
-    if single:
-        parts.insert(0, (None, single))
-    grids = [_grid(folder, runs) for folder, runs in parts]
-    names = [grid.name for grid in grids]
+            parts[None] += runs
+            continue
+        parts |= {parent: [] for parent in ([run.parent for run in runs] or [folder])}
+        for run in runs:
+            parts[run.parent].append(run)
+    if not parts[None]:
+        del parts[None]
+    grids = {folder: _grid(folder, runs) for folder, runs in parts.items()}
+    names = [grid.name for grid in grids.values()]
     return [
         dataclasses.replace(grid, name=folder.resolve().name)
         if folder and names.count(grid.name) > 1
         else grid
-        for grid, (folder, _) in zip(grids, parts, strict=True)
+        for folder, grid in grids.items()
     ]
 
 
-def _has_runs(folder: Path) -> bool:
+def _runs_in(folder: Path) -> list[Path]:
+    """List the run folders in a folder; [] for a sweep of which no run has begun."""
     try:
-        return bool(find_runs([folder]))
+        return find_runs([folder])
     except RunFolderError:
-        return False
-
-
-def _split(folder: Path, runs: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield one grid for the runs right inside a folder, and one for each folder of runs in it."""
-    inside: dict[Path, list[Path]] = {}
-    for run in runs:
-        inside.setdefault(run.parent, []).append(run)
-    yield from inside.items()
+        if (folder / _SWEEP).is_file():
+            return []
+        raise
 
 
 def _grid(folder: Path | None, folders: Sequence[Path]) -> Grid:
@@ -116,7 +105,7 @@ def _grid(folder: Path | None, folders: Sequence[Path]) -> Grid:
     panels = tuple(_with_absent(panel, rows, seeds) for panel in panels_of(runs))
     known = {run.folder.name for run in runs}
     keys = {_key(row) for name, row in rows.items() if name in known}
-    return Grid(_name(folder, runs), panels, tuple(_lost(rows, keys)))
+    return Grid(_name(folder, runs), panels, tuple(_missing_rows(rows, keys)))
 
 
 def _name(folder: Path | None, runs: Sequence[Run]) -> str:
@@ -126,8 +115,8 @@ def _name(folder: Path | None, runs: Sequence[Run]) -> str:
     return folder.resolve().name if folder else ", ".join(names[:3])
 
 
-def _rows(folder: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Read what a sweep wrote about its rows; {} where the folder holds no sweep."""
+def _rows(folder: Path) -> Mapping[str, _SweepRow]:
+    """Read a sweep's table of its rows, by the name of their folder; {} where there is none."""
     file = folder / _SWEEP
     if not file.is_file():
         return {}
@@ -140,12 +129,12 @@ def _rows(folder: Path) -> Mapping[str, Mapping[str, Any]]:
         ) from error
 
 
-def _key(row: Mapping[str, Any]) -> str:
-    told = {key: value for key, value in row.get("overrides", {}).items() if key != "seed"}
-    return json.dumps([row.get("method"), told], sort_keys=True, default=str)
+def _key(row: _SweepRow) -> str:
+    settings = {key: value for key, value in row.get("overrides", {}).items() if key != "seed"}
+    return json.dumps([row.get("method"), settings], sort_keys=True, default=str)
 
 
-def _with_absent(panel: Panel, rows: Mapping[str, Mapping[str, Any]], seeds: list[int]) -> Panel:
+def _with_absent(panel: Panel, rows: Mapping[str, _SweepRow], seeds: list[int]) -> Panel:
     groups = tuple(
         dataclasses.replace(group, absent=tuple(_absent(group, rows, seeds)))
         for group in panel.groups
@@ -153,15 +142,13 @@ def _with_absent(panel: Panel, rows: Mapping[str, Mapping[str, Any]], seeds: lis
     return dataclasses.replace(panel, groups=groups)
 
 
-def _absent(
-    group: Group, rows: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
-) -> Iterator[Absent]:
-    """Yield the seeds of a row that have no finished run; what the sweep says of them counts."""
-    there = {run.seed: run for run in group.runs}
+def _absent(group: Group, rows: Mapping[str, _SweepRow], seeds: Sequence[int]) -> Iterator[Absent]:
+    """Yield the seeds of a row without a finished run, with the error that the sweep recorded."""
+    runs = {run.seed: run for run in group.runs}
     keys = {_key(rows[run.folder.name]) for run in group.runs if run.folder.name in rows}
-    told = {int(row["seed"]): row for row in rows.values() if _key(row) in keys}
-    for seed in sorted({*seeds, *told, *there}):
-        run, row = there.get(seed), told.get(seed)
+    planned = {int(row["seed"]): row for row in rows.values() if _key(row) in keys}
+    for seed in sorted({*seeds, *planned, *runs}):
+        run, row = runs.get(seed), planned.get(seed)
         if run is not None and run.summary is not None:
             continue
         done = f"{len(run.rounds)} of {run.planned_rounds} rounds" if run is not None else "no run"
@@ -174,23 +161,23 @@ def _absent(
 
 
 def _first_line(text: object) -> str:
-    """The line that says what happened: the last one of a traceback, else the first."""
+    """Return the line that names the error: the last one of a traceback, else the first."""
     lines = [line for line in str(text).splitlines() if line.strip()] or [""]
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
-def _lost(rows: Mapping[str, Mapping[str, Any]], known: set[str]) -> Iterator[Lost]:
-    """Yield the rows of a sweep of which nothing is on disk."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+def _missing_rows(rows: Mapping[str, _SweepRow], known: set[str]) -> Iterator[MissingRow]:
+    """Yield the rows of a sweep without any run folder."""
+    found: dict[str, list[_SweepRow]] = {}
     for row in rows.values():
         if _key(row) not in known:
             found.setdefault(_key(row), []).append(row)
     for members in found.values():
-        told = [f"{k.rpartition('.')[2]} {v}" for k, v in members[0]["overrides"].items()]
-        label = ", ".join(text for text in told if not text.startswith("seed ")) or "run"
-        yield Lost(label, tuple(_told(row) for row in members))
-
-
-def _told(row: Mapping[str, Any]) -> Absent:
-    why = f"failed: {_first_line(row['error'])}" if "error" in row else "not begun"
-    return Absent(int(row.get("seed", 0)), why)
+        texts = [f"{k.rpartition('.')[2]} {v}" for k, v in members[0]["overrides"].items()]
+        label = ", ".join(text for text in texts if not text.startswith("seed ")) or "run"
+        reasons = [
+            f"failed: {_first_line(row['error'])}" if "error" in row else "not begun"
+            for row in members
+        ]
+        seeds = [int(row.get("seed", 0)) for row in members]
+        yield MissingRow(label, tuple(map(Absent, seeds, reasons)))

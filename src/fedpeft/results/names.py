@@ -1,89 +1,75 @@
-"""Names that people read: which settings tell two rows apart, and how to say them.
+"""Readable names of rows: the settings that tell rows apart, and a short text for each.
 
 federation.clients_per_round = 8, data.budget = 400     ->     8 a round, 400 examples
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["say", "telling"]
+__all__ = ["describe", "distinguishing"]
 
 Settings = Mapping[str, Any]
 
-_ORDER = (
-    "model.name",
-    "data.partition.scheme",
-    "data.partition.alpha",
-    "data.partition.clients",
-    "federation.clients_per_round",
-    "data.budget",
-    "federation.mode",
-    "privacy.mode",
-    "privacy.variant",
-    "privacy.epsilon",
-    "privacy.clip_norm",
-    "federation.algorithm",
-    "federation.rounds",
-    "client.epochs",
-    "client.lr",
-)
-
-_SAID: Mapping[str, Callable[[Any], str]] = {
-    "model.name": lambda v: _last(str(v)),
-    "data.partition.scheme": lambda v: {"iid": "IID", "dirichlet": "Dirichlet"}.get(v, str(v)),
-    "data.partition.alpha": lambda v: f"α {v}",
-    "data.partition.clients": lambda v: f"{v} clients",
-    "federation.clients_per_round": lambda v: f"{v} a round",
-    "federation.mode": str,
-    "federation.rounds": lambda v: f"{v} rounds",
-    "client.epochs": lambda v: f"{v} epochs",
-    "client.lr": lambda v: f"learning rate {v}",
-    "data.budget": lambda v: f"{v} examples",
-    "privacy.mode": lambda v: "no privacy" if v == "none" else f"privacy {v}",
-    "privacy.epsilon": lambda v: f"target ε {v}",
-    "seed": lambda v: f"seed {v}",
+_TEXTS: Mapping[str, str] = {
+    "model.name": "{}",
+    "data.partition.scheme": "{}",
+    "data.partition.alpha": "α {}",
+    "data.partition.clients": "{} clients",
+    "federation.clients_per_round": "{} a round",
+    "data.budget": "{} examples",
+    "federation.mode": "{}",
+    "privacy.mode": "privacy {}",
+    "privacy.variant": "variant {}",
+    "privacy.epsilon": "target ε {}",
+    "privacy.clip_norm": "clip_norm {}",
+    "federation.algorithm": "algorithm {}",
+    "federation.rounds": "{} rounds",
+    "client.epochs": "{} epochs",
+    "client.lr": "learning rate {}",
 }
-_MISSING = {"data.budget": "all examples", "privacy.epsilon": "no target ε"}
+"""Setting -> its text; the settings that readers know best come first."""
+
+_SPECIAL: Mapping[tuple[str, str], str] = {
+    ("data.partition.scheme", "iid"): "IID",
+    ("data.partition.scheme", "dirichlet"): "Dirichlet",
+    ("data.budget", "None"): "all examples",
+    ("privacy.mode", "none"): "no privacy",
+    ("privacy.epsilon", "None"): "no target ε",
+}
+"""Setting and value -> text, where it is not the setting's usual one."""
 
 
-def telling(keys: Sequence[str], settings: Sequence[Settings]) -> list[str]:
-    """Pick the fewest keys, the best known first, that tell apart what all keys tell apart."""
-    ranked = sorted(keys, key=lambda key: _ORDER.index(key) if key in _ORDER else len(_ORDER))
-    wanted = _kinds(ranked, settings)
+def distinguishing(keys: Sequence[str], settings: Sequence[Settings]) -> list[str]:
+    """Return the fewest keys, best known first, that distinguish as many settings as all keys."""
+    order = list(_TEXTS)
+    ranked = sorted(keys, key=lambda key: order.index(key) if key in order else len(order))
     chosen: list[str] = []
     for key in ranked:
-        if _kinds([*chosen, key], settings) > _kinds(chosen, settings):
+        if _count_distinct([*chosen, key], settings) > _count_distinct(chosen, settings):
             chosen.append(key)
-        if _kinds(chosen, settings) == wanted:
-            break
     return chosen
 
 
-def _kinds(keys: Sequence[str], settings: Sequence[Settings]) -> int:
+def _count_distinct(keys: Sequence[str], settings: Sequence[Settings]) -> int:
     return len({tuple(str(each.get(key)) for key in keys) for each in settings})
 
 
-def say(keys: Sequence[str], settings: Settings) -> str:
-    """Say the values of some keys, in words."""
-    told = [key for key in keys if not _idle(key, keys, settings)]
-    return ", ".join(_say(key, settings.get(key)) for key in told)
+def describe(keys: Sequence[str], settings: Settings) -> str:
+    """Return the values of some keys as text; without privacy, its options are left out."""
+    if "privacy.mode" in keys and settings.get("privacy.mode") == "none":
+        keys = [key for key in keys if key == "privacy.mode" or not key.startswith("privacy.")]
+    return ", ".join(_text(key, settings.get(key)) for key in keys)
 
 
-def _idle(key: str, keys: Sequence[str], settings: Settings) -> bool:
-    """Whether a key is an option of something that is switched off, and said to be."""
-    off = "privacy.mode" in keys and settings.get("privacy.mode") == "none"
-    return off and key.startswith("privacy.") and key != "privacy.mode"
-
-
-def _last(name: str) -> str:
-    """Shorten the path of a folder to its last part; the id of a hub model stays as it is."""
-    return PurePath(name).name if PurePath(name).is_absolute() else name
-
-
-def _say(key: str, value: Any) -> str:  # noqa: ANN401 - a setting may be anything
+def _text(key: str, value: Any) -> str:  # noqa: ANN401 - a setting may be anything
+    if special := _SPECIAL.get((key, str(value))):
+        return special
+    name = key.rpartition(".")[2]
     if value is None:
-        return _MISSING.get(key, f"{key.rpartition('.')[2]} –")
-    return _SAID[key](value) if key in _SAID else f"{key.rpartition('.')[2]} {value}"
+        return f"{name} –"
+    if key == "model.name" and PurePath(str(value)).is_absolute():
+        value = PurePath(value).name  # the id of a hub model stays as it is
+    return _TEXTS.get(key, f"{name} {{}}").format(value)

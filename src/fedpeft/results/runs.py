@@ -1,10 +1,10 @@
-"""What a report is made of: run folders, read and grouped.
+"""Run folders, read and grouped for tables and figures.
 
     run folders ──read──> Run ──same settings but the seed──> Group ──same data and metric──> Panel
                                 (a row, a curve)                    (a table, two figures)
 
-Nothing here draws or formats. A folder that is corrupt is an error; a run that has not finished, or
-has not begun, is not.
+Nothing here draws or formats. A corrupt folder is an error; a run that has not finished, or has not
+begun, is not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
 from fedpeft.core.words import dotted
-from fedpeft.results.names import say, telling
+from fedpeft.results.names import describe, distinguishing
 from fedpeft.runs.files import read_object
 from fedpeft.runs.records import read_records
 
@@ -38,19 +38,19 @@ __all__ = [
 _FILES = ("experiment.toml", "environment.json", "rounds.jsonl", "summary.json", "checkpoints")
 _OF_ONE_MODE = "federation.buffered."
 _MODEL = "model.name"
-_NOTHING = "guarantees nothing"
+_NO_GUARANTEE = "guarantees nothing"
 _ADVICE = "Restore the file, or leave this folder out"
 _NOT_COMPARED = ("seed", "name", "sweep", "engine.workers", "engine.clients_per_pass")
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Which client holds how many examples of which label.
+    """The number of examples of each label at each client.
 
     Attributes:
-      clients: names.
+      clients: names of the clients.
       labels: names of the classes.
-      counts: examples, [client][label].
+      counts: number of examples, [client][label].
     """
 
     clients: tuple[str, ...]
@@ -65,10 +65,10 @@ class Run:
     Attributes:
       folder: where it is.
       settings: dotted key -> value, from `experiment.toml`.
-      rounds: one record a round, as written.
-      summary: the headline figures; None where the run has not finished.
+      rounds: the records of the rounds, from `rounds.jsonl`.
+      summary: the headline figures; None if the run has not finished.
       environment: versions and hardware.
-      partition: None where the run wrote none (no labels at hand).
+      partition: None if the run wrote none (no labels).
     """
 
     folder: Path
@@ -85,9 +85,9 @@ class Run:
 
     @property
     def metric(self) -> Metric:
-        """The headline of its task."""
-        seen = [record.get("metrics", {}) for record in self.rounds] + [self.summary or {}]
-        return metric_in(seen, self.environment.get("metric"))
+        """The headline metric of its task."""
+        found = [record.get("metrics", {}) for record in self.rounds] + [self.summary or {}]
+        return metric_in(found, self.environment.get("metric"))
 
     @property
     def seed(self) -> int:
@@ -107,7 +107,7 @@ class Run:
 
     @property
     def failures(self) -> list[tuple[int, str, str]]:
-        """Replies that were missing or refused: (round, client, why)."""
+        """Replies that were missing or refused: (round, client, reason)."""
         return [
             (int(record["round"]), str(client), str(why))
             for record in self.rounds
@@ -116,11 +116,11 @@ class Run:
 
     @property
     def planned_rounds(self) -> int:
-        """Rounds that the experiment asks for."""
+        """The number of rounds in the experiment."""
         return int(self.settings.get("federation.rounds", len(self.rounds)))
 
     def curve(self) -> list[tuple[int, int, float]]:
-        """Evaluated rounds: (round, bytes so far both ways and over all clients, metric)."""
+        """Return the evaluated rounds: (round, bytes so far, both ways and all clients; metric)."""
         points, total, name = [], 0, self.metric.name
         for record in self.rounds:
             total += int(record.get("bytes_up", 0)) + int(record.get("bytes_down", 0))
@@ -130,7 +130,7 @@ class Run:
         return points
 
     def simulated(self) -> dict[int, float]:
-        """Simulated seconds since the run began, by round; {} where no clock ran."""
+        """Return round -> simulated seconds since the start; {} without a simulated clock."""
         return {
             int(record["round"]): float(record["simulated_time"])
             for record in self.rounds
@@ -140,7 +140,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Absent:
-    """A seed without a finished run, and why."""
+    """A seed without a finished run, and the reason."""
 
     seed: int
     why: str
@@ -148,11 +148,11 @@ class Absent:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed: one row of the table, one curve.
+    """Runs that differ only in the seed: one row of the table, one curve.
 
     Attributes:
-      label: what sets it apart from the other groups of its panel.
-      runs: one a seed, in the order of the seeds.
+      label: the method and the settings that distinguish it from the other groups of its panel.
+      runs: one run for each seed, ordered by seed.
       absent: seeds that failed or were never run.
     """
 
@@ -166,45 +166,50 @@ class Group:
         return tuple(run for run in self.runs if run.summary is not None) or self.runs
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """Dotted key -> value, of the first seed."""
+        return self.runs[0].settings
+
+    @property
     def method(self) -> str:
         """Name of the tuning method."""
         return self.runs[0].method
 
     @property
     def scores(self) -> list[float]:
-        """The metric after the last round, of each run that counts."""
+        """The metric of each counted run after its last evaluated round."""
         return [run.last for run in self.counted if run.last is not None]
 
     @property
     def reasons(self) -> dict[int, str]:
-        """Seed without a finished run -> why."""
+        """Seed without a finished run -> reason."""
         return {each.seed: each.why for each in self.absent}
 
     @property
     def is_finished(self) -> bool:
-        """Whether its figures are those of finished runs."""
+        """Whether any of its runs has finished."""
         return any(run.summary is not None for run in self.runs)
 
     @property
     def privacy_note(self) -> str:
-        """What the runs say of their privacy, such as `simulation: not private`; "" without any."""
-        said = [(run.summary or {}).get("privacy") for run in self.runs]
-        notes = [str(each["note"]) for each in said if isinstance(each, Mapping)]
-        if not notes or self.runs[0].settings.get("privacy.mode") != "paper":
+        """The runs' note on their privacy, such as `simulation: not private`; "" without one."""
+        found = [(run.summary or {}).get("privacy") for run in self.runs]
+        notes = [str(each["note"]) for each in found if isinstance(each, Mapping)]
+        if not notes or self.settings.get("privacy.mode") != "paper":
             return notes[0] if notes else ""
-        return notes[0] if _NOTHING in notes[0] else f"{notes[0]}; {_NOTHING}"
+        return notes[0] if _NO_GUARANTEE in notes[0] else f"{notes[0]}; {_NO_GUARANTEE}"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Groups whose figures can stand in one picture: one data set, one test split, one metric.
+    """Groups that can be compared in one figure: one data set, one test split, one metric.
 
     Attributes:
-      source: of the data.
+      source: the data set, as in `data.source`.
       evaluated_on: `test` or `validation`.
-      metric: the headline of the runs.
+      metric: the headline metric of the runs.
       groups: in the order in which the runs were given.
-      differing: settings that differ between the groups.
+      differing: keys of the settings that differ between the groups.
     """
 
     source: str
@@ -324,22 +329,17 @@ def _differing(runs: Sequence[Run]) -> list[str]:
 
 
 def _label(run: Run, others: Sequence[Run]) -> str:
-    """The method, and what sets the run apart from others of the same method."""
+    """Return the method, and the settings that distinguish the run from others of that method."""
     same = [other for other in others if other.method == run.method]
-    keys = telling(_differing(same), [_compared(other) for other in same])
-    told = [key for key in keys if key in run.settings or not key.startswith(_OF_ONE_MODE)]
-    if _is_usual(run, others):
-        told = [key for key in told if key != _MODEL]
-    return ", ".join(filter(None, [run.method, say(told, run.settings)]))
-
-
-def _is_usual(run: Run, others: Sequence[Run]) -> bool:
-    """Whether most runs have this run's model, so that its name says nothing."""
-    return 2 * sum(other.model == run.model for other in others) > len(others)
+    keys = distinguishing(_differing(same), [_compared(other) for other in same])
+    keys = [key for key in keys if key in run.settings or not key.startswith(_OF_ONE_MODE)]
+    if 2 * sum(other.model == run.model for other in others) > len(others):
+        keys = [key for key in keys if key != _MODEL]  # the usual model needs no mention
+    return ", ".join(filter(None, [run.method, describe(keys, run.settings)]))
 
 
 def describe_partition(partition: Partition) -> str:
-    """Say in one sentence how examples and classes are spread."""
+    """Return one sentence on how examples and classes are spread over the clients."""
     sizes = sorted(sum(row) for row in partition.counts)
     held = [sum(count > 0 for count in row) for row in partition.counts]
     mean = sum(held) / len(held)

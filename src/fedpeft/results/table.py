@@ -1,4 +1,4 @@
-"""The comparison table: one row a group of runs, as numbers and as text.
+"""The comparison table: one row for each group of runs, as numbers and as text.
 
 mean ± sample deviation over seeds          bytes: B, MB = 10^6 B, MiB = 2^20 B
 """
@@ -38,11 +38,11 @@ class Spread:
     """A figure over seeds.
 
     Attributes:
-      mean: of all seeds.
+      mean: the mean over all seeds.
       std: sample standard deviation (n - 1); None for one seed.
-      low: the smallest.
-      high: the largest.
-      count: how many seeds.
+      low: the smallest value.
+      high: the largest value.
+      count: the number of seeds.
     """
 
     mean: float
@@ -53,16 +53,16 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread | None:
-        """Summarise; None where there is nothing to summarise."""
+        """Summarise values of different seeds; None for no values."""
         if not values:
             return None
         std = statistics.stdev(values) if len(values) > 1 else None
         return Spread(statistics.fmean(values), std, min(values), max(values), len(values))
 
     def interval(self, metric: Metric) -> tuple[float, float] | None:
-        """The 95 % interval of the mean over seeds, by Student's t; None for one seed.
+        """Return the 95 % interval of the mean over seeds, by Student's t; None for one seed.
 
-        It is cut to what the metric can be.
+        It is clipped to the range of the metric.
         """
         if self.std is None:
             return None
@@ -77,23 +77,23 @@ class Row:
     """One row of the comparison table; None where a figure is not known.
 
     Attributes:
-      label: of the group.
-      status: "" or what is unfinished or failed.
+      label: label of the group.
+      status: "", or why the row is not complete.
       last: the metric after the last round (the headline).
       best: the metric after the best round.
-      best_round: that round; of the first seed.
-      trained: trained parameters.
-      share: of all parameters, 0 to 1.
+      best_round: the best round of the first seed.
+      trained: number of trained parameters.
+      share: trained share of all parameters, 0 to 1.
       payload: theoretical bytes of one message, one client, one way.
       encoded_up: mean encoded bytes of one reply.
       encoded_down: mean encoded bytes of one broadcast to one client.
-      total_bytes: encoded, both ways, all clients and rounds.
-      bytes_up: encoded, of all replies.
-      bytes_down: encoded, of all broadcasts.
-      seconds: wall time.
+      total_bytes: encoded bytes, both ways, all clients and rounds.
+      bytes_up: encoded bytes of all replies.
+      bytes_down: encoded bytes of all broadcasts.
+      seconds: wall time of a run.
       epsilon: privacy spent; None without differential privacy.
-      seeds: of the runs that count.
-      privacy_note: what the runs say of their privacy; "" without any.
+      seeds: seeds of the counted runs.
+      privacy_note: the runs' note on their privacy; "" without one.
     """
 
     label: str
@@ -116,7 +116,7 @@ class Row:
 
 
 def row_of(group: Group) -> Row:
-    """Work out the figures of a group, over the runs that count."""
+    """Compute the figures of a group, over its counted runs."""
     runs = group.counted
     curves = [run.curve() for run in runs]
     sign = group.runs[0].metric.sign
@@ -133,18 +133,18 @@ def row_of(group: Group) -> Row:
         payload=_count_of(group, "payload_bytes"),
         encoded_up=_per_message(runs, "bytes_up"),
         encoded_down=_per_message(runs, "bytes_down"),
-        total_bytes=Spread.of([_total(run) for run in runs if run.rounds]),
+        total_bytes=_sent(runs, "bytes_up", "bytes_down"),
         seconds=Spread.of([_seconds(run) for run in runs if run.rounds]),
         epsilon=_summary_of(group, "epsilon"),
         seeds=tuple(run.seed for run in runs),
-        bytes_up=Spread.of([_sent(run, "bytes_up") for run in runs if run.rounds]),
-        bytes_down=Spread.of([_sent(run, "bytes_down") for run in runs if run.rounds]),
+        bytes_up=_sent(runs, "bytes_up"),
+        bytes_down=_sent(runs, "bytes_down"),
         privacy_note=group.privacy_note,
     )
 
 
 def row_of_run(run: Run) -> Row:
-    """Work out the figures of one run."""
+    """Compute the figures of one run."""
     return row_of(Group(run.method, (run,)))
 
 
@@ -159,21 +159,18 @@ def _summary_of(group: Group, key: str) -> float | None:
 
 
 def _status(group: Group) -> str:
-    waiting = [run for run in group.counted if run.summary is None]
-    stopped = [str((run.summary or {})["stopped"]) for run in group.runs if _was_stopped(run)]
-    if waiting:
-        done = min(len(run.rounds) for run in waiting)
-        return f"unfinished: {done} of {waiting[0].planned_rounds} rounds"
-    return f"stopped: {stopped[0]}" if stopped else ""
-
-
-def _was_stopped(run: Run) -> bool:
-    """Whether a run ended for another reason than that its rounds were done."""
-    return bool(run.summary) and (run.summary or {}).get("stopped") not in (None, False, "rounds")
+    """Return why a group is not complete: rounds are missing, or a run was stopped early."""
+    unfinished = [run for run in group.counted if run.summary is None]
+    if unfinished:
+        done = min(len(run.rounds) for run in unfinished)
+        return f"unfinished: {done} of {unfinished[0].planned_rounds} rounds"
+    reasons = [run.summary.get("stopped") for run in group.runs if run.summary]
+    early = [reason for reason in reasons if reason not in (None, False, "rounds")]
+    return f"stopped: {early[0]}" if early else ""
 
 
 def _per_message(runs: Sequence[Run], key: str) -> float | None:
-    """Mean bytes of one message; failed clients got a broadcast and gave no reply."""
+    """Return the mean bytes of a message; a failed client got a broadcast and sent no reply."""
     messages, total = 0, 0
     for run in runs:
         for record in run.rounds:
@@ -184,12 +181,12 @@ def _per_message(runs: Sequence[Run], key: str) -> float | None:
     return total / messages if messages > 0 else None
 
 
-def _total(run: Run) -> float:
-    return _sent(run, "bytes_up") + _sent(run, "bytes_down")
-
-
-def _sent(run: Run, key: str) -> float:
-    return float(sum(int(record.get(key, 0)) for record in run.rounds))
+def _sent(runs: Sequence[Run], *keys: str) -> Spread | None:
+    """Return the bytes of a run under some keys of its records, all rounds added up."""
+    totals = [
+        sum(int(r.get(key, 0)) for r in run.rounds for key in keys) for run in runs if run.rounds
+    ]
+    return Spread.of([float(total) for total in totals])
 
 
 def _seconds(run: Run) -> float:
@@ -208,7 +205,7 @@ _COLUMNS = (
 
 
 def as_csv(panels: Sequence[Panel]) -> str:
-    """Write all rows of all panels as comma-separated values, with plain numbers."""
+    """Return all rows of all panels as comma-separated values, with full precision."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -221,13 +218,13 @@ def as_csv(panels: Sequence[Panel]) -> str:
 def _line(panel: Panel, row: Row) -> list[object]:
     interval = (row.last.interval(panel.metric) if row.last else None) or (None, None)
     ends = (row.last.low, row.last.high) if row.last else (None, None)
-    told = (row.total_bytes, row.bytes_up, row.bytes_down, row.seconds)
+    means = (row.total_bytes, row.bytes_up, row.bytes_down, row.seconds)
     seeds = " ".join(map(str, row.seeds))
     return [
         *(panel.source, panel.evaluated_on, panel.metric.name, row.label, seeds),
         *(*_both(row.last), *interval, *ends, *_both(row.best)),
         *(row.trained, row.share, row.payload, row.encoded_up, row.encoded_down),
-        *(each.mean if each else None for each in told),
+        *map(_mean, means),
         *(row.epsilon, row.privacy_note, row.status),
     ]
 
@@ -237,7 +234,7 @@ def _both(spread: Spread | None) -> tuple[float | None, float | None]:
 
 
 def metric_text(spread: Spread | None, metric: Metric) -> str:
-    """Write a metric for people: accuracy in percent, perplexity as it is."""
+    """Return a metric as text: accuracy in percent, perplexity as it is."""
     if spread is None:
         return "–"
     deviation = "" if spread.std is None else f" ± {metric.text(spread.std)}"
@@ -245,37 +242,37 @@ def metric_text(spread: Spread | None, metric: Metric) -> str:
 
 
 def interval_text(ends: tuple[float, float] | None, metric: Metric) -> str:
-    """Write an interval of a metric for people."""
+    """Return an interval of a metric as text."""
     if ends is None or any(map(math.isnan, ends)):
         return "–"
     return f"{metric.text(ends[0])} to {metric.text(ends[1])}{metric.unit}"
 
 
 def epsilon_text(row: Row) -> str:
-    """Write epsilon, and in the same breath what it is worth."""
+    """Return epsilon as text, with the note on what it is worth."""
     spent = "none" if row.epsilon is None else f"{row.epsilon:.4g}"
     return f"{spent} ({row.privacy_note})" if row.privacy_note else spent
 
 
 def count_text(count: float | None) -> str:
-    """Write a whole number with separators."""
+    """Return a whole number with thousands separators."""
     return "–" if count is None else f"{round(count):,}"
 
 
 def exact_bytes(count: float | None) -> str:
-    """Write bytes as a whole number with separators."""
+    """Return bytes as a whole number with thousands separators."""
     return "–" if count is None else f"{count_text(count)} B"
 
 
 def bytes_text(count: float | None) -> str:
-    """Write bytes in MB and MiB."""
+    """Return bytes in MB and MiB."""
     if count is None:
         return "–"
     return f"{_digits(count / 1e6)} MB · {_digits(count / 2**20)} MiB"
 
 
 def seconds_text(seconds: float | None) -> str:
-    """Write a time in the unit that fits."""
+    """Return a duration in seconds, minutes or hours."""
     if seconds is None:
         return "–"
     if seconds < 100:
@@ -284,7 +281,7 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def _digits(value: float) -> str:
-    """At least three digits that count, never an exponent."""
+    """Return at least three significant digits, without an exponent."""
     if value >= 100 or value == 0:
         return f"{value:,.1f}"
     return f"{value:.{max(2, 2 - math.floor(math.log10(value)))}f}"
@@ -304,4 +301,4 @@ TEXTS: Mapping[str, Callable[..., object]] = {
         )
     },
 }
-"""What templates call to write figures; name -> function."""
+"""The functions that templates format figures with, by name."""

@@ -64,9 +64,9 @@ def test_audits_over_seeds_are_counted(audit, tmp_path):
 @pytest.mark.parametrize(
     ("sets", "options", "message"),
     [
-        (["privacy.mode=none"], [], "it promises no epsilon that could be compared"),
-        (["privacy.mode=example"], [], "canary clients are whole clients"),
-        (["privacy.noise_multiplier=0.0"], [], "found 0, which promises no epsilon"),
+        (["privacy.mode=none"], [], "it has no epsilon to compare with"),
+        (["privacy.mode=example"], [], "canaries are whole clients"),
+        (["privacy.noise_multiplier=0.0"], [], "found 0, which gives no epsilon"),
         ([], ["--confidence", "1"], "--confidence: found 1.0; allowed is a number between 0 and 1"),
         ([], ["--delta", "0"], "--delta: found 0.0; allowed is a number between 0 and 1"),
         (["privacy.epsilon=0.001"], [], "which allows no round"),

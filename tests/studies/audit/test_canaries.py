@@ -68,7 +68,7 @@ def small(kind, noise, *, seed, algorithm=None):
     return dataclasses.replace(state, root=seeded_root(seed)), plan, canaries
 
 
-def sightings(kind, noise, *, seed=1, algorithm=None, rounds=None, chain=None):
+def projections(kind, noise, *, seed=1, algorithm=None, rounds=None, chain=None):
     state, plan, canaries = small(kind, noise, seed=seed, algorithm=algorithm)
     plan = dataclasses.replace(plan, up=plan.up if chain is None else chain)
     half = ClientHalf(canary_trainer(canaries, SIZE), plan.up, (), SPEC, private=True)
@@ -84,8 +84,10 @@ def audited(kind, *, seed, noise=None):
     blur = 0.0 if kind == "local" else COUNT / 2 / SIZE
     trial = Trial(claim, uses, COUNT, DELTA, 0.95, epsilon, blur)
     rule = choose_rule(trial).rule
-    canaries, seen = sightings(kind, claim.noise_multiplier if noise is None else noise, seed=seed)
-    right = count_right(log_ratios(seen.seen_TK, claim), canaries.present, rule)
+    canaries, seen = projections(
+        kind, claim.noise_multiplier if noise is None else noise, seed=seed
+    )
+    right = count_right(log_ratios(seen.projected_TK, claim), canaries.present, rule)
     return epsilon, lower_bound(Evidence(COUNT, rule.guesses, right), DELTA, 0.95)
 
 
@@ -111,24 +113,24 @@ def test_audits_without_noise_all_exceed_epsilon(kind, seeds, allowed):
 
 
 def test_a_canary_is_clipped_and_a_missing_clip_shows():
-    canaries, seen = sightings("central", 0.0)
-    there = seen.seen_TK[0, canaries.present]
+    canaries, seen = projections("central", 0.0)
+    there = seen.projected_TK[0, canaries.present]
     assert there.mean() == pytest.approx(1.0, abs=0.1)
-    assert seen.seen_TK[0, ~canaries.present].mean() == pytest.approx(0.0, abs=0.1)
-    _, loose = sightings("central", 0.0, chain=())
-    assert loose.seen_TK[0, canaries.present].mean() == pytest.approx(2.0, abs=0.2)
+    assert seen.projected_TK[0, ~canaries.present].mean() == pytest.approx(0.0, abs=0.1)
+    _, loose = projections("central", 0.0, chain=())
+    assert loose.projected_TK[0, canaries.present].mean() == pytest.approx(2.0, abs=0.2)
 
 
 def test_the_noise_that_is_seen_is_the_promised_one():
-    canaries, seen = sightings("central", 3.0)
-    assert seen.seen_TK[0, ~canaries.present].std() == pytest.approx(3.0, rel=0.3)
-    _, replies = sightings("local", 3.0)
+    canaries, seen = projections("central", 3.0)
+    assert seen.projected_TK[0, ~canaries.present].std() == pytest.approx(3.0, rel=0.3)
+    _, replies = projections("local", 3.0)
     signs = np.where(canaries.present, 1.0, -1.0)
-    assert (replies.seen_TK[0] - signs).std() == pytest.approx(3.0, rel=0.2)
+    assert (replies.projected_TK[0] - signs).std() == pytest.approx(3.0, rel=0.2)
 
 
 def test_absent_canaries_have_cosines_of_variance_one_over_d():
-    canaries, seen = sightings("central", 1.0, rounds=2)
+    canaries, seen = projections("central", 1.0, rounds=2)
     spread = seen.cosines_K[~canaries.present].std() * math.sqrt(SIZE)
     assert spread == pytest.approx(1.0, rel=0.3)
 
@@ -137,7 +139,7 @@ def test_the_estimate_is_near_the_accountant_of_a_gaussian():
     """One audit's fit is coarse; that of the cosines of eight is not."""
     pooled = []
     for seed in range(8):
-        canaries, seen = sightings("central", 2.5, seed=seed)
+        canaries, seen = projections("central", 2.5, seed=seed)
         pooled.append(seen.cosines_K[canaries.present])
     found = epsilon_between(Normal(0.0, SIZE**-0.5), fit(np.concatenate(pooled)), DELTA)
     assert found == pytest.approx(epsilon_of(Mechanism(2.5), 1, DELTA), rel=0.3)
@@ -145,14 +147,14 @@ def test_the_estimate_is_near_the_accountant_of_a_gaussian():
 
 def test_what_is_seen_does_not_depend_on_the_server_optimiser():
     """The aggregate is watched before it is applied: the algorithm post-processes it."""
-    _, plain = sightings("central", 0.0)
-    _, adam = sightings("central", 0.0, algorithm=fedadam(lr=1.0))
-    np.testing.assert_array_equal(plain.seen_TK, adam.seen_TK)
+    _, plain = projections("central", 0.0)
+    _, adam = projections("central", 0.0, algorithm=fedadam(lr=1.0))
+    np.testing.assert_array_equal(plain.projected_TK, adam.projected_TK)
 
 
 def test_a_secret_cohort_takes_each_canary_with_its_probability():
-    canaries, seen = sightings("poisson", 0.0, rounds=6)
-    there = (seen.seen_TK[:, canaries.present] > 0.5).mean()
+    canaries, seen = projections("poisson", 0.0, rounds=6)
+    there = (seen.projected_TK[:, canaries.present] > 0.5).mean()
     assert there == pytest.approx(0.5, abs=0.1)
 
 
@@ -162,7 +164,7 @@ def test_a_canary_that_is_not_heard_ends_the_audit():
 
     chain = (stages.Stage("broken", decode=broken),)
     with pytest.raises(RoundError, match=r"canary client audit-canary-\d+.*scrambled.*wire\.up"):
-        sightings("central", 1.0, chain=chain)
+        projections("central", 1.0, chain=chain)
 
 
 def test_coins_and_directions_come_from_the_seed():

@@ -1,11 +1,11 @@
-"""`fedpeft audit`: is the promised epsilon kept by the rounds that really run?
+"""`fedpeft audit`: do the rounds that really run keep the claimed epsilon?
 
-    accountant   at most this was lost                     from the claimed noise and sampling
-    estimate     about this was lost to the canaries       Andrew et al.
-    lower bound  more than this was lost, at a confidence  Steinke et al.
+    accountant   epsilon is at most this                    from the claimed noise and sampling
+    estimate     epsilon is about this, from the canaries   Andrew et al.
+    lower bound  epsilon is above this, at a confidence     Steinke et al.
 
-The experiment's own rounds run, with canary clients added; `leave_out_noise` runs them without the
-noise that the accountant counts on: the control that an audit can fail.
+The experiment's own rounds run, with canary clients added. With `leave_out_noise` they run without
+the noise that the accountant assumes: the negative control, which shows that an audit can fail.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from fedpeft.experiment.epsilon import epsilon_after, may_go_on, mechanism_of
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.resolve import resolve
+from fedpeft.pictures.style import write_picture
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.runs.files import write_json
 from fedpeft.studies.audit.canaries import (
     Canaries,
     CanaryEngine,
-    Sightings,
+    Projections,
     canary_trainer,
     draw_canaries,
     watch_rounds,
@@ -37,7 +38,6 @@ from fedpeft.studies.audit.statistics import (
     Evidence,
     Floats,
     Normal,
-    Power,
     Trial,
     allowed_failures,
     choose_rule,
@@ -56,15 +56,17 @@ OnRound = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """How to audit.
+    """The options of an audit.
 
     Attributes:
-      canaries: how many, present or absent by a coin each, at least 20; None: 500, or a tenth of
-        the delta's parameters where that is less, because canaries blur one another.
-      confidence: of the lower bound, in (0, 1).
-      leave_out_noise: run without the noise that is claimed.
-      train: ordinary clients train; else they send zero updates, which epsilon holds for too.
-      delta: at which epsilon is compared; None: `privacy.delta`.
+      canaries: number of canaries, each present or absent by a fair coin, at least 20; None: 500,
+        or a tenth of the delta's parameters if that is fewer, because canaries add noise to one
+        another's scores.
+      confidence: confidence of the lower bound, in (0, 1).
+      leave_out_noise: whether to run without the claimed noise.
+      train: whether ordinary clients train; if not, they send zero updates, for which epsilon holds
+        too.
+      delta: the delta at which epsilon is compared; None: `privacy.delta`.
     """
 
     canaries: int | None = None
@@ -77,18 +79,18 @@ class AuditRequest:
 def audit(
     experiment: Experiment, request: AuditRequest, on_round: OnRound = lambda number, rounds: None
 ) -> dict[str, Any]:
-    """Run an experiment's rounds with canaries and say what they show.
+    """Run an experiment's rounds with canaries, and compare epsilon with the claimed one.
 
     Args:
-      experiment: checked; of mode `central` or `local`.
-      request: how.
-      on_round: called after each round with its number and how many there are.
+      experiment: checked; its privacy mode is `central` or `local`.
+      request: the options.
+      on_round: called after each round with its number and the number of rounds.
 
     Returns:
-      what `audit.json` holds.
+      The content of `audit.json`.
 
     Raises:
-      PrivacyError: if the experiment promises no epsilon for whole clients.
+      PrivacyError: if the experiment claims no epsilon for whole clients.
       RoundError: if a round fails.
     """
     began = time.perf_counter()
@@ -104,15 +106,26 @@ def audit(
             clip_norm=claimed.privacy.clip_norm,
             opposite=PRIVACY_MODES[claimed.privacy.mode].hides_which,
         )
-        engine = CanaryEngine(
-            built.engine, _half(built, canaries), canaries, idle=not request.train
+        plan = built.plan
+        trainer = canary_trainer(canaries, plan.spec.num_params)
+        half = ClientHalf(trainer, plan.up, plan.down, plan.spec, private=True)
+        engine = CanaryEngine(built.engine, half, canaries, idle=not request.train)
+        found = watch_rounds(
+            (built.start, plan), engine, canaries, rounds, lambda n: on_round(n, rounds)
         )
-        start = (built.start, built.plan)
-        seen = watch_rounds(start, engine, canaries, rounds, lambda n: on_round(n, rounds))
     finally:
         built.engine.close()
-    figures = _figures(claimed, request, built, canaries, seen)
-    return {**figures, "rounds": rounds, "seconds": round(time.perf_counter() - began, 3)}
+    trial = _trial(claimed, request, built, len(found.projected_TK))
+    figures = _figures(claimed, request, trial, canaries, found)
+    size = plan.spec.num_params
+    estimate = _estimate(canaries, found, trial, size)
+    return {
+        **figures,
+        **estimate,
+        "parameters": size,
+        "rounds": rounds,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
 
 
 def audit_seeds(
@@ -121,10 +134,10 @@ def audit_seeds(
     count: int,
     on_seed: Callable[[int, int], None] = lambda done, count: None,
 ) -> dict[str, Any]:
-    """Audit over the seeds seed, seed + 1, ..., and count how often the lower bound is too high.
+    """Audit with seeds seed, seed + 1, ..., and count how often the lower bound is too high.
 
     Returns:
-      what `audit.json` holds: the audits and their count.
+      The content of `audit.json`: the audits and their counts.
     """
     runs = []
     for number in range(count):
@@ -146,14 +159,12 @@ def write_audit(found: Mapping[str, Any], out: Path) -> None:
     from fedpeft.studies.audit.picture import draw_audit, draw_seeds
 
     out.mkdir(parents=True, exist_ok=True)
-    picture = draw_seeds(found) if "runs" in found else draw_audit(found)
-    (out / "audit.svg").write_text(picture.svg, "utf-8")
-    (out / "audit.png").write_bytes(picture.png)
+    write_picture(draw_seeds(found) if "runs" in found else draw_audit(found), out / "audit")
     write_json(out / "audit.json", found)
 
 
 def _check(claimed: Experiment, request: AuditRequest) -> None:
-    """Refuse what makes no promise that canary clients could test."""
+    """Check that the experiment claims an epsilon that canary clients can test."""
     name = claimed.privacy.mode
     unit = PRIVACY_MODES[name].unit
     if unit != "client":
@@ -166,8 +177,8 @@ def _check(claimed: Experiment, request: AuditRequest) -> None:
         )
     if not claimed.privacy.noise_multiplier:
         raise PrivacyError(
-            "privacy.noise_multiplier: found 0, which promises no epsilon. Give the noise that is "
-            "claimed; --leave-out-noise then runs without it"
+            "privacy.noise_multiplier: found 0, which gives no epsilon; allowed are numbers > 0: "
+            "set the claimed noise; --leave-out-noise then runs without it"
         )
     if not 0 < request.confidence < 1:
         raise PrivacyError(
@@ -181,14 +192,13 @@ def _check(claimed: Experiment, request: AuditRequest) -> None:
 
 
 _REASONS: Mapping[str | None, str] = {
-    None: "it promises no epsilon that could be compared",
-    "example": "its epsilon is about single examples of a client, and canary clients are whole "
-    "clients",
+    None: "it has no epsilon to compare with",
+    "example": "its epsilon protects single examples, and canaries are whole clients",
 }
 
 
 def _rounds(claimed: Experiment) -> int:
-    """Return how many rounds a run would have before its budget ends it."""
+    """Return the number of rounds before the privacy budget ends the run."""
     rounds = 0
     while rounds < claimed.federation.rounds and may_go_on(claimed, rounds):
         rounds += 1
@@ -201,7 +211,7 @@ def _rounds(claimed: Experiment) -> int:
 
 
 def _as_run(claimed: Experiment, request: AuditRequest) -> Experiment:
-    """Return the experiment whose rounds run."""
+    """Return the experiment that is run, without noise or with idle clients if requested."""
     changed: dict[str, object] = {}
     if request.leave_out_noise:
         without = {"noise_multiplier": 0.0, "epsilon": None}
@@ -215,26 +225,15 @@ def _count(request: AuditRequest, built: BuiltRun) -> int:
     return request.canaries or max(20, min(500, built.plan.spec.num_params // 10))
 
 
-def _half(built: BuiltRun, canaries: Canaries) -> ClientHalf:
-    return ClientHalf(
-        canary_trainer(canaries, built.plan.spec.num_params),
-        built.plan.up,
-        built.plan.down,
-        built.plan.spec,
-        private=True,
-    )
-
-
 def _figures(
     claimed: Experiment,
     request: AuditRequest,
-    built: BuiltRun,
+    trial: Trial,
     canaries: Canaries,
-    seen: Sightings,
+    found: Projections,
 ) -> dict[str, Any]:
-    trial = _trial(claimed, request, built, len(seen.seen_TK))
     power = choose_rule(trial)
-    scores = log_ratios(seen.seen_TK, trial.mechanism)
+    scores = log_ratios(found.projected_TK, trial.mechanism)
     right = count_right(scores, canaries.present, power.rule)
     evidence = Evidence(trial.canaries, power.rule.guesses, right)
     bound = lower_bound(evidence, trial.delta, request.confidence)
@@ -247,18 +246,18 @@ def _figures(
         "noise_multiplier": chosen.noise_multiplier,
         "noise_left_out": request.leave_out_noise,
         "trained": request.train,
-        "parameters": built.plan.spec.num_params,
         "canaries": trial.canaries,
         "present": int(canaries.present.sum()),
         "canary_rounds": trial.uses,
         "epsilon": trial.epsilon,
-        **_estimate(canaries, seen, trial, built.plan.spec.num_params),
         "epsilon_lower_bound": bound,
         "confidence": request.confidence,
         "guesses": power.rule.guesses,
         "right": right,
         "violated": bound > trial.epsilon,
-        **_expected(power, trial),
+        "expected_lower_bound": power.sound,
+        "expected_without_noise": power.without_noise,
+        "can_tell": power.without_noise > trial.epsilon,
     }
 
 
@@ -281,15 +280,15 @@ def _trial(claimed: Experiment, request: AuditRequest, built: BuiltRun, uses: in
 
 
 def _estimate(
-    canaries: Canaries, seen: Sightings, trial: Trial, dimension: int
+    canaries: Canaries, found: Projections, trial: Trial, dimension: int
 ) -> dict[str, object]:
-    """Return Andrew et al.'s estimate, and the cosines that it comes from.
+    """Return Andrew et al.'s estimate, and the cosines that it is computed from.
 
-    Of absent canaries the cosine is known to have mean 0 and variance 1/d (central); of those that
-    sent the opposite it is fitted too (local).
+    The cosine of an absent canary has mean 0 and variance 1/d (central); for canaries that sent the
+    opposite, the Gaussian is fitted too (local).
     """
-    there = seen.cosines_K[canaries.present]
-    away = seen.cosines_K[~canaries.present]
+    there = found.cosines_K[canaries.present]
+    away = found.cosines_K[~canaries.present]
     null: Normal | Floats = away if canaries.opposite else Normal(0.0, dimension**-0.5)
     known = null if isinstance(null, Normal) else fit(null)
     interval = estimate_interval(
@@ -306,13 +305,4 @@ def _estimate(
             "present": [round(float(value), 6) for value in there],
             "absent": [round(float(value), 6) for value in away],
         },
-    }
-
-
-def _expected(power: Power, trial: Trial) -> dict[str, object]:
-    """Return what could be expected before the run, and whether that is enough to tell."""
-    return {
-        "expected_lower_bound": power.sound,
-        "expected_without_noise": power.without_noise,
-        "can_tell": power.without_noise > trial.epsilon,
     }

@@ -1,15 +1,15 @@
-"""Canary clients: each sends one random direction, twice as long as the clip allows.
+"""Canary clients: each sends one random direction, twice as long as the clip bound.
 
     ordinary clients ──> their engine ─┐
                                        ├─> the round as it is ──> what is released ──> · direction
     canaries ──> the client half ──────┘
 
-A canary takes its turn through the same client half, messages and stages as anybody else; all that
-is its own is the update. What the server releases is projected on the directions of all canaries,
-also of those that took no part.
+A canary takes its turn through the same client half, messages and stages as any other client; only
+its update is special. What the server releases is projected on the directions of all canaries, also
+of those that did not take part.
 
-    central   a canary is in the federation or not; seen is the noised aggregate
-    local     a canary sends its direction or the opposite; seen is its own noised reply
+    central   a canary is in the federation or not; the noised aggregate is projected
+    local     a canary sends its direction or the opposite; its own noised reply is projected
 
 The cosine of a fixed vector with a uniform direction of d dimensions has mean 0 and variance 1/d
 exactly, and is Gaussian but for an excess kurtosis of -6/(d + 2).
@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,11 +38,12 @@ from fedpeft.rounds.job import Engine, Failure, Job, Reply
 from fedpeft.rounds.round import RoundPlan, RoundRecord, run_round, turn_seed
 from fedpeft.server.sampling import Sampler, sampler_of
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
+from fedpeft.studies.audit.statistics import Flags, Floats
 
 __all__ = [
     "Canaries",
     "CanaryEngine",
-    "Sightings",
+    "Projections",
     "busiest_rounds",
     "canary_trainer",
     "draw_canaries",
@@ -52,22 +52,20 @@ __all__ = [
 
 _PREFIX = "audit-canary-"
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Canaries:
-    """Who they are.
+    """The canaries of an audit.
 
     Attributes:
       present: a fair coin for each, [K]: whether it takes part (central), or sends its direction
         and not the opposite (local).
-      seed: of coins and directions.
-      clip_norm: bound C; they send 2 C.
-      opposite: the absent ones send the opposite instead of nothing.
+      seed: seed of coins and directions.
+      clip_norm: clip bound C; they send updates of norm 2 C.
+      opposite: whether absent canaries send the opposite instead of nothing.
     """
 
-    present: npt.NDArray[np.bool_]
+    present: Flags
     seed: int
     clip_norm: float
     opposite: bool = False
@@ -79,14 +77,14 @@ class Canaries:
         return tuple(f"{_PREFIX}{number}" for number in taking)
 
     def direction(self, number: int, size: int) -> Tensor:
-        """Return a canary's unit vector [size], uniform on the sphere; made anew at each call."""
+        """Return a canary's unit vector [size], uniform on the sphere; drawn again at each call."""
         generator = seeds.generator(self.seed, "audit", "direction", number)
         drawn = torch.randn(size, generator=generator)
         unit: Tensor = drawn / torch.linalg.vector_norm(drawn)
         return unit
 
     def update(self, client: str, size: int) -> Tensor | None:
-        """Return what a client sends before the clip [size]; None for an ordinary client."""
+        """Return a canary's update before clipping [size]; None for an ordinary client."""
         if not client.startswith(_PREFIX):
             return None
         number = int(client.removeprefix(_PREFIX))
@@ -95,17 +93,17 @@ class Canaries:
 
 
 @dataclass(frozen=True)
-class Sightings:
-    """What the directions show of what was released.
+class Projections:
+    """The projections of what was released on the canaries' directions.
 
     Attributes:
-      seen_TK: projection in each round in which canaries may take part, in clip bounds; a round's
-        aggregate is the noised sum.
-      cosines_K: of each direction with the sum of the aggregates (central), or with the canary's
-        own replies one after the other (local).
+      projected_TK: projections in each round in which canaries may take part, in clip bounds; a
+        round's aggregate is the noised sum.
+      cosines_K: cosine of each direction with the sum of the aggregates (central), or with the
+        concatenation of the canary's own replies (local).
     """
 
-    seen_TK: Floats
+    projected_TK: Floats
     cosines_K: Floats
 
 
@@ -118,17 +116,17 @@ def draw_canaries(count: int, *, seed: int, clip_norm: float, opposite: bool) ->
 def busiest_rounds(
     plan: RoundPlan, clients: Sequence[str], rounds: int, state: ServerState
 ) -> frozenset[int]:
-    """Return the rounds of the ordinary client that a public schedule asks most often."""
-    asked: dict[str, set[int]] = {client: set() for client in clients}
+    """Return the rounds of the ordinary client that a public schedule selects most often."""
+    selected: dict[str, set[int]] = {client: set() for client in clients}
     for number in range(1, rounds + 1):
         for client in plan.choose(clients, number, state):
-            asked[client].add(number)
-    most = max(len(numbers) for numbers in asked.values())
-    return frozenset(next(numbers for numbers in asked.values() if len(numbers) == most))
+            selected[client].add(number)
+    busiest = max(selected.values(), key=len)
+    return frozenset(busiest)
 
 
 def canary_trainer(canaries: Canaries, size: int) -> LocalTrainer:
-    """Return training that gives a canary its update [size], and anyone else a zero one."""
+    """Return a trainer that gives a canary its update [size], and any other client a zero one."""
 
     def train(broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:
         for turn in turns:
@@ -139,13 +137,13 @@ def canary_trainer(canaries: Canaries, size: int) -> LocalTrainer:
 
 
 class CanaryEngine:
-    """An engine whose clients are those of another one, and canaries.
+    """An engine with the clients of another engine, and canaries.
 
     Args:
-      ordinary: where ordinary clients live.
+      ordinary: the engine of the ordinary clients.
       half: the client half of a canary, with `canary_trainer`.
-      canaries: who they are.
-      idle: ordinary clients are not asked to train: they send a zero update, from here.
+      canaries: the canaries.
+      idle: whether ordinary clients do not train, and this engine sends a zero update for each.
     """
 
     def __init__(
@@ -162,7 +160,7 @@ class CanaryEngine:
         return (*self._ordinary.clients(), *self._names)
 
     def run(self, job: Job) -> Iterator[Reply | Failure]:
-        """Ask ordinary clients where they live, and canaries here."""
+        """Run the ordinary clients' turns in their engine, and the canaries' here."""
         rest = tuple(client for client in job.cohort if client not in self._here)
         if rest:
             yield from self._ordinary.run(dataclasses.replace(job, cohort=rest))
@@ -184,21 +182,21 @@ def watch_rounds(
     canaries: Canaries,
     rounds: int,
     on_round: Callable[[int], None] = lambda number: None,
-) -> Sightings:
+) -> Projections:
     """Run rounds and project what is released on the directions of all canaries.
 
-    Where cohorts are drawn from a secret, canaries are clients like others. Under a public schedule
-    they take part whenever the busiest ordinary client does.
+    If cohorts are sampled secretly, canaries are sampled like other clients. Under a public
+    schedule they take part whenever the most often selected ordinary client does.
 
     Args:
       start: the state before round 1, and the plan of every round.
-      engine: with the canaries.
-      canaries: the same.
-      rounds: how many.
-      on_round: called after each with its number, from 1.
+      engine: the engine that has the canaries.
+      canaries: its canaries.
+      rounds: number of rounds.
+      on_round: called after each round with its number, from 1.
 
     Raises:
-      RoundError: if a round fails, or a canary's reply in it.
+      RoundError: if a round fails, or a canary's reply could not be used.
     """
     state, plan = start
     ordinary = engine.clients()[: len(engine.clients()) - len(canaries.names)]
@@ -208,17 +206,17 @@ def watch_rounds(
         taking = busiest_rounds(plan, ordinary, rounds, state)
         joined = _joined(plan, ordinary, canaries, taking, state)
         plan = dataclasses.replace(plan, sampler=joined)
-    ledger = _Ledger(canaries, taking, plan.expected_cohort / canaries.clip_norm)
-    plan = dataclasses.replace(plan, algorithm=_watched(plan.algorithm, ledger))
+    recorder = _Recorder(canaries, taking, plan.expected_cohort / canaries.clip_norm)
+    plan = dataclasses.replace(plan, algorithm=_watched(plan.algorithm, recorder))
     for number in numbers:
         state, record = run_round(state, plan, engine)
-        _check_heard(record)
+        _check_canaries(record)
         on_round(number)
-    return ledger.sightings()
+    return recorder.projections()
 
 
-def _check_heard(record: RoundRecord) -> None:
-    """Refuse to go on where a canary was not heard.
+def _check_canaries(record: RoundRecord) -> None:
+    """Check that no canary's reply was refused or missing.
 
     Raises:
       RoundError: with the reason.
@@ -247,24 +245,24 @@ def _joined(
     return sampler_of(sample)
 
 
-def _watched(algorithm: Algorithm, ledger: _Ledger) -> Algorithm:
-    """Return the algorithm, with what it combines (local) or applies (central) written down."""
+def _watched(algorithm: Algorithm, recorder: _Recorder) -> Algorithm:
+    """Return the algorithm that also records what it combines (local) or applies (central)."""
 
     def combine(updates: Iterable[ClientUpdate], context: RoundContext) -> Update:
-        return algorithm.combine(ledger.replies(updates, context.round), context)
+        return algorithm.combine(recorder.replies(updates, context.round), context)
 
     def apply(state: ServerState, update: Update) -> ServerState:
-        ledger.aggregate(update.delta, state.round + 1)
+        recorder.aggregate(update.delta, state.round + 1)
         return algorithm.apply(state, update)
 
-    if ledger.canaries.opposite:
+    if recorder.canaries.opposite:
         return dataclasses.replace(algorithm, combine=combine)
     return dataclasses.replace(algorithm, apply=apply)
 
 
 @dataclass
-class _Ledger:
-    """Projections and norms, while rounds go by."""
+class _Recorder:
+    """A recorder of projections and norms during the rounds."""
 
     canaries: Canaries
     taking: frozenset[int]
@@ -274,14 +272,14 @@ class _Ledger:
     squares: Floats | None = None
 
     def aggregate(self, mean_P: Tensor, number: int) -> None:
-        """Take a round's noised mean."""
+        """Record a round's noised mean."""
         if number in self.taking:
             sum_P = mean_P * self.scale
             self.rows.append(self._along(sum_P))
             self.total = sum_P.double() if self.total is None else self.total + sum_P
 
     def replies(self, updates: Iterable[ClientUpdate], number: int) -> Iterator[ClientUpdate]:
-        """Take the canaries' own replies while they pass by."""
+        """Record the canaries' own replies, and pass all replies on."""
         count = len(self.canaries.present)
         row, squares = np.zeros(count), np.zeros(count)
         for update in updates:
@@ -295,15 +293,15 @@ class _Ledger:
             self.rows.append(row)
             self.squares = squares if self.squares is None else self.squares + squares
 
-    def sightings(self) -> Sightings:
-        """Return what was seen."""
-        seen_TK = np.stack(self.rows)
+    def projections(self) -> Projections:
+        """Return the projections and cosines of all recorded rounds."""
+        projected_TK = np.stack(self.rows)
         if self.squares is not None:
             norms_K = np.sqrt(self.squares * len(self.rows))
-            return Sightings(seen_TK, seen_TK.sum(axis=0) / norms_K)
+            return Projections(projected_TK, projected_TK.sum(axis=0) / norms_K)
         assert self.total is not None
         norm = max(float(torch.linalg.vector_norm(self.total)), math.ulp(0.0))
-        return Sightings(seen_TK, seen_TK.sum(axis=0) / norm)
+        return Projections(projected_TK, projected_TK.sum(axis=0) / norm)
 
     def _along(self, flat_P: Tensor) -> Floats:
         count, size = len(self.canaries.present), len(flat_P)

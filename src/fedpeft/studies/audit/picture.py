@@ -1,4 +1,4 @@
-"""Pictures of an audit.
+"""The pictures of an audit, of one run and of several seeds.
 
 one run                                        several seeds
 
@@ -25,7 +25,7 @@ __all__ = ["draw_audit", "draw_seeds"]
 
 
 def draw_audit(found: Mapping[str, Any]) -> Picture:
-    """Draw one audit: the cosines of canaries, and the three figures of epsilon.
+    """Draw one audit: the cosines of canaries, and the three values of epsilon.
 
     Args:
       found: as `audit` returns it.
@@ -39,7 +39,7 @@ def draw_audit(found: Mapping[str, Any]) -> Picture:
 
 
 def draw_seeds(found: Mapping[str, Any]) -> Picture:
-    """Draw the three figures of epsilon seed by seed.
+    """Draw the three values of epsilon seed by seed.
 
     Args:
       found: as `audit_seeds` returns it.
@@ -51,7 +51,7 @@ def draw_seeds(found: Mapping[str, Any]) -> Picture:
         for key, label, mark, colour in (
             ("epsilon", "accountant: at most this", "_", "ink"),
             ("epsilon_estimate", "estimate from canaries", "o", "s0"),
-            ("epsilon_lower_bound", _bound_words(first), "^", "s1"),
+            ("epsilon_lower_bound", _bound_text(first), "^", "s1"),
         ):
             values = [run[key] for run in runs]
             (line,) = axes.plot(places, values, mark, color=LIGHT[colour], label=label, mew=1.8)
@@ -111,11 +111,13 @@ def _intervals(axes: Axes, found: Mapping[str, Any]) -> None:
     texts = (
         (2, "accountant: at most", epsilon, "ink"),
         (1, "estimate from canaries: about", estimate, "s0"),
-        (0, f"{_bound_words(found)}: at least", bound, "s1"),
+        (0, f"{_bound_text(found)}: at least", bound, "s1"),
     )
     for place, words, value, colour in texts:
-        said = axes.text(0, place + 0.18, f"{words} {value:.3g}", color=LIGHT[colour], fontsize=8.5)
-        said.set_bbox({"facecolor": LIGHT["page"], "edgecolor": "none", "pad": 1.5})
+        label = axes.text(
+            0, place + 0.18, f"{words} {value:.3g}", color=LIGHT[colour], fontsize=8.5
+        )
+        label.set_bbox({"facecolor": LIGHT["page"], "edgecolor": "none", "pad": 1.5})
     axes.set_yticks([])
     axes.set_ylim(-0.4, 2.6)
     axes.set_xlim(0, end)
@@ -125,7 +127,7 @@ def _intervals(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set_title(f"Epsilon: {verdict}", fontsize=9, loc="left")
 
 
-def _bound_words(found: Mapping[str, Any]) -> str:
+def _bound_text(found: Mapping[str, Any]) -> str:
     return f"lower bound at {100 * found['confidence']:g} % confidence"
 
 

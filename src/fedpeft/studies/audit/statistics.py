@@ -1,17 +1,17 @@
-"""What canary clients tell of epsilon: an estimate, and a lower bound at a stated confidence.
+"""Epsilon from canary clients: an estimate, and a lower bound at a stated confidence.
 
     score │   absent      present              estimate   epsilon between the two fitted Gaussians
-          │  ▁▄█▇▄▁      ▁▄█▇▄▁                bound      who can guess this well from one run
-          └───────────────────────             cannot have had a smaller epsilon
+          │  ▁▄█▇▄▁      ▁▄█▇▄▁                bound      a smaller epsilon would not allow
+          └───────────────────────                        guesses as good as these
 
 A canary is present or absent by a fair coin. Under (epsilon, delta)-DP, with m canaries, r guesses,
 
     P[at least v right] <= P[W >= v] + 2 m delta max_i P[v > W >= v - i] / i,
     W ~ Binomial(r, e^epsilon / (1 + e^epsilon)),
 
-whatever the guesses are made from. Guessing is by likelihood ratio at the promised noise. How many
-canaries are guessed is chosen before the run, from simulated scores: chosen after it, the
-confidence would not hold.
+whatever the guesses are based on. They are made by likelihood ratio at the claimed noise. Their
+number is chosen before the run, from simulated scores; chosen after it, the confidence would not
+hold.
 
 References:
   Andrew et al., One-shot Empirical Privacy Estimation for Federated Learning, ICLR 2024.
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,25 +68,25 @@ class Normal:
 
 @dataclass(frozen=True)
 class Rule:
-    """Which canaries are guessed: the `top` highest scores present, the `bottom` lowest absent."""
+    """A way to guess: the `top` highest scores are present, the `bottom` lowest are absent."""
 
     top: int
     bottom: int
 
     @property
     def guesses(self) -> int:
-        """How many are guessed; the rest is abstained from."""
+        """The number of guesses; for the other canaries none is made."""
         return self.top + self.bottom
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What guessing gave.
+    """The result of guessing.
 
     Attributes:
-      canaries: present or absent by a fair coin each.
-      guesses: how many were guessed, 0 to `canaries`.
-      right: how many of these guesses were right.
+      canaries: number of canaries, each present or absent by a fair coin.
+      guesses: number of guesses, 0 to `canaries`.
+      right: number of right guesses.
     """
 
     canaries: int
@@ -96,15 +96,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Trial:
-    """What is known before an audit.
+    """The setting of an audit, known before it runs.
 
     Attributes:
-      mechanism: what is promised.
-      uses: rounds in which a canary may take part.
-      canaries: how many.
-      delta: of (epsilon, delta), in (0, 1).
-      confidence: of the lower bound, in (0, 1).
-      epsilon: what the accountant says.
+      mechanism: the claimed mechanism.
+      uses: number of rounds in which a canary may take part.
+      canaries: number of canaries.
+      delta: delta of (epsilon, delta)-DP, in (0, 1).
+      confidence: confidence of the lower bound, in (0, 1).
+      epsilon: the accountant's epsilon.
       crosstalk: variance that the other canaries add to a score, in squared clip bounds.
     """
 
@@ -119,12 +119,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Power:
-    """What a trial can be expected to show, from simulated scores.
+    """The lower bounds to expect of a trial, from simulated scores.
 
     Attributes:
       rule: how to guess.
-      sound: lower bound if the mechanism is as promised.
-      without_noise: lower bound if its noise is left out.
+      sound: the lower bound if the mechanism is as claimed.
+      without_noise: the lower bound if its noise is left out.
     """
 
     rule: Rule
@@ -141,30 +141,34 @@ def epsilon_between(null: Normal, seen: Normal, delta: float) -> float:
     """Return the smallest epsilon >= 0 at which two Gaussians are (epsilon, delta)-close.
 
     Args:
-      null: scores of who was absent.
-      seen: scores of who was present; deviations may differ.
+      null: scores of the absent canaries.
+      seen: scores of the present canaries; the deviations may differ.
       delta: in (0, 1).
 
     Returns:
-      epsilon; infinite above a million.
+      Epsilon; infinite above a million.
     """
 
-    def excess(epsilon: float) -> float:
+    def too_small(epsilon: float) -> bool:
         there, back = _divergence(seen, null, epsilon), _divergence(null, seen, epsilon)
-        return max(there, back) - delta
+        return max(there, back) > delta
 
-    if excess(0.0) <= 0:
-        return 0.0
-    high = 1.0
-    while excess(high) > 0:
-        high *= 2
+    return _bracket(too_small, lambda high: 1e-7 * (1 + high))[1] if too_small(0.0) else 0.0
+
+
+def _bracket(
+    is_below: Callable[[float], bool], tolerance: Callable[[float], float]
+) -> tuple[float, float]:
+    """Bisect from below and above to where `is_below` turns false; (.., inf) above a million."""
+    low, high = 0.0, 1.0
+    while is_below(high):
+        low, high = high, 2 * high
         if high > _HIGHEST:
-            return math.inf
-    low = 0.0
-    while high - low > 1e-7 * (1 + high):
+            return low, math.inf
+    while high - low > tolerance(high):
         middle = (low + high) / 2
-        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    return high
+        low, high = (middle, high) if is_below(middle) else (low, middle)
+    return low, high
 
 
 def _divergence(p: Normal, q: Normal, epsilon: float) -> float:
@@ -219,10 +223,10 @@ def estimate_interval(
     """Return the bootstrap interval of `epsilon_between` fitted scores.
 
     Args:
-      pair: scores of who was present; of who was absent, or their known Gaussian.
+      pair: scores of the present canaries, and of the absent ones or their known Gaussian.
       delta: in (0, 1).
-      confidence: that the interval aims at, in (0, 1).
-      seed: draws the resamples.
+      confidence: nominal confidence of the interval, in (0, 1).
+      seed: seed of the resamples.
     """
     draws = np.random.default_rng(seed)
     seen, null = pair
@@ -256,30 +260,24 @@ def p_value(evidence: Evidence, epsilon: float, delta: float) -> float:
 def lower_bound(evidence: Evidence, delta: float, confidence: float) -> float:
     """Return the largest epsilon that the evidence rules out; 0 if it rules out none.
 
-    If the mechanism is (e, delta)-DP, the result exceeds e with probability 1 - confidence at most.
+    If the mechanism is (e, delta)-DP, the result exceeds e with probability at most 1 - confidence.
 
     Args:
       evidence: its number of guesses must not depend on the scores.
       delta: in [0, 1).
       confidence: in (0, 1).
     """
-    allowed = 1 - confidence
-    if p_value(evidence, 0.0, delta) > allowed:
-        return 0.0
-    low, high = 0.0, 1.0
-    while p_value(evidence, high, delta) <= allowed:
-        low, high = high, 2 * high
-    while high - low > 1e-5:
-        middle = (low + high) / 2
-        rejected = p_value(evidence, middle, delta) <= allowed
-        low, high = (middle, high) if rejected else (low, middle)
-    return low
+
+    def is_rejected(epsilon: float) -> bool:
+        return p_value(evidence, epsilon, delta) <= 1 - confidence
+
+    return _bracket(is_rejected, lambda high: 1e-5)[0] if is_rejected(0.0) else 0.0
 
 
 def allowed_failures(runs: int, confidence: float, *, alarm: float = 0.01) -> int:
-    """Return how many of so many sound runs may exceed epsilon before it is no accident.
+    """Return how many of `runs` sound audits may have too high a lower bound by chance.
 
-    A sound run exceeds it with probability 1 - confidence at most; more failures than the result
+    Each exceeds epsilon with probability at most 1 - confidence; more failures than the result
     have a probability of at most `alarm`.
     """
     from scipy.stats import binom
@@ -290,24 +288,24 @@ def allowed_failures(runs: int, confidence: float, *, alarm: float = 0.01) -> in
 def levels(mechanism: Mechanism) -> tuple[float, float]:
     """Return what a canary adds along its direction, in clip bounds: present, absent.
 
-    A distance of 2 stands for one update or its opposite, a distance of 1 for one or nothing.
+    Distance 2 means one update or its opposite, distance 1 means one update or nothing.
     """
     return (1.0, -1.0) if mechanism.distance == 2 else (1.0, 0.0)
 
 
-def log_ratios(seen_TK: Floats, mechanism: Mechanism) -> Floats:
+def log_ratios(projected_TK: Floats, mechanism: Mechanism) -> Floats:
     """Score each canary by the log likelihood ratio of present over absent.
 
     Args:
-      seen_TK: aggregate (or reply) along each canary's direction, in clip bounds.
-      mechanism: what is promised; its noise multiplier is above 0.
+      projected_TK: aggregate (or reply) along each canary's direction, in clip bounds.
+      mechanism: the claimed mechanism; its noise multiplier is above 0.
 
     Returns:
-      scores [K].
+      Scores [K].
     """
     present, absent = levels(mechanism)
     middle, variance = (present + absent) / 2, mechanism.noise_multiplier**2
-    ratio_TK = (present - absent) * (seen_TK - middle) / variance
+    ratio_TK = (present - absent) * (projected_TK - middle) / variance
     if mechanism.sampling is not None and mechanism.sampling < 1:
         away, there = math.log1p(-mechanism.sampling), math.log(mechanism.sampling)
         ratio_TK = np.logaddexp(away, there + ratio_TK)
@@ -316,17 +314,17 @@ def log_ratios(seen_TK: Floats, mechanism: Mechanism) -> Floats:
 
 
 def count_right(scores: Floats, present: Flags, rule: Rule) -> int:
-    """Return how many guesses of a rule are right."""
+    """Return the number of right guesses of a rule."""
     order = np.argsort(scores, kind="stable")
     top = order[len(order) - rule.top :]
     return int(present[top].sum() + (~present[order[: rule.bottom]]).sum())
 
 
 def choose_rule(trial: Trial) -> Power:
-    """Choose how to guess, before any score is seen.
+    """Choose how to guess, before any score is known.
 
-    Of the rules that are expected to expose a mechanism whose noise was left out, the one that
-    shows most of a sound one; if none would, the one that comes nearest to it.
+    Of the rules that are expected to expose a mechanism without its noise, the one with the highest
+    lower bound for a sound mechanism; if there are none, the one that comes nearest to exposing it.
     """
     found = [
         Power(rule, _expected(trial, rule, noise=True), _expected(trial, rule, noise=False))
@@ -353,7 +351,7 @@ def _expected(trial: Trial, rule: Rule, *, noise: bool) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _simulated(trial: Trial, noise: bool) -> tuple[tuple[Floats, Flags], ...]:
-    """Draw scores and presence of a few audits of the promised mechanism, with or without noise."""
+    """Draw scores and presence of a few audits of the claimed mechanism, with or without noise."""
     draws = np.random.default_rng(0)
     return tuple(_simulate(trial, draws, noise=noise) for _ in range(_REPEATS))
 
@@ -364,10 +362,10 @@ def _simulate(trial: Trial, draws: np.random.Generator, *, noise: bool) -> tuple
     here, gone = levels(trial.mechanism)
     present = draws.random(trial.canaries) < 0.5
     taking = draws.random(shape) < chance
-    seen_TK = np.where(present & taking, here, gone)
+    projected_TK = np.where(present & taking, here, gone)
     spread = math.sqrt(trial.crosstalk)
-    seen_TK = seen_TK + chance * spread * draws.standard_normal(trial.canaries)
-    seen_TK += math.sqrt(chance * (1 - chance)) * spread * draws.standard_normal(shape)
+    projected_TK = projected_TK + chance * spread * draws.standard_normal(trial.canaries)
+    projected_TK += math.sqrt(chance * (1 - chance)) * spread * draws.standard_normal(shape)
     if noise:
-        seen_TK += trial.mechanism.noise_multiplier * draws.standard_normal(shape)
-    return log_ratios(seen_TK, trial.mechanism), present
+        projected_TK += trial.mechanism.noise_multiplier * draws.standard_normal(shape)
+    return log_ratios(projected_TK, trial.mechanism), present

@@ -1,12 +1,13 @@
-"""The whole analysis of a domain gap: features, measures with all and with equally many examples.
+"""The analysis of a domain gap: features, and measures with all and with equally many examples.
 
-Every measure is reported. Where expected distances are given, the result says which measures, if
-any, give all of them within 5 %.
+Every measure is reported. If expected distances are given, the result names the measures, if any,
+that match all of them within 5 %.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,13 +32,13 @@ def analyse_gap(
     """Compute features and distances; write `gap.json`, `gap.svg` and `gap.png`.
 
     Args:
-      request: model and sets.
-      reference: the set that distances are measured to.
-      expected: set -> distance that some measure should give; may be empty.
+      request: model and data sets.
+      reference: the set to which distances are measured.
+      expected: set -> expected distance; may be empty.
       out: a folder, made if it is missing; None writes nothing.
 
     Returns:
-      what `gap.json` holds.
+      The content of `gap.json`.
     """
     about = {
         "model": request.model,
@@ -52,25 +53,25 @@ def analyse_gap(
         "unbalanced": measure_gap(features, reference),
         "balanced": measure_gap(balance(features, seed=request.seed), reference),
     }
-    found = _figures(gaps, about, expected)
-    return _written(found, out, lambda: draw_gap(gaps["unbalanced"], gaps["balanced"]))
+    draw = partial(draw_gap, gaps["unbalanced"], gaps["balanced"])
+    return _report(gaps, about, expected, (out, draw))
 
 
 def analyse_runs(
     request: RunsRequest, reference: str, expected: Mapping[str, float], out: Path | None
 ) -> dict[str, Any]:
-    """The same for the features of several finished runs, with the run as the label.
+    """Analyse the features of several finished runs, with the run as the label.
 
-    Every run sees the same examples, so that the balanced analysis is the unbalanced one.
+    Every run gets the same examples, so the balanced analysis equals the unbalanced one.
 
     Args:
       request: the runs.
-      reference: label of one of them.
-      expected: label -> distance that some measure should give; may be empty.
+      reference: label of one of the runs.
+      expected: label -> expected distance; may be empty.
       out: a folder, made if it is missing; None writes nothing.
 
     Returns:
-      what `gap.json` holds.
+      The content of `gap.json`.
     """
     features = read_run_features(request)
     about = {
@@ -83,14 +84,12 @@ def analyse_runs(
         "seed": request.seed,
     }
     gap = measure_gap(features.rows, reference, paired=True)
-    gaps = {"unbalanced": gap, "balanced": gap}
-    found = _figures(gaps, about, expected)
-    title = f"{features.model} on {features.source}"
-    return _written(found, out, lambda: draw_runs(gap, features.methods, title))
+    draw = partial(draw_runs, gap, features.methods, f"{features.model} on {features.source}")
+    return _report({"unbalanced": gap, "balanced": gap}, about, expected, (out, draw))
 
 
 def matching(gap: Gap, expected: Mapping[str, float]) -> list[str]:
-    """Name the measures that give every expected distance within 5 %."""
+    """Return the names of the measures that match every expected distance within 5 %."""
 
     def fits(row: Mapping[str, float]) -> bool:
         return all(abs(row[n] - value) <= _TOLERANCE * abs(value) for n, value in expected.items())
@@ -98,24 +97,24 @@ def matching(gap: Gap, expected: Mapping[str, float]) -> list[str]:
     return [measure for measure, row in gap.distances.items() if fits(row)]
 
 
-def _figures(
-    gaps: Gaps, about: Mapping[str, object], expected: Mapping[str, float]
+def _report(
+    gaps: Gaps,
+    about: Mapping[str, object],
+    expected: Mapping[str, float],
+    files: tuple[Path | None, Callable[[], Picture]],
 ) -> dict[str, Any]:
-    return {
+    """Return the content of `gap.json`; write it and the picture if there is a folder."""
+    found = {
         **about,
         "features": gaps["unbalanced"].num_features,
         "measures": dict(MEASURES),
         **{kind: gap.as_json() for kind, gap in gaps.items()},
         "expected": dict(expected),
-        "within_5_percent": (
-            {kind: matching(gap, expected) for kind, gap in gaps.items()} if expected else {}
-        ),
+        "within_5_percent": {
+            kind: matching(gap, expected) for kind, gap in gaps.items() if expected
+        },
     }
-
-
-def _written(
-    found: dict[str, Any], out: Path | None, draw: Callable[[], Picture]
-) -> dict[str, Any]:
+    out, draw = files
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_picture(draw(), out / "gap")

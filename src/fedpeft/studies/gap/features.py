@@ -1,11 +1,12 @@
-"""Features of a frozen backbone: what its head would get, for each example of a set.
+"""Features of a frozen backbone: the input of its head, for each example of a set.
 
     picture ── backbone ──> [CLS, patches ...] ── final norm ──> CLS ──> (head)
                                                                   └──> feature
 
 For a ViT or DeiT that is the CLS token after the final norm; for DINOv2 the CLS token beside the
 mean of the patches; for networks with pooling (ResNet, ConvNeXt, ShuffleNet, Swin) the pooled map;
-for BERT and its kin the CLS token before the pooler; for decoders the last token but padding.
+for BERT-like encoders the CLS token before the pooler; for decoders the last token that is not
+padding.
 """
 
 from __future__ import annotations
@@ -28,25 +29,26 @@ from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import Batch
 
-__all__ = ["GapRequest", "features_of", "read_features", "sample_of"]
+__all__ = ["SPLITS", "GapRequest", "check_option", "features_of", "read_features", "sample_of"]
 
 _BATCH = 256
-_SPLITS = ("test", "train")
+SPLITS = ("test", "train")
+"""The splits of a data set that features can be computed of."""
 _DECODER_HEADS = ("score", "lm_head")
 
 
 @dataclass(frozen=True)
 class GapRequest:
-    """What to compare.
+    """The model and the data sets of an analysis.
 
     Attributes:
       model: as in `model.name`.
-      sources: set -> data source, as in `data.source`; `SOURCE@train` and `SOURCE@test` take that
-        split of it.
-      split: `test` or `train`, where a source says neither.
-      normalize: of pictures: `model` or `dataset`.
-      sample: at most so many examples of a set, drawn from the seed; None is all.
-      seed: draws samples.
+      sources: set -> data source, as in `data.source`; `SOURCE@train` and `SOURCE@test` choose the
+        split.
+      split: `test` or `train`, for sources that name no split.
+      normalize: how pictures are normalised: `model` or `dataset`.
+      sample: largest number of examples of a set, drawn at random; None takes all.
+      seed: seed of the samples.
     """
 
     model: str
@@ -61,19 +63,25 @@ def read_features(request: GapRequest) -> dict[str, NDArray[np.float64]]:
     """Load the model and every set, and compute the features.
 
     Returns:
-      set -> [N, D].
+      Set -> features [N, D].
 
     Raises:
       ConfigError: if the model or a set cannot be loaded, or an option is wrong.
     """
-    for key, found, allowed in (
-        ("--split", request.split, _SPLITS),
-        ("--normalize", request.normalize, ("model", "dataset")),
-    ):
-        if found not in allowed:
-            raise ConfigError(f"gap: {key}: found {found!r}; allowed are {', '.join(allowed)}")
+    check_option("--split", request.split, SPLITS)
+    check_option("--normalize", request.normalize, ("model", "dataset"))
     loaded = load_model(ModelRequest(request.model, seed=request.seed))
     return {name: _set_features(loaded, name, request) for name in request.sources}
+
+
+def check_option(option: str, found: str, allowed: Sequence[str]) -> None:
+    """Check the value of an option of `fedpeft gap`.
+
+    Raises:
+      ConfigError: if the value is not allowed.
+    """
+    if found not in allowed:
+        raise ConfigError(f"gap: {option}: found {found!r}; allowed are {', '.join(allowed)}")
 
 
 def features_of(
@@ -84,13 +92,13 @@ def features_of(
     Args:
       loaded: in eval mode.
       examples: a set; never augmented.
-      rows: which of its examples.
+      rows: the rows of its examples.
 
     Returns:
-      float64 [N, D].
+      Features, float64 [N, D].
 
     Raises:
-      ModelError: if the head is not known, or gets no tensor, or a map that is not pooled.
+      ModelError: if the head is not known or not called, or its input is not pooled.
     """
     path, first = _place(loaded)
     parts: list[NDArray[np.float64]] = []
@@ -117,7 +125,7 @@ def features_of(
 
 
 def _place(loaded: LoadedModel) -> tuple[str, bool]:
-    """Name the module whose input is the feature, and say whether its first token counts.
+    """Return the path of the module whose input is the feature, and whether it reads token 0.
 
     Decoders end in `score` or `lm_head`, which read the last token; `classifier` reads the first.
     """
@@ -143,8 +151,8 @@ def _one_token(x: Tensor, batch: Batch, *, first: bool) -> Tensor | None:
 
 def _no_feature(loaded: LoadedModel, found: str) -> str:
     return (
-        f"gap: features are what a model's head gets; of {loaded.source!r} {found}. Use a model "
-        "whose head is one module that gets pooled features or tokens"
+        f"gap: features are the input of a model's head; of {loaded.source!r} {found}. Use a model "
+        "whose head is one module with pooled features or tokens as its input"
     )
 
 
@@ -170,13 +178,13 @@ def _set_features(loaded: LoadedModel, name: str, request: GapRequest) -> NDArra
 def _source_of(request: GapRequest, name: str) -> tuple[str, str]:
     """Return a set's source and split."""
     source, sign, split = request.sources[name].rpartition("@")
-    if sign and split in _SPLITS:
+    if sign and split in SPLITS:
         return source, split
     return request.sources[name], request.split
 
 
 def sample_of(count: int, size: int | None, seed: int) -> list[int]:
-    """Draw rows of a set of `count` examples, in order; all where `size` is None or as large."""
+    """Draw `size` of `count` rows, in ascending order; all rows if `size` is None or too large."""
     if size is None or size >= count:
         return list(range(count))
     drawn = np.random.default_rng(seed).choice(count, size, replace=False)

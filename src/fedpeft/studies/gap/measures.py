@@ -1,4 +1,4 @@
-"""The domain gap: how far sets of examples lie apart for a frozen backbone.
+"""The domain gap: the distances between sets of examples in the features of a frozen backbone.
 
     features of all sets ── LDA, label = set ──> plane ──> centroids ──> distance to the reference
 
@@ -46,7 +46,7 @@ MEASURES: Mapping[str, str] = {
     "sliced_wasserstein": "mean sliced Wasserstein-1, LDA plane",
     "mmd": "squared MMD, linear kernel, unbiased",
 }
-"""What is measured, by its name in JSON."""
+"""Name in JSON -> what the measure is."""
 
 _DIRECTIONS = 360
 _SMALLEST = 2
@@ -57,9 +57,9 @@ class Gap:
     """Sets of examples in the LDA plane, and their distances to the reference.
 
     Attributes:
-      reference: name of the set that distances are measured to.
-      plane: set -> coordinates [N, 2], the reference's centroid at the origin.
-      distances: measure -> set -> distance; a measure that needs more sets is left out.
+      reference: name of the set to which distances are measured.
+      plane: set -> coordinates [N, 2]; the reference's centroid is the origin.
+      distances: measure -> set -> distance; measures that need more sets are left out.
       num_features: D.
     """
 
@@ -84,12 +84,12 @@ def measure_gap(features: Mapping[str, Array], reference: str, *, paired: bool =
     """Fit LDA on all sets and measure each set's distance to the reference.
 
     Args:
-      features: set -> [N, D]; at least three sets, for a plane, of two examples or more.
-      reference: one of them.
+      features: set -> [N, D]; at least three sets, with at least two examples each.
+      reference: one of the sets.
       paired: whether row i is of the same example in every set.
 
     Raises:
-      DataError: if there are fewer sets or examples, or no such reference.
+      DataError: if there are fewer sets or examples, or the reference is none of them.
     """
     _check(features, reference)
     coordinates = _discriminants(features)
@@ -116,7 +116,7 @@ def measure_gap(features: Mapping[str, Array], reference: str, *, paired: bool =
 
 
 def balance(features: Mapping[str, Array], *, seed: int) -> dict[str, Array]:
-    """Draw as many examples of each set as the smallest has, without replacement."""
+    """Draw as many examples of each set as the smallest set has, without replacement."""
     size = min(len(rows) for rows in features.values())
     drawn = {}
     for name, rows in features.items():
@@ -126,10 +126,10 @@ def balance(features: Mapping[str, Array], *, seed: int) -> dict[str, Array]:
 
 
 def frechet(first: Array, second: Array) -> float:
-    """Squared Fréchet distance of the Gaussians with two samples' [N, D] means and covariances.
+    """Return the squared Fréchet distance of the Gaussians fitted to two samples [N, D].
 
     `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`; the root's trace is the sum of the singular
-    values of the product of the centred samples, which needs no root of a matrix.
+    values of the product of the centred samples, so no matrix root is computed.
     """
     parts = [(rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (first, second)]
     factors = [np.asarray(np.linalg.qr(part, mode="r")) for part in parts]
@@ -140,10 +140,10 @@ def frechet(first: Array, second: Array) -> float:
 
 
 def linear_mmd(first: Array, second: Array, *, paired: bool = False) -> float:
-    """Unbiased estimate of the squared MMD of two samples [N, D] with the kernel `x . y`.
+    """Return the unbiased estimate of the squared MMD of two samples [N, D], kernel `x . y`.
 
-    Without noise it is the squared distance of the means; the estimate may fall below 0. Where
-    rows are `paired`, a row and its partner are not independent: their products are left out.
+    Its expectation is the squared distance of the means; the estimate may be negative. If rows are
+    `paired`, a row and its partner are not independent, so their products are left out.
     """
     within = 0.0
     for rows in (first, second):
@@ -157,7 +157,7 @@ def linear_mmd(first: Array, second: Array, *, paired: bool = False) -> float:
 
 
 def sliced_wasserstein(first: Array, second: Array) -> float:
-    """Mean Wasserstein-1 distance of two samples [N, 2], over directions of the plane.
+    """Return the mean Wasserstein-1 distance of two samples [N, 2] over directions of the plane.
 
     The directions are evenly spaced; a shift by d gives `2 |d| / pi`.
     """
@@ -170,9 +170,9 @@ def sliced_wasserstein(first: Array, second: Array) -> float:
 
 
 def align(points: Array, target: Array) -> Array:
-    """Return the orthogonal matrix [C, C] that turns `points` [S, C] nearest to `target`.
+    """Return the orthogonal matrix [C, C] that rotates `points` [S, C] closest to `target`.
 
-    The sign and rotation of an LDA plane mean nothing: `points @ align(points, target)` can be
+    The sign and rotation of an LDA plane are arbitrary; `points @ align(points, target)` can be
     compared with `target`.
 
     References:
@@ -183,7 +183,7 @@ def align(points: Array, target: Array) -> Array:
 
 
 def plane_of(gap: Gap, like: Gap) -> dict[str, Array]:
-    """Return a gap's plane, turned so that its centroids lie as near as they can to another's."""
+    """Return a gap's plane, rotated so that its centroids are closest to those of another."""
     names = list(gap.plane)
     ours, theirs = (
         np.stack([found.plane[name].mean(0) for name in names]) for found in (gap, like)
@@ -220,7 +220,7 @@ def _discriminants(features: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _turned(plane: Mapping[str, Array], reference: str) -> dict[str, Array]:
-    """Put the reference at the origin, the farthest set to the right, the next one above."""
+    """Put the reference at the origin, the farthest set to the right, the next farthest above."""
     origin = plane[reference].mean(0)
     centres = {name: rows.mean(0) - origin for name, rows in plane.items()}
     order = sorted(centres, key=lambda name: -float(np.linalg.norm(centres[name])))

@@ -1,7 +1,7 @@
 """The picture of a domain gap: every example in the LDA plane, all of them and equally many.
 
-Axes have no meaning of their own and no ticks; both have one scale, in deviations within a set.
-The balanced plane is turned to lie as near as it can to the other.
+The axes have no meaning of their own and no ticks; both have the same scale, in standard deviations
+within a set. The balanced plane is rotated to match the other as closely as possible.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def draw_runs(gap: Gap, methods: Mapping[str, str], about: str) -> Picture:
     """Draw the features of several runs, one colour a tuning method.
 
     Args:
-      gap: its sets are runs.
+      gap: a gap whose sets are runs.
       methods: run -> tuning method.
       about: model and data, for the title.
     """

@@ -4,11 +4,11 @@
              ──> run 2's model ──> features, label "full"    ├──> LDA, label = run
              ──> run 3's model ──> features, label "prompt"  ┘
 
-Runs of one backbone on one data set can be compared; the distances say how differently tuning
-methods have moved what the head gets. Head-tuning leaves the backbone's own features.
+Runs of one backbone on one data set can be compared; the distances show how differently tuning
+methods have changed the input of the head. Head-tuning leaves the backbone's own features.
 
 Reference: Fig. 4 of Sun et al., Exploring Parameter-Efficient Fine-Tuning to Enable Foundation
-Models in Federated Learning, IEEE BigData 2024; that it was drawn so is our reading of their code.
+Models in Federated Learning, IEEE BigData 2024; the procedure is our reading of their code.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.runs.folder import RunFolder, stored_experiment
 from fedpeft.runs.load import load_run
-from fedpeft.studies.gap.features import features_of, sample_of
+from fedpeft.studies.gap.features import SPLITS, check_option, features_of, sample_of
 
 __all__ = ["RunFeatures", "RunsRequest", "label_runs", "read_run_features"]
 
 _FREE = {"partition", "budget", "num_examples"}
-"""Keys of `[data]` that leave the test examples as they are."""
+"""Keys of `[data]` that do not change the test examples."""
 
 
 @dataclass(frozen=True)
 class RunsRequest:
-    """What to compare.
+    """The runs of an analysis.
 
     Attributes:
       runs: label -> run folder.
       split: `test` or `train`.
-      sample: at most so many examples, the same for every run; None is all.
-      seed: draws the sample.
+      sample: largest number of examples, the same for every run; None takes all.
+      seed: seed of the sample.
     """
 
     runs: Mapping[str, Path]
@@ -58,7 +58,7 @@ class RunFeatures:
     """Features of the same examples in several runs.
 
     Attributes:
-      rows: label -> [N, D].
+      rows: label -> features [N, D].
       methods: label -> tuning method.
       model: as in `model.name`.
       source: as in `data.source`.
@@ -71,7 +71,7 @@ class RunFeatures:
 
 
 def label_runs(texts: Sequence[str]) -> dict[str, Path]:
-    """Read `[NAME=]DIR`; a folder without a name is called as the folder is.
+    """Read `[NAME=]DIR`; an unnamed run takes its folder's name.
 
     Raises:
       ConfigError: if two runs would have one label.
@@ -96,18 +96,17 @@ def read_run_features(request: RunsRequest) -> RunFeatures:
 
     Raises:
       ConfigError: if an option is wrong, or the runs differ in model or data.
-      RunFolderError: if a folder is no finished run.
+      RunFolderError: if a folder is not a finished run.
     """
-    if request.split not in ("test", "train"):
-        raise ConfigError(f"gap: --split: found {request.split!r}; allowed are test, train")
+    check_option("--split", request.split, SPLITS)
     if not request.runs:
         raise ConfigError("gap: found no runs; name three run folders or more")
     experiments = {
         label: stored_experiment(RunFolder(folder)) for label, folder in request.runs.items()
     }
-    label, first = next(iter(experiments.items()))
-    for other, experiment in experiments.items():
-        _check_alike((label, first), (other, experiment))
+    named, first = next(iter(experiments.items()))
+    for label, experiment in experiments.items():
+        _check_alike((named, first), (label, experiment))
     data = load_run_data(Resolved(first))
     examples = data.test if request.split == "test" else data.train
     rows = sample_of(len(examples), request.sample, seeds.derive(request.seed, "gap", "sample"))
@@ -121,7 +120,7 @@ def read_run_features(request: RunsRequest) -> RunFeatures:
 
 
 def _check_alike(first: tuple[str, Experiment], other: tuple[str, Experiment]) -> None:
-    """Compare the keys that decide which examples a model sees, and of what width features are."""
+    """Compare the settings that decide the examples and the width of the features."""
     parts = [
         {"model.name": experiment.model.name, **experiment.data.model_dump(exclude=_FREE)}
         for _, experiment in (first, other)

@@ -1,15 +1,15 @@
-"""Theorem 1 on a finished run: the bound on its loss, its two parts and the slack, round by round.
+"""Theorem 1 on a finished run: the bound on its loss, its parts and the slack, round by round.
 
     L(w_t) <= L(w_0) + <g, w_t - w_0> + P
     P = P_theta + P_delta = beta/2 (|dtheta|^2 + |ddelta|^2)
 
 w_0 and w_t are the global models before round 1 and after round t; L is the mean loss on a fixed
-sample of the training data, in eval mode, without augmentation. Where a method leaves the backbone
-frozen, P_theta = 0 and all that is trained is delta; where it trains the backbone, theta is all but
-the head. Beta is measured for the *joint* Hessian, the frozen parameters included, on the segment
-from w_0 to w_t; see `studies.theorem.smoothness`. So this is a check, not a proof. Arithmetic is in
-float64 (some models take a softmax in float32), attention is eager: fused kernels have no second
-derivatives.
+sample of the training data, in eval mode, without augmentation. If a method freezes the backbone,
+P_theta = 0 and delta is everything that is trained; if it trains the backbone, theta is everything
+but the head. Beta is measured for the *joint* Hessian, frozen parameters included, on the segment
+from w_0 to w_t (see `studies.theorem.smoothness`), so this is a check, not a proof. Arithmetic is
+in float64 (some models compute a softmax in float32); attention is eager, because fused kernels
+have no second derivatives.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.source import load_model
 from fedpeft.models.tasks import Batch, Task
+from fedpeft.pictures.style import write_picture
 from fedpeft.runs.deltas import read_kept
 from fedpeft.runs.files import write_json
 from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
@@ -56,12 +57,12 @@ _CONTROL_BETA = 4.0
 
 @dataclass(frozen=True)
 class TheoremRequest:
-    """What to check.
+    """The options of a check.
 
     Attributes:
-      sample: training examples that the loss is a mean of, drawn from the run's seed.
-      every: check every so many rounds, and the last.
-      search: of beta.
+      sample: number of training examples in the mean loss, drawn with the run's seed.
+      every: interval of the checked rounds; the last round is always checked.
+      search: how beta is estimated.
     """
 
     sample: int = 512
@@ -71,7 +72,7 @@ class TheoremRequest:
 
 @dataclass(frozen=True)
 class _Space:
-    """All parameters of a model as one flat point: theta, then delta."""
+    """The parameters of a model as one flat point: theta, then delta."""
 
     tuned: TunedModel
     names: tuple[str, ...]
@@ -87,7 +88,7 @@ class _Space:
 
 
 class _Loss(nn.Module):
-    """A model and its task as one module, from a batch to its summed loss and count."""
+    """A module of model and task that maps a batch to its summed loss and its count."""
 
     def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class _Loss(nn.Module):
         self.task = task
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the batch's summed loss and how many predictions it makes."""
+        """Return the batch's summed loss and its number of predictions."""
         scores = self.task.score(self.model, batch)
         return scores.loss_B.sum(), scores.count_B.sum()
 
@@ -107,15 +108,15 @@ def check_theorem(
 
     Args:
       run: the folder of a finished run made with `run.keep_deltas = true`.
-      request: what to check.
-      on_round: called with each round's number before it is worked on.
+      request: the options.
+      on_round: called with each round's number before it is checked.
 
     Returns:
-      what `theorem.json` holds.
+      The content of `theorem.json`.
 
     Raises:
       RunFolderError: if the run is not finished, or has not kept its deltas.
-      ConfigError: if the model has BatchNorm statistics, which the theorem does not know.
+      ConfigError: if the model has BatchNorm statistics, which the theorem does not cover.
     """
     folder = RunFolder(run)
     experiment = stored_experiment(folder)
@@ -142,10 +143,11 @@ def check_theorem(
 
 
 def control() -> dict[str, bool]:
-    """The negative control: on a quadratic the bound holds with beta, and not with a hundredth.
+    """Run the negative control: on a quadratic the bound holds with beta, not with beta / 100.
 
     Returns:
-      `holds`, `equality` (the Hessian is beta times one) and `hundredth_holds`, wrong if true.
+      `holds`, `equality` (the Hessian is beta times the identity) and `hundredth_holds`, which
+      must be false.
     """
     surface = surface_of([lambda w: 0.5 * _CONTROL_BETA * w @ w])
     ends = (torch.ones(6, dtype=torch.float64), torch.arange(6, dtype=torch.float64))
@@ -172,7 +174,7 @@ def _load(experiment: Experiment) -> TunedModel:
 
 
 def _surface(tuned: TunedModel, experiment: Experiment, sample: int) -> tuple[_Space, Surface]:
-    """Make the loss on a fixed sample a function of all parameters."""
+    """Return the loss on a fixed sample as a function of all parameters."""
     head = tuple(f"{path}." for path in tuned.loaded.head)
     live = dict(tuned.model.named_parameters())
     trained = {id(parameter) for parameter in tuned.parameters.values()}
@@ -256,7 +258,5 @@ def _result(
 def _write(run: Path, result: Mapping[str, Any]) -> None:
     from fedpeft.studies.theorem.picture import draw_theorem
 
-    picture = draw_theorem(result)
-    (run / "theorem.svg").write_text(picture.svg, "utf-8")
-    (run / "theorem.png").write_bytes(picture.png)
+    write_picture(draw_theorem(result), run / "theorem")
     write_json(run / "theorem.json", dict(result))

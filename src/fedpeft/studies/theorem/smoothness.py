@@ -1,4 +1,4 @@
-"""The descent lemma between two points of a loss, and its constant on the segment between them.
+"""The descent lemma between two points, with its constant on the segment between them.
 
     L(w_t) <= L(w_0) + <g_theta, dtheta> + <g_delta, ddelta> + P
     P = beta/2 (|dtheta|^2 + |ddelta|^2)
@@ -41,9 +41,9 @@ class Surface:
     """A loss over flat points [P].
 
     Attributes:
-      loss: value at a point.
-      gradient: at a point, [P].
-      hessian: at a point, as a function from a direction [P] to the product with it.
+      loss: the value at a point.
+      gradient: the gradient at a point, [P].
+      hessian: the Hessian at a point, as a function from a direction [P] to its product with it.
     """
 
     loss: Callable[[Tensor], float]
@@ -53,7 +53,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Peak:
-    """The Hessian's spectral norm at a point, and the direction [P] that shows it."""
+    """The Hessian's spectral norm at a point, and the direction [P] that attains it."""
 
     norm: float
     direction: Tensor
@@ -61,15 +61,15 @@ class Peak:
 
 @dataclass(frozen=True)
 class Search:
-    """How beta is looked for.
+    """The settings of the estimate of beta.
 
     Attributes:
-      points: on the segment, both ends included; >= 2.
-      iterations: of the power method at a point, at most; >= 1.
-      tolerance: relative change of the estimate at which it stops.
-      factor: on the largest norm found, for what lies between the points and what the power method
-        has not reached; >= 1.
-      seed: of the first direction.
+      points: number of points on the segment, both ends included; >= 2.
+      iterations: largest number of steps of the power method at a point; >= 1.
+      tolerance: relative change of the estimate at which the power method stops.
+      factor: safety factor on the largest norm found, because the norm between the points or of the
+        converged power method may be larger; >= 1.
+      seed: seed of the first direction.
     """
 
     points: int = 11
@@ -118,12 +118,12 @@ class Bound:
 
     @property
     def remainder(self) -> float:
-        """What the linear part leaves: L(w_t) - L(w_0) - <g, d>."""
+        """The loss without its linear part: L(w_t) - L(w_0) - <g, d>."""
         return self.loss_end - self.loss_start - self.inner_theta - self.inner_delta
 
     @property
     def slack(self) -> float:
-        """The bound minus the loss: below 0 it is violated."""
+        """The bound minus the loss; the bound is violated if it is negative."""
         return self.value - self.loss_end
 
     @property
@@ -134,13 +134,13 @@ class Bound:
 
 
 def surface_of(parts: Sequence[Callable[[Tensor], Tensor]]) -> Surface:
-    """Make a surface of a sum of differentiable functions, worked off one by one to bound memory.
+    """Return the surface of a sum of functions, which are evaluated one by one to bound memory.
 
-    The Hessian at a point keeps the graph of the first part's gradient, which saves products from
-    computing it again; those of the other parts are made anew.
+    The Hessian at a point keeps the graph of the first part's gradient for all products; the graphs
+    of the other parts are rebuilt for each product.
 
     Args:
-      parts: each from a point [P] to a scalar, twice differentiable.
+      parts: twice differentiable functions from a point [P] to a scalar.
     """
 
     def loss(point: Tensor) -> float:
@@ -180,7 +180,7 @@ def _product(w: Tensor, slope: Tensor, direction: Tensor, *, keep: bool) -> Tens
 
 
 def peak_at(surface: Surface, point: Tensor, search: Search) -> Peak:
-    """Find the Hessian's spectral norm at a point, from a direction that the seed draws."""
+    """Estimate the Hessian's spectral norm at a point, from a random direction."""
     generator = seeds.generator(search.seed, "beta")
     direction = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point)
     return _power(surface.hessian(point), direction, search)
@@ -191,15 +191,15 @@ def beta_on_segment(
 ) -> float:
     """Estimate the smoothness constant on a segment.
 
-    The power method runs at evenly spaced points; each starts from the direction that the one
-    before has found. It approaches a spectral norm from below, hence `search.factor`.
+    The power method runs at evenly spaced points; at each it starts from the direction found at the
+    previous one. It approaches a spectral norm from below, hence `search.factor`.
 
     Args:
       surface: the loss.
-      start: one end, [P].
-      end: the other.
+      start: one end of the segment, [P].
+      end: the other end, [P].
       search: points, iterations and factor.
-      at_start: what `peak_at` gives for `start`, where segments share it; None computes it.
+      at_start: the result of `peak_at` for `start`, if segments share it; None computes it.
     """
     peak = peak_at(surface, start, search) if at_start is None else at_start
     largest = peak.norm
@@ -218,7 +218,7 @@ def bound_between(
     Args:
       surface: the loss.
       points: w_0 and w_t, [P].
-      num_theta: the first so many coordinates are the backbone, the rest the delta.
+      num_theta: number of leading coordinates that are the backbone; the rest is the delta.
       beta: the constant.
     """
     start, end = points
