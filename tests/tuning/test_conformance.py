@@ -22,7 +22,7 @@ from fedpeft.models.tasks import mean_loss
 from fedpeft.tuning import hf_peft
 from fedpeft.tuning.methods import METHODS, TuningRequest, resolve_options, tune
 from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES
-from fedpeft.tuning.surgery import head_parameters, wire_name
+from fedpeft.tuning.prepared import head_parameters, wire_name
 from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
 
 OWN = ("scratch", "full", "head", "bias", "adapter", "prompt")
@@ -118,7 +118,7 @@ def leaves_the_rest(case: Case) -> None:
 
 
 def keeps_pretrained_tensors(case: Case) -> None:
-    """The surgery itself changes no pretrained tensor."""
+    """Tuning by itself changes no pretrained tensor."""
     if case.method == "scratch":
         return
     loaded = case.make(case.kind)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import hidden_size
-from fedpeft.tuning.surgery import (
+from fedpeft.tuning.prepared import (
     ADAPTER_ROOT,
-    Patient,
-    Surgery,
+    ModelToTune,
+    PreparedModel,
     chosen_blocks,
     head_parameters,
 )
@@ -74,26 +74,26 @@ class _AddBottleneck:
         return output + cast(Tensor, self.bottleneck(output))
 
 
-def adapter(patient: Patient) -> Surgery:
+def adapter(model: ModelToTune) -> PreparedModel:
     """Add adapters, and train them and the head.
 
     Raises:
       TuningError: if the sites are unknown, are not in the model, or cannot share one adapter.
     """
-    module = patient.loaded.module
-    sites = _sites(patient)
-    widths = {key: _width(patient, path) for key, path in sites.items()}
-    bottlenecks = _bottlenecks(patient, widths)
+    module = model.loaded.module
+    sites = _sites(model)
+    widths = {key: _width(model, path) for key, path in sites.items()}
+    bottlenecks = _bottlenecks(model, widths)
     for key, path in sites.items():
         hook = _AddBottleneck(bottlenecks[key], path)
         module.get_submodule(path).register_forward_hook(hook)
-    shared = bool(patient.options["shared"])
+    shared = bool(model.options["shared"])
     part = next(iter(bottlenecks.values())) if shared else nn.ModuleDict(bottlenecks)
     host = _host(module, next(iter(sites.values())))
     module.get_submodule(host).add_module(ADAPTER_ROOT, part)
     prefix = f"{host}.{ADAPTER_ROOT}".lstrip(".")
     trained = {f"{prefix}.{name}" for name, _ in part.named_parameters()}
-    return Surgery(module, trained | head_parameters(patient.loaded))
+    return PreparedModel(module, trained | head_parameters(model.loaded))
 
 
 def _host(module: nn.Module, site: str) -> str:
@@ -105,14 +105,14 @@ def _host(module: nn.Module, site: str) -> str:
     return str(paths[0])
 
 
-def _sites(patient: Patient) -> dict[str, str]:
+def _sites(model: ModelToTune) -> dict[str, str]:
     """Key on the wire -> path of the module whose output an adapter takes."""
-    loaded = patient.loaded
-    after = cast("Sequence[str]", patient.options["after"])
+    loaded = model.loaded
+    after = cast("Sequence[str]", model.options["after"])
     if after:
-        if patient.blocks is not None:
+        if model.blocks is not None:
             raise TuningError("tuning.blocks and `after` both say where adapters go; give one")
-        return {str(i): _existing(patient, path) for i, path in enumerate(after)}
+        return {str(i): _existing(model, path) for i, path in enumerate(after)}
     if not loaded.family.mlp:
         known = [name for name, part in loaded.module.named_modules() if _own_width(part)]
         raise TuningError(
@@ -120,41 +120,41 @@ def _sites(patient: Patient) -> dict[str, str]:
             "modules whose outputs get an adapter, as `after = [...]` in [tuning.options]; "
             f"the first that fit are {known[:4]}"
         )
-    return {str(i): loaded.family.mlp.format(i) for i in chosen_blocks(patient)}
+    return {str(i): loaded.family.mlp.format(i) for i in chosen_blocks(model)}
 
 
-def _existing(patient: Patient, path: str) -> str:
-    names = [name for name, _ in patient.loaded.module.named_modules()]
+def _existing(model: ModelToTune, path: str) -> str:
+    names = [name for name, _ in model.loaded.module.named_modules()]
     if path not in names:
         raise TuningError(
-            f"tuning.method adapter: `after` names {path!r}, which {patient.loaded.source} does "
+            f"tuning.method adapter: `after` names {path!r}, which {model.loaded.source} does "
             f"not have; its first modules are {names[1:7]}"
         )
     return path
 
 
-def _bottlenecks(patient: Patient, widths: Mapping[str, int]) -> dict[str, Bottleneck]:
+def _bottlenecks(model: ModelToTune, widths: Mapping[str, int]) -> dict[str, Bottleneck]:
     """One bottleneck for each key: the same one for all, if shared."""
-    if not patient.options["shared"]:
-        return {key: _new(patient, width) for key, width in widths.items()}
+    if not model.options["shared"]:
+        return {key: _new(model, width) for key, width in widths.items()}
     if len(set(widths.values())) > 1:
         raise TuningError(
             f"tuning.method adapter: modules of widths {sorted(set(widths.values()))} cannot share "
             "one adapter; set `shared = false` or name modules of one width in `after`"
         )
-    return dict.fromkeys(widths, _new(patient, next(iter(widths.values()))))
+    return dict.fromkeys(widths, _new(model, next(iter(widths.values()))))
 
 
-def _new(patient: Patient, width: int) -> Bottleneck:
-    inner = max(1, width // cast(int, patient.options["reduction"]))
-    device = next(patient.loaded.module.parameters()).device
-    return Bottleneck(width, inner, zeros=patient.options["init"] == "zeros", device=device)
+def _new(model: ModelToTune, width: int) -> Bottleneck:
+    inner = max(1, width // cast(int, model.options["reduction"]))
+    device = next(model.loaded.module.parameters()).device
+    return Bottleneck(width, inner, zeros=model.options["init"] == "zeros", device=device)
 
 
-def _width(patient: Patient, path: str) -> int:
+def _width(model: ModelToTune, path: str) -> int:
     """Size of the last axis of a module's output: the family's, or read off its last layer."""
-    loaded = patient.loaded
-    if not patient.options["after"]:
+    loaded = model.loaded
+    if not model.options["after"]:
         return hidden_size(loaded.module, loaded.family)
     for part in reversed(list(loaded.module.get_submodule(path).modules())):
         if width := _own_width(part):

@@ -17,30 +17,30 @@ from torch import nn
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import block_of, canonical
 from fedpeft.models.loaded import LoadedModel
-from fedpeft.tuning.surgery import Patient, Surgery, head_parameters, in_range
+from fedpeft.tuning.prepared import ModelToTune, PreparedModel, head_parameters, in_range
 
 __all__ = ["bias"]
 
 
-def bias(patient: Patient) -> Surgery:
+def bias(model: ModelToTune) -> PreparedModel:
     """Train all biases, or those of a range of blocks, and the head.
 
     Raises:
       TuningError: if the backbone has no bias and `add_missing` is not set.
     """
-    loaded = patient.loaded
-    if patient.options["add_missing"]:
+    loaded = model.loaded
+    if model.options["add_missing"]:
         _add_missing(loaded)
     head = head_parameters(loaded)
     names = [name for name, _ in loaded.module.named_parameters() if name not in head]
-    biases = {name for name in names if "bias" in name and in_range(patient, name)}
+    biases = {name for name in names if "bias" in name and in_range(model, name)}
     if not biases:
         raise TuningError(
             f"tuning.method bias: {loaded.source} has no bias outside its head; set "
             "`add_missing = true` in [tuning.options] to add zero biases to the linear layers of "
             "its blocks, or choose another method (lora, adapter)"
         )
-    return Surgery(loaded.module, biases | head)
+    return PreparedModel(loaded.module, biases | head)
 
 
 def _add_missing(loaded: LoadedModel) -> None:

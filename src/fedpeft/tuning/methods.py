@@ -1,8 +1,9 @@
-"""The table of tuning methods, and `tune`: a pretrained model in, a tuned model out.
+"""The table of tuning methods, and `tune`, which applies one to a pretrained model.
 
     tune(loaded, TuningRequest("bias", seed=1)) -> TunedModel
 
-Six methods are ours; all others are types of the `peft` library, by its own names and fields.
+Six methods are implemented here; all others are types of the `peft` library, with its names and
+config fields.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from fedpeft.tuning.hf_peft import apply_peft
 from fedpeft.tuning.option_checks import Found, Option, resolve_own
 from fedpeft.tuning.peft_options import resolve_peft
 from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES, SHORT_FORMS, PeftType, short_form
+from fedpeft.tuning.prepared import ModelToTune, PreparedModel, check_blocks, finish
 from fedpeft.tuning.prompt import prompt
-from fedpeft.tuning.surgery import Patient, Surgery, check_blocks, finish
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.tuning.whole import full, head, scratch
 
@@ -40,14 +41,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TuningRequest:
-    """What to tune, and how.
+    """A choice of tuning method, with its options.
 
     Attributes:
       method: a name of `METHODS`, or any name with `rule`.
-      options: of the method; what is missing has its default.
+      options: options of the method; missing ones take their defaults.
       blocks: first and last block (inclusive, from 0) that may train; None is all.
-      seed: of all that is drawn while building: one seed gives one start on every machine.
-      rule: a method that is in no table of ours; None: the one that `method` names.
+      seed: seed of all random initialisation: one seed gives one start on every machine.
+      rule: a method that is not in `METHODS`; None takes the row that `method` names.
+
+    Example:
+      >>> import fedpeft
+      >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit"))
+      >>> request = fedpeft.TuningRequest("bias", blocks=(1, 1))
+      >>> fedpeft.tune(loaded, request).spec.names[:2]
+      ('blocks.1.attn.k.bias', 'blocks.1.attn.out.bias')
     """
 
     method: str
@@ -59,18 +67,33 @@ class TuningRequest:
 
 @dataclass(frozen=True)
 class TuningMethod:
-    """One tuning method.
+    """One tuning method: how it changes a model, and which options it takes.
 
     Attributes:
-      build: does the surgery.
-      resolve: completes options and lists what is wrong with them; imports `peft` for its types.
-      summary: one line.
+      build: takes a `ModelToTune`, inserts what the method adds to it, and returns a
+        `PreparedModel`: the changed module and the names of the parameters that train.
+      resolve: fills in the defaults of options and lists every invalid one as a problem; imports
+        `peft` for its types.
+      summary: one line for `fedpeft list methods`.
       source: `fedpeft` or `peft`.
-      refused: kind of model -> why not.
-      vmaps: whether `torch.func` can run K clients, or examples, in one pass.
+      refused: kind of model -> why the method does not support it.
+      vmaps: whether `torch.func.vmap` can run K clients, or K examples, in one pass.
+
+    Example:
+      >>> import fedpeft
+      >>> from fedpeft.tuning.option_checks import Found
+      >>> from fedpeft.tuning.prepared import PreparedModel
+      >>> def train_norms(model):
+      ...     module = model.loaded.module
+      ...     names = [name for name, _ in module.named_parameters() if "layernorm" in name]
+      ...     return PreparedModel(module, names)
+      >>> method = fedpeft.TuningMethod(train_norms, Found, "layer norms train")
+      >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit"))
+      >>> fedpeft.tune(loaded, fedpeft.TuningRequest("norms", rule=method)).spec.num_params
+      160
     """
 
-    build: Callable[[Patient], Surgery]
+    build: Callable[[ModelToTune], PreparedModel]
     resolve: Callable[[Mapping[str, object]], Found]
     summary: str
     source: str = "fedpeft"
@@ -83,7 +106,7 @@ class MethodRow:
     """A line of `fedpeft list methods`.
 
     Attributes:
-      name: of the method.
+      name: name of the method.
       source: `fedpeft` or `peft`.
       summary: one line.
       kinds: kind of model -> "yes", or the reason of the refusal.
@@ -96,7 +119,7 @@ class MethodRow:
 
 
 def tune(loaded: LoadedModel, request: TuningRequest) -> TunedModel:
-    """Apply a tuning method.
+    """Apply a tuning method to a pretrained model.
 
     Takes ownership of `loaded.module`: it is changed in place (`scratch` builds another), so do not
     use it afterwards, and load again for another method. Works on `meta` modules too, for plans.
@@ -106,17 +129,24 @@ def tune(loaded: LoadedModel, request: TuningRequest) -> TunedModel:
       request: the method, its options, the range of blocks and the seed.
 
     Raises:
-      TuningError: if the method is unknown, an option is wrong (all are listed), the range of
-        blocks is not there, or the method does not work on this model.
+      TuningError: if the method is unknown, an option is wrong (all are listed), the model lacks
+        the range of blocks, or the method does not work on this model.
+
+    Example:
+      >>> import fedpeft
+      >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit"))
+      >>> tuned = fedpeft.tune(loaded, fedpeft.TuningRequest("lora", {"r": 2}))
+      >>> tuned.spec.num_params
+      426
     """
     row = _row(request.method, request.rule)
     options = resolve_options(request.method, request.options, request.rule)
     check_blocks(loaded, request.method, request.blocks)
     seed = seeds.derive(request.seed, "tuning")
-    patient = Patient(loaded, request.method, options, request.blocks, seed, DropoutKeys())
+    model = ModelToTune(loaded, request.method, options, request.blocks, seed, DropoutKeys())
     with seeds.isolated(seed):
-        surgery = row.build(patient)
-    return finish(patient, surgery)
+        prepared = row.build(model)
+    return finish(model, prepared)
 
 
 def resolve_options(
@@ -124,12 +154,12 @@ def resolve_options(
 ) -> dict[str, object]:
     """Complete a method's options with its defaults, without a model.
 
-    What follows from the model (targets) or from the seed is left out unless it is given. Resolving
-    what was resolved changes nothing.
+    Options that follow from the model (targets) or from the seed are left out unless given.
+    Resolving resolved options again changes nothing.
 
     Raises:
       TuningError: if the method is unknown or refused on every kind of model, or options are
-        unknown or out of range; one line a problem.
+        unknown or out of range; one line for each problem.
     """
     row = _row(method, rule)
     if set(row.refused) >= set(KINDS):
@@ -150,7 +180,7 @@ def _row(method: str, rule: TuningMethod | None) -> TuningMethod:
 
 
 def list_methods() -> Sequence[MethodRow]:
-    """Return one row a method, ours first; imports nothing of `peft`."""
+    """Return one row for each method, our own first; does not import `peft`."""
     return [
         MethodRow(
             name,
@@ -201,7 +231,7 @@ _PROMPT: Mapping[str, Option] = {
 
 def _own(
     name: str,
-    build: Callable[[Patient], Surgery],
+    build: Callable[[ModelToTune], PreparedModel],
     summary: str,
     options: Mapping[str, Option] | None = None,
     refused: Mapping[str, str] | None = None,
@@ -244,4 +274,4 @@ METHODS: Mapping[str, TuningMethod] = {
     **{name: _peft(name, row) for name, row in PEFT_TYPES.items()},
     **{name: _short(name) for name in SHORT_FORMS},
 }
-"""By name, ours first."""
+"""Name of a method -> its row, our own methods first."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.errors import TuningError
 from fedpeft.tuning.peft_table import PROMPT_LEARNING, short_form
-from fedpeft.tuning.surgery import head_parameters
+from fedpeft.tuning.prepared import head_parameters
 from fedpeft.tuning.tuned import TunedModel
 
 if TYPE_CHECKING:

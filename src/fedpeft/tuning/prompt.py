@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import hidden_size
 from fedpeft.tuning.dropout import DropoutKeys, KeyedDropout
-from fedpeft.tuning.surgery import (
+from fedpeft.tuning.prepared import (
     PROMPT_ROOT,
-    Patient,
-    Surgery,
+    ModelToTune,
+    PreparedModel,
     chosen_blocks,
     head_parameters,
 )
@@ -95,30 +95,30 @@ class _Cut:
         return cast(Tensor, output)[:, : -self.num_tokens]
 
 
-def prompt(patient: Patient) -> Surgery:
+def prompt(model: ModelToTune) -> PreparedModel:
     """Add prompts, and train them and the head; with `num_tokens = 0` this is head-tuning.
 
     Raises:
       TuningError: if the model is not an image transformer.
     """
-    loaded = patient.loaded
-    _check_family(patient)
-    num_tokens = cast(int, patient.options["num_tokens"])
+    loaded = model.loaded
+    _check_family(model)
+    num_tokens = cast(int, model.options["num_tokens"])
     if num_tokens == 0:
-        return Surgery(loaded.module, head_parameters(loaded))
-    paths = [loaded.family.block.format(i) for i in chosen_blocks(patient)]
-    part = _new(patient, num_tokens, len(paths))
-    if patient.options["deep"]:
+        return PreparedModel(loaded.module, head_parameters(loaded))
+    paths = [loaded.family.block.format(i) for i in chosen_blocks(model)]
+    part = _new(model, num_tokens, len(paths))
+    if model.options["deep"]:
         for layer, path in enumerate(paths):
             _hook(loaded.module, path, path, _Append(part, layer))
     else:
         _hook(loaded.module, paths[0], paths[-1], _Append(part, 0))
     loaded.module.add_module(PROMPT_ROOT, part)
-    return Surgery(loaded.module, {f"{PROMPT_ROOT}.tokens"} | head_parameters(loaded))
+    return PreparedModel(loaded.module, {f"{PROMPT_ROOT}.tokens"} | head_parameters(loaded))
 
 
-def _check_family(patient: Patient) -> None:
-    loaded = patient.loaded
+def _check_family(model: ModelToTune) -> None:
+    loaded = model.loaded
     config = getattr(loaded.module, "config", None)
     is_seen = loaded.task.inputs in ("image", "video")
     if not (is_seen and loaded.family.block and hasattr(config, "patch_size")):
@@ -129,15 +129,15 @@ def _check_family(patient: Patient) -> None:
         )
 
 
-def _new(patient: Patient, num_tokens: int, num_blocks: int) -> Prompt:
-    module = patient.loaded.module
-    width = hidden_size(module, patient.loaded.family)
+def _new(model: ModelToTune, num_tokens: int, num_blocks: int) -> Prompt:
+    module = model.loaded.module
+    width = hidden_size(module, model.loaded.family)
     shape = (num_tokens, width)
     return Prompt(
-        (num_blocks, *shape) if patient.options["deep"] else shape,
+        (num_blocks, *shape) if model.options["deep"] else shape,
         _bound(module.config, width),
-        cast(float, patient.options["dropout"]),
-        patient.keys,
+        cast(float, model.options["dropout"]),
+        model.keys,
         next(module.parameters()).device,
     )
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from fedpeft.core.errors import TuningError
 from fedpeft.models.loaded import LoadedModel
-from fedpeft.tuning.surgery import (
-    Patient,
-    Surgery,
+from fedpeft.tuning.prepared import (
+    ModelToTune,
+    PreparedModel,
     head_parameters,
     in_range,
     is_meta,
@@ -28,17 +28,17 @@ from fedpeft.tuning.surgery import (
 __all__ = ["full", "head", "scratch"]
 
 
-def full(patient: Patient) -> Surgery:
+def full(model: ModelToTune) -> PreparedModel:
     """Train everything; with a range of blocks, those blocks and the head."""
-    module = patient.loaded.module
+    module = model.loaded.module
     names = [name for name, _ in module.named_parameters()]
-    if patient.blocks is None:
-        return Surgery(module, names, whole=True)
-    wanted = {name for name in names if in_range(patient, name)}
-    return Surgery(module, wanted | head_parameters(patient.loaded))
+    if model.blocks is None:
+        return PreparedModel(module, names, whole=True)
+    wanted = {name for name in names if in_range(model, name)}
+    return PreparedModel(module, wanted | head_parameters(model.loaded))
 
 
-def scratch(patient: Patient) -> Surgery:
+def scratch(model: ModelToTune) -> PreparedModel:
     """Train everything from new weights, which come from the seed alone.
 
     The head of a classifier is kept, so that all methods start from one head under one seed.
@@ -46,23 +46,23 @@ def scratch(patient: Patient) -> Surgery:
     Raises:
       TuningError: if a module of the user's own cannot be initialised again, or blocks are named.
     """
-    _refuse_blocks(patient, "it trains the whole model")
-    loaded = patient.loaded
+    _refuse_blocks(model, "it trains the whole model")
+    loaded = model.loaded
     module = loaded.module
     if not is_meta(module):
         kept = head_parameters(loaded) if loaded.task.new_head else frozenset[str]()
         module = _reinitialised(loaded, kept)
-    return Surgery(module, [name for name, _ in module.named_parameters()], whole=True)
+    return PreparedModel(module, [name for name, _ in module.named_parameters()], whole=True)
 
 
-def head(patient: Patient) -> Surgery:
+def head(model: ModelToTune) -> PreparedModel:
     """Train the head alone, also that of a language model (untied from the embeddings first).
 
     Raises:
       TuningError: if the model has no head that we know, or blocks are named.
     """
-    _refuse_blocks(patient, "the head is in no block")
-    loaded = patient.loaded
+    _refuse_blocks(model, "the head is in no block")
+    loaded = model.loaded
     if not loaded.head and not loaded.fresh:
         raise TuningError(
             f"tuning.method head: {loaded.source} has no head that we know; "
@@ -74,13 +74,13 @@ def head(patient: Patient) -> Surgery:
         for path in loaded.head
         for name, _ in loaded.module.get_submodule(path).named_parameters()
     }
-    return Surgery(loaded.module, inside | loaded.fresh)
+    return PreparedModel(loaded.module, inside | loaded.fresh)
 
 
-def _refuse_blocks(patient: Patient, why: str) -> None:
-    if patient.blocks is not None:
+def _refuse_blocks(model: ModelToTune, why: str) -> None:
+    if model.blocks is not None:
         raise TuningError(
-            f"tuning.blocks {list(patient.blocks)}: method {patient.method} takes no range of "
+            f"tuning.blocks {list(model.blocks)}: method {model.method} takes no range of "
             f"blocks: {why}; leave `blocks` out or choose full, bias, adapter, prompt or lora"
         )
 
