@@ -38,8 +38,8 @@ class Bottleneck(nn.Module):
     Args:
       width: size of the last axis.
       inner: size of the bottleneck, >= 1.
-      zeros: start from four zero tensors instead of a Xavier-uniform Down.
-      device: of the new tensors (`meta` for plans).
+      zeros: start from zeros throughout, instead of a Xavier-uniform Down weight.
+      device: device of the new tensors (`meta` for plans).
     """
 
     def __init__(self, width: int, inner: int, *, zeros: bool, device: torch.device) -> None:
@@ -57,7 +57,7 @@ class Bottleneck(nn.Module):
 
 
 class _AddBottleneck:
-    """A forward hook that can be pickled: adds the bottleneck's correction to a module's output."""
+    """A picklable forward hook that adds the bottleneck's correction to a module's output."""
 
     def __init__(self, bottleneck: Bottleneck, path: str) -> None:
         self.bottleneck = bottleneck
@@ -68,7 +68,7 @@ class _AddBottleneck:
         if not isinstance(output, Tensor) or output.shape[-1] != width:
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise TuningError(
-                f"tuning.method adapter: module {self.path!r} gave {found}; an adapter needs a "
+                f"tuning.method adapter: module {self.path!r} returned {found}; an adapter needs a "
                 f"tensor whose last axis is {width}; name another module in `after`"
             )
         return output + cast(Tensor, self.bottleneck(output))
@@ -78,7 +78,7 @@ def adapter(model: ModelToTune) -> PreparedModel:
     """Add adapters, and train them and the head.
 
     Raises:
-      TuningError: if the sites are unknown, are not in the model, or cannot share one adapter.
+      TuningError: if the adapted modules are unknown, missing, or cannot share one adapter.
     """
     module = model.loaded.module
     sites = _sites(model)
@@ -97,7 +97,10 @@ def adapter(model: ModelToTune) -> PreparedModel:
 
 
 def _host(module: nn.Module, site: str) -> str:
-    """Path of the module that holds the adapter: the root, unless it would run what it holds."""
+    """Return the path of the module that holds the adapter.
+
+    This is the root, unless it is a `Sequential`, which would run the adapter as a further layer.
+    """
     if not isinstance(module, nn.Sequential):
         return ""
     inner = module.get_submodule(site).named_modules(prefix=site)
@@ -106,7 +109,7 @@ def _host(module: nn.Module, site: str) -> str:
 
 
 def _sites(model: ModelToTune) -> dict[str, str]:
-    """Key on the wire -> path of the module whose output an adapter takes."""
+    """Map the adapter's key in wire names to the path of the module whose output it takes."""
     loaded = model.loaded
     after = cast("Sequence[str]", model.options["after"])
     if after:
@@ -116,9 +119,9 @@ def _sites(model: ModelToTune) -> dict[str, str]:
     if not loaded.family.mlp:
         known = [name for name, part in loaded.module.named_modules() if _own_width(part)]
         raise TuningError(
-            f"tuning.method adapter: {loaded.source} is of no family that we know; name the "
+            f"tuning.method adapter: {loaded.source} is of no known model family; name the "
             "modules whose outputs get an adapter, as `after = [...]` in [tuning.options]; "
-            f"the first that fit are {known[:4]}"
+            f"the first suitable ones are {known[:4]}"
         )
     return {str(i): loaded.family.mlp.format(i) for i in chosen_blocks(model)}
 
@@ -134,7 +137,7 @@ def _existing(model: ModelToTune, path: str) -> str:
 
 
 def _bottlenecks(model: ModelToTune, widths: Mapping[str, int]) -> dict[str, Bottleneck]:
-    """One bottleneck for each key: the same one for all, if shared."""
+    """Make a bottleneck for each key, or one for all of them if shared."""
     if not model.options["shared"]:
         return {key: _new(model, width) for key, width in widths.items()}
     if len(set(widths.values())) > 1:
@@ -152,7 +155,7 @@ def _new(model: ModelToTune, width: int) -> Bottleneck:
 
 
 def _width(model: ModelToTune, path: str) -> int:
-    """Size of the last axis of a module's output: the family's, or read off its last layer."""
+    """Return the size of the last axis of a module's output, from the config or its last layer."""
     loaded = model.loaded
     if not model.options["after"]:
         return hidden_size(loaded.module, loaded.family)
@@ -160,8 +163,8 @@ def _width(model: ModelToTune, path: str) -> int:
         if width := _own_width(part):
             return width
     raise TuningError(
-        f"tuning.method adapter: the output of module {path!r} has a width that we cannot read "
-        "off; name a linear layer or a layer norm in `after`"
+        f"tuning.method adapter: the output width of module {path!r} is unknown: it has no linear "
+        "layer or layer norm; name such a layer in `after`"
     )
 
 

@@ -2,9 +2,9 @@
 
     y = W x + b        W frozen, b trained
 
-On a ViT: patch embedding, layer norms, attention and MLP (the keys' bias too, although a softmax
-does not see it). Some models have no bias at all (Llama); `add_missing` gives each linear layer of
-their blocks a bias of zeros, which leaves the function as it was.
+On a ViT these are the biases of patch embedding, layer norms, attention and MLP (also that of the
+keys, although the softmax cancels it). Some models have no bias at all (Llama); `add_missing`
+gives each linear layer of their blocks a zero bias, which does not change the model's output.
 
 Reference: Ben Zaken et al., BitFit, ACL 2022.
 """
@@ -44,7 +44,7 @@ def bias(model: ModelToTune) -> PreparedModel:
 
 
 def _add_missing(loaded: LoadedModel) -> None:
-    """Add a bias of zeros to each linear layer of the blocks, or of a plain module's backbone."""
+    """Add a zero bias to each linear layer of the blocks, or of a plain module's backbone."""
     for path, part in loaded.module.named_modules():
         if isinstance(part, nn.Linear) and part.bias is None and _is_body(loaded, path):
             weight = part.weight

@@ -1,4 +1,4 @@
-"""Checks of a method's options: one value at a time, all problems together."""
+"""Checks of a method's options; all problems are reported together."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Found", "Option", "resolve_own", "unknown_option"]
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method of ours.
+    """One option of a method of this package.
 
     Attributes:
-      default: its value where none is given.
-      allowed: what is accepted, in words.
-      accepts: whether a value is accepted.
+      default: the value where none is given.
+      allowed: a description of the accepted values, for error messages.
+      accepts: returns whether a value is accepted.
     """
 
     default: object
@@ -28,11 +28,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Found:
-    """Options as they will be used, and what is wrong with them.
+    """Resolved options, and the problems found in them.
 
     Attributes:
-      options: complete, by name.
-      problems: one sentence each; empty if all is well.
+      options: name -> value, with all defaults filled in.
+      problems: one sentence for each invalid option; empty if all are valid.
     """
 
     options: Mapping[str, object]
@@ -40,7 +40,7 @@ class Found:
 
 
 def resolve_own(method: str, known: Mapping[str, Option], options: Mapping[str, object]) -> Found:
-    """Complete the options of a method of ours with defaults, and list all that is wrong."""
+    """Fill in the defaults of a method's options, and list all invalid ones."""
     problems = [unknown_option(method, key, known) for key in options if key not in known]
     problems += [
         f"{key} = {value!r}: expected {known[key].allowed}"
@@ -52,5 +52,5 @@ def resolve_own(method: str, known: Mapping[str, Option], options: Mapping[str, 
 
 
 def unknown_option(method: str, key: str, known: Iterable[str]) -> str:
-    """Say that a method has no such option, and name the nearest that it has."""
+    """Return the problem "no such option", with the nearest option that the method has."""
     return f"{key}: method {method} has no such option; {nearest(key, known)}"

@@ -1,7 +1,7 @@
-"""Options of the `peft` methods: the library's own config fields, less those that cannot work here.
+"""Options of the `peft` methods: the library's config fields, except those unsuitable here.
 
-A field is refused with its reason where it would change frozen weights, needs data or calls that a
-federated round has no place for, or is set by us.
+A field is refused, with the reason, if it would change frozen weights, if it needs data or calls
+that a federated round does not provide, or if its value follows from the model and the run.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def option_names(name: str) -> list[str]:
 
 
 def read_options(config: PeftConfig) -> dict[str, object]:
-    """Return the fields of a config that were set, but for those that follow from the model.
+    """Return the fields of a config that were set, except those that follow from the model.
 
-    What we do not offer is among them: `resolve_peft` says why. Seeds of frozen random parts always
-    are. `modules_to_save` is not: it names modules that train as they are.
+    Unsupported fields are included: `resolve_peft` reports them with the reason. Seeds of frozen
+    random parts are always included. `modules_to_save` is not: those modules become the head.
     """
     return {
         field.name: _plain(value)
@@ -104,7 +104,7 @@ def _default(field: dataclasses.Field[object]) -> object:
 
 
 def resolve_peft(method: str, options: Mapping[str, object]) -> Found:
-    """Complete a type's options with defaults, and list all that is wrong with them.
+    """Fill in the defaults of a type's options, and list all invalid ones.
 
     Fields without a default (`target_modules`, seeds) are left out unless they are given: they
     follow from the family and from the run's seed.
@@ -134,7 +134,7 @@ def _problem(
     key: str,
     value: object,
 ) -> str:
-    """Say what is wrong with one option; empty if nothing is."""
+    """Return what is wrong with one option; empty if it is valid."""
     if key in _REFUSED and key in fields:
         return f"{key}: not supported: {_REFUSED[key]}"
     if key not in fields:
@@ -142,7 +142,7 @@ def _problem(
     if key == "init_lora_weights" and value not in _LORA_STARTS:
         return f"{key} = {value!r}: {_WEIGHTS}; allowed are true, false, gaussian, orthogonal"
     if key == "prompt_tuning_init" and value not in _PROMPT_STARTS:
-        return f"{key} = {value!r}: allowed is RANDOM (other starts load files of their own)"
+        return f"{key} = {value!r}: allowed is RANDOM (other initialisations load further files)"
     if key == "bias" and value not in ("none", "all", "lora_only", f"{method}_only"):
         return f"{key} = {value!r}: allowed are none, all, {method}_only"
     if not _fits(fields[key], value):
@@ -155,7 +155,7 @@ def _problem(
 
 
 def _problems_of_config(method: str, name: str, given: Mapping[str, object]) -> list[str]:
-    """Ask the library's own checks."""
+    """Run the library's own checks of the options."""
     try:
         config_class(name)(**given)
     except (ValueError, TypeError, AssertionError) as error:

@@ -3,10 +3,10 @@
     deep      before block l: [cls, patches] -> [cls, patches, P_l];  after it: cut off
     shallow   before the first block: [cls, patches] -> [cls, patches, P];  after the last: cut off
 
-A VideoMAE has no cls token: its patches are tubelets, and the mean that it pools is taken after the
-prompts are cut off. Tokens start from U(-v, v), v = sqrt(6 / (channels * frames_of_a_tubelet *
-patch_height * patch_width + d)). In training they pass a dropout whose mask depends on the example
-alone. Legend: B examples, N tokens, P prompt tokens, D width.
+A VideoMAE has no cls token: its patches are tubelets, and its mean pooling comes after the prompts
+are cut off. Tokens start from U(-v, v), v = sqrt(6 / (channels * frames_of_a_tubelet *
+patch_height * patch_width + d)). In training, dropout is applied to them, with a mask that depends
+on the example alone. Legend: B examples, N tokens, P prompt tokens, D width.
 
 Reference: Jia et al., Visual Prompt Tuning, ECCV 2022.
 """
@@ -37,11 +37,11 @@ class Prompt(nn.Module):
     """The learned tokens: `tokens` [P, D], or [blocks, P, D] for deep prompts.
 
     Args:
-      shape: of `tokens`.
-      bound: of the uniform start.
+      shape: shape of `tokens`.
+      bound: bound of the uniform initialisation.
       dropout: probability in [0, 1).
-      keys: where the trainer puts the keys of the examples.
-      device: of the tokens.
+      keys: holder in which the trainer sets the keys of the examples.
+      device: device of the tokens.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Prompt(nn.Module):
 
 
 class _Append:
-    """A forward pre-hook that can be pickled: the block sees the sequence with its prompts."""
+    """A picklable forward pre-hook that appends a layer's prompts to a block's input."""
 
     def __init__(self, prompt: Prompt, layer: int) -> None:
         self.prompt = prompt
@@ -84,7 +84,7 @@ class _Append:
 
 
 class _Cut:
-    """A forward hook that can be pickled: takes the prompts off the end of a block's output."""
+    """A picklable forward hook that removes the prompts from the end of a block's output."""
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
@@ -123,9 +123,9 @@ def _check_family(model: ModelToTune) -> None:
     is_seen = loaded.task.inputs in ("image", "video")
     if not (is_seen and loaded.family.block and hasattr(config, "patch_size")):
         raise TuningError(
-            f"tuning.method prompt: {loaded.source} (family {loaded.family.name}) is not an image "
-            "transformer that we know; for text choose prompt_tuning or prefix_tuning, for other "
-            "models adapter or lora"
+            f"tuning.method prompt: {loaded.source} (family {loaded.family.name}) is not a known "
+            "image transformer; for text choose prompt_tuning or prefix_tuning, for other models "
+            "adapter or lora"
         )
 
 
@@ -150,7 +150,7 @@ def _bound(config: object, width: int) -> float:
 
 
 def _hook(module: nn.Module, first: str, last: str, append: _Append) -> None:
-    """Let prompts in before block `first` and out after block `last`."""
+    """Append prompts before block `first` and remove them after block `last`."""
     module.get_submodule(first).register_forward_pre_hook(append, with_kwargs=True)
     num_tokens = append.prompt.tokens.shape[-2]
     module.get_submodule(last).register_forward_hook(_Cut(num_tokens))

@@ -1,6 +1,6 @@
-"""Methods that train whole tensors of the model itself: `scratch`, `full`, `head`.
+"""Methods that train the model's own parameters: `scratch`, `full`, `head`.
 
-    scratch   everything trains, from new weights; the head stays as it was initialised
+    scratch   everything trains, from new weights; the head keeps its initialisation
     full      everything trains, from the pretrained weights
     head      the head trains on frozen features (a linear probe)
 
@@ -39,12 +39,12 @@ def full(model: ModelToTune) -> PreparedModel:
 
 
 def scratch(model: ModelToTune) -> PreparedModel:
-    """Train everything from new weights, which come from the seed alone.
+    """Train everything from new weights, which depend on the seed alone.
 
-    The head of a classifier is kept, so that all methods start from one head under one seed.
+    The head of a classifier is kept, so that with one seed all methods start from the same head.
 
     Raises:
-      TuningError: if a module of the user's own cannot be initialised again, or blocks are named.
+      TuningError: if a custom module cannot be initialised again, or blocks are given.
     """
     _refuse_blocks(model, "it trains the whole model")
     loaded = model.loaded
@@ -56,16 +56,16 @@ def scratch(model: ModelToTune) -> PreparedModel:
 
 
 def head(model: ModelToTune) -> PreparedModel:
-    """Train the head alone, also that of a language model (untied from the embeddings first).
+    """Train the head alone; that of a language model is first untied from the embeddings.
 
     Raises:
-      TuningError: if the model has no head that we know, or blocks are named.
+      TuningError: if the model has no known head, or blocks are given.
     """
     _refuse_blocks(model, "the head is in no block")
     loaded = model.loaded
     if not loaded.head and not loaded.fresh:
         raise TuningError(
-            f"tuning.method head: {loaded.source} has no head that we know; "
+            f"tuning.method head: {loaded.source} has no known head; "
             f"name it when loading the model; its modules are {_first_modules(loaded.module)}"
         )
     _untie(loaded)
@@ -86,7 +86,7 @@ def _refuse_blocks(model: ModelToTune, why: str) -> None:
 
 
 def _reinitialised(loaded: LoadedModel, kept: frozenset[str]) -> nn.Module:
-    """Return the architecture with new weights, and the `kept` parameters as they were."""
+    """Return the same architecture with new weights, except for the parameters in `kept`."""
     old = {name: p.detach().clone() for name, p in loaded.module.named_parameters() if name in kept}
     config = getattr(loaded.module, "config", None)
     if config is not None and hasattr(loaded.module, "init_weights"):
@@ -101,7 +101,7 @@ def _reinitialised(loaded: LoadedModel, kept: frozenset[str]) -> nn.Module:
 
 
 def _reset(module: nn.Module) -> None:
-    """Call each submodule's own initialisation, in the order of the module tree."""
+    """Call each submodule's own initialisation, in the order of `named_modules`."""
     for path, part in module.named_modules():
         again = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
         if callable(again):
@@ -115,7 +115,7 @@ def _reset(module: nn.Module) -> None:
 
 
 def _untie(loaded: LoadedModel) -> None:
-    """Give the head tensors of its own where it shares them with the frozen part."""
+    """Copy the head's tensors that it shares with the frozen part of the model."""
     outside = {
         id(p)
         for name, p in loaded.module.named_parameters(remove_duplicate=False)
@@ -136,7 +136,7 @@ def _own_parameters(loaded: LoadedModel) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _declare_untied(module: nn.Module) -> None:
-    """Tell `transformers`, so that an exported folder keeps both tensors."""
+    """Mark the weights as untied for `transformers`, so that an export keeps both tensors."""
     config = getattr(module, "config", None)
     if config is not None:
         config.tie_word_embeddings = False
