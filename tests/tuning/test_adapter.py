@@ -120,7 +120,9 @@ def test_sites_of_two_widths_cannot_share(make):
 
 def test_output_of_another_shape_is_an_error(make, images):
     tuned = tune(make("vit"), TuningRequest("adapter", {"after": ["vit.layers.0.attention"]}))
-    with pytest.raises(TuningError, match=r"'vit.layers.0.attention' returned tuple; an adapter needs"):
+    with pytest.raises(
+        TuningError, match=r"'vit.layers.0.attention' returned tuple; an adapter needs"
+    ):
         tuned.model(**images)
 
 
