@@ -92,7 +92,7 @@ def test_a_broken_file_is_an_error(tmp_path):
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path):
-    with pytest.raises(ModelError, match="holds a list; a JSON object is wanted"):
+    with pytest.raises(ModelError, match="holds a list; a JSON object is expected"):
         read(tmp_path, [1])
 
 

@@ -270,7 +270,7 @@ def test_a_bare_decoder_is_ambiguous(folders):
 
 
 def test_a_task_that_is_not_the_models_is_an_error(folders):
-    with pytest.raises(ModelError, match="has no image-classification form; it can do text"):
+    with pytest.raises(ModelError, match="does not support image-classification; it supports text"):
         load_model(ModelRequest(str(folders / "bert"), task="image-classification"))
 
 

@@ -93,7 +93,7 @@ def test_tasks_of_named_functions_can_be_sent_to_a_worker(task):
 
 def test_a_mean_instead_of_losses_is_an_error():
     task = custom_task(lambda model, batch: squared(model, batch).mean())
-    with pytest.raises(ConfigError, match=r"shape \(\); one number an example is wanted"):
+    with pytest.raises(ConfigError, match=r"shape \(\); one number per example is expected"):
         task.score(nn.Linear(3, 1), BATCH)
 
 

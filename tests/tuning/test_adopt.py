@@ -206,5 +206,5 @@ def test_what_cannot_be_sent_is_refused_in_words(build, message, make):
 def test_a_task_that_cannot_be_told_is_refused(make):
     from fedpeft.core.errors import ModelError
 
-    with pytest.raises(ModelError, match=r"Plain: its task cannot be told; pass task="):
+    with pytest.raises(ModelError, match=r"Plain: its task cannot be inferred; pass task="):
         from_peft(wrap(make, "plain", options={"target_modules": ["second"]}))

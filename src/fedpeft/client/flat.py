@@ -3,7 +3,7 @@
     parameter.data ──view──> value_P        one copy writes a whole delta
     parameter.grad ──view──> grad_P         one call clips, decays, steps
 
-P trained parameters: those that travel, then those that stay at the client.
+P trained parameters: first those that are sent, then those that stay at the client.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["FlatDelta"]
 
 
 class FlatDelta:
-    """Holds the memory of a tuned model's trainable parameters.
+    """The trainable parameters of a tuned model, as views of one flat buffer.
 
-    From its making on, the parameters of the model are views of `value_P`. Gradients become views
-    of `grad_P` with the first backward pass; parameters that took no part are not `active`.
+    Once it is made, the parameters of the model are views of `value_P`. Gradients become views of
+    `grad_P` in the first backward pass; parameters without a gradient are not active.
 
     Args:
       tuned: the model, already on its device.

@@ -1,7 +1,7 @@
-"""Architectures: from a config to a module, by the task, with `transformers` or our own network.
+"""Architectures: from a config to a module for a task, by `transformers` or our own ShuffleNet.
 
-    config.json ── read_config ──> config ── build ─────────> module, untrained
-                                      └───── load_weights ──> module, and what did not fit
+    config.json ── read_config ──> config ── build ─────────> untrained module
+                                      └───── load_weights ──> module, missing and misshapen tensors
 
 Code from a repository is never run: only classes of the installed library are built, and only
 safetensors files are read.
@@ -56,9 +56,9 @@ class Weights:
     """A module with weights from files.
 
     Attributes:
-      module: on the CPU, float32.
-      missing: in-memory names of the tensors that the files do not hold.
-      misshapen: in-memory names of those that they hold with another shape.
+      module: the module, on the CPU, float32.
+      missing: in-memory names of the tensors that the files lack.
+      misshapen: in-memory names of the tensors that have another shape in the files.
     """
 
     module: nn.Module
@@ -111,12 +111,12 @@ def preset_config(preset: Preset) -> ModelConfig:
 
 
 def infer_task(config: ModelConfig, *, where: str) -> Task:
-    """Tell the task from a config: by its class names, else by what the model type can do.
+    """Infer the task from a config: from its class names, else from what its model type supports.
 
-    Of tasks with equal inputs and the same kind of head, the first row of `TASKS` is the usual one.
+    Among tasks with equal inputs and the same kind of head, the first row of `TASKS` is preferred.
 
     Raises:
-      ModelError: if the model can do none of our tasks, or several and nothing says which.
+      ModelError: if the model supports none of the tasks, or several without a preferred one.
     """
     if isinstance(config, ShuffleNetConfig):
         return IMAGE_CLASSIFICATION
@@ -132,7 +132,7 @@ def infer_task(config: ModelConfig, *, where: str) -> Task:
         return classifier
     names = [task.name for task in _tasks_of(config)]
     raise ModelError(
-        f"model {where!r}: type {config.model_type!r} can do {names or 'none of our tasks'}; "
+        f"model {where!r}: type {config.model_type!r} supports {names or 'no known task'}; "
         f"set the task to one of {', '.join(names or TASKS)}"
         + ("" if names else ", or wrap the module from Python")
     )
@@ -144,7 +144,7 @@ def fit_config(
     """Return a copy of a config for a task: its class, its number of labels, no dropout.
 
     Raises:
-      ModelError: if the task is not one of this model's.
+      ModelError: if the model does not support the task.
     """
     if isinstance(config, ShuffleNetConfig):
         if task != IMAGE_CLASSIFICATION:
@@ -173,7 +173,7 @@ def build(config: ModelConfig, task: Task, *, attention: str | None) -> nn.Modul
     """Build an untrained module on the current device, drawing from the global generators.
 
     Raises:
-      ModelError: if the model has no such attention.
+      ModelError: if the model does not support this implementation of attention.
     """
     if isinstance(config, ShuffleNetConfig):
         return ShuffleNet(config)
@@ -193,7 +193,8 @@ def load_weights(
     """Build a module and fill it from the safetensors files of a folder.
 
     Raises:
-      ModelError: if the files are missing or broken, or the model has no such attention.
+      ModelError: if the files are missing or broken, or the model does not support this
+        implementation of attention.
     """
     if isinstance(config, ShuffleNetConfig):
         with _explained(str(folder), attention):
@@ -220,7 +221,7 @@ def load_weights(
 
 
 def tensor_names(folder: Path) -> frozenset[str]:
-    """Names of the tensors in a folder's safetensors files, read from their headers alone."""
+    """Return the names of the tensors in a folder's safetensors files, from the headers alone."""
     from safetensors import safe_open
 
     names: set[str] = set()
@@ -235,7 +236,7 @@ def _tasks_of(config: PreTrainedConfig) -> list[Task]:
 
 
 def _classes(config: PreTrainedConfig, task: Task) -> list[str]:
-    """Names of the library's classes for a config and a task, the usual one first."""
+    """Return the names of the library's classes for a config and a task, the default one first."""
     import transformers
 
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", task.auto_class.removeprefix("Auto"))
@@ -249,8 +250,8 @@ def _classes(config: PreTrainedConfig, task: Task) -> list[str]:
 def _unfit(where: str, model_type: str, task: Task, able: list[Task]) -> ModelError:
     names = ", ".join(each.name for each in able)
     return ModelError(
-        f"model {where!r}: type {model_type!r} has no {task.name} form; "
-        f"it can do {names or 'none of our tasks'}: choose another model or task"
+        f"model {where!r}: type {model_type!r} does not support {task.name}; "
+        f"it supports {names or 'no known task'}: choose another model or task"
     )
 
 
@@ -266,7 +267,7 @@ def _check_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(where: str, attention: str | None) -> Iterator[None]:
-    """Turn what the library raises for bad files or options into one `ModelError`."""
+    """Convert the library's errors for bad files or options into a `ModelError`."""
     from safetensors import SafetensorError
 
     try:
@@ -281,7 +282,7 @@ def _explained(where: str, attention: str | None) -> Iterator[None]:
 
 
 def _attention(name: str | None) -> dict[str, str]:
-    """By default the library takes `sdpa` where the model has it, else `eager`."""
+    """Return the library's argument; its default is `sdpa` where supported, else `eager`."""
     return {} if name is None else {"attn_implementation": name}
 
 
@@ -290,5 +291,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _first_id(tokens: object) -> object:
-    """The token that pads where the model names none: the last position is then found by it."""
+    """Return the padding token of a model that defines none: its first end-of-text token."""
     return tokens[0] if isinstance(tokens, list) and tokens else tokens

@@ -1,11 +1,12 @@
-"""Leaving out the frozen start of a model: its own forward runs, with stored features put in.
+"""Skipping the frozen prefix of a model: its forward runs on stored features instead.
 
     embeddings   block 0 ... block k-1      block k ... head        the whole model
-    stand-ins, which compute nothing    ^   the same modules        the rest
+    placeholders that compute nothing   ^   the same modules        the rest
                                         features
 
-Nothing is copied: the rest holds the same parameters and buffers, so that training it trains the
-model. Stand-ins keep the attributes of what they stand for, which a model's forward may read.
+No tensor is copied: the rest shares parameters and buffers with the model, so that training it
+trains the model. Placeholders keep the attributes of the modules that they replace, because a
+model's forward may read them.
 Legend: B examples, T tokens, D width.
 """
 
@@ -24,7 +25,7 @@ from fedpeft.models.families import Family, hidden_size, num_blocks
 __all__ = ["PREFIX", "Rest", "apart", "entry_of", "put_features", "skippable", "without"]
 
 PREFIX = "prefix"
-"""Batch key of stored features: [B, T, D], or [B, D] where one vector an example is enough."""
+"""Batch key of stored features: [B, T, D], or [B, D] if one vector per example is enough."""
 
 _PIXELS = "pixel_values"
 _ENTRIES: Mapping[str, str] = {
@@ -43,21 +44,21 @@ _ENTRIES: Mapping[str, str] = {
     "videomae": "videomae.embeddings",
     "vit": "vit.embeddings",
 }
-"""Family -> the module that makes the first hidden states; a family without one has no prefix."""
+"""Family -> path of its embeddings; the prefix of other families cannot be skipped."""
 
 _BODIES: Mapping[str, tuple[str, ...]] = {
     "shufflenet-v2": ("maxpool", "stage2", "stage3", "stage4", "conv5")
 }
-"""Families without blocks: what stands between entry and head."""
+"""Families without numbered blocks -> the modules between embeddings and head."""
 
 
 @dataclass
 class _Stored:
-    """Holds the features that are in the model now.
+    """The features of the current forward pass.
 
     Attributes:
       value: [B, T, D] or [B, D]; None outside a forward pass.
-      hidden: what the entry gives in place of the first hidden states.
+      hidden: the tensor that the placeholder of the embeddings returns.
     """
 
     value: Tensor | None = None
@@ -65,27 +66,27 @@ class _Stored:
 
 
 def entry_of(family: Family) -> str | None:
-    """Return the path of the module that makes the first hidden states; None if not known."""
+    """Return the path of a family's embeddings; None if not known."""
     return _ENTRIES.get(family.name)
 
 
 def skippable(module: nn.Module, family: Family) -> tuple[str, ...]:
-    """Return the paths of the modules between entry and head, in the order of the forward pass."""
+    """Return the paths of the modules between embeddings and head, in the order of the forward."""
     if not family.block:
         return _BODIES.get(family.name, ())
     return tuple(family.block.format(i) for i in range(num_blocks(module, family)))
 
 
 class Rest(nn.Module):
-    """A model that starts from stored features; called with a batch that holds them as `prefix`.
+    """A model that starts from stored features; its batches hold them under `prefix`.
 
     Args:
       module: the whole model.
-      family: of the model.
-      skipped: paths of the modules that are left out, besides the entry.
-      sites: paths of the modules whose first argument the features are; with several, the features
-        are theirs side by side, in this order.
-      widths: of each site's features.
+      family: family of the model.
+      skipped: paths of the modules that are skipped, besides the embeddings.
+      sites: paths of the modules that take the features as their first argument; the features of
+        several sites are concatenated in this order.
+      widths: width of each site's features.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Rest(nn.Module):
 
         Args:
           prefix: the features of B examples.
-          inputs: further inputs of the model; where there are none, stand-ins of the right size.
+          inputs: further inputs of the model; without any, zeros of the right size are used.
         """
         if not inputs.keys() - {"use_cache"}:
             inputs |= self._main_input(prefix)
@@ -137,11 +138,11 @@ class Rest(nn.Module):
 
 
 def without(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a module with some submodules exchanged; all others are shared with the original.
+    """Return a module with some submodules replaced; all others are shared with the original.
 
     Args:
-      module: stays as it is.
-      parts: path -> what stands there instead.
+      module: the original, which is not changed.
+      parts: path -> replacement.
     """
     root = _shell(module)
     shells: dict[str, nn.Module] = {"": root}
@@ -157,22 +158,22 @@ def without(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def apart(module: nn.Module, paths: Iterable[str]) -> nn.Module:
-    """Return a module whose submodules at some paths are shells of their own.
+    """Return a module whose submodules at some paths are shells, sharing all tensors.
 
-    What a trainer puts in the place of the original's methods for a while does not reach these.
+    When a trainer replaces methods of the original for a while, these are not affected.
     """
     return without(module, {path: _shell(module.get_submodule(path)) for path in paths})
 
 
 def put_features(module: nn.Module, hook: Callable[..., object]) -> nn.Module:
-    """Return a shell of a module whose arguments go through a hook before all others."""
+    """Return a shell of a module with one more forward pre-hook, which runs first."""
     shell = _shell(module)
     shell.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     return shell
 
 
 class _Put:
-    """A forward pre-hook that can be pickled: the features take the place of the first argument."""
+    """A picklable forward pre-hook that replaces the first argument by the features."""
 
     def __init__(self, stored: _Stored, start: int, stop: int) -> None:
         self.stored = stored
@@ -193,7 +194,7 @@ class _Put:
 
 
 class _Give:
-    """The forward of an entry that computes nothing."""
+    """The forward of the embeddings' placeholder: it returns the stored hidden states."""
 
     def __init__(self, stored: _Stored) -> None:
         self.stored = stored
@@ -204,7 +205,7 @@ class _Give:
 
 
 def _pass(*args: object, **kwargs: object) -> object:
-    """Be the forward of a module that computes nothing: return the hidden states."""
+    """Return the hidden states unchanged: the forward of a block's placeholder."""
     return args[0] if args else kwargs["hidden_states"]
 
 
@@ -216,7 +217,7 @@ def _stand_in(module: nn.Module, forward: Callable[..., object]) -> nn.Module:
 
 
 def _shell(module: nn.Module) -> nn.Module:
-    """Copy a module without what it holds: parameters, buffers and submodules are shared."""
+    """Return a shallow copy of a module: it shares parameters, buffers and submodules."""
     shell = copy.copy(module)
     for name in ("_modules", "_parameters", "_buffers"):
         shell.__dict__[name] = dict(shell.__dict__[name])

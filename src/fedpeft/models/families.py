@@ -1,12 +1,12 @@
-"""Model families: one table that says how a kind of model names its parts.
+"""Model families: a table of how each kind of model names its parts.
 
-    in memory                                         ours (on the wire)
+    in memory                                         canonical (on the wire)
     vit.layers.3.attention.q_proj.bias                ->  blocks.3.attn.q.bias
     bert.encoder.layer.3.attention.self.query.bias    ->  blocks.3.attn.q.bias
 
-Wire names are ours because `transformers` renames modules between releases: a delta must fit the
-model, not the release. Every family says `attn.q/k/v/out`, `mlp.fc1/fc2` (gated ones:
-`gate/up/down`) and `norm1/norm2` for the same things. A module that no family knows keeps its
+Canonical names are needed because `transformers` renames modules between releases: a delta must
+fit the model, whatever the release. All families use `attn.q/k/v/out`, `mlp.fc1/fc2` (gated ones:
+`gate/up/down`) and `norm1/norm2` for corresponding modules. A module of no known family keeps its
 own paths.
 """
 
@@ -38,20 +38,20 @@ class Family:
     """One kind of model.
 
     Attributes:
-      name: of the family.
+      name: name of the family.
       rules: pairs (regular expression, replacement), applied in order to an in-memory path.
-      head: module paths of the head; all that exist are taken.
-      late_head: further module paths that belong to the head if their weights were not in the
-        checkpoint (BERT's pooler).
+      head: possible module paths of the head; all that exist are used.
+      late_head: further module paths that count as head if the checkpoint lacks their weights
+        (BERT's pooler).
       mlp: path of the module whose output an adapter takes, before the skip addition; `{}` is the
         block's number.
       block: path of a block; `{}` is the block's number.
-      hidden_size: attribute of the config with the width.
-      targets: default `target_modules` (suffixes of in-memory paths) of a `peft` type; key `*` is
-        for all others.
-      feedforward: for IA3: which targets scale their input.
-      any_size: whether images of another size than the config's `image_size` go in.
-      position_offset: positions that the model reserves, of `max_position_embeddings`.
+      hidden_size: attribute of the config that holds the width.
+      targets: `peft` type -> default `target_modules` (suffixes of in-memory paths); the key `*` is
+        for all other types.
+      feedforward: the targets of IA3 whose input is scaled.
+      any_size: whether the model accepts images of another size than the config's `image_size`.
+      position_offset: how many of `max_position_embeddings` the model reserves.
     """
 
     name: str
@@ -68,20 +68,20 @@ class Family:
 
 
 def family_of(module: nn.Module) -> Family:
-    """Return the family of a module, by its config's `model_type`; `PLAIN` where none fits."""
+    """Return the family of a module, by its config's `model_type`; `PLAIN` if unknown."""
     model_type = getattr(getattr(module, "config", None), "model_type", "")
     return FAMILIES.get(str(model_type), PLAIN)
 
 
 def canonical(family: Family, path: str) -> str:
-    """Return our name of an in-memory parameter path."""
+    """Return the canonical name of an in-memory parameter path."""
     for pattern, replacement in family.rules:
         path = re.sub(pattern, replacement, path)
     return path
 
 
 def canonical_names(module: nn.Module, family: Family) -> dict[str, str]:
-    """Map our names of a module's parameters and saved buffers to their in-memory paths.
+    """Map canonical names of a module's parameters and saved buffers to their in-memory paths.
 
     A tensor that two paths share (tied embeddings) is listed once, under its first path.
 
@@ -143,11 +143,11 @@ def hidden_size(module: nn.Module, family: Family) -> int:
 
 
 PLAIN = Family(name="plain")
-"""A module that no family knows: its names are its paths."""
+"""The family of unknown modules: their canonical names are their paths."""
 
 
 def _vit(prefix: str) -> Family:
-    """ViT and its kin, with the names of `transformers` 5 and of 4."""
+    """Make the family of ViT or a similar model, with the names of `transformers` 4 and 5."""
     return Family(
         name=prefix,
         rules=(
@@ -304,7 +304,7 @@ _GPT2 = Family(
     head=("lm_head", "score"),
     mlp="transformer.h.{}.mlp",
     block="transformer.h.{}",
-    # These layers are `Conv1D`, stored (in, out): `peft` wants `fan_in_fan_out = true` for them.
+    # These layers are `Conv1D`, stored (in, out): `peft` needs `fan_in_fan_out = true` for them.
     targets={
         "ia3": ("c_attn", "mlp.c_proj"),
         "ln_tuning": ("ln_1", "ln_2", "ln_f"),
@@ -361,4 +361,4 @@ FAMILIES: Mapping[str, Family] = {
     "videomae": _VIDEOMAE,
     "vit": _vit("vit"),
 }
-"""By the `model_type` of a config."""
+"""`model_type` of a config -> family."""

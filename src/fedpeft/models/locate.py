@@ -1,12 +1,12 @@
-"""Where a model's name leads: a preset, a bundled or local folder, or a repository of the hub.
+"""Resolution of model names: a preset, a bundled or local folder, or a repository of the hub.
 
     preset:vit-base-patch16-224     an architecture, without weights
     vit-glyphs-8, minilm            a folder that comes with a package
     ./my-model, /data/vit           a folder
     google/vit-base-patch16-224     a repository of the hub, fetched into the local cache
 
-"Unknown" and "cannot be reached" are different errors: the first is a matter of spelling, the
-second of the network.
+"Unknown" and "cannot be reached" are different errors: the first suggests a misspelt name, the
+second a missing network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedpeft.models.presets import PRESETS
 __all__ = ["BUNDLED", "OBJECT", "Bundled", "Place", "is_local", "locate"]
 
 OBJECT = "object:"
-"""Stands in a run folder before the name of a module that was passed from Python."""
+"""Prefix, in a run folder, of the name of a module that was passed from Python."""
 
 _HUB_FILES = (
     "config.json",
@@ -42,12 +42,12 @@ _HUB_FILES = (
 
 @dataclass(frozen=True)
 class Bundled:
-    """A model that is on the disk without any download.
+    """A model that needs no download.
 
     Attributes:
       about: one line for `fedpeft list models`.
-      task: the name of its usual task.
-      folder: finds the folder; raises `ModelError` if the package is not installed.
+      task: the name of its default task.
+      folder: returns the folder; raises `ModelError` if its package is not installed.
     """
 
     about: str
@@ -57,10 +57,10 @@ class Bundled:
 
 @dataclass(frozen=True)
 class Place:
-    """What a name means.
+    """A resolved model name.
 
     Attributes:
-      name: as given.
+      name: the name as given.
       preset: name of a preset, or None.
       folder: a folder with config and weights, or None for a preset.
     """
@@ -71,7 +71,7 @@ class Place:
 
 
 def locate(name: str, *, revision: str | None = None) -> Place:
-    """Find what a model name means; a hub repository is fetched unless it is in the cache.
+    """Resolve a model name; a hub repository is fetched unless it is in the cache.
 
     Args:
       name: `preset:NAME`, a bundled name, a folder (or a `config.json` in it), or a hub id.
@@ -183,4 +183,4 @@ BUNDLED: Mapping[str, Bundled] = {
         _in_package("vit-glyphs-8"),
     ),
 }
-"""By name. A bundled folder is found, not fetched."""
+"""Name -> bundled model."""

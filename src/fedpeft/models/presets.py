@@ -1,7 +1,7 @@
-"""Presets: architectures by name, built untrained. `preset:NAME` in a config.
+"""Presets: named architectures without weights, `preset:NAME` in an experiment file.
 
-A preset serves planning (its counts are those of the pretrained model of that shape), tests, and
-training from scratch. Parameters are counted at the preset's own number of classes.
+Presets serve planning (their counts equal those of the pretrained model of that shape), tests, and
+training from scratch. Parameters are counted with the preset's own number of classes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Preset:
 
     Attributes:
       about: one line for `fedpeft list models`.
-      task: the name of its usual task.
-      model_type: as in a `transformers` config, or `shufflenet-v2`.
+      task: the name of its default task.
+      model_type: type of a `transformers` config, or `shufflenet-v2`.
       parameters: number of parameters, with the settings below.
       settings: arguments of the config.
-      channels_from_data: whether the model is built for as many channels as the data have; the
-        others keep the channels that they are known by.
+      channels_from_data: whether the number of input channels follows the data; otherwise it is
+        that of the config.
     """
 
     about: str
@@ -213,4 +213,4 @@ PRESETS: Mapping[str, Preset] = {
         _vit(1024, 24, 16, 4096),
     ),
 }
-"""By the part of the name after `preset:`."""
+"""The part of the name after `preset:` -> architecture."""

@@ -40,11 +40,8 @@ __all__ = ["from_peft"]
 def from_peft(model: nn.Module, *, task: Task | None = None, base: str | None = None) -> TunedModel:
     """Take a model that `peft.get_peft_model` has wrapped, with its config and its values.
 
-    The model is copied: the caller's stays as it is. The copy is float32, on the CPU, in eval mode,
-    with the dropout of the base off; dropout that the config asks for is kept.
-
-        wrapped = peft.get_peft_model(net, peft.LoraConfig(r=4, modules_to_save=["classifier"]))
-        result = fedpeft.simulate(fedpeft.from_peft(wrapped), data, {"federation.rounds": 20})
+    The model is copied and not changed. The copy is float32, on the CPU, in eval mode, with the
+    dropout of the base model off; the dropout in the config is kept.
 
     Args:
       model: a `peft.PeftModel` with one adapter, which is not merged. What requires gradients in it
@@ -59,6 +56,14 @@ def from_peft(model: nn.Module, *, task: Task | None = None, base: str | None = 
         nothing that trains, or a type or field of the config that we do not offer (with the
         reason).
       ModelError: if the task cannot be inferred.
+
+    Example:
+      >>> import fedpeft, peft
+      >>> net = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit")).module
+      >>> config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
+      >>> tuned = fedpeft.from_peft(peft.get_peft_model(net, config))
+      >>> tuned.spec.num_params
+      298
     """
     wrapped = _checked(model)
     config = next(iter(wrapped.peft_config.values()))

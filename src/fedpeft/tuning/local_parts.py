@@ -52,7 +52,7 @@ def keep_local(tuned: TunedModel, parts: Sequence[str]) -> TunedModel:
         parameters=sent,
         local_spec=DeltaSpec.of(kept),
         local=kept,
-        unrecorded="parts of its delta stay at the clients, and an experiment file has no key for it",
+        unrecorded="parts of its delta stay at the clients, for which no key exists",
     )
 
 

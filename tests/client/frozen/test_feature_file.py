@@ -120,7 +120,7 @@ def test_a_private_file_leaves_nothing_behind(tmp_path):
 
 
 def test_no_room_is_an_error_and_leaves_nothing(tmp_path):
-    with pytest.raises(EngineError, match=r"client.prefix_cache: .* bytes cannot be kept in"):
+    with pytest.raises(EngineError, match=r"client.prefix_cache: .* bytes cannot be stored in"):
         file_in_folder(tmp_path, "a" * 64, 2**60, 2**61)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,10 +1,10 @@
-"""Gradients of several clients from one backward pass, each of its own loss.
+"""Gradients of several clients, each of its own loss, from one backward pass.
 
     loss = sum_k loss_k(delta_k)      d loss / d delta_k = d loss_k / d delta_k
-    example level: every row is a client of its own, with its client's delta; rows are clipped, then
-    summed client by client
+    per example: every row counts as a client, with a copy of its client's delta; rows are clipped,
+    then summed over each client
 
-Legend: G clients of a pass, B examples of each, P trained parameters, R rows that go together.
+Legend: G clients of a pass, B examples of each, P trained parameters, R rows of a chunk.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _ROW_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Found:
-    """What one pass gives.
+    """The result of one pass.
 
     Attributes:
       grad_GP: gradient of each client's own mean loss.
       loss_G: each client's summed loss.
-      count_G: how many predictions that is of.
-      active_P: 1 where a parameter takes part in the loss, else 0; None where all do.
+      count_G: number of predictions in each client's sum.
+      active_P: 1 for a parameter that affects the loss, else 0; None if all do.
     """
 
     grad_GP: Tensor
@@ -46,7 +46,7 @@ class Found:
 
 
 Gradients: TypeAlias = Callable[[Tensor, Pass], Found]
-"""From values [G, P] and a pass of G clients to their gradients."""
+"""(values [G, P], pass of G clients) -> their gradients."""
 
 
 def stacked_gradients(
@@ -54,14 +54,14 @@ def stacked_gradients(
 ) -> Gradients:
     """Return the function that runs a pass forward and backward.
 
-    Forms are in place during a forward pass only: examples may come from the frozen part of the
-    same model, which must compute as ever.
+    Forms are in place during a forward pass only: features may come from the frozen prefix of the
+    same model, which must compute as usual.
 
     Args:
       tuned: the model.
-      settings: give device and precision.
-      live: where the forms find the clients' values.
-      places: of the forms.
+      settings: device and precision; the rest is not used.
+      live: holder of the clients' values, which the forms read.
+      places: the methods that forms replace.
     """
     spec = tuned.spec
 
@@ -93,7 +93,7 @@ def stacked_gradients(
 def clipped_by_example(gradients: Gradients, bound: float) -> Gradients:
     """Return gradients that are sums of examples' gradients, each clipped to a norm of `bound`.
 
-    Their losses are zero: none may leave a client.
+    Their losses are set to zero, because they are not protected and must not leave a client.
     """
 
     def clipped(value_GP: Tensor, one: Pass) -> Found:
@@ -116,7 +116,7 @@ def clipped_by_example(gradients: Gradients, bound: float) -> Gradients:
 
 
 def _active(pairs: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
-    """Return 1 where a parameter got a gradient, else 0 [P]; None where all did."""
+    """Return 1 for a parameter with a gradient, else 0 [P]; None if all have one."""
     if all(gradient is not None for gradient, _ in pairs):
         return None
     return torch.cat(
