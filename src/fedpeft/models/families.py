@@ -313,37 +313,27 @@ _GPT2 = Family(
     feedforward=("mlp.c_proj",),
 )
 
-_VIDEOMAE = Family(
-    name="videomae",
-    rules=(
-        (r"^videomae\.embeddings\.patch_embeddings\.projection\.", "patch."),
-        (r"^videomae\.encoder\.layer\.(\d+)\.", r"blocks.\1."),
-        (r"\.attention\.attention\.query\.", ".attn.q."),
-        (r"\.attention\.attention\.key\.", ".attn.k."),
-        (r"\.attention\.attention\.value\.", ".attn.v."),
-        (r"\.attention\.output\.dense\.", ".attn.out."),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"^videomae\.layernorm\.", "norm."),
-        (r"^fc_norm\.", "pool_norm."),
-        (r"^classifier\.", "head."),
-    ),
-    head=("classifier",),
-    late_head=("fc_norm",),
-    # The second linear layer of the MLP: the module around it adds the skip.
-    mlp="videomae.encoder.layer.{}.output.dense",
-    block="videomae.encoder.layer.{}",
-    # As for BERT, the suffix `output.dense` would take the attention's output too: IA3 scales the
-    # input of the MLP's first layer.
-    targets={
-        "ia3": ("key", "value", "intermediate.dense"),
-        "ln_tuning": ("layernorm_before", "layernorm_after", "videomae.layernorm", "fc_norm"),
-        "*": ("query", "value"),
-    },
-    feedforward=("intermediate.dense",),
-)
+
+def _videomae() -> Family:
+    base = _vit("videomae")
+    return replace(
+        base,
+        rules=(*base.rules, (r"^fc_norm\.", "pool_norm.")),
+        head=("classifier",),
+        late_head=("fc_norm",),
+        # The second linear layer of the MLP: the module around it adds the skip.
+        mlp="videomae.encoder.layer.{}.output.dense",
+        block="videomae.encoder.layer.{}",
+        # As for BERT, the suffix `output.dense` would take the attention's output too: IA3 scales
+        # the input of the MLP's first layer.
+        targets={
+            "ia3": ("key", "value", "intermediate.dense"),
+            "ln_tuning": ("layernorm_before", "layernorm_after", "videomae.layernorm", "fc_norm"),
+            "*": ("query", "value"),
+        },
+        feedforward=("intermediate.dense",),
+    )
+
 
 FAMILIES: Mapping[str, Family] = {
     "bert": _bert("bert"),
@@ -358,7 +348,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": replace(_LLAMA, name="qwen3"),
     "roberta": replace(_bert("roberta"), position_offset=2),
     "shufflenet-v2": Family(name="shufflenet-v2", head=("fc",), any_size=True),
-    "videomae": _VIDEOMAE,
+    "videomae": _videomae(),
     "vit": _vit("vit"),
 }
 """`model_type` of a config -> family."""

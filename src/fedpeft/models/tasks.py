@@ -257,30 +257,26 @@ def _next_token(model: nn.Module, batch: Batch) -> Scores:
     return Scores(loss_BT.sum(1), known_BT.sum(1).float(), correct_BT.sum(1).float())
 
 
-IMAGE_CLASSIFICATION = Task(
-    "image-classification",
-    _classify,
-    inputs="image",
-    auto_class="AutoModelForImageClassification",
-    class_endings=("ForImageClassification", "ForImageClassificationWithTeacher"),
-    pipeline="image-classification",
+def _classification(
+    inputs: Literal["image", "text", "video"], kind: str, *more_endings: str
+) -> Task:
+    """Make a row for classes of `transformers` whose names end in `For` and a kind."""
+    name, endings = f"{inputs}-classification", (f"For{kind}", *more_endings)
+    return Task(
+        name,
+        _classify,
+        inputs=inputs,
+        auto_class=f"AutoModelFor{kind}",
+        class_endings=endings,
+        pipeline=name,
+    )
+
+
+IMAGE_CLASSIFICATION = _classification(
+    "image", "ImageClassification", "ForImageClassificationWithTeacher"
 )
-TEXT_CLASSIFICATION = Task(
-    "text-classification",
-    _classify,
-    inputs="text",
-    auto_class="AutoModelForSequenceClassification",
-    class_endings=("ForSequenceClassification",),
-    pipeline="text-classification",
-)
-VIDEO_CLASSIFICATION = Task(
-    "video-classification",
-    _classify,
-    inputs="video",
-    auto_class="AutoModelForVideoClassification",
-    class_endings=("ForVideoClassification",),
-    pipeline="video-classification",
-)
+TEXT_CLASSIFICATION = _classification("text", "SequenceClassification")
+VIDEO_CLASSIFICATION = _classification("video", "VideoClassification")
 CAUSAL_LM = Task(
     "causal-lm",
     _next_token,
