@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedpeft.client.flat import active_mask
 from fedpeft.client.masks import can_batch_text, with_spread_mask
 from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import PrivacyError
@@ -122,14 +123,12 @@ def row_gradients(tuned: TunedModel) -> RowGradients:
     """
     method = METHODS.get(tuned.method)
     text = tuned.loaded.task.inputs == "text"
-    if text and not can_batch_text(tuned):
-        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
-    if method is None or not method.vmaps:
-        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
     probe = _Probe(tuned)
     slots = _slots(probe)
-    if any(id(parameter) not in slots for parameter in tuned.parameters.values()):
-        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]  # not in the module
+    outside = any(id(parameter) not in slots for parameter in tuned.parameters.values())
+    unmapped = method is None or not method.vmaps or (text and not can_batch_text(tuned))
+    if outside or unmapped:
+        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
     places = {name: slots[id(parameter)] for name, parameter in tuned.parameters.items()}
 
     def loss(values: dict[str, Tensor], row: Batch, key: Tensor) -> Tensor:
@@ -160,18 +159,17 @@ def row_gradients(tuned: TunedModel) -> RowGradients:
 def one_by_one(tuned: TunedModel, batch: Batch, keys_B: Tensor) -> tuple[Tensor, Tensor]:
     """Return gradients [B, P], one backward pass each, and 1 where a parameter has one [P]."""
     parameters = list(tuned.parameters.values())
-    rows, active = [], torch.zeros(0)
+    rows, active_P = [], torch.zeros(0)
     for i in range(len(keys_B)):
         example = {name: value[i : i + 1] for name, value in batch.items()}
         with tuned.dropout.using(keys_B[i : i + 1]):
             loss = mean_loss(tuned.loaded.task.score(tuned.model, example))
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         pairs = list(zip(found, parameters, strict=True))
-        rows.append(torch.cat([_filled(g, p).reshape(-1) for g, p in pairs]))
-        active = torch.cat(
-            [torch.full_like(p, float(g is not None)).detach().reshape(-1) for g, p in pairs]
-        )
-    return torch.stack(rows), active
+        filled = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        rows.append(torch.cat([gradient.reshape(-1) for gradient in filled]))
+        active_P = active_mask(found, parameters)
+    return torch.stack(rows), active_P
 
 
 def check_rows(tuned: TunedModel, gradients: RowGradients, batch: Batch, keys_B: Tensor) -> Tensor:
@@ -222,7 +220,3 @@ def _slots(module: nn.Module) -> dict[int, list[str]]:
         for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
             slots.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
     return slots
-
-
-def _filled(gradient: Tensor | None, parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if gradient is None else gradient

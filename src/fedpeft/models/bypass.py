@@ -16,6 +16,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -101,12 +102,12 @@ class Rest(nn.Module):
         stored = _Stored()
         entry = _ENTRIES[family.name]
         parts = {path: _stand_in(module.get_submodule(path), _pass) for path in skipped}
-        parts[entry] = _stand_in(module.get_submodule(entry), _Give(stored))
-        places = [0]
-        for path, width in zip(sites, widths, strict=True):
-            places.append(places[-1] + width)
-            hook = _Put(stored, places[-2], places[-1])
+        parts[entry] = _stand_in(module.get_submodule(entry), partial(_hidden, stored))
+        start = 0
+        for path, width in zip(sites, widths, strict=True):  # partials: closures are not picklable
+            hook = partial(_put, stored, slice(start, start + width))
             parts[path] = put_features(module.get_submodule(path), hook)
+            start += width
         self.inner = without(module, parts)
         self._stored = stored
         self._pixels = getattr(module, "main_input_name", _PIXELS) == _PIXELS
@@ -172,36 +173,27 @@ def put_features(module: nn.Module, hook: Callable[..., object]) -> nn.Module:
     return shell
 
 
-class _Put:
-    """A picklable forward pre-hook that replaces the first argument by the features."""
-
-    def __init__(self, stored: _Stored, start: int, stop: int) -> None:
-        self.stored = stored
-        self.start = start
-        self.stop = stop
-
-    def __call__(
-        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[object, ...], dict[str, object]]:
-        assert self.stored.value is not None, "set by Rest.forward"
-        value = self.stored.value
-        if (self.start, self.stop) != (0, value.shape[-1]):
-            value = value[..., self.start : self.stop]
-        if args:
-            return (value, *args[1:]), kwargs
-        first = next(iter(kwargs))
-        return args, {**kwargs, first: value}
+def _put(
+    stored: _Stored,
+    columns: slice,
+    module: nn.Module,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """A forward pre-hook: replace the first argument by some columns of the features."""
+    assert stored.value is not None, "set by Rest.forward"
+    value = stored.value
+    if (columns.start, columns.stop) != (0, value.shape[-1]):
+        value = value[..., columns]
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, next(iter(kwargs)): value}
 
 
-class _Give:
-    """The forward of the embeddings' placeholder: it returns the stored hidden states."""
-
-    def __init__(self, stored: _Stored) -> None:
-        self.stored = stored
-
-    def __call__(self, *args: object, **kwargs: object) -> Tensor:
-        assert self.stored.hidden is not None, "set by Rest.forward"
-        return self.stored.hidden
+def _hidden(stored: _Stored, *args: object, **kwargs: object) -> Tensor:
+    """Return the stored hidden states: the forward of the embeddings' placeholder."""
+    assert stored.hidden is not None, "set by Rest.forward"
+    return stored.hidden
 
 
 def _pass(*args: object, **kwargs: object) -> object:
@@ -211,7 +203,8 @@ def _pass(*args: object, **kwargs: object) -> object:
 
 def _stand_in(module: nn.Module, forward: Callable[..., object]) -> nn.Module:
     shell = _shell(module)
-    _forget(shell, ("_forward_hooks", "_forward_pre_hooks"))
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        shell.__dict__[name] = OrderedDict()
     shell.__dict__["forward"] = forward
     return shell
 
@@ -224,8 +217,3 @@ def _shell(module: nn.Module) -> nn.Module:
     for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
         shell.__dict__[name] = OrderedDict(shell.__dict__[name])
     return shell
-
-
-def _forget(shell: nn.Module, names: Iterable[str]) -> None:
-    for name in names:
-        shell.__dict__[name] = OrderedDict()

@@ -13,6 +13,7 @@ IEEE BigData 2024.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -56,22 +57,18 @@ class Bottleneck(nn.Module):
         return cast(Tensor, self.up(F.gelu(self.down(m))))
 
 
-class _AddBottleneck:
-    """A picklable forward hook that adds the bottleneck's correction to a module's output."""
-
-    def __init__(self, bottleneck: Bottleneck, path: str) -> None:
-        self.bottleneck = bottleneck
-        self.path = path
-
-    def __call__(self, module: nn.Module, inputs: object, output: object) -> Tensor:
-        width = self.bottleneck.down.in_features
-        if not isinstance(output, Tensor) or output.shape[-1] != width:
-            found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise TuningError(
-                f"tuning.method adapter: module {self.path!r} returned {found}; an adapter needs a "
-                f"tensor whose last axis is {width}; name another module in `after`"
-            )
-        return output + cast(Tensor, self.bottleneck(output))
+def _add_bottleneck(
+    bottleneck: Bottleneck, path: str, module: nn.Module, inputs: object, output: object
+) -> Tensor:
+    """A forward hook: add the bottleneck's correction to a module's output."""
+    width = bottleneck.down.in_features
+    if not isinstance(output, Tensor) or output.shape[-1] != width:
+        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise TuningError(
+            f"tuning.method adapter: module {path!r} returned {found}; an adapter needs a "
+            f"tensor whose last axis is {width}; name another module in `after`"
+        )
+    return output + cast(Tensor, bottleneck(output))
 
 
 def adapter(model: ModelToTune) -> PreparedModel:
@@ -85,7 +82,7 @@ def adapter(model: ModelToTune) -> PreparedModel:
     widths = {key: _width(model, path) for key, path in sites.items()}
     bottlenecks = _bottlenecks(model, widths)
     for key, path in sites.items():
-        hook = _AddBottleneck(bottlenecks[key], path)
+        hook = partial(_add_bottleneck, bottlenecks[key], path)  # unlike a closure, picklable
         module.get_submodule(path).register_forward_hook(hook)
     shared = bool(model.options["shared"])
     part = next(iter(bottlenecks.values())) if shared else nn.ModuleDict(bottlenecks)

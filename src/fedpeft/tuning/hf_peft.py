@@ -17,6 +17,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol, cast
 
 from torch import Tensor, nn
@@ -77,8 +78,9 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
     changed = cast(nn.Module, wrapper) if prompted else wrapper.get_base_model()
     _check_frozen(model, changed, before)
     _key_dropouts(model, changed, names)
-    if prompted and name not in KEY_VALUE:
-        _cut_virtual_tokens(model, changed)
+    if prompted and name not in KEY_VALUE and model.loaded.task.per_token:
+        num_tokens = cast(int, model.options["num_virtual_tokens"])
+        changed.register_forward_hook(partial(_cut_virtual_tokens, num_tokens))
     added = {path for path, p in changed.named_parameters() if p.requires_grad}
     new = {path for path in added if names.original(path) not in names.parameters}
     _check_overlap(model, {names.place(path) for path in new}, head)
@@ -91,15 +93,12 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
     )
 
 
-class _CutVirtualTokens:
-    """A forward hook that can be pickled: keeps the logits of the text, without the prompt's."""
-
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
-
-    def __call__(self, module: nn.Module, inputs: object, output: dict[str, Tensor]) -> object:
-        output["logits"] = output["logits"][:, self.num_tokens :]
-        return output
+def _cut_virtual_tokens(
+    num_tokens: int, module: nn.Module, inputs: object, output: dict[str, Tensor]
+) -> object:
+    """A forward hook: remove the logits of the virtual tokens."""
+    output["logits"] = output["logits"][:, num_tokens:]
+    return output
 
 
 def _wrap(model: ModelToTune, name: str) -> _Wrapper:
@@ -249,12 +248,6 @@ def _key_dropouts(model: ModelToTune, changed: nn.Module, names: PeftNames) -> N
             f"{key} = {value!r}: this dropout draws from a global generator inside the library, so "
             "results would depend on how batches are laid out; set it to 0",
         )
-
-
-def _cut_virtual_tokens(model: ModelToTune, changed: nn.Module) -> None:
-    if model.loaded.task.per_token:
-        num_tokens = cast(int, model.options["num_virtual_tokens"])
-        changed.register_forward_hook(_CutVirtualTokens(num_tokens))
 
 
 def _first_layers(model: ModelToTune) -> str:

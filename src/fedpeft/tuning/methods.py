@@ -20,7 +20,7 @@ from fedpeft.tuning.adapter import adapter
 from fedpeft.tuning.bias import bias
 from fedpeft.tuning.dropout import DropoutKeys
 from fedpeft.tuning.hf_peft import apply_peft
-from fedpeft.tuning.option_checks import Found, Option, resolve_own
+from fedpeft.tuning.option_checks import Option, ResolvedOptions, resolve_own
 from fedpeft.tuning.peft_options import resolve_peft
 from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES, SHORT_FORMS, PeftType, short_form
 from fedpeft.tuning.prepared import ModelToTune, PreparedModel, check_blocks, finish
@@ -81,20 +81,20 @@ class TuningMethod:
 
     Example:
       >>> import fedpeft
-      >>> from fedpeft.tuning.option_checks import Found
+      >>> from fedpeft.tuning.option_checks import ResolvedOptions
       >>> from fedpeft.tuning.prepared import PreparedModel
       >>> def train_norms(model):
       ...     module = model.loaded.module
       ...     names = [name for name, _ in module.named_parameters() if "layernorm" in name]
       ...     return PreparedModel(module, names)
-      >>> method = fedpeft.TuningMethod(train_norms, Found, "layer norms train")
+      >>> method = fedpeft.TuningMethod(train_norms, ResolvedOptions, "layer norms train")
       >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit"))
       >>> fedpeft.tune(loaded, fedpeft.TuningRequest("norms", rule=method)).spec.num_params
       160
     """
 
     build: Callable[[ModelToTune], PreparedModel]
-    resolve: Callable[[Mapping[str, object]], Found]
+    resolve: Callable[[Mapping[str, object]], ResolvedOptions]
     summary: str
     source: str = "fedpeft"
     refused: Mapping[str, str] = field(default_factory=dict)

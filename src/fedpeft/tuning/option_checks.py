@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedpeft.core.words import nearest
 
-__all__ = ["Found", "Option", "resolve_own", "unknown_option"]
+__all__ = ["Option", "ResolvedOptions", "resolve_own", "unknown_option"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedOptions:
     """Resolved options, and the problems found in them.
 
     Attributes:
@@ -39,7 +39,9 @@ class Found:
     problems: tuple[str, ...] = ()
 
 
-def resolve_own(method: str, known: Mapping[str, Option], options: Mapping[str, object]) -> Found:
+def resolve_own(
+    method: str, known: Mapping[str, Option], options: Mapping[str, object]
+) -> ResolvedOptions:
     """Fill in the defaults of a method's options, and list all invalid ones."""
     problems = [unknown_option(method, key, known) for key in options if key not in known]
     problems += [
@@ -48,7 +50,7 @@ def resolve_own(method: str, known: Mapping[str, Option], options: Mapping[str, 
         if key in known and not known[key].accepts(value)
     ]
     defaults = {key: copy.copy(option.default) for key, option in known.items()}
-    return Found({**defaults, **options}, tuple(problems))
+    return ResolvedOptions({**defaults, **options}, tuple(problems))
 
 
 def unknown_option(method: str, key: str, known: Iterable[str]) -> str:

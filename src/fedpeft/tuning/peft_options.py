@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fedpeft.tuning.option_checks import Found, unknown_option
+from fedpeft.tuning.option_checks import ResolvedOptions, unknown_option
 from fedpeft.tuning.peft_table import PEFT_TYPES, SEED_FIELDS, short_form
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _default(field: dataclasses.Field[object]) -> object:
     return field.default if made is dataclasses.MISSING else made()
 
 
-def resolve_peft(method: str, options: Mapping[str, object]) -> Found:
+def resolve_peft(method: str, options: Mapping[str, object]) -> ResolvedOptions:
     """Fill in the defaults of a type's options, and list all invalid ones.
 
     Fields without a default (`target_modules`, seeds) are left out unless they are given: they
@@ -124,7 +124,7 @@ def resolve_peft(method: str, options: Mapping[str, object]) -> Found:
         problems += _problems_of_config(method, name, given)
     defaults = {key: _plain(fields[key].default) for key in allowed if key not in SEED_FIELDS}
     known = {key: value for key, value in defaults.items() if _is_simple(value)}
-    return Found({**known, **given}, tuple(problems))
+    return ResolvedOptions({**known, **given}, tuple(problems))
 
 
 def _problem(

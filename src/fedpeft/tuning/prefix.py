@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -82,18 +81,24 @@ class NoPrefix:
     reason: str
 
 
-Found: TypeAlias = Split | NoPrefix
-
-
 @dataclass(frozen=True)
 class _Event:
+    """A module that the recorded forward pass calls.
+
+    Attributes:
+      kind: `block`, `site` (a trained layer), `dropout`, or `end` (of the last block).
+      path: path of the module.
+      varies: whether its input has a gradient, or a random mask follows.
+      shape: shape of its input.
+    """
+
     kind: str
     path: str
-    hot: bool
+    varies: bool
     shape: tuple[int, ...]
 
 
-def find_split(tuned: TunedModel, batch: Batch) -> Found:
+def find_split(tuned: TunedModel, batch: Batch) -> Split | NoPrefix:
     """Find the deepest cut such that nothing before it trains or is drawn at random.
 
     Args:
@@ -104,11 +109,11 @@ def find_split(tuned: TunedModel, batch: Batch) -> Found:
         return NoPrefix(reason)
     paths = skippable(tuned.model, tuned.loaded.family)
     events = _watch(tuned, batch, paths)
-    cold = list(takewhile(lambda event: not event.hot, events))
-    place = next((i for i, event in enumerate(cold) if event.kind == "site"), len(cold))
-    before = cold[:place]
-    if place < len(cold) and before and before[-1].kind == "end":
-        return _at_head(tuned, batch, paths, [e for e in events if e.kind == "site" and not e.hot])
+    fixed = list(takewhile(lambda event: not event.varies, events))
+    before = list(takewhile(lambda event: event.kind != "site", fixed))
+    if len(before) < len(fixed) and before and before[-1].kind == "end":
+        sites = [event for event in events if event.kind == "site" and not event.varies]
+        return _at_head(tuned, batch, paths, sites)
     blocks = [event for event in before if event.kind == "block"]
     if len(blocks) < 2 or not tuned.loaded.family.block:
         return NoPrefix(_from_the_start(tuned))
@@ -168,10 +173,8 @@ def rest_batch(split: Split, batch: Batch, found: Tensor) -> Batch:
 def rest_equals_whole(tuned: TunedModel, split: Split, batch: Batch) -> bool:
     """Compare losses and gradients of the whole model with those of prefix and rest."""
     stored = rest_batch(split, batch, features(tuned, split, batch))
-    whole, rest = (
-        _loss_and_gradients(tuned, batch),
-        _loss_and_gradients(rest_of(tuned, split), stored),
-    )
+    whole = _loss_and_gradients(tuned, batch)
+    rest = _loss_and_gradients(rest_of(tuned, split), stored)
     scale = max(float(g.abs().max()) for g in whole) + 1e-12
     error = max(float((a - b).abs().max()) for a, b in zip(whole, rest, strict=True))
     return error <= _TOLERANCE * scale
@@ -219,11 +222,7 @@ def _not_for(tuned: TunedModel) -> str:
         return f"method {tuned.method} puts learned tokens before the first block"
     entry, family = entry_of(tuned.loaded.family), tuned.loaded.family
     known = {path for path, _ in tuned.model.named_modules()}
-    if (
-        entry is None
-        or entry not in known
-        or (family.block and family.block.format(0) not in known)
-    ):
+    if entry not in known or (family.block and family.block.format(0) not in known):
         return f"models of family {family.name} cannot be split"
     first = (f"{entry}.", f"{family.block.format(0)}.")[: 2 if family.block else 1]
     early = (p.requires_grad for n, p in tuned.model.named_parameters() if n.startswith(first))
@@ -236,7 +235,7 @@ def _from_the_start(tuned: TunedModel) -> str:
 
 def _at_head(
     tuned: TunedModel, batch: Batch, paths: tuple[str, ...], sites: Sequence[_Event]
-) -> Found:
+) -> Split | NoPrefix:
     tokens = {len(event.shape) for event in sites} != {2}
     if tokens and len(sites) > 1:
         return NoPrefix("several trained layers read features of each token")
@@ -313,11 +312,7 @@ def _last(tuned: TunedModel, batch: Batch) -> Tensor:
 
 
 def _loss_and_gradients(tuned: TunedModel, batch: Batch) -> list[Tensor]:
-    parameters = list(tuned.parameters.values())
     with torch.enable_grad():
         loss = mean_loss(tuned.loaded.task.score(tuned.model, batch))
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    gradients = [
-        torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
-    ]
-    return [loss.detach(), *gradients]
+    parameters = list(tuned.parameters.values())
+    return [loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)]

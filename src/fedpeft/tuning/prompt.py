@@ -14,6 +14,7 @@ Reference: Jia et al., Visual Prompt Tuning, ECCV 2022.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import cast
 
 import torch
@@ -67,32 +68,25 @@ class Prompt(nn.Module):
         return torch.cat((x_BND, prompts_BPD.to(x_BND.dtype)), dim=1)
 
 
-class _Append:
-    """A picklable forward pre-hook that appends a layer's prompts to a block's input."""
-
-    def __init__(self, prompt: Prompt, layer: int) -> None:
-        self.prompt = prompt
-        self.layer = layer
-
-    def __call__(
-        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[object, ...], dict[str, object]]:
-        if args:
-            return (self.prompt.append(cast(Tensor, args[0]), self.layer), *args[1:]), kwargs
-        hidden = self.prompt.append(cast(Tensor, kwargs["hidden_states"]), self.layer)
-        return args, {**kwargs, "hidden_states": hidden}
+def _append(
+    prompt: Prompt,
+    layer: int,
+    module: nn.Module,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """A forward pre-hook: append a layer's prompts to a block's input."""
+    if args:
+        return (prompt.append(cast(Tensor, args[0]), layer), *args[1:]), kwargs
+    hidden = prompt.append(cast(Tensor, kwargs["hidden_states"]), layer)
+    return args, {**kwargs, "hidden_states": hidden}
 
 
-class _Cut:
-    """A picklable forward hook that removes the prompts from the end of a block's output."""
-
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
-
-    def __call__(self, module: nn.Module, args: object, output: object) -> object:
-        if isinstance(output, tuple):
-            return (output[0][:, : -self.num_tokens], *output[1:])
-        return cast(Tensor, output)[:, : -self.num_tokens]
+def _cut(num_tokens: int, module: nn.Module, args: object, output: object) -> object:
+    """A forward hook: remove the prompts from the end of a block's output."""
+    if isinstance(output, tuple):
+        return (output[0][:, :-num_tokens], *output[1:])
+    return cast(Tensor, output)[:, :-num_tokens]
 
 
 def prompt(model: ModelToTune) -> PreparedModel:
@@ -108,11 +102,11 @@ def prompt(model: ModelToTune) -> PreparedModel:
         return PreparedModel(loaded.module, head_parameters(loaded))
     paths = [loaded.family.block.format(i) for i in chosen_blocks(model)]
     part = _new(model, num_tokens, len(paths))
-    if model.options["deep"]:
-        for layer, path in enumerate(paths):
-            _hook(loaded.module, path, path, _Append(part, layer))
-    else:
-        _hook(loaded.module, paths[0], paths[-1], _Append(part, 0))
+    spans = [(path, path) for path in paths] if model.options["deep"] else [(paths[0], paths[-1])]
+    for layer, (first, last) in enumerate(spans):  # hooks are partials: closures cannot be pickled
+        before = partial(_append, part, layer)
+        loaded.module.get_submodule(first).register_forward_pre_hook(before, with_kwargs=True)
+        loaded.module.get_submodule(last).register_forward_hook(partial(_cut, num_tokens))
     loaded.module.add_module(PROMPT_ROOT, part)
     return PreparedModel(loaded.module, {f"{PROMPT_ROOT}.tokens"} | head_parameters(loaded))
 
@@ -147,10 +141,3 @@ def _bound(config: object, width: int) -> float:
     area = patch * patch if isinstance(patch, int) else math.prod(patch)
     area *= getattr(config, "tubelet_size", 1)
     return math.sqrt(6 / (getattr(config, "num_channels", 3) * area + width))
-
-
-def _hook(module: nn.Module, first: str, last: str, append: _Append) -> None:
-    """Append prompts before block `first` and remove them after block `last`."""
-    module.get_submodule(first).register_forward_pre_hook(append, with_kwargs=True)
-    num_tokens = append.prompt.tokens.shape[-2]
-    module.get_submodule(last).register_forward_hook(_Cut(num_tokens))

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fedpeft.client.flat import active_mask
 from fedpeft.client.local import LocalSettings, autocast, to_device
 from fedpeft.client.passes.batches import Pass
 from fedpeft.client.passes.forms import Live
@@ -23,13 +24,13 @@ from fedpeft.client.passes.places import Place, in_place
 from fedpeft.core.noise import clip_rows
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["Found", "Gradients", "clipped_by_example", "stacked_gradients"]
+__all__ = ["Gradients", "PassGradients", "clipped_by_example", "stacked_gradients"]
 
 _ROW_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Found:
+class PassGradients:
     """The result of one pass.
 
     Attributes:
@@ -45,7 +46,7 @@ class Found:
     active_P: Tensor | None
 
 
-Gradients: TypeAlias = Callable[[Tensor, Pass], Found]
+Gradients: TypeAlias = Callable[[Tensor, Pass], PassGradients]
 """(values [G, P], pass of G clients) -> their gradients."""
 
 
@@ -65,7 +66,7 @@ def stacked_gradients(
     """
     spec = tuned.spec
 
-    def gradients(value_GP: Tensor, one: Pass) -> Found:
+    def gradients(value_GP: Tensor, one: Pass) -> PassGradients:
         parts = torch.split(value_GP.detach(), list(spec.sizes), dim=1)
         leaves = [
             part.view(-1, *shape).requires_grad_()
@@ -85,7 +86,9 @@ def stacked_gradients(
         found = torch.autograd.grad(total, leaves, allow_unused=True)
         pairs = list(zip(found, leaves, strict=True))
         flat = [(torch.zeros_like(v) if g is None else g).flatten(1) for g, v in pairs]
-        return Found(torch.cat(flat, 1), loss_G.detach(), count_G.detach(), _active(pairs))
+        complete = all(gradient is not None for gradient in found)
+        active_P = None if complete else active_mask(found, [leaf[0] for leaf in leaves])
+        return PassGradients(torch.cat(flat, 1), loss_G.detach(), count_G.detach(), active_P)
 
     return gradients
 
@@ -96,7 +99,7 @@ def clipped_by_example(gradients: Gradients, bound: float) -> Gradients:
     Their losses are set to zero, because they are not protected and must not leave a client.
     """
 
-    def clipped(value_GP: Tensor, one: Pass) -> Found:
+    def clipped(value_GP: Tensor, one: Pass) -> PassGradients:
         clients, num_params = value_GP.shape
         client_R = torch.arange(len(one.keys), device=value_GP.device) // (len(one.keys) // clients)
         room = max(1, _ROW_BYTES // (4 * num_params))
@@ -110,15 +113,6 @@ def clipped_by_example(gradients: Gradients, bound: float) -> Gradients:
                 short_RP = short_RP * one.weight_GB.flatten()[rows, None].to(short_RP)
             total_GP.index_add_(0, client_R[rows], short_RP)
         none_G = value_GP.new_zeros(clients)
-        return Found(total_GP, none_G, none_G, active_P)
+        return PassGradients(total_GP, none_G, none_G, active_P)
 
     return clipped
-
-
-def _active(pairs: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
-    """Return 1 for a parameter with a gradient, else 0 [P]; None if all have one."""
-    if all(gradient is not None for gradient, _ in pairs):
-        return None
-    return torch.cat(
-        [torch.full_like(v[0].detach(), float(g is not None)).flatten() for g, v in pairs]
-    )

@@ -34,8 +34,8 @@ from fedpeft.client.passes.batches import (
 )
 from fedpeft.client.passes.forms import Live
 from fedpeft.client.passes.gradients import (
-    Found,
     Gradients,
+    PassGradients,
     clipped_by_example,
     stacked_gradients,
 )
@@ -206,7 +206,9 @@ def _check_examples(setup: _Setup, rows: RowGradients, group: Sequence[ClientTur
         check_rows(setup.tuned, rows, batch, dropout_keys(turn, places, 1).to(device))
 
 
-def _joined_gradients(setup: _Setup, value_AP: Tensor, batches: Sequence[ClientBatch]) -> Found:
+def _joined_gradients(
+    setup: _Setup, value_AP: Tensor, batches: Sequence[ClientBatch]
+) -> PassGradients:
     """Return the gradients of all clients, from several passes if their batch sizes differ much."""
     parts = split_by_size([len(batch.keys_B) for batch in batches])
     if len(parts) == 1:
@@ -216,7 +218,7 @@ def _joined_gradients(setup: _Setup, value_AP: Tensor, batches: Sequence[ClientB
         for part in parts
     ]
     back = torch.tensor([place for part in parts for place in part]).argsort()
-    return Found(
+    return PassGradients(
         torch.cat([found.grad_GP for found in founds])[back],
         torch.cat([found.loss_G for found in founds])[back],
         torch.cat([found.count_G for found in founds])[back],
