@@ -81,7 +81,7 @@ def test_words_for_numbers_are_an_error(tmp_path, content):
 
 
 def test_a_size_in_words_is_an_error(tmp_path):
-    with pytest.raises(ModelError, match="'large' is not a whole number"):
+    with pytest.raises(ModelError, match="'large' is not a number"):
         read(tmp_path, {"size": "large"}, config=SimpleNamespace())
 
 

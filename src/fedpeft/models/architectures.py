@@ -13,6 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ __all__ = [
     "load_weights",
     "preset_config",
     "read_config",
-    "tensor_names",
+    "tensor_sizes",
 ]
 
 ModelConfig: TypeAlias = "PreTrainedConfig | ShuffleNetConfig"
@@ -220,15 +221,20 @@ def load_weights(
     return Weights(module, frozenset(info["missing_keys"]) - misshapen, misshapen)
 
 
-def tensor_names(folder: Path) -> frozenset[str]:
-    """Return the names of the tensors in a folder's safetensors files, from the headers alone."""
+def tensor_sizes(folder: Path) -> dict[str, int]:
+    """Map the tensors in a folder's safetensors files to their number of floating-point elements.
+
+    Only the headers are read; tensors of other types count 0.
+    """
     from safetensors import safe_open
 
-    names: set[str] = set()
+    sizes: dict[str, int] = {}
     for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            names.update(tensors.keys())
-    return frozenset(names)
+        with safe_open(file, framework="np") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        for name, part in slices.items():
+            sizes[name] = math.prod(part.get_shape()) if "F" in part.get_dtype() else 0
+    return sizes
 
 
 def _tasks_of(config: PreTrainedConfig) -> list[Task]:

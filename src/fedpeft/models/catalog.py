@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.errors import ModelError
+from fedpeft.models.architectures import tensor_sizes
 from fedpeft.models.locate import BUNDLED, Bundled
 from fedpeft.models.presets import PRESETS
 
@@ -47,17 +47,8 @@ def model_rows() -> Sequence[ModelRow]:
 
 
 def _count(row: Bundled) -> int | None:
-    """Count the floating-point elements in a folder's files, from their headers alone."""
-    from safetensors import safe_open
-
+    """Count the floating-point elements in a folder's files; None if it is not installed."""
     try:
-        files = sorted(row.folder().glob("model*.safetensors"))
+        return sum(tensor_sizes(row.folder()).values())
     except ModelError:
         return None
-    total = 0
-    for file in files:
-        with safe_open(file, framework="np") as tensors:
-            names = list(tensors.keys())
-            slices = [tensors.get_slice(name) for name in names]
-        total += sum(math.prod(s.get_shape()) for s in slices if "F" in s.get_dtype())
-    return total

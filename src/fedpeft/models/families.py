@@ -13,7 +13,7 @@ own paths.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -30,6 +30,7 @@ __all__ = [
     "family_of",
     "hidden_size",
     "num_blocks",
+    "parameters_under",
 ]
 
 
@@ -140,6 +141,12 @@ def hidden_size(module: nn.Module, family: Family) -> int:
             "which gives the width of its blocks; use a model of a known family"
         )
     return size
+
+
+def parameters_under(module: nn.Module, paths: Collection[str]) -> frozenset[str]:
+    """Return the in-memory names of the parameters under module paths; shared ones by each name."""
+    names = (name for name, _ in module.named_parameters(remove_duplicate=False))
+    return frozenset(n for n in names if any(n.startswith(f"{path}.") for path in paths))
 
 
 PLAIN = Family(name="plain")

@@ -59,8 +59,8 @@ def image_input(
         channels=channels,
         mean=_per_channel(mean, channels, f"{folder}: image_mean"),
         std=_per_channel(std, channels, f"{folder}: image_std"),
-        rescale=_number(rescale),
-        resample=_RESAMPLE.get(_whole(found.get("resample", 2)), "bilinear"),
+        rescale=float(_number(rescale)),
+        resample=_RESAMPLE.get(int(_number(found.get("resample", 2))), "bilinear"),
     )
 
 
@@ -105,7 +105,7 @@ def text_input(config: object, family: Family, source: str | Path) -> TextInput:
     positions = getattr(config, "max_position_embeddings", None)
     limits = [512] if positions is None else [int(positions) - family.position_offset]
     found = _read(source if isinstance(source, Path) else None, "tokenizer_config.json")
-    stated = _whole(found.get("model_max_length", _UNLIMITED))
+    stated = int(_number(found.get("model_max_length", _UNLIMITED)))
     if stated < _UNLIMITED:
         limits.append(stated)
     return TextInput(folder=str(source), max_length=min(limits))
@@ -135,18 +135,16 @@ def _pair(size: object) -> tuple[int, int]:
     """Parse one of the forms 224, [224, 224], {height, width}, {shortest_edge}."""
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge", size.get("longest_edge"))
-        return _whole(size.get("height", edge)), _whole(size.get("width", edge))
-    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-        return _whole(size[0]), _whole(size[1])
-    return _whole(size), _whole(size)
+        size = [size.get("height", edge), size.get("width", edge)]
+    if not (isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2):
+        size = [size, size]
+    return int(_number(size[0])), int(_number(size[1]))
 
 
 def _per_channel(value: object, channels: int, where: str) -> tuple[float, ...]:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        numbers = tuple(_number(v) for v in value)
-        numbers = numbers * channels if len(numbers) == 1 else numbers
-    else:
-        numbers = (_number(value),) * channels
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    numbers = tuple(float(_number(each)) for each in values)
+    numbers = numbers * channels if len(numbers) == 1 else numbers
     if len(numbers) != channels:
         raise ModelError(
             f"{where}: has {len(numbers)} numbers, the model takes {channels} channels; "
@@ -157,11 +155,5 @@ def _per_channel(value: object, channels: int, where: str) -> tuple[float, ...]:
 
 def _number(value: object) -> float:
     if isinstance(value, int | float):
-        return float(value)
+        return value
     raise ModelError(f"preprocessor_config.json: {value!r} is not a number")
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, int | float):
-        return int(value)
-    raise ModelError(f"preprocessor_config.json: {value!r} is not a whole number")

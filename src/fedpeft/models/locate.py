@@ -25,19 +25,11 @@ __all__ = ["BUNDLED", "OBJECT", "Bundled", "Place", "is_local", "locate"]
 OBJECT = "object:"
 """Prefix, in a run folder, of the name of a module that was passed from Python."""
 
-_HUB_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-)
+_HUB_FILES = [
+    "config.json", "generation_config.json", "preprocessor_config.json", "model*.safetensors",
+    "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab*", "merges.txt", "*.model",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,7 +123,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except GatedRepoError as error:
         raise ModelError(
             f"model {name!r}: the hub asks you to accept its terms and to log in first"

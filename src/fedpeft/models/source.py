@@ -31,9 +31,9 @@ from fedpeft.models.architectures import (
     load_weights,
     preset_config,
     read_config,
-    tensor_names,
+    tensor_sizes,
 )
-from fedpeft.models.families import Family, family_of
+from fedpeft.models.families import Family, family_of, parameters_under
 from fedpeft.models.heads import init_head
 from fedpeft.models.inputs import image_input, text_input, video_input
 from fedpeft.models.loaded import InputSpec, LoadedModel
@@ -104,7 +104,7 @@ def load_model(request: ModelRequest) -> LoadedModel:
     fresh_paths = _fresh_paths(loaded, request, weights)
     _check_backbone(loaded, weights, fresh_paths)
     init_head(loaded.module, fresh_paths, seed=request.seed, how=request.head_init)
-    return dataclasses.replace(loaded, fresh=_parameters_under(loaded.module, fresh_paths))
+    return dataclasses.replace(loaded, fresh=parameters_under(loaded.module, fresh_paths))
 
 
 def sketch_model(request: ModelRequest) -> LoadedModel:
@@ -124,11 +124,11 @@ def sketch_model(request: ModelRequest) -> LoadedModel:
     with torch.device("meta"):
         module = build(config, task, attention=request.attention)
     loaded = _describe(request, place, module, task)
-    names = tensor_names(place.folder) if place.folder is not None else frozenset()
+    names = tensor_sizes(place.folder) if place.folder is not None else {}
     missing = frozenset(_absent(loaded, names)) if names else frozenset()
     weights = Weights(module, missing=missing, misshapen=frozenset())
     fresh_paths = _fresh_paths(loaded, request, weights)
-    return dataclasses.replace(loaded, fresh=_parameters_under(module, fresh_paths))
+    return dataclasses.replace(loaded, fresh=parameters_under(module, fresh_paths))
 
 
 def describe_module(module: nn.Module, request: ModelRequest, task: Task | None) -> LoadedModel:
@@ -187,14 +187,14 @@ def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, Task]:
 
 
 def _read(request: ModelRequest, place: Place) -> ModelConfig:
+    """Read the config of a folder, or of `request.config` if the folder has none."""
     assert place.folder is not None, "a place is a preset or a folder"
     if (place.folder / "config.json").is_file() or request.config is None:
         return read_config(place.folder)
     other = locate(request.config)
-    if other.preset is not None:
-        return preset_config(PRESETS[other.preset])
-    assert other.folder is not None, "a place is a preset or a folder"
-    return read_config(other.folder)
+    if other.folder is not None:
+        return read_config(other.folder)
+    return preset_config(PRESETS[str(other.preset)])
 
 
 def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task) -> LoadedModel:
@@ -227,7 +227,7 @@ def _recorded(request: ModelRequest) -> Mapping[str, object]:
 
 def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:
     candidates = family.head or ("classifier", "score", "lm_head", "fc", "head")
-    found = tuple(path for path in candidates if _parameters_under(module, [path]))
+    found = tuple(path for path in candidates if parameters_under(module, [path]))
     if not found:
         raise ModelError(
             f"model {source!r}: no head found at {', '.join(candidates)}; its modules are "
@@ -239,10 +239,8 @@ def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:
 
 def _inputs(request: ModelRequest, module: nn.Module, task: Task, folder: Path | None) -> InputSpec:
     config, family = getattr(module, "config", None), family_of(module)
-    if task.inputs == "image":
-        return image_input(config, family, folder)
-    if task.inputs == "video":
-        return video_input(config, family, folder)
+    if task.inputs in ("image", "video"):
+        return (image_input if task.inputs == "image" else video_input)(config, family, folder)
     return text_input(config, family, folder or ("" if is_local(request.name) else request.name))
 
 
@@ -254,18 +252,18 @@ def _fresh_paths(loaded: LoadedModel, request: ModelRequest, weights: Weights) -
     renewed = (
         request.num_labels is not None
         or loaded.folder is None
-        or not bad.isdisjoint(_parameters_under(loaded.module, loaded.head))
+        or not bad.isdisjoint(parameters_under(loaded.module, loaded.head))
     )
     late = tuple(
         path
         for path in loaded.family.late_head
-        if not weights.missing.isdisjoint(_parameters_under(loaded.module, [path]))
+        if not weights.missing.isdisjoint(parameters_under(loaded.module, [path]))
     )
     return (*(loaded.head if renewed else ()), *late)
 
 
 def _check_backbone(loaded: LoadedModel, weights: Weights, fresh_paths: Sequence[str]) -> None:
-    fresh = _parameters_under(loaded.module, fresh_paths)
+    fresh = parameters_under(loaded.module, fresh_paths)
     missing = sorted(weights.missing - fresh)
     misshapen = sorted(weights.misshapen - fresh)
     if not missing and not misshapen:
@@ -284,11 +282,5 @@ def _check_backbone(loaded: LoadedModel, weights: Weights, fresh_paths: Sequence
 
 def _absent(loaded: LoadedModel, names: Collection[str]) -> Sequence[str]:
     """Return the head's parameters that a file's names lack, with and without their prefix."""
-    parts = _parameters_under(loaded.module, [*loaded.head, *loaded.family.late_head])
+    parts = parameters_under(loaded.module, [*loaded.head, *loaded.family.late_head])
     return [n for n in parts if n not in names and n.partition(".")[2] not in names]
-
-
-def _parameters_under(module: nn.Module, paths: Collection[str]) -> frozenset[str]:
-    """Return the in-memory names of the parameters under module paths; shared ones by each name."""
-    names = (name for name, _ in module.named_parameters(remove_duplicate=False))
-    return frozenset(n for n in names if any(n.startswith(f"{path}.") for path in paths))

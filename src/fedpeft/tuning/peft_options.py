@@ -23,48 +23,26 @@ _OURS = "it follows from the model and the run"
 _LOOP = "it needs data or calls that a federated round does not make"
 _WEIGHTS = "it changes frozen weights, so that they would no longer be those of the backbone"
 _MODULES = "the head trains anyway; other modules train by methods full, bias or ln_tuning"
+_SET_BY_THE_RUN = (
+    "auto_mapping", "base_model_name_or_path", "ephemeral_gpu_offload", "inference_mode",
+    "num_attention_heads", "num_layers", "num_transformer_submodules", "peft_type", "peft_version",
+    "revision", "runtime_config", "task_type", "token_dim",
+)  # fmt: skip
+_NEEDING_CALLS = (
+    "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
+    "lora_ga_config", "monteclora_config", "use_bdlora", "velora_config",
+)  # fmt: skip
 _REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            "auto_mapping",
-            "base_model_name_or_path",
-            "inference_mode",
-            "num_attention_heads",
-            "num_layers",
-            "num_transformer_submodules",
-            "peft_type",
-            "peft_version",
-            "revision",
-            "runtime_config",
-            "task_type",
-            "token_dim",
-        ),
-        _OURS,
-    ),
-    **dict.fromkeys(
-        (
-            "alora_invocation_tokens",
-            "arrow_config",
-            "corda_config",
-            "eva_config",
-            "kasa_config",
-            "lora_ga_config",
-            "monteclora_config",
-            "use_bdlora",
-            "velora_config",
-        ),
-        _LOOP,
-    ),
+    **dict.fromkeys(_SET_BY_THE_RUN, _OURS),
+    **dict.fromkeys(_NEEDING_CALLS, _LOOP),
     **dict.fromkeys(
         ("layer_replication", "loftq_config", "use_qalora", "qalora_group_size"), _WEIGHTS
     ),
     **dict.fromkeys(("megatron_config", "megatron_core"), "tensor parallelism is not supported"),
     **dict.fromkeys(("modules_to_save", "trainable_token_indices"), _MODULES),
-    "ephemeral_gpu_offload": _OURS,
     "target_parameters": "name the layers in `target_modules`",
 }
 _LORA_STARTS = (True, False, "gaussian", "orthogonal")
-_PROMPT_STARTS = ("RANDOM",)
 _SIMPLE: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 _LEAST: Mapping[str, int] = {"adapter_len": 1, "lora_alpha": 1, "num_virtual_tokens": 1, "r": 1}
 
@@ -112,16 +90,13 @@ def resolve_peft(method: str, options: Mapping[str, object]) -> ResolvedOptions:
     name, meant = short_form(method)
     fields = {field.name: field for field in dataclasses.fields(config_class(name))}
     allowed = option_names(name)
-    problems = [
-        problem
-        for key, value in options.items()
-        if (problem := _problem(method, fields, allowed, key, value))
-    ]
+    found = [_problem(method, fields, allowed, key, value) for key, value in options.items()]
+    problems = [problem for problem in found if problem]
     given = {**PEFT_TYPES[name].defaults, **options, **meant}
     if name == "oft" and "r" in options and "oft_block_size" not in options:
         given["oft_block_size"] = 0
     if not problems:
-        problems += _problems_of_config(method, name, given)
+        problems = _problems_of_config(method, name, given)
     defaults = {key: _plain(fields[key].default) for key in allowed if key not in SEED_FIELDS}
     known = {key: value for key, value in defaults.items() if _is_simple(value)}
     return ResolvedOptions({**known, **given}, tuple(problems))
@@ -141,7 +116,7 @@ def _problem(
         return unknown_option(method, key, allowed)
     if key == "init_lora_weights" and value not in _LORA_STARTS:
         return f"{key} = {value!r}: {_WEIGHTS}; allowed are true, false, gaussian, orthogonal"
-    if key == "prompt_tuning_init" and value not in _PROMPT_STARTS:
+    if key == "prompt_tuning_init" and value != "RANDOM":
         return f"{key} = {value!r}: allowed is RANDOM (other initialisations load further files)"
     if key == "bias" and value not in ("none", "all", "lora_only", f"{method}_only"):
         return f"{key} = {value!r}: allowed are none, all, {method}_only"

@@ -89,12 +89,10 @@ PEFT_TYPES: Mapping[str, PeftType] = {
     ),
     "adaption_prompt": PeftType(
         "gated prompts inside the attention of the last blocks (LLaMA-Adapter)",
-        {
-            "vit": "the library has it for LLaMA-like and GPT-2 models only",
-            "bert": "the library has it for LLaMA-like and GPT-2 models only",
-            "videomae": "the library has it for LLaMA-like and GPT-2 models only",
-            "plain": "the library has it for LLaMA-like and GPT-2 models only",
-        },
+        dict.fromkeys(
+            ("vit", "bert", "videomae", "plain"),
+            "the library has it for LLaMA-like and GPT-2 models only",
+        ),
         {"adapter_len": 10},
     ),
     "beft": PeftType("a new bias on chosen linear layers (BEFT)"),

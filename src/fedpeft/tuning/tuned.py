@@ -84,7 +84,7 @@ def move(tuned: TunedModel, device: str) -> None:
 
 def read_delta(tuned: TunedModel) -> Tensor:
     """Copy the live delta into a new flat buffer [num_params]."""
-    return tuned.spec.flatten({name: p.detach() for name, p in tuned.parameters.items()})
+    return tuned.spec.flatten(tuned.parameters)
 
 
 def write_delta(tuned: TunedModel, flat: Tensor) -> None:
@@ -93,10 +93,7 @@ def write_delta(tuned: TunedModel, flat: Tensor) -> None:
     Raises:
       DeltaMismatchError: if its length or type differs.
     """
-    views = tuned.spec.unflatten(flat)
-    with torch.no_grad():
-        for name, parameter in tuned.parameters.items():
-            parameter.copy_(views[name])
+    _write(tuned.spec, tuned.parameters, flat)
 
 
 def read_buffers(tuned: TunedModel) -> Tensor:
@@ -106,7 +103,11 @@ def read_buffers(tuned: TunedModel) -> Tensor:
 
 def write_buffers(tuned: TunedModel, flat: Tensor) -> None:
     """Copy a flat buffer into the live buffers that are sent."""
-    views = tuned.buffer_spec.unflatten(flat)
+    _write(tuned.buffer_spec, tuned.buffers, flat)
+
+
+def _write(spec: DeltaSpec, live: Mapping[str, Tensor], flat: Tensor) -> None:
+    views = spec.unflatten(flat)
     with torch.no_grad():
-        for name, buffer in tuned.buffers.items():
-            buffer.copy_(views[name])
+        for name, tensor in live.items():
+            tensor.copy_(views[name])

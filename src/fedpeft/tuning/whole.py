@@ -10,12 +10,11 @@ Federated Learning, IEEE BigData 2024.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
 from fedpeft.core.errors import TuningError
+from fedpeft.models.families import parameters_under
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.prepared import (
     ModelToTune,
@@ -34,8 +33,8 @@ def full(model: ModelToTune) -> PreparedModel:
     names = [name for name, _ in module.named_parameters()]
     if model.blocks is None:
         return PreparedModel(module, names, whole=True)
-    wanted = {name for name in names if in_range(model, name)}
-    return PreparedModel(module, wanted | head_parameters(model.loaded))
+    chosen = {name for name in names if in_range(model, name)}
+    return PreparedModel(module, chosen | head_parameters(model.loaded))
 
 
 def scratch(model: ModelToTune) -> PreparedModel:
@@ -66,15 +65,11 @@ def head(model: ModelToTune) -> PreparedModel:
     if not loaded.head and not loaded.fresh:
         raise TuningError(
             f"tuning.method head: {loaded.source} has no known head; "
-            f"name it when loading the model; its modules are {_first_modules(loaded.module)}"
+            "name it when loading the model; its modules are "
+            f"{[name for name, _ in loaded.module.named_children()][:6]}"
         )
     _untie(loaded)
-    inside = {
-        f"{path}.{name}"
-        for path in loaded.head
-        for name, _ in loaded.module.get_submodule(path).named_parameters()
-    }
-    return PreparedModel(loaded.module, inside | loaded.fresh)
+    return PreparedModel(loaded.module, parameters_under(loaded.module, loaded.head) | loaded.fresh)
 
 
 def _refuse_blocks(model: ModelToTune, why: str) -> None:
@@ -116,23 +111,14 @@ def _reset(module: nn.Module) -> None:
 
 def _untie(loaded: LoadedModel) -> None:
     """Copy the head's tensors that it shares with the frozen part of the model."""
-    outside = {
-        id(p)
-        for name, p in loaded.module.named_parameters(remove_duplicate=False)
-        if not any(name.startswith(f"{path}.") for path in loaded.head)
-    }
-    for part, name in _own_parameters(loaded):
-        parameter = getattr(part, name)
-        if id(parameter) in outside:
-            setattr(part, name, nn.Parameter(parameter.detach().clone()))
-            _declare_untied(loaded.module)
-
-
-def _own_parameters(loaded: LoadedModel) -> Iterator[tuple[nn.Module, str]]:
-    for path in loaded.head:
-        for part in loaded.module.get_submodule(path).modules():
-            for name, _ in list(part.named_parameters(recurse=False)):
-                yield part, name
+    inside = parameters_under(loaded.module, loaded.head)
+    every = dict(loaded.module.named_parameters(remove_duplicate=False))
+    outside = {id(p) for name, p in every.items() if name not in inside}
+    for path in (path for path in every if path in inside and id(every[path]) in outside):
+        owner, _, name = path.rpartition(".")
+        copied = nn.Parameter(every[path].detach().clone())
+        setattr(loaded.module.get_submodule(owner), name, copied)
+        _declare_untied(loaded.module)
 
 
 def _declare_untied(module: nn.Module) -> None:
@@ -142,7 +128,3 @@ def _declare_untied(module: nn.Module) -> None:
         config.tie_word_embeddings = False
     if hasattr(module, "all_tied_weights_keys"):
         object.__setattr__(module, "all_tied_weights_keys", {})
-
-
-def _first_modules(module: nn.Module) -> list[str]:
-    return [name for name, _ in module.named_children()][:6]

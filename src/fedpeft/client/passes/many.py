@@ -48,32 +48,14 @@ from fedpeft.tuning.tuned import TunedModel, read_delta
 __all__ = ["MANY_FAMILIES", "MANY_METHODS", "many_trainer", "why_one_by_one"]
 
 MANY_METHODS = (
-    "adapter",
-    "bias",
-    "dora",
-    "full",
-    "head",
-    "ia3",
-    "ln_tuning",
-    "lora",
-    "prompt",
-    "rslora",
+    "adapter", "bias", "dora", "full", "head", "ia3", "ln_tuning", "lora", "prompt", "rslora",
     "scratch",
-)
+)  # fmt: skip
 """Methods whose clients can share a pass; clients of all others train one by one."""
 
 MANY_FAMILIES = (
-    "bert",
-    "deit",
-    "distilbert",
-    "gpt2",
-    "llama",
-    "qwen2",
-    "qwen3",
-    "roberta",
-    "videomae",
-    "vit",
-)
+    "bert", "deit", "distilbert", "gpt2", "llama", "qwen2", "qwen3", "roberta", "videomae", "vit",
+)  # fmt: skip
 """Families whose modules process the rows of a batch independently, and call layers as modules."""
 
 
