@@ -235,11 +235,11 @@ def _filled(tensors: Tensors, shape: Mapping[str, int], where: str) -> ViTModel:
 
     with torch.device("meta"), quiet():
         module = ViTModel(ViTConfig(**shape, layer_norm_eps=1e-6), add_pooling_layer=False)
-    wanted = module.state_dict()
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     problems = {
-        "missing": [n for n in wanted if n not in tensors],
-        "unexpected": [n for n in tensors if n not in wanted],
-        "misshapen": [n for n in wanted if n in tensors and tensors[n].shape != wanted[n].shape],
+        "missing": [n for n in expected if n not in tensors],
+        "unexpected": [n for n in tensors if n not in expected],
+        "misshapen": [n for n in expected if n in tensors and tensors[n].shape != expected[n]],
     }
     if any(problems.values()):
         listed = "; ".join(f"{w}: {', '.join(names[:5])}" for w, names in problems.items() if names)

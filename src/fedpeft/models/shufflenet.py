@@ -193,7 +193,7 @@ def load_shufflenet(folder: Path, config: ShuffleNetConfig) -> tuple[ShuffleNet,
     if not file.is_file():
         raise ModelError(f"{folder}: no model.safetensors; save the model with save_shufflenet")
     module = ShuffleNet(config)
-    wanted, found = module.state_dict(), load_file(file)
-    bad = frozenset(n for n in wanted if n not in found or found[n].shape != wanted[n].shape)
-    module.load_state_dict({n: found[n] for n in wanted if n not in bad}, strict=False)
+    expected, found = module.state_dict(), load_file(file)
+    bad = frozenset(n for n, t in expected.items() if n not in found or found[n].shape != t.shape)
+    module.load_state_dict({n: found[n] for n in expected if n not in bad}, strict=False)
     return module, bad

@@ -18,7 +18,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
@@ -45,13 +45,10 @@ from fedpeft.tuning.prepared import (
     is_meta,
 )
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 __all__ = ["apply_peft", "remove_copies"]
-
-
-class _Wrapper(Protocol):
-    """The part of `peft.PeftModel` that we use."""
-
-    def get_base_model(self) -> nn.Module: ...
 
 
 def apply_peft(model: ModelToTune) -> PreparedModel:
@@ -75,20 +72,20 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
     head = head_parameters(model.loaded)
     before = _fingerprint(module)
     wrapper = _wrap(model, name)
-    changed = cast(nn.Module, wrapper) if prompted else wrapper.get_base_model()
+    changed: nn.Module = wrapper if prompted else wrapper.get_base_model()
     _check_frozen(model, changed, before)
     _key_dropouts(model, changed, names)
     if prompted and name not in KEY_VALUE and model.loaded.task.per_token:
         num_tokens = cast(int, model.options["num_virtual_tokens"])
         changed.register_forward_hook(partial(_cut_virtual_tokens, num_tokens))
     added = {path for path, p in changed.named_parameters() if p.requires_grad}
-    new = {path for path in added if names.original(path) not in names.parameters}
-    _check_overlap(model, {names.place(path) for path in new}, head)
+    new = {names.place(p) for p in added if names.original(p) not in names.parameters}
+    _check_overlap(model, new, head)
     return PreparedModel(
         changed,
         added | {path for path, _ in changed.named_parameters() if names.original(path) in head},
         rename=names.wire,
-        peft_model=cast(nn.Module, wrapper),
+        peft_model=wrapper,
         drawn=_drawn(model, name),
     )
 
@@ -101,7 +98,7 @@ def _cut_virtual_tokens(
     return output
 
 
-def _wrap(model: ModelToTune, name: str) -> _Wrapper:
+def _wrap(model: ModelToTune, name: str) -> PeftModel:
     """Let the library change the model, then remove its copies of the head."""
     from peft import get_peft_model
 
@@ -110,11 +107,11 @@ def _wrap(model: ModelToTune, name: str) -> _Wrapper:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = config_class(name)(**_fields(model, name))
-            wrapper = get_peft_model(module, config, low_cpu_mem_usage=is_meta(module))
+            wrapper: PeftModel = get_peft_model(module, config, low_cpu_mem_usage=is_meta(module))
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise _error(model, f"the peft library reports: {error}") from error
     remove_copies(wrapper)
-    return cast(_Wrapper, wrapper)
+    return wrapper
 
 
 def _fields(model: ModelToTune, name: str) -> dict[str, object]:
@@ -161,34 +158,33 @@ def _prompt_fields(model: ModelToTune) -> dict[str, object]:
 def _targets(model: ModelToTune, name: str, known: set[str]) -> dict[str, object]:
     """Return which layers are adapted: the user's targets or the family's, within the blocks."""
     family = model.loaded.family
-    wanted = model.options.get("target_modules") or list(default_targets(name, family.targets))
-    if not wanted:
+    targets = model.options.get("target_modules") or list(default_targets(name, family.targets))
+    if not targets:
         raise _error(model, f"no default targets; {_first_layers(model)}")
-    fields: dict[str, object] = {"target_modules": wanted}
+    fields: dict[str, object] = {"target_modules": targets}
     if name == "ia3" and "feedforward_modules" not in model.options:
-        given = wanted if isinstance(wanted, list) else list(family.feedforward)
+        given = targets if isinstance(targets, list) else list(family.feedforward)
         fields["feedforward_modules"] = [path for path in given if path in family.feedforward]
-    if wanted == "all-linear" and "exclude_modules" in known:
+    if targets == "all-linear" and "exclude_modules" in known:
         fields["exclude_modules"] = model.options.get("exclude_modules") or list(model.loaded.head)
     if model.blocks is not None:
-        fields["target_modules"] = _only_in_blocks(model, wanted)
+        fields["target_modules"] = _only_in_blocks(model, targets)
     return fields
 
 
-def _only_in_blocks(model: ModelToTune, wanted: object) -> str:
+def _only_in_blocks(model: ModelToTune, targets: object) -> str:
     """Return a regular expression of the targeted modules inside the range of blocks."""
     module = model.loaded.module
     paths = [path for path, _ in module.named_modules() if path and in_range(model, path)]
-    if wanted == "all-linear":
-        linear = [p for p in paths if isinstance(module.get_submodule(p), nn.Linear)]
-        return "|".join(re.escape(path) for path in linear)
-    if isinstance(wanted, str):
-        found = [path for path in paths if re.fullmatch(wanted, path)]
+    if targets == "all-linear":
+        found = [p for p in paths if isinstance(module.get_submodule(p), nn.Linear)]
+    elif isinstance(targets, str):
+        found = [path for path in paths if re.fullmatch(targets, path)]
     else:
-        suffixes = [str(suffix) for suffix in cast("list[object]", wanted)]
-        found = [p for p in paths if any(p == s or p.endswith(f".{s}") for s in suffixes)]
+        suffixes = tuple(f".{suffix}" for suffix in cast("list[object]", targets))
+        found = [path for path in paths if f".{path}".endswith(suffixes)]
     if not found:
-        raise _error(model, f"target_modules {wanted!r} match nothing in the range of blocks")
+        raise _error(model, f"target_modules {targets!r} match nothing in the range of blocks")
     return "|".join(re.escape(path) for path in found)
 
 
@@ -233,7 +229,7 @@ def _check_overlap(model: ModelToTune, places: set[str], head: frozenset[str]) -
 
 def _key_dropouts(model: ModelToTune, changed: nn.Module, names: PeftNames) -> None:
     """Replace the library's dropout layers by ours, whose masks do not depend on the batch."""
-    wanted = {k: v for k, v in model.options.items() if k.endswith("dropout") and v}
+    requested = {k: v for k, v in model.options.items() if k.endswith("dropout") and v}
     replaced = 0
     for path, part in list(changed.named_modules()):
         if isinstance(part, nn.Dropout) and path.removeprefix(names.prefix) not in names.modules:
@@ -241,8 +237,8 @@ def _key_dropouts(model: ModelToTune, changed: nn.Module, names: PeftNames) -> N
             keyed = KeyedDropout(part.p, model.keys, names.wire(path))
             setattr(changed.get_submodule(parent), name, keyed)
             replaced += part.p > 0
-    if wanted and not replaced:
-        key, value = next(iter(wanted.items()))
+    if requested and not replaced:
+        key, value = next(iter(requested.items()))
         raise _error(
             model,
             f"{key} = {value!r}: this dropout draws from a global generator inside the library, so "

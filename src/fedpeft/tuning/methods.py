@@ -22,7 +22,7 @@ from fedpeft.tuning.dropout import DropoutKeys
 from fedpeft.tuning.hf_peft import apply_peft
 from fedpeft.tuning.option_checks import Option, ResolvedOptions, resolve_own
 from fedpeft.tuning.peft_options import resolve_peft
-from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES, SHORT_FORMS, PeftType, short_form
+from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES, SHORT_FORMS, short_form
 from fedpeft.tuning.prepared import ModelToTune, PreparedModel, check_blocks, finish
 from fedpeft.tuning.prompt import prompt
 from fedpeft.tuning.tuned import TunedModel
@@ -241,18 +241,12 @@ def _own(
     )
 
 
-def _peft(name: str, row: PeftType) -> TuningMethod:
+def _peft(method: str) -> TuningMethod:
+    name, options = short_form(method)
+    row = PEFT_TYPES[name]
+    summary = f"{name} with {', '.join(options)}" if options else row.summary
     return TuningMethod(
-        apply_peft, partial(resolve_peft, name), row.summary, "peft", row.refused, row.vmaps
-    )
-
-
-def _short(name: str) -> TuningMethod:
-    meaning, options = short_form(name)
-    row = PEFT_TYPES[meaning]
-    summary = f"{meaning} with {', '.join(options)}"
-    return TuningMethod(
-        apply_peft, partial(resolve_peft, name), summary, "peft", row.refused, row.vmaps
+        apply_peft, partial(resolve_peft, method), summary, "peft", row.refused, row.vmaps
     )
 
 
@@ -271,7 +265,6 @@ METHODS: Mapping[str, TuningMethod] = {
         _PROMPT,
         dict.fromkeys(("bert", "llama", "plain"), _NOT_AN_IMAGE),
     ),
-    **{name: _peft(name, row) for name, row in PEFT_TYPES.items()},
-    **{name: _short(name) for name in SHORT_FORMS},
+    **{name: _peft(name) for name in (*PEFT_TYPES, *SHORT_FORMS)},
 }
 """Name of a method -> its row, our own methods first."""
