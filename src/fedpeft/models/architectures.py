@@ -166,7 +166,8 @@ def fit_config(
         and task.targets == "class"
         and getattr(fitted, "pad_token_id", None) is None
     ):
-        fitted.pad_token_id = _first_id(getattr(fitted, "eos_token_id", None))
+        tokens = getattr(fitted, "eos_token_id", None)  # the text's end then stands for padding
+        fitted.pad_token_id = tokens[0] if isinstance(tokens, list) and tokens else tokens
     return fitted
 
 
@@ -183,7 +184,7 @@ def build(config: ModelConfig, task: Task, *, attention: str | None) -> nn.Modul
     auto = getattr(transformers, task.auto_class)
     with quiet(), _explained(config.model_type, attention):
         module: nn.Module = auto.from_config(
-            config, dtype=torch.float32, trust_remote_code=False, **_attention(attention)
+            config, dtype=torch.float32, trust_remote_code=False, attn_implementation=attention
         )
     return module
 
@@ -215,7 +216,7 @@ def load_weights(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=False,
-            **_attention(attention),
+            attn_implementation=attention,
         )
     misshapen = frozenset(key[0] for key in info["mismatched_keys"])
     return Weights(module, frozenset(info["missing_keys"]) - misshapen, misshapen)
@@ -287,15 +288,5 @@ def _explained(where: str, attention: str | None) -> Iterator[None]:
         raise ModelError(f"{where}: cannot be built{option}: {_first_line(error)}") from error
 
 
-def _attention(name: str | None) -> dict[str, str]:
-    """Return the library's argument; its default is `sdpa` where supported, else `eager`."""
-    return {} if name is None else {"attn_implementation": name}
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _first_id(tokens: object) -> object:
-    """Return the padding token of a model that defines none: its first end-of-text token."""
-    return tokens[0] if isinstance(tokens, list) and tokens else tokens

@@ -112,7 +112,13 @@ def _sites(model: ModelToTune) -> dict[str, str]:
     if after:
         if model.blocks is not None:
             raise TuningError("tuning.blocks and `after` both say where adapters go; give one")
-        return {str(i): _existing(model, path) for i, path in enumerate(after)}
+        names = [name for name, _ in loaded.module.named_modules()]
+        if missing := [path for path in after if path not in names]:
+            raise TuningError(
+                f"tuning.method adapter: `after` names {missing[0]!r}, which {loaded.source} does "
+                f"not have; its first modules are {names[1:7]}"
+            )
+        return {str(i): path for i, path in enumerate(after)}
     if not loaded.family.mlp:
         known = [name for name, part in loaded.module.named_modules() if _own_width(part)]
         raise TuningError(
@@ -121,16 +127,6 @@ def _sites(model: ModelToTune) -> dict[str, str]:
             f"the first suitable ones are {known[:4]}"
         )
     return {str(i): loaded.family.mlp.format(i) for i in chosen_blocks(model)}
-
-
-def _existing(model: ModelToTune, path: str) -> str:
-    names = [name for name, _ in model.loaded.module.named_modules()]
-    if path not in names:
-        raise TuningError(
-            f"tuning.method adapter: `after` names {path!r}, which {model.loaded.source} does "
-            f"not have; its first modules are {names[1:7]}"
-        )
-    return path
 
 
 def _bottlenecks(model: ModelToTune, widths: Mapping[str, int]) -> dict[str, Bottleneck]:

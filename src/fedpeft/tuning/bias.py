@@ -59,4 +59,4 @@ def _add_missing(loaded: LoadedModel) -> None:
 def _is_body(loaded: LoadedModel, path: str) -> bool:
     if loaded.family.block:
         return block_of(canonical(loaded.family, f"{path}.")) is not None
-    return not any(path == head or path.startswith(f"{head}.") for head in loaded.head)
+    return not f"{path}.".startswith(tuple(f"{head}." for head in loaded.head))

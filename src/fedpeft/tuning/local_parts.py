@@ -35,9 +35,11 @@ def keep_local(tuned: TunedModel, parts: Sequence[str]) -> TunedModel:
     Raises:
       TuningError: if a part matches nothing in the delta, or nothing would be left to send.
     """
-    names = {name for part in parts for name in tuned.spec.names if _is_under(name, part)}
+    names: set[str] = set()
     for part in parts:
-        if not any(_is_under(name, part) for name in tuned.spec.names):
+        matched = {name for name in tuned.spec.names if f"{name}.".startswith(f"{part}.")}
+        names |= matched
+        if not matched:
             raise TuningError(
                 f"local part {part!r}: the delta has no parameter of that name; "
                 f"{nearest(part, tuned.spec.names)}"
@@ -54,7 +56,3 @@ def keep_local(tuned: TunedModel, parts: Sequence[str]) -> TunedModel:
         local=kept,
         unrecorded="parts of its delta stay at the clients, for which no key exists",
     )
-
-
-def _is_under(name: str, part: str) -> bool:
-    return name == part or name.startswith(f"{part}.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import contains
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import TuningError
@@ -208,18 +209,15 @@ def _is_paths(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(path, str) for path in value)
 
 
-def _is_start(value: object) -> bool:
-    return value in ("identity", "zeros")
-
-
 def _flag(default: bool) -> Option:
     return Option(default, "true or false", _is_flag)
 
 
+_STARTS = ("identity", "zeros")
 _ADAPTER: Mapping[str, Option] = {
     "reduction": Option(8, "a whole number >= 1", partial(_is_count, least=1)),
     "shared": _flag(True),
-    "init": Option("identity", '"identity" or "zeros"', _is_start),
+    "init": Option("identity", '"identity" or "zeros"', partial(contains, _STARTS)),
     "after": Option([], "a list of module paths", _is_paths),
 }
 _PROMPT: Mapping[str, Option] = {

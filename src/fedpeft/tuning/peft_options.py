@@ -98,7 +98,7 @@ def resolve_peft(method: str, options: Mapping[str, object]) -> ResolvedOptions:
     if not problems:
         problems = _problems_of_config(method, name, given)
     defaults = {key: _plain(fields[key].default) for key in allowed if key not in SEED_FIELDS}
-    known = {key: value for key, value in defaults.items() if _is_simple(value)}
+    known = {k: v for k, v in defaults.items() if isinstance(v, bool | int | float | str)}
     return ResolvedOptions({**known, **given}, tuple(problems))
 
 
@@ -155,7 +155,3 @@ def _plain(value: object) -> object:
     if isinstance(value, set | frozenset):
         return sorted(value)
     return value.value if isinstance(value, enum.Enum) else value
-
-
-def _is_simple(value: object) -> bool:
-    return isinstance(value, bool | int | float | str)

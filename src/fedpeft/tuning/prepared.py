@@ -141,8 +141,9 @@ def head_parameters(loaded: LoadedModel) -> frozenset[str]:
     """
     if not loaded.task.new_head:
         return loaded.fresh
-    inside = (n for n, _ in loaded.module.named_parameters() if _is_under(n, loaded.head))
-    return frozenset(inside) | loaded.fresh
+    under = tuple(f"{path}." for path in loaded.head)
+    inside = (name for name, _ in loaded.module.named_parameters() if name.startswith(under))
+    return loaded.fresh.union(inside)
 
 
 def in_range(model: ModelToTune, path: str) -> bool:
@@ -184,10 +185,6 @@ def chosen_blocks(model: ModelToTune) -> range:
 def is_meta(module: nn.Module) -> bool:
     """Whether a model has shapes but no weights (`plan`)."""
     return any(parameter.is_meta for parameter in module.parameters())
-
-
-def _is_under(name: str, modules: Collection[str]) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def _put(parameters: dict[str, nn.Parameter], name: str, value: nn.Parameter, method: str) -> None:

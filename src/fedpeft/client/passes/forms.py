@@ -70,13 +70,10 @@ def _matrix(module: nn.Linear, own: Own) -> Run:
     def run(x: Tensor) -> Tensor:
         weight_GOI = own["weight"]
         x_GNI = _apart(x, len(weight_GOI))
-        if "bias" in own:
-            y_GNO = torch.baddbmm(own["bias"].unsqueeze(1), x_GNI, weight_GOI.mT)
-        elif module.bias is not None:
-            y_GNO = torch.baddbmm(module.bias, x_GNI, weight_GOI.mT)
-        else:
-            y_GNO = torch.bmm(x_GNI, weight_GOI.mT)
-        return y_GNO.view(*x.shape[:-1], -1)
+        bias: Tensor | None = own["bias"].unsqueeze(1) if "bias" in own else module.bias
+        if bias is None:
+            return torch.bmm(x_GNI, weight_GOI.mT).view(*x.shape[:-1], -1)
+        return torch.baddbmm(bias, x_GNI, weight_GOI.mT).view(*x.shape[:-1], -1)
 
     return run
 
