@@ -25,14 +25,7 @@ from torch import Tensor
 from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
 
-__all__ = [
-    "clip",
-    "clip_rows",
-    "draw_root",
-    "gaussian",
-    "seeded_root",
-    "uniform",
-]
+__all__ = ["clip", "clip_rows", "draw_root", "gaussian", "seeded_root", "uniform"]
 
 _ROOT_BYTES = 32
 

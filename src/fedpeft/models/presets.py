@@ -147,13 +147,7 @@ PRESETS: Mapping[str, Preset] = {
         "image-classification",
         "vit",
         5_018,
-        {
-            **_TINY_ENCODER,
-            "image_size": 8,
-            "patch_size": 4,
-            "num_channels": 1,
-            "num_labels": 10,
-        },
+        {**_TINY_ENCODER, "image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10},
         channels_from_data=True,
     ),
     "tiny-videomae": Preset(

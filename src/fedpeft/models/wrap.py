@@ -63,10 +63,5 @@ def wrap_module(
     own = copy.deepcopy(module).float().eval()
     zero_dropout(own)
     return LoadedModel(
-        module=own,
-        task=task,
-        family=family_of(own),
-        head=tuple(head),
-        inputs=inputs,
-        source=name,
+        module=own, task=task, family=family_of(own), head=tuple(head), inputs=inputs, source=name
     )

@@ -16,14 +16,7 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.dropout import DropoutKeys
 
-__all__ = [
-    "TunedModel",
-    "move",
-    "read_buffers",
-    "read_delta",
-    "write_buffers",
-    "write_delta",
-]
+__all__ = ["TunedModel", "move", "read_buffers", "read_delta", "write_buffers", "write_delta"]
 
 
 @dataclass(frozen=True)

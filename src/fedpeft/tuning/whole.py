@@ -16,13 +16,7 @@ from torch import nn
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import parameters_under
 from fedpeft.models.loaded import LoadedModel
-from fedpeft.tuning.prepared import (
-    ModelToTune,
-    PreparedModel,
-    head_parameters,
-    in_range,
-    is_meta,
-)
+from fedpeft.tuning.prepared import ModelToTune, PreparedModel, head_parameters, in_range, is_meta
 
 __all__ = ["full", "head", "scratch"]
 
