@@ -1,4 +1,4 @@
-"""Fingerprints: one for one backbone, another after the smallest change."""
+"""Fingerprints: equal for equal backbones, different after the smallest change."""
 
 from __future__ import annotations
 

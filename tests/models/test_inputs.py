@@ -1,4 +1,4 @@
-"""What processor and tokenizer files of the usual forms say."""
+"""Input formats read from common processor and tokenizer files."""
 
 from __future__ import annotations
 

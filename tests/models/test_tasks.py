@@ -1,4 +1,4 @@
-"""Tasks of the user's own, and the bundled ones against plain formulas."""
+"""Custom tasks, and the built-in ones against plain formulas."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_no_name_of_a_task_is_asked(name):
     batch = probe_batch(known)
     scores = [tuned.loaded.task.score(tuned.model, batch).loss_B for tuned in (known, renamed)]
     assert torch.equal(*scores)
-    other = dataclasses.replace(row, new_head=not row.new_head)  # the fields are asked
+    other = dataclasses.replace(row, new_head=not row.new_head)  # the fields decide, not the name
     changed = load_model(ModelRequest(f"preset:{name}", other, seed=1))
     assert tune(changed, TuningRequest("lora")).spec != known.spec
 

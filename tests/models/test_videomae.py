@@ -1,4 +1,4 @@
-"""VideoMAE by preset and folder: its head, its inputs, old names, and what does not fit."""
+"""VideoMAE by preset and folder: its head, its inputs, old names, and misfits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters: the formula, where they stand, the two starts, and errors."""
+"""Adapters: the formula, their position, the two initialisations, and errors."""
 
 from __future__ import annotations
 

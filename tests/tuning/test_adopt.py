@@ -54,7 +54,7 @@ def options_of(kind, method, options):
 
 
 def wrap(make, kind, method="lora", options=None, *, name="default", **config):
-    """Wrap a model as a user does, with numbers of its own in the adapter."""
+    """Wrap a model as a user does, with random values in the adapter."""
     loaded = loaded_of(make, kind)
     fields = {**options_of(kind, method, options or {}), **config}
     if kind in TASK_TYPES:

@@ -1,4 +1,4 @@
-"""The peft library under our rules: equal to its direct use, dropout by example, refusals."""
+"""Methods of peft: equal to direct use of the library, dropout by example, refusals."""
 
 from __future__ import annotations
 

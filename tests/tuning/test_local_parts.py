@@ -1,4 +1,4 @@
-"""Parts of a delta that stay at the clients: in no message, each client's own, exactly once."""
+"""Local parts of a delta: never sent, kept per client, updated exactly once per turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peft delta on disk: the stock library gives the tuned model's outputs."""
+"""A peft delta on disk: the unmodified library reproduces the tuned model's outputs."""
 
 from __future__ import annotations
 

@@ -79,10 +79,8 @@ def _sgd(settings: OptimizerSettings, active_P: Tensor | None) -> Step:
             decayed_P = value_P if active_P is None else value_P * active_P
             grad_P = grad_P.add(decayed_P, alpha=settings.weight_decay)
         if settings.momentum:
-            if momentum_P is None:
-                momentum_P = moved_P = grad_P.clone()
-            else:
-                moved_P = momentum_P[: len(value_P)].mul_(settings.momentum).add_(grad_P)
+            momentum_P = torch.zeros_like(value_P) if momentum_P is None else momentum_P
+            moved_P = momentum_P[: len(value_P)].mul_(settings.momentum).add_(grad_P)
             nesterov = settings.nesterov
             grad_P = grad_P.add(moved_P, alpha=settings.momentum) if nesterov else moved_P
         value_P.add_(grad_P, alpha=-settings.lr)

@@ -82,7 +82,7 @@ def test_a_truncated_file_is_made_anew(tmp_path, size):
 
 
 def test_a_record_without_its_values_counts_as_absent(tmp_path):
-    """As after a crash between two pages: the mark is there, the values are not."""
+    """Simulate a crash between two pages: the checksum is written, the values are not."""
     table = fill(in_folder(tmp_path))
     table._values[3:6] = 0.0
     assert in_folder(tmp_path).missing(ALL).tolist() == [2]
