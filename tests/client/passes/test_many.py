@@ -337,10 +337,8 @@ def test_what_has_no_client_axis_trains_one_by_one(tmp_path):
     hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)).save_pretrained(tmp_path)
     loaded = load_model(ModelRequest(name=str(tmp_path), task="causal-lm"))
     custom = tune(loaded, TuningRequest("bias"))
-    custom.model.transformer.h[0].attn.register_parameter(
-        "gate", custom.parameters["norm.bias"]
-    )
-    assert "h.0.attn (GPT2Attention) trains ['gate']" in why_one_by_one(extended, settings())
+    custom.model.transformer.h[0].attn.register_parameter("gate", custom.parameters["norm.bias"])
+    assert "h.0.attn (GPT2Attention) trains ['gate']" in why_one_by_one(custom, settings())
     assert "no layer with an axis" in why_one_by_one(tuned(VIDEO, "full"), settings())
     words = tuned(TEXT, "lora", target_modules=["word_embeddings"])
     assert "lora_embedding_A" in why_one_by_one(words, settings())
