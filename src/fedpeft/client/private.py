@@ -52,7 +52,7 @@ RowGradients: TypeAlias = Callable[[Batch, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GradientPrivacy:
-    """How gradients are clipped and noised.
+    """The mechanism that clips and noises gradients.
 
     `by_example` with `secret` gives differential privacy of single examples. Without them this is
     the paper's mechanism, which guarantees nothing: as in its formula, or, without a clip and not

@@ -25,7 +25,7 @@ HEAD_INITS = ("normal", "paper")
 
 
 def init_head(module: nn.Module, paths: Sequence[str], *, seed: int, how: str = "normal") -> None:
-    """Give every linear layer under `paths` new weights, in place.
+    """Initialise every linear layer under `paths` with new weights, in place.
 
     Other layers under the paths (a normalisation) keep theirs. A model on `meta` is not changed.
 

@@ -17,11 +17,11 @@ __all__ = ["ImageInput", "InputSpec", "LoadedModel", "TextInput", "VideoInput"]
 
 @dataclass(frozen=True)
 class ImageInput:
-    """How images become `pixel_values` [B, channels, height, width], float32.
+    """The image format of a model: `pixel_values` [B, channels, height, width], float32.
 
     Attributes:
-      height: in pixels.
-      width: in pixels.
+      height: height in pixels.
+      width: width in pixels.
       channels: 1 or 3.
       mean: one number per channel, after rescaling.
       std: one number per channel, > 0.
@@ -40,7 +40,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class TextInput:
-    """How texts become `input_ids` and `attention_mask` [B, T], int64.
+    """The text format of a model: `input_ids` and `attention_mask` [B, T], int64.
 
     Attributes:
       folder: folder or hub id of the tokenizer, for `AutoTokenizer.from_pretrained`; "" for an
@@ -54,7 +54,7 @@ class TextInput:
 
 @dataclass(frozen=True)
 class VideoInput:
-    """How clips become `pixel_values` [B, frames, channels, height, width], float32.
+    """The clip format of a model: `pixel_values` [B, frames, channels, height, width], float32.
 
     Attributes:
       frames: number of frames in a clip; >= 1.
@@ -66,7 +66,7 @@ class VideoInput:
 
 
 InputSpec: TypeAlias = ImageInput | TextInput | VideoInput | None
-"""None for a custom module, whose batches come from the user's data set."""
+"""The input format of a model; None for a custom module, whose data set returns batches."""
 
 
 @dataclass(frozen=True)

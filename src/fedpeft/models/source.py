@@ -47,7 +47,7 @@ __all__ = ["ModelRequest", "describe_module", "load_model", "sketch_model"]
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """Which model to load, for which task.
+    """A request for a model: its name, its task and its head.
 
     Attributes:
       name: hub id, local folder, bundled name, or `preset:NAME` (untrained).

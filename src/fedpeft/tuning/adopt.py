@@ -38,7 +38,7 @@ __all__ = ["from_peft"]
 
 
 def from_peft(model: nn.Module, *, task: Task | None = None, base: str | None = None) -> TunedModel:
-    """Take a model that `peft.get_peft_model` has wrapped, with its config and its values.
+    """Import a model that `peft.get_peft_model` has wrapped, with its config and its values.
 
     The model is copied and not changed. The copy is float32, on the CPU, in eval mode, with the
     dropout of the base model off; the dropout in the config is kept.
@@ -70,10 +70,9 @@ def from_peft(model: nn.Module, *, task: Task | None = None, base: str | None = 
     method = str(config.peft_type.value).lower()
     options = resolve_options(method, read_options(config))
     loaded = _describe(wrapped, method, task, base)
-    base_model = ModelToTune(
-        loaded, method, options, None, seeds.derive(0, "tuning"), DropoutKeys()
-    )
-    with seeds.isolated(base_model.seed):
+    seed = seeds.derive(0, "tuning")
+    base_model = ModelToTune(loaded, method, options, None, seed, DropoutKeys())
+    with seeds.isolated(seed):
         prepared = apply_peft(base_model)
     trained = _trained(wrapped, prepared)
     _copy_values(wrapped, prepared)
@@ -120,12 +119,12 @@ def _describe(wrapped: PeftModel, method: str, task: Task | None, base: str | No
     labels = getattr(getattr(module, "config", None), "num_labels", None)
     request = ModelRequest(known or "", revision=config.revision)
     loaded = describe_module(module, request, task)
-    classifies = loaded.task.new_head
-    if loaded.recorded and loaded.task.name in TASKS:
-        more = {"model.task": loaded.task.name, "model.num_labels": labels if classifies else None}
-        recorded = {key: value for key, value in more.items() if value is not None}
-        loaded = dataclasses.replace(loaded, recorded={**loaded.recorded, **recorded})
-    return dataclasses.replace(loaded, head=saved)
+    recorded = dict(loaded.recorded)
+    if recorded and loaded.task.name in TASKS:
+        recorded["model.task"] = loaded.task.name
+        if loaded.task.new_head and labels is not None:
+            recorded["model.num_labels"] = labels
+    return dataclasses.replace(loaded, head=saved, recorded=recorded)
 
 
 def _saved_whole(wrapped: PeftModel) -> tuple[str, ...]:

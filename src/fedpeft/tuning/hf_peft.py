@@ -52,7 +52,7 @@ __all__ = ["apply_peft", "remove_copies"]
 
 
 def apply_peft(model: ModelToTune) -> PreparedModel:
-    """Put a `peft` type's layers into the model, and train them and the head.
+    """Insert the layers of a `peft` type into the model, and train them and the head.
 
     Raises:
       TuningError: if the type does not work on this kind of model (with the reason), finds no
@@ -99,7 +99,7 @@ def _cut_virtual_tokens(
 
 
 def _wrap(model: ModelToTune, name: str) -> PeftModel:
-    """Let the library change the model, then remove its copies of the head."""
+    """Apply the library's own `get_peft_model`, then remove its copies of the head."""
     from peft import get_peft_model
 
     module = model.loaded.module

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.models.bypass import PREFIX, Rest, entry_of, skippable
-from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
+from fedpeft.models.loaded import TextInput, VideoInput
 from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.tuned import TunedModel
@@ -141,7 +141,7 @@ def features(tuned: TunedModel, split: Split, batch: Batch) -> Tensor:
 
     Args:
       tuned: the whole model, in eval mode.
-      split: where it is cut.
+      split: the cut.
       batch: on the model's device.
 
     Returns:
@@ -196,14 +196,12 @@ def probe_batch(tuned: TunedModel, *, tokens: int = 8) -> Batch | None:
         mask = torch.zeros(2, 1, tokens, tokens, device=device)
         targets = ids if tuned.loaded.task.per_token else labels
         return {"input_ids": ids, "attention_mask": mask, "labels": targets}
-    if isinstance(inputs, ImageInput):
-        size: tuple[int, ...] = (inputs.channels, inputs.height, inputs.width)
-    elif isinstance(inputs, VideoInput):
-        picture = inputs.picture
-        size = (inputs.frames, picture.channels, picture.height, picture.width)
-    else:
+    frames = (inputs.frames,) if isinstance(inputs, VideoInput) else ()
+    picture = inputs.picture if isinstance(inputs, VideoInput) else inputs
+    if picture is None:
         return None
-    return {"pixel_values": torch.zeros(2, *size, device=device), "labels": labels}
+    size = (2, *frames, picture.channels, picture.height, picture.width)
+    return {"pixel_values": torch.zeros(size, device=device), "labels": labels}
 
 
 class _Reached(Exception):

@@ -31,7 +31,7 @@ _ATTENTION = ("eager", "sdpa")
 
 @dataclass(frozen=True)
 class _Tail:
-    """How the last block of one kind of model computes its first token.
+    """The computation of the first token in the last block of one kind of model.
 
     Attributes:
       blocks: path of the list of blocks in the model.

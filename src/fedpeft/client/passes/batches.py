@@ -82,7 +82,7 @@ def num_steps(turn: ClientTurn, settings: LocalSettings) -> int:
 
 
 def join(parts: Sequence[ClientBatch], pad_id: int) -> Pass:
-    """Put the steps of several clients side by side.
+    """Concatenate the steps of several clients.
 
     Args:
       parts: one step of each client.

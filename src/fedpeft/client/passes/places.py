@@ -32,7 +32,7 @@ class LoraLayer(Protocol):
 
 @dataclass(frozen=True)
 class Form:
-    """How one class of modules is computed for several clients.
+    """The computation of one class of modules for several clients.
 
     Attributes:
       make: (module, its trained parameters) -> replacement of its method.
