@@ -28,7 +28,7 @@ from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.models.source import load_model
 from fedpeft.rounds.round import turn_seed
 from fedpeft.server.sampling import fixed_cohort
-from fedpeft.tuning.surgery import ADAPTER_ROOT
+from fedpeft.tuning.prepared import ADAPTER_ROOT
 from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["distance", "experiment_of", "module_paths", "write_work"]
@@ -140,7 +140,7 @@ def _plan(built: BuiltRun) -> dict[str, object]:
         "clients": {name: rows.tolist() for name, rows in data.clients.items()},
         "cohorts": cohorts,
         "turns": turns,
-        **_surgery(built),
+        **_tuned_layers(built),
     }
 
 
@@ -155,8 +155,8 @@ def _turn(built: BuiltRun, number: int, name: str) -> list[list[list[int]]]:
     ]
 
 
-def _surgery(built: BuiltRun) -> dict[str, object]:
-    """What a contestant must know to put the same layers in."""
+def _tuned_layers(built: BuiltRun) -> dict[str, object]:
+    """Return what another library needs to insert the same layers."""
     method, options = built.experiment.tuning.method, built.experiment.tuning.options
     if method == "lora":
         targets = {path.split(".lora_")[0].rsplit(".", 1)[1] for path in _lora_paths(built.tuned)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -28,9 +29,11 @@ def environment(tmp_path_factory):
     own = next(folder.glob("lib/python*/site-packages"))
     source = Path(fedpeft.__file__).parents[1]
     (own / "borrowed.pth").write_text("\n".join([str(source), *site.getsitepackages()]) + "\n")
+    copy = tmp_path_factory.mktemp("source") / "plugin"  # building leaves files beside the source
+    shutil.copytree(ROOT / "examples" / "plugin", copy)
     command = [
         sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-        "--no-build-isolation", "--target", str(own), str(ROOT / "examples" / "plugin"),
+        "--no-build-isolation", "--target", str(own), str(copy),
     ]  # fmt: skip
     subprocess.run(command, check=True, timeout=300)
     return python

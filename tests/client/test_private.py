@@ -68,7 +68,7 @@ def images(number=3):
 
 
 def spread(model):
-    """Move the delta from its start, where zeros hide faults."""
+    """Move the delta away from its initial zeros, which hide faults."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters.values():

@@ -52,7 +52,7 @@ CLAIMED = [(model, name) for model in MODELS for name, method in METHODS.items()
 
 
 def spread(tuned):
-    """Move the delta from its start, where zeros hide faults."""
+    """Move the delta away from its initial zeros, which hide faults."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in tuned.parameters.values():
@@ -61,7 +61,7 @@ def spread(tuned):
 
 
 def sharpen(tuned):
-    """Enlarge the weights: an untrained model hardly attends to anything."""
+    """Enlarge the weights, because the attention of an untrained model is nearly uniform."""
     with torch.no_grad():
         for parameter in tuned.model.parameters():
             if parameter.ndim > 1:

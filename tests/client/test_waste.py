@@ -1,4 +1,4 @@
-"""No waste: what is frozen, decoded or evaluated costs what it must, and no more."""
+"""The cost of training and evaluation: nothing is computed or decoded in vain."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from fedpeft.tuning.tuned import TunedModel, read_delta
 
 
 class Pictures:
-    """Noise of 8 x 8, ten classes; counts the batches that are asked for."""
+    """Random images of 8 x 8 pixels and ten classes; records the size of each requested batch."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.asked = count, list[int]()
+        self.count, self.sizes = count, list[int]()
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, indices: Sequence[int], *, seed: int | None) -> dict[str, Tensor]:
-        self.asked.append(len(indices))
+        self.sizes.append(len(indices))
         pixels = torch.randn(len(indices), 1, 8, 8, generator=torch.Generator().manual_seed(1))
         return {"pixel_values": pixels, "labels": torch.as_tensor(list(indices)) % 10}
 
@@ -96,7 +96,7 @@ def test_nothing_runs_backward_below_the_first_trained_parameter(
 
 
 def test_a_trained_embedding_runs_backward() -> None:
-    """The negative control: the test above would see it."""
+    """The negative control: the test above would detect it."""
     assert any("embeddings" in name for name in in_graph(tuned("full")))
 
 
@@ -129,7 +129,7 @@ def test_evaluation_takes_large_batches_and_keeps_no_graph() -> None:
     model, examples, modes = tuned("full"), Pictures(600), list[bool]()
     model.model.register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
     found = evaluate(model, examples, LocalSettings(), 256)
-    assert examples.asked == [256, 256, 88] and modes == [True] * 3
+    assert examples.sizes == [256, 256, 88] and modes == [True] * 3
     assert not found.loss_N.requires_grad and len(found.loss_N) == 600
 
 

@@ -53,7 +53,7 @@ def test_intervals_end_where_figures_do():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: Metric("F 1", "max"), r"metric 'F 1': allowed is a name of small letters"),
+        (lambda: Metric("F 1", "max"), r"metric 'F 1': allowed are lower-case letters"),
         (lambda: Metric("f1", "up"), r"better is 'up'; allowed are 'min' and 'max'"),
         (lambda: metric_named("mae", where="task 'x'"), r"task 'x': metric 'mae' is unknown; choo"),
         (

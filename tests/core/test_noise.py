@@ -1,4 +1,4 @@
-"""Clip and noise: bounds that hold to the last bit, deviations that are measured."""
+"""Clipping and noise: exact bounds, and measured standard deviations."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def vit_folder(tiny_vit, write_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def old_vit_folder(tiny_vit, write_folder, tmp_path_factory) -> Path:
-    """The same with the names of `transformers` 4."""
+    """The small ViT with the names of `transformers` 4."""
     tensors = {old_vit_name(name): tensor for name, tensor in tiny_vit.state_dict().items()}
     return write_folder(tmp_path_factory.mktemp("models") / "v4", tiny_vit, tensors)
 

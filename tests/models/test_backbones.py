@@ -1,4 +1,4 @@
-"""The small self-supervised backbones beside the package: whole, small, and not in the wheel."""
+"""The small self-supervised backbones in the repository: complete, small, and not in the wheel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of models, and that the presets are what they say."""
+"""The list of models, and the parameter counts of the presets."""
 
 from __future__ import annotations
 

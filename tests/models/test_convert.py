@@ -201,7 +201,7 @@ def test_a_pickle_with_code_is_refused(tmp_path, plain):
         def __reduce__(self):
             return (print, ("ran",))
 
-    with pytest.raises(ModelError, match="holds Python objects beside tensors"):
+    with pytest.raises(ModelError, match="holds Python objects besides tensors"):
         convert(tmp_path, {"model": plain, "args": Evil()}, "mae")
 
 

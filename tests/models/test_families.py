@@ -95,8 +95,8 @@ def test_no_name_keeps_a_path_of_the_library(module):
     names = canonical_names(module, family_of(module))
     known = r"(blocks\.\d+\.(attn|mlp|norm[12]|scale[12])|patch|cls|mask|distillation|positions"
     known += r"|tokens|segments|embed_norm|norm|pooler|head|head_distillation)(\.|$)"
-    strange = [name for name in names if not re.match(known, name)]
-    assert strange == []
+    unexpected = [name for name in names if not re.match(known, name)]
+    assert unexpected == []
 
 
 def test_attention_and_mlp_have_the_same_words_everywhere(module):
@@ -128,10 +128,10 @@ def test_head_exists(module):
 def test_default_targets_exist(module):
     paths = [path for path, _ in module.named_modules()]
     family = family_of(module)
-    wanted = {target for targets in family.targets.values() for target in targets}
-    found = {t for t in wanted for path in paths if path == t or path.endswith(f".{t}")}
+    expected = {target for targets in family.targets.values() for target in targets}
+    found = {t for t in expected for path in paths if path == t or path.endswith(f".{t}")}
     other_pooling = {"fc_norm"} if module.config.model_type == "videomae" else set()
-    assert wanted - found == other_pooling
+    assert expected - found == other_pooling
 
 
 def test_feedforward_is_among_the_targets_of_ia3(module):

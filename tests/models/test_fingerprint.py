@@ -1,4 +1,4 @@
-"""Fingerprints: one for one backbone, another after the smallest change."""
+"""Fingerprints: equal for equal backbones, different after the smallest change."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def test_names_and_shapes_count():
 
 def test_without_weights_there_is_none():
     sketch = sketch_model(ModelRequest("preset:tiny-vit"))
-    with pytest.raises(ModelError, match="is on `meta` and has no numbers"):
+    with pytest.raises(ModelError, match="is on `meta` and has no values"):
         of(sketch)

@@ -1,4 +1,4 @@
-"""What processor and tokenizer files of the usual forms say."""
+"""Input formats read from common processor and tokenizer files."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_words_for_numbers_are_an_error(tmp_path, content):
 
 
 def test_a_size_in_words_is_an_error(tmp_path):
-    with pytest.raises(ModelError, match="'large' is not a whole number"):
+    with pytest.raises(ModelError, match="'large' is not a number"):
         read(tmp_path, {"size": "large"}, config=SimpleNamespace())
 
 
@@ -92,7 +92,7 @@ def test_a_broken_file_is_an_error(tmp_path):
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path):
-    with pytest.raises(ModelError, match="holds a list; a JSON object is wanted"):
+    with pytest.raises(ModelError, match="holds a list; a JSON object is expected"):
         read(tmp_path, [1])
 
 

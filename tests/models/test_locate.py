@@ -1,4 +1,4 @@
-"""What a model's name means, and that unknown and unreachable are different errors."""
+"""Resolution of model names; unknown and unreachable names are different errors."""
 
 from __future__ import annotations
 

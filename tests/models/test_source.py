@@ -1,4 +1,4 @@
-"""Loading: the backbone is exactly that of the files, the head is new, nothing else is."""
+"""Loading: the backbone equals the files, and only the head is new."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_misshapen_backbone_tensor_is_an_error(vit_folder, tmp_path):
 
 
 def test_a_missing_head_is_no_error(vit_folder, tmp_path):
-    """The negative control of the two above."""
+    """The negative control of the two tests above."""
 
     def behead(tensors):
         del tensors["classifier.weight"], tensors["classifier.bias"]
@@ -270,7 +270,7 @@ def test_a_bare_decoder_is_ambiguous(folders):
 
 
 def test_a_task_that_is_not_the_models_is_an_error(folders):
-    with pytest.raises(ModelError, match="has no image-classification form; it can do text"):
+    with pytest.raises(ModelError, match="does not support image-classification; it supports text"):
         load_model(ModelRequest(str(folders / "bert"), task="image-classification"))
 
 

@@ -1,4 +1,4 @@
-"""Tasks of the user's own, and the bundled ones against plain formulas."""
+"""Custom tasks, and the built-in ones against plain formulas."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_tasks_of_named_functions_can_be_sent_to_a_worker(task):
 
 def test_a_mean_instead_of_losses_is_an_error():
     task = custom_task(lambda model, batch: squared(model, batch).mean())
-    with pytest.raises(ConfigError, match=r"shape \(\); one number an example is wanted"):
+    with pytest.raises(ConfigError, match=r"shape \(\); one number per example is expected"):
         task.score(nn.Linear(3, 1), BATCH)
 
 
@@ -146,7 +146,7 @@ def test_no_name_of_a_task_is_asked(name):
     batch = probe_batch(known)
     scores = [tuned.loaded.task.score(tuned.model, batch).loss_B for tuned in (known, renamed)]
     assert torch.equal(*scores)
-    other = dataclasses.replace(row, new_head=not row.new_head)  # the fields are asked
+    other = dataclasses.replace(row, new_head=not row.new_head)  # the fields decide, not the name
     changed = load_model(ModelRequest(f"preset:{name}", other, seed=1))
     assert tune(changed, TuningRequest("lora")).spec != known.spec
 

@@ -1,4 +1,4 @@
-"""VideoMAE by preset and folder: its head, its inputs, old names, and what does not fit."""
+"""VideoMAE by preset and folder: its head, its inputs, old names, and misfits."""
 
 from __future__ import annotations
 
@@ -113,5 +113,7 @@ def test_sizes_that_do_not_fit_are_refused(change, message, tmp_path):
 
 
 def test_task_of_another_kind_is_refused():
-    with pytest.raises(ModelError, match=r"has no image-classification form.*video-classification"):
+    with pytest.raises(
+        ModelError, match=r"does not support image-classification.*video-classification"
+    ):
         load_model(ModelRequest("preset:tiny-videomae", task="image-classification"))

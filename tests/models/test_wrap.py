@@ -1,4 +1,4 @@
-"""Modules of the user's own."""
+"""Custom modules."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Output:
 
 
 class Plain(nn.Module):
-    """A module that `transformers` never saw."""
+    """A module without a `transformers` config."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ _HEADS = {"llama": ("lm_head",), "plain": ("top",), "normed": ("top",)}
 
 
 def make_loaded(kind: str, *, meta: bool = False, seed: int = 0, **config: object) -> LoadedModel:
-    """Build a model of a kind; its weights follow from `seed`."""
+    """Build a model of a kind, with weights from `seed`."""
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(seed)
         module = _MODULES[kind](**config).eval()

@@ -1,4 +1,4 @@
-"""Adapters: the formula, where they stand, the two starts, and errors."""
+"""Adapters: the formula, their position, the two initialisations, and errors."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_plain_module_needs_after(make):
     ("after", "match"),
     [
         (["nowhere"], "names 'nowhere', which tiny-normed does not have"),
-        (["bn"], "width that we cannot read off"),
+        (["bn"], "output width of module .bn. is unknown"),
     ],
 )
 def test_wrong_site_is_named(make, after, match):
@@ -120,7 +120,9 @@ def test_sites_of_two_widths_cannot_share(make):
 
 def test_output_of_another_shape_is_an_error(make, images):
     tuned = tune(make("vit"), TuningRequest("adapter", {"after": ["vit.layers.0.attention"]}))
-    with pytest.raises(TuningError, match=r"'vit.layers.0.attention' gave tuple; an adapter needs"):
+    with pytest.raises(
+        TuningError, match=r"'vit.layers.0.attention' returned tuple; an adapter needs"
+    ):
         tuned.model(**images)
 
 

@@ -1,4 +1,4 @@
-"""Models that the user has wrapped with `peft`: adopted, they are what our surgery makes."""
+"""Models that the user has wrapped with `peft`: adopted, they equal what our own methods make."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def options_of(kind, method, options):
 
 
 def wrap(make, kind, method="lora", options=None, *, name="default", **config):
-    """Wrap a model as a user does, with numbers of its own in the adapter."""
+    """Wrap a model as a user does, with random values in the adapter."""
     loaded = loaded_of(make, kind)
     fields = {**options_of(kind, method, options or {}), **config}
     if kind in TASK_TYPES:
@@ -187,11 +187,11 @@ def mixed(make):
     [
         (lambda make: nn.Linear(2, 2), r"found a Linear; allowed is what `peft\.get_peft_model`"),
         (mixed, r"found a PeftMixedModel"),
-        (two_adapters, r"found 2 adapters \(default, second\); one federates"),
+        (two_adapters, r"found 2 adapters \(default, second\); exactly one is allowed"),
         (merged, r"the adapter is merged; call `model\.unmerge_adapter\(\)` first"),
         (quantised, r"the base is quantised"),
         (frozen, r"nothing requires gradients.*is_trainable=True"),
-        (rescaled, r"q_proj' scales by 2\.0, which is not what its config says"),
+        (rescaled, r"q_proj' scales by 2\.0, which differs from its config"),
         (pissa, r"init_lora_weights = 'pissa': it changes frozen weights"),
         (adalora, r"'adalora': not supported on any model: it needs a call inside"),
         (tokens, r"trainable_token_indices: not supported"),
@@ -206,5 +206,5 @@ def test_what_cannot_be_sent_is_refused_in_words(build, message, make):
 def test_a_task_that_cannot_be_told_is_refused(make):
     from fedpeft.core.errors import ModelError
 
-    with pytest.raises(ModelError, match=r"Plain: its task cannot be told; pass task="):
+    with pytest.raises(ModelError, match=r"Plain: its task cannot be inferred; pass task="):
         from_peft(wrap(make, "plain", options={"target_modules": ["second"]}))

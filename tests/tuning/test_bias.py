@@ -1,4 +1,4 @@
-"""Bias tuning: which parameters, ranges of blocks, and models without any bias."""
+"""Bias tuning: its parameters, ranges of blocks, and models without any bias."""
 
 from __future__ import annotations
 

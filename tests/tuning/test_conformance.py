@@ -1,4 +1,4 @@
-"""The conformance suite: laws that every tuning method keeps on every kind of model it is for.
+"""The conformance suite: laws that hold for every tuning method on its kinds of models.
 
 The methods that the project promises run by default; every other `peft` type runs with `-m slow`,
 where the table of what is offered is computed again.
@@ -22,7 +22,7 @@ from fedpeft.models.tasks import mean_loss
 from fedpeft.tuning import hf_peft
 from fedpeft.tuning.methods import METHODS, TuningRequest, resolve_options, tune
 from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES
-from fedpeft.tuning.surgery import head_parameters, wire_name
+from fedpeft.tuning.prepared import head_parameters, wire_name
 from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
 
 OWN = ("scratch", "full", "head", "bias", "adapter", "prompt")
@@ -118,7 +118,7 @@ def leaves_the_rest(case: Case) -> None:
 
 
 def keeps_pretrained_tensors(case: Case) -> None:
-    """The surgery itself changes no pretrained tensor."""
+    """Tuning by itself changes no pretrained tensor."""
     if case.method == "scratch":
         return
     loaded = case.make(case.kind)
@@ -206,13 +206,13 @@ LAWS = (
 
 
 def _is_silent(case: Case) -> bool:
-    """Whether a batch may not feel the delta: chosen tokens need not occur in it."""
+    """Whether a batch may be independent of the delta: chosen tokens need not occur in it."""
     return case.method == "trainable_tokens"
 
 
 @functools.cache
 def _built(case: Case) -> TunedModel:
-    """One build of a case, which no law may change."""
+    """A build of a case that all laws share; none may change it."""
     return case.build()
 
 
@@ -313,7 +313,7 @@ def test_vmaps_is_what_torch_func_does(method, make, batch_for):
 
 
 def _vmaps(case: Case) -> bool:
-    """Whether two clients in one pass give what each gives alone."""
+    """Whether two clients in one pass get the results that each gets alone."""
     tuned = _built(case)
     paths = {id(p): path for path, p in tuned.model.named_parameters()}
     one = {paths[id(p)]: p.detach() for p in tuned.parameters.values()}

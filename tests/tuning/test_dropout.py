@@ -1,4 +1,4 @@
-"""Keyed dropout: the mask follows the key and the place, and the rate is right."""
+"""Keyed dropout: the mask depends on key and layer, and the rate is correct."""
 
 from __future__ import annotations
 

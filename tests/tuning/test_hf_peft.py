@@ -1,4 +1,4 @@
-"""The peft library under our rules: equal to its direct use, dropout by example, refusals."""
+"""Methods of peft: equal to direct use of the library, dropout by example, refusals."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_plain_module_needs_targets(make):
 
 
 def test_target_that_is_not_there_is_an_error(make):
-    with pytest.raises(TuningError, match=r"peft library says: Target modules .*nothing"):
+    with pytest.raises(TuningError, match=r"peft library reports: Target modules .*nothing"):
         tune(make("plain"), TuningRequest("lora", {"target_modules": ["nothing"]}))
 
 
@@ -93,14 +93,14 @@ def test_lora_biases_have_the_models_own_names(make):
 
 
 def test_changed_backbone_is_caught(make, monkeypatch):
-    real = hf_peft.take_out_copies
+    real = hf_peft.remove_copies
 
     def tamper(wrapper: nn.Module) -> None:
         real(wrapper)
         with torch.no_grad():
             wrapper.get_base_model().vit.layernorm.weight.add_(1.0)
 
-    monkeypatch.setattr(hf_peft, "take_out_copies", tamper)
+    monkeypatch.setattr(hf_peft, "remove_copies", tamper)
     with pytest.raises(TuningError, match=r"changed the frozen parameter 'vit.layernorm.weight'"):
         tune(make("vit"), TuningRequest("lora"))
 

@@ -1,4 +1,4 @@
-"""Parts of a delta that stay at the clients: in no message, each client's own, exactly once."""
+"""Local parts of a delta: never sent, kept per client, updated exactly once per turn."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_run_that_resumes_finds_what_stayed():
 
 
 def test_a_part_that_is_not_there_is_refused():
-    with pytest.raises(TuningError, match="local part 'haed': the delta has nothing of that name"):
+    with pytest.raises(TuningError, match="local part 'haed': the delta has no parameter"):
         keep_local(make_tuned(), ["haed"])
     everything = list(make_tuned().spec.names)
     with pytest.raises(TuningError, match="nothing would be left to send"):

@@ -126,7 +126,7 @@ def test_range_outside_the_blocks_is_refused(make, blocks):
 
 
 def test_range_needs_numbered_blocks(make):
-    with pytest.raises(TuningError, match="tiny-plain has no numbered blocks"):
+    with pytest.raises(TuningError, match="tiny-plain has no known numbered blocks"):
         tune(make("plain"), TuningRequest("bias", blocks=(0, 0)))
 
 

@@ -1,4 +1,4 @@
-"""A peft delta on disk: the stock library gives the tuned model's outputs."""
+"""A peft delta on disk: the unmodified library reproduces the tuned model's outputs."""
 
 from __future__ import annotations
 
@@ -57,5 +57,5 @@ def test_config_names_the_base_and_the_head(saved):
 
 
 def test_methods_of_ours_are_not_the_librarys(make, tmp_path):
-    with pytest.raises(TuningError, match="method adapter is ours"):
+    with pytest.raises(TuningError, match="does not have method adapter"):
         save_peft(tune(make("vit"), TuningRequest("adapter")), tmp_path, base="x")

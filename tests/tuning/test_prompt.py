@@ -98,5 +98,5 @@ def test_layers_draw_different_masks(make):
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "plain"])
 def test_other_models_are_pointed_elsewhere(make, kind):
-    with pytest.raises(TuningError, match=r"not an image transformer.*prompt_tuning or prefix_tun"):
+    with pytest.raises(TuningError, match=r"not a known image transformer.*prompt_tuning or pref"):
         tune(make(kind), TuningRequest("prompt"))

@@ -1,1 +1,1 @@
-"""What a client does: local training from a broadcast to an update. Knows nothing of the server."""
+"""Clients: local training, from a broadcast to an update. Independent of the server."""

@@ -18,13 +18,13 @@ __all__ = ["Evaluation", "evaluate"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of each example of a set, so that any group of them can be summed.
+    """Scores of each example of a set, so that any subset can be summed.
 
     Attributes:
       loss_N: summed loss of each example, in nats, float64.
-      count_N: predictions of each example.
-      correct_N: right predictions of each example.
-      label_N: class of each example; empty where an example has no single class.
+      count_N: number of predictions of each example.
+      correct_N: number of correct predictions of each example.
+      label_N: class of each example; empty if an example has no single class.
     """
 
     loss_N: Tensor
@@ -43,7 +43,7 @@ class Evaluation:
 
     @staticmethod
     def join(parts: Sequence[Evaluation]) -> Evaluation:
-        """Put the scores of parts of a set together, in order."""
+        """Concatenate the scores of parts of a set."""
         if not parts:
             return Evaluation(*(torch.zeros(0, dtype=torch.float64) for _ in range(4)))
         columns = zip(*((p.loss_N, p.count_N, p.correct_N, p.label_N) for p in parts), strict=True)
@@ -62,18 +62,16 @@ def evaluate(
     Args:
       tuned: the model, on the settings' device.
       examples: the set; never augmented.
-      settings: give the device and the precision.
-      batch_size: examples a forward pass; bounds memory only.
-      rows: which ones, one after the other; None takes all.
+      settings: device and precision; the rest is not used.
+      batch_size: examples per forward pass; it only limits memory.
+      rows: positions of the examples to score; None scores all.
     """
     tuned.model.eval()
-    wanted = range(len(examples)) if rows is None else rows
+    rows = range(len(examples)) if rows is None else rows
     with torch.inference_mode(), short_tail(tuned.model):
+        starts = range(0, len(rows), batch_size)
         return Evaluation.join(
-            [
-                _score(tuned, examples, settings, wanted[start : start + batch_size])
-                for start in range(0, len(wanted), batch_size)
-            ]
+            [_score(tuned, examples, settings, rows[i : i + batch_size]) for i in starts]
         )
 
 

@@ -3,10 +3,12 @@
     parameter.data ──view──> value_P        one copy writes a whole delta
     parameter.grad ──view──> grad_P         one call clips, decays, steps
 
-P trained parameters: those that travel, then those that stay at the client.
+P trained parameters: first those that are sent, then those that stay at the client.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,14 +16,14 @@ from torch import Tensor
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.tuning.tuned import TunedModel, read_delta
 
-__all__ = ["FlatDelta"]
+__all__ = ["FlatDelta", "active_mask"]
 
 
 class FlatDelta:
-    """Holds the memory of a tuned model's trainable parameters.
+    """The trainable parameters of a tuned model, as views of one flat buffer.
 
-    From its making on, the parameters of the model are views of `value_P`. Gradients become views
-    of `grad_P` with the first backward pass; parameters that took no part are not `active`.
+    Once it is made, the parameters of the model are views of `value_P`. Gradients become views of
+    `grad_P` in the first backward pass; parameters without a gradient are not active.
 
     Args:
       tuned: the model, already on its device.
@@ -58,13 +60,19 @@ class FlatDelta:
         return self.grad_P
 
     def _attach(self) -> None:
-        took_part = [parameter.grad is not None for parameter in self._parameters]
-        for parameter, view in zip(self._parameters, self._grads, strict=True):
-            if parameter.grad is not None:
-                view.copy_(parameter.grad)
+        found = [parameter.grad for parameter in self._parameters]
+        if any(gradient is None for gradient in found):
+            self.active_P = active_mask(found, self._grads)
+        for parameter, gradient, view in zip(self._parameters, found, self._grads, strict=True):
+            if gradient is not None:
+                view.copy_(gradient)
             parameter.grad = view
-        if not all(took_part):
-            pairs = zip(took_part, self._grads, strict=True)
-            parts = [torch.full_like(v, float(a)).reshape(-1) for a, v in pairs]
-            self.active_P = torch.cat(parts)
         self._attached = True
+
+
+def active_mask(gradients: Sequence[Tensor | None], values: Sequence[Tensor]) -> Tensor:
+    """Return 1 for each element of a value with a gradient, else 0; flat, [P]."""
+    pairs = zip(gradients, values, strict=True)
+    return torch.cat(
+        [torch.full_like(v, float(g is not None)).detach().flatten() for g, v in pairs]
+    )

@@ -1,6 +1,6 @@
-"""Local training of one client: some epochs of SGD on its own examples, from the server's delta.
+"""Local training of one client: a few epochs on its own examples, from the server's delta.
 
-    delta_0 = broadcast;   for each epoch, for each batch b in the turn's own order:
+    delta_0 = broadcast;   for each epoch, for each batch b in the order of the turn's seed:
         delta <- step(delta, grad mean loss(b) + mu (delta - delta_0))
     update = delta - delta_0
 
@@ -52,19 +52,19 @@ __all__ = [
 ]
 
 _OWN = "own"
-"""Where a client's memory holds the parts of the delta that stay with it."""
+"""Key, in a client's memory, of the parts of the delta that stay at the client."""
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """How a client trains.
+    """Settings of local training.
 
     Attributes:
       epochs: passes over the client's examples, >= 1.
-      batch_size: examples a step; the last batch of an epoch may be smaller.
-      optimizer: fresh in every turn.
+      batch_size: examples per step; the last batch of an epoch may be smaller.
+      optimizer: the optimiser, with fresh state in every turn.
       prox_mu: weight of FedProx's proximal term, >= 0.
       device: `cpu`, `cuda` or `cuda:N`.
       precision: `fp32`, or `bf16` for autocast on devices that have it.
@@ -83,12 +83,12 @@ class LocalSettings:
 def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
     """Return a trainer that trains one client after the other in `tuned`.
 
-    The trainer owns the model from here on: it moves it to the device and makes its parameters
+    The trainer takes ownership of the model: it moves it to the device and makes its parameters
     views of one flat buffer.
 
     Raises:
-      PrivacyError: if gradients are to be noised and a part of the delta stays at the clients: what
-        it would learn there is in no account.
+      PrivacyError: if gradients are to be noised and a part of the delta stays at the clients: the
+        privacy accountant does not cover such parts.
     """
     if tuned.local and settings.privacy is not None:
         raise PrivacyError(
@@ -131,9 +131,9 @@ def _train_client(
     turn: ClientTurn,
     rows: RowGradients | None,
 ) -> dict[str, float]:
-    """Train one client and return figures of its last epoch.
+    """Train one client and return the metrics of its last epoch.
 
-    With gradients of single examples (`rows`) there are none: none may leave the client.
+    With per-example gradients (`rows`) there are none: they would leak unprotected information.
     """
     chosen = settings.privacy
     start_P = flat.value_P.clone() if settings.prox_mu else flat.value_P
@@ -158,7 +158,7 @@ def _train_client(
             if chosen is not None:
                 noise_P = draw(chosen, turn, len(grad_P), number)
                 grad_P = noised(chosen, grad_P, settings.batch_size, noise_P)
-            if settings.prox_mu:  # of what travels; what stays has no server to stay near
+            if settings.prox_mu:  # only for the parameters that are sent: the others have no anchor
                 grad_P[:sent].add_((flat.value_P - start_P)[:sent], alpha=settings.prox_mu)
             step = step or make_step(settings.optimizer, active_P)
             with torch.no_grad():
@@ -170,7 +170,7 @@ def _train_client(
 def _backward(
     tuned: TunedModel, flat: FlatDelta, settings: LocalSettings, batch: Batch, keys_B: Tensor
 ) -> Scores:
-    """Leave the gradient of a batch's mean loss in `flat`."""
+    """Compute the gradient of a batch's mean loss into `flat`."""
     flat.clear()
     with tuned.dropout.using(keys_B), autocast(settings):
         scores = tuned.loaded.task.score(tuned.model, batch)
@@ -180,7 +180,7 @@ def _backward(
 
 
 def _set_mode(tuned: TunedModel, *, training: bool) -> None:
-    """Switch the whole model where it is not in this mode; small models feel the walk."""
+    """Switch the model's mode if needed: walking the modules outweighs a small model's step."""
     if tuned.model.training != training:
         tuned.model.train(training)
 
@@ -191,14 +191,14 @@ def batches(
     """Shuffle a client's positions for one epoch and cut them into batches.
 
     Args:
-      turn: gives the seed and the number of examples.
-      batch_size: the last batch may be smaller.
-      epoch: from 0.
-      whole_batches: add a last batch of a single example to the one before it, because BatchNorm
+      turn: turn of the client, for its seed and number of examples.
+      batch_size: examples per batch; the last batch may be smaller.
+      epoch: number of the epoch, from 0.
+      whole_batches: append a last batch of a single example to the previous one, because BatchNorm
         has no statistics over one example.
 
     Returns:
-      positions in the client's own data, int64.
+      Positions in the client's own data, int64.
     """
     generator = seeds.generator(turn.seed, "order", epoch)
     order = torch.randperm(len(turn.data), generator=generator).numpy()
@@ -209,7 +209,7 @@ def batches(
 
 
 def take_batch(turn: ClientTurn, rows: Rows, epoch: int, device: str) -> Batch:
-    """Collate a client's examples, by their positions in its data, with an epoch's augmentation."""
+    """Collate examples at some positions of a client's data, with an epoch's augmentation."""
     data = turn.data
     examples = in_epoch(data.examples, epoch)
     seed = seeds.derive(turn.seed, "augment", epoch)
@@ -217,20 +217,20 @@ def take_batch(turn: ClientTurn, rows: Rows, epoch: int, device: str) -> Batch:
 
 
 def dropout_keys(turn: ClientTurn, rows: Rows, step: int) -> Tensor:
-    """One key an example [B], from the turn's seed, the step and the example's position."""
+    """Return one key per example [B], from the turn's seed, the step and the position."""
     base = seeds.derive(turn.seed, "dropout", step)
     return torch.from_numpy(rows.astype(np.int64)) * 2_654_435_761 + base
 
 
 def to_device(batch: Batch, device: str) -> Batch:
-    """Move a batch; pinned and asynchronous towards a GPU."""
+    """Move a batch to a device; to a GPU through pinned memory, asynchronously."""
     if device == "cpu":
         return batch
     return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def autocast(settings: LocalSettings) -> contextlib.AbstractContextManager[object]:
-    """Return the autocast block of the chosen precision."""
+    """Return the autocast context of the chosen precision."""
     if settings.precision == "fp32":
         return contextlib.nullcontext()
     kind = torch.device(settings.device).type

@@ -1,10 +1,11 @@
-"""Attention masks that `torch.func` can batch: an axis of their own for every example.
+"""Attention masks that `torch.func.vmap` can batch: additive masks with four axes.
 
-    mask_BT       1 1 1 0       query i may look at key j if key j is no padding,
-    mask_B1TT     0 0 0 -       and, in a decoder, if j <= i:  0 where it may, - where not
+    mask_BT       1 1 1 0       query i may attend to key j if key j is not padding,
+    mask_B1TT     0 0 0 -       and, in a decoder, if j <= i:  0 if allowed, - if not
 
-`transformers` reads a two-dimensional mask's values to choose a kernel, which a batched function
-cannot do; a mask with four axes is added to the scores as it is. Legend: B examples, T tokens.
+`transformers` reads the values of a two-dimensional mask to choose a kernel, which a batched
+function cannot do; a mask with four axes is added to the scores as it is. Legend: B examples,
+T tokens.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ __all__ = ["can_batch_text", "spread_mask", "with_spread_mask"]
 
 _ENCODERS = ("bert", "distilbert", "roberta")
 _DECODERS = ("gpt2", "llama", "qwen2", "qwen3")
-"""Families whose layers all attend to every key that the mask allows: no sliding windows."""
+"""Families without sliding windows: all layers attend to every key that the mask allows."""
 
 _OWN_MASKS = ("cartridge", "p_tuning", "prefix_tuning", "prompt_tuning")
-"""Methods that put tokens before the text and lengthen the two-dimensional mask themselves."""
+"""Methods that prepend tokens to the text and extend the two-dimensional mask themselves."""
 
 
 def can_batch_text(tuned: TunedModel) -> bool:
-    """Say whether a text model's examples can go through one batched pass, each with its mask."""
+    """Whether a text model's examples can be batched in one `vmap`, each with its own mask."""
     config = getattr(tuned.loaded.module, "config", None)
     windows = getattr(config, "sliding_window", None) is not None
     known = tuned.loaded.family.name in _ENCODERS + _DECODERS
@@ -34,7 +35,7 @@ def can_batch_text(tuned: TunedModel) -> bool:
 
 
 def with_spread_mask(tuned: TunedModel, batch: Batch) -> Batch:
-    """Give a batch an `attention_mask` [B, 1, T, T] for one of [B, T]; others stay as they are."""
+    """Replace a batch's `attention_mask` [B, T] by [B, 1, T, T]; other batches do not change."""
     mask = batch.get("attention_mask")
     if mask is None or mask.ndim != 2:
         return batch
@@ -48,8 +49,8 @@ def spread_mask(mask_BT: Tensor, dtype: torch.dtype, *, causal: bool) -> Tensor:
 
     Args:
       mask_BT: 1 for a token, 0 for padding.
-      dtype: of the attention scores.
-      causal: whether a token sees those before it only.
+      dtype: type of the attention scores.
+      causal: whether a token attends only to itself and earlier tokens.
     """
     size = mask_BT.shape[1]
     seen_B1TT = mask_BT.bool()[:, None, None, :].expand(-1, 1, size, size)

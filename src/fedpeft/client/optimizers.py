@@ -1,11 +1,11 @@
-"""Optimisers over one flat buffer: the arithmetic of torch.optim in a handful of tensor calls.
+"""Optimisers over one flat buffer: the arithmetic of torch.optim in a few tensor operations.
 
     step(value_P, grad_P)      changes value_P in place;  P trained parameters
     step(value_AP, grad_AP)    the same for the first A of K clients, row by row
 
 A fresh optimiser is made for each client and round, so that momentum never leaks between clients.
-Of several clients those that have run out of batches are left out of `value_AP`: neither their rows
-nor their state move.
+When several clients train together, `value_AP` leaves out those without further batches: neither
+their rows nor their state change.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ OPTIMIZERS = ("sgd", "adamw")
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """What a local optimiser needs.
+    """Settings of a local optimiser.
 
     Attributes:
       name: `sgd` or `adamw`.
       lr: learning rate, > 0.
-      momentum: of SGD, in [0, 1).
-      nesterov: whether SGD looks ahead; only with momentum.
+      momentum: momentum of SGD, in [0, 1).
+      nesterov: whether SGD uses Nesterov momentum; only with momentum.
       weight_decay: L2 term (`sgd`) or decoupled decay (`adamw`), >= 0.
-      betas: of AdamW.
-      eps: of AdamW.
+      betas: decay rates of AdamW's two moments.
+      eps: small constant in AdamW's denominator.
     """
 
     name: str = "sgd"
@@ -51,12 +51,12 @@ class OptimizerSettings:
 
 
 def make_step(settings: OptimizerSettings, active_P: Tensor | None = None) -> Step:
-    """Return a fresh step function.
+    """Return a step function with fresh state.
 
     Args:
-      settings: of the optimiser.
-      active_P: 1 where a parameter takes part in the loss, 0 where it never gets a gradient and so
-        must not decay; None where all take part.
+      settings: settings of the optimiser.
+      active_P: 1 for a parameter that affects the loss, 0 for one that never gets a gradient and so
+        must not decay; None if all affect it.
 
     Raises:
       ConfigError: for an unknown optimiser.
@@ -79,10 +79,8 @@ def _sgd(settings: OptimizerSettings, active_P: Tensor | None) -> Step:
             decayed_P = value_P if active_P is None else value_P * active_P
             grad_P = grad_P.add(decayed_P, alpha=settings.weight_decay)
         if settings.momentum:
-            if momentum_P is None:
-                momentum_P = moved_P = grad_P.clone()
-            else:
-                moved_P = momentum_P[: len(value_P)].mul_(settings.momentum).add_(grad_P)
+            momentum_P = torch.zeros_like(value_P) if momentum_P is None else momentum_P
+            moved_P = momentum_P[: len(value_P)].mul_(settings.momentum).add_(grad_P)
             nesterov = settings.nesterov
             grad_P = grad_P.add(moved_P, alpha=settings.momentum) if nesterov else moved_P
         value_P.add_(grad_P, alpha=-settings.lr)

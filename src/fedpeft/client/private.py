@@ -1,12 +1,12 @@
-"""Private local training: what replaces a batch's mean gradient before the optimiser's step.
+"""Private local training: clipped and noised gradients instead of a batch's mean gradient.
 
     example     (sum_i clip(g_i, C) + N(0, (zC)^2)) / B      g_i: the gradient of example i alone
     author      mean gradient + N(0, s^2)                    the paper's code: no clip, no guarantee
-    corrected   clip(mean gradient, C) + N(0, s^2) / B       its correct formula: still no guarantee
+    corrected   clip(mean gradient, C) + N(0, s^2) / B       its corrected formula: no guarantee
 
-B is the batch size that the experiment names, a constant: a smaller batch is divided by it too. The
-noise of `example` is that of a secret root of 32 bytes, which each client draws in its first turn
-and keeps in its memory.
+B is the configured batch size, a constant: a smaller batch is divided by it too. The noise of
+`example` comes from a secret root of 32 bytes, which each client draws in its first turn and keeps
+in its memory.
 
 References:
   Abadi et al., Deep Learning with Differential Privacy, CCS 2016 (`example`).
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedpeft.client.flat import active_mask
 from fedpeft.client.masks import can_batch_text, with_spread_mask
 from fedpeft.client.turns import ClientTurn, Memory
 from fedpeft.core.errors import PrivacyError
@@ -46,23 +47,23 @@ _ROOT = "gradient.root"
 _CHUNK_BYTES = 256 * 2**20
 
 RowGradients: TypeAlias = Callable[[Batch, Tensor], Tensor]
-"""From a batch of B examples and dropout keys [B] to gradients [B, P], a row an example."""
+"""(batch of B examples, dropout keys [B]) -> gradients [B, P], one row per example."""
 
 
 @dataclass(frozen=True)
 class GradientPrivacy:
-    """How gradients are clipped and noised.
+    """The mechanism that clips and noises gradients.
 
-    `by_example` and `secret` together are differential privacy of single examples; without them it
-    is the paper's mechanism, which guarantees nothing: as its formula says, or without a clip and
-    not `divided`, as its code does.
+    `by_example` with `secret` gives differential privacy of single examples. Without them this is
+    the paper's mechanism, which guarantees nothing: as in its formula, or, without a clip and not
+    `divided`, as in its code.
 
     Attributes:
       clip_norm: bound C, > 0, of an example's gradient or of a batch's mean; infinite: no clip.
-      deviation: of the noise before it is divided.
-      by_example: each example's gradient is clipped by itself; else the batch's mean gradient is.
-      divided: the noise is divided by the batch size.
-      secret: noise from the client's secret root; else from the turn's seed, which others know.
+      deviation: standard deviation of the noise before it is divided.
+      by_example: whether each example's gradient is clipped, instead of the batch's mean gradient.
+      divided: whether the noise is divided by the batch size.
+      secret: whether noise comes from the client's secret root, instead of the turn's known seed.
     """
 
     clip_norm: float
@@ -73,9 +74,10 @@ class GradientPrivacy:
 
 
 def with_root(chosen: GradientPrivacy | None, turn: ClientTurn) -> ClientTurn:
-    """Return the turn with the root [32] of its noise: the client's secret where there is one.
+    """Return the turn with the root [32] of its noise in its memory.
 
-    A client draws its secret in its first turn; `kept_root` gives what its memory must keep.
+    With `secret`, a client draws the root in its first turn; `kept_root` returns what its memory
+    must keep.
     """
     if chosen is None:
         return turn
@@ -89,23 +91,23 @@ def with_root(chosen: GradientPrivacy | None, turn: ClientTurn) -> ClientTurn:
 
 
 def kept_root(chosen: GradientPrivacy | None, turn: ClientTurn) -> Memory:
-    """Return what a client keeps of a turn `with_root` for its next one: its secret, if any."""
+    """Return what a client keeps of a turn `with_root` for its next turn: its secret, if any."""
     return {_ROOT: turn.memory[_ROOT]} if chosen is not None and chosen.secret else {}
 
 
 def draw(chosen: GradientPrivacy, turn: ClientTurn, count: int, step: int) -> Tensor:
-    """Draw the noise [count] of one step, from 1, of a turn `with_root`."""
+    """Draw the noise [count] of one step (from 1) of a turn `with_root`."""
     return gaussian(turn.memory[_ROOT], count, chosen.deviation, "gradient", turn.round, step)
 
 
 def noised(chosen: GradientPrivacy, grad_P: Tensor, batch_size: int, noise_P: Tensor) -> Tensor:
-    """Return the gradient [P] that a client's optimiser sees in one step.
+    """Return the noised gradient [P] for one step of a client's optimiser.
 
     Args:
-      chosen: how.
-      grad_P: `by_example`: the sum of the batch's clipped gradients; else its mean gradient.
+      chosen: the mechanism.
+      grad_P: with `by_example` the sum of the batch's clipped gradients; else its mean gradient.
       batch_size: B, a constant of the run.
-      noise_P: from `draw`.
+      noise_P: noise from `draw`.
     """
     noise_P = noise_P.to(grad_P)
     if chosen.by_example:
@@ -114,21 +116,19 @@ def noised(chosen: GradientPrivacy, grad_P: Tensor, batch_size: int, noise_P: Te
 
 
 def row_gradients(tuned: TunedModel) -> RowGradients:
-    """Return a function for per-example gradients, in one pass where `torch.func` can do it.
+    """Return a function for per-example gradients, in one pass if `torch.func.vmap` supports it.
 
-    One example goes after the other where a method's operations have no batching rule, and for
-    text where masks cannot be batched (`fedpeft.client.masks`).
+    Examples are processed one by one if a method's operations have no batching rule, or if a text
+    model's masks cannot be batched (`fedpeft.client.masks`).
     """
     method = METHODS.get(tuned.method)
     text = tuned.loaded.task.inputs == "text"
-    if text and not can_batch_text(tuned):
-        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
-    if method is None or not method.vmaps:
-        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
     probe = _Probe(tuned)
     slots = _slots(probe)
-    if any(id(parameter) not in slots for parameter in tuned.parameters.values()):
-        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]  # not in the module
+    outside = any(id(parameter) not in slots for parameter in tuned.parameters.values())
+    unmapped = method is None or not method.vmaps or (text and not can_batch_text(tuned))
+    if outside or unmapped:
+        return lambda batch, keys_B: one_by_one(tuned, batch, keys_B)[0]
     places = {name: slots[id(parameter)] for name, parameter in tuned.parameters.items()}
 
     def loss(values: dict[str, Tensor], row: Batch, key: Tensor) -> Tensor:
@@ -157,27 +157,26 @@ def row_gradients(tuned: TunedModel) -> RowGradients:
 
 
 def one_by_one(tuned: TunedModel, batch: Batch, keys_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return gradients [B, P], each by a backward pass of its own, and which take part [P]."""
+    """Return gradients [B, P], one backward pass each, and 1 where a parameter has one [P]."""
     parameters = list(tuned.parameters.values())
-    rows, active = [], torch.zeros(0)
+    rows, active_P = [], torch.zeros(0)
     for i in range(len(keys_B)):
         example = {name: value[i : i + 1] for name, value in batch.items()}
         with tuned.dropout.using(keys_B[i : i + 1]):
             loss = mean_loss(tuned.loaded.task.score(tuned.model, example))
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         pairs = list(zip(found, parameters, strict=True))
-        rows.append(torch.cat([_filled(g, p).reshape(-1) for g, p in pairs]))
-        active = torch.cat(
-            [torch.full_like(p, float(g is not None)).detach().reshape(-1) for g, p in pairs]
-        )
-    return torch.stack(rows), active
+        filled = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        rows.append(torch.cat([gradient.reshape(-1) for gradient in filled]))
+        active_P = active_mask(found, parameters)
+    return torch.stack(rows), active_P
 
 
 def check_rows(tuned: TunedModel, gradients: RowGradients, batch: Batch, keys_B: Tensor) -> Tensor:
     """Compare per-example gradients with one-by-one gradients on two examples, before training.
 
     Returns:
-      1 where a parameter takes part in the loss, else 0; [P].
+      1 for a parameter that affects the loss, else 0; [P].
 
     Raises:
       PrivacyError: if they differ, or one example's gradient depends on the other.
@@ -197,7 +196,7 @@ def check_rows(tuned: TunedModel, gradients: RowGradients, batch: Batch, keys_B:
 
 
 class _Probe(nn.Module):
-    """The loss of a batch, as a module whose parameters `torch.func` can exchange."""
+    """The loss of a batch, as a module whose parameters `torch.func` can replace."""
 
     def __init__(self, tuned: TunedModel) -> None:
         super().__init__()
@@ -211,17 +210,13 @@ class _Probe(nn.Module):
 
 
 def _slots(module: nn.Module) -> dict[int, list[str]]:
-    """Map each parameter to all places where the module holds it, each place once.
+    """Map each parameter's id to all paths under which the module holds it, each path once.
 
-    Layers may share a parameter, or a module that holds it. `functional_call` would exchange the
-    place of a shared module twice, and leave the exchanged value behind.
+    Layers may share a parameter, or a module that holds it. `functional_call` would replace the
+    parameter of a shared module twice, and fail to restore it.
     """
     slots: dict[int, list[str]] = {}
     for path, part in module.named_modules():
         for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
             slots.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
     return slots
-
-
-def _filled(gradient: Tensor | None, parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if gradient is None else gradient

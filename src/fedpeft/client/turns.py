@@ -1,4 +1,4 @@
-"""The words between a client and everybody else: payload, memory, turn, result."""
+"""The interface between clients and engines: payload, memory, turn, result, trainer."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ __all__ = [
 ]
 
 Payload: TypeAlias = Mapping[str, Tensor]
-"""What crosses the wire, either way."""
+"""Name -> tensor that is sent, in either direction."""
 
 Memory: TypeAlias = Mapping[str, Tensor]
-"""What a client, or the server, keeps for the next round."""
+"""Name -> tensor that a client, or the server, keeps for the next round."""
 
 
 def part_of(memory: Memory, prefix: str) -> Memory:
-    """Return the part of a memory that was kept under a prefix, without it."""
+    """Return the entries of a memory under a prefix, with the prefix removed."""
     return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
 
 
 def under(prefix: str, part: Memory) -> Memory:
-    """Return a part of a memory with its keys under a prefix, as `part_of` finds it."""
+    """Return entries of a memory with a prefix added to their keys; the inverse of `part_of`."""
     return {prefix + key: value for key, value in part.items()}
 
 
 DELTA = "delta"
-"""Payload key of the flat delta: values on the way down, an update (after - before) up."""
+"""Payload key of the flat delta: values in a broadcast, an update (after - before) in a reply."""
 
 BUFFERS = "buffers"
-"""Payload key of the flat floating buffers: values both ways."""
+"""Payload key of the flat floating buffers: values in both directions."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class ClientTurn:
     """One client in one round.
 
     Attributes:
-      round: from 1.
+      round: number of the round, from 1.
       client: name of the client.
       data: the client's own examples.
-      memory: what this client kept after its last committed turn.
-      seed: of everything random in this turn.
-      version: of the server state that the turn started from.
+      memory: the memory that this client returned in its last committed turn.
+      seed: seed of everything random in this turn.
+      version: version of the server state from which the turn started.
     """
 
     round: int
@@ -69,12 +69,12 @@ class ClientTurn:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What local training of one client gives.
+    """The result of one client's local training.
 
     Attributes:
-      payload: `delta`, the update (after - before), and `buffers` where the model has them.
-      weight: the client's weight in the mean; its number of examples.
-      metrics: figures of the client's own training, such as `loss`.
+      payload: `delta`, the update (after - before), and `buffers` if the model sends them.
+      weight: the client's weight in the mean: its number of examples.
+      metrics: metrics of the client's own training, such as `loss`.
       memory: what the trainer keeps for this client's next turn.
     """
 
@@ -85,8 +85,18 @@ class LocalResult:
 
 
 class LocalTrainer(Protocol):
-    """Trains clients that start from one broadcast; one result a turn, in order."""
+    """A function that trains clients from one broadcast, and yields one result per turn, in order.
+
+    Example:
+      >>> import torch
+      >>> from fedpeft.client.turns import DELTA, LocalResult
+      >>> def do_nothing(broadcast, turns):
+      ...     for turn in turns:
+      ...         yield LocalResult({DELTA: torch.zeros_like(broadcast[DELTA])}, 1.0, {})
+      >>> [result.weight for result in do_nothing({DELTA: torch.ones(3)}, ["a turn"])]
+      [1.0]
+    """
 
     def __call__(self, broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:
-        """Train the clients of `turns`."""
+        """Train the clients of `turns`, each from the values in `broadcast`."""
         ...

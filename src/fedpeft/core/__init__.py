@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, seeds, deltas. Knows nothing of models or clients."""
+"""Foundations: errors, seeds, deltas, metrics. Independent of models and clients."""

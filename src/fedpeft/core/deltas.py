@@ -1,9 +1,9 @@
-"""The delta: what is trained and sent, as an ordered list of names and one flat buffer.
+"""The delta: the tensors that are trained and sent, as ordered names and one flat buffer.
 
     names    head.bias   head.weight   adapter.up.bias ...
     flat    |___________|_____________|________________ ...|      one contiguous tensor
 
-Clipping, compressing, averaging and sending work on the flat buffer; only the model sees tensors.
+Clipping, compressing, averaging and sending use the flat buffer; only the model uses its tensors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DeltaSpec:
 
     Attributes:
       names: canonical names, in the order of the flat buffer.
-      shapes: one shape a name.
+      shapes: the shape of each tensor, in the same order.
       dtype: the floating type of all tensors and of the flat buffer.
     """
 
@@ -38,7 +38,7 @@ class DeltaSpec:
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> DeltaSpec:
-        """Describe named tensors, sorted by name, so that two builds of one model agree.
+        """Describe named tensors, sorted by name, so that two builds of one model are equal.
 
         Raises:
           DeltaMismatchError: if the tensors are not all of one floating type.
@@ -48,7 +48,7 @@ class DeltaSpec:
             found = ", ".join(sorted(dtype_name(dtype) for dtype in dtypes))
             raise DeltaMismatchError(
                 f"delta: tensors of types {found}; one floating type is allowed: "
-                "load the model in float32 (half precision is a matter of `engine.precision`)"
+                "load the model in float32 (for half precision set `engine.precision`)"
             )
         names = tuple(sorted(tensors))
         shapes = tuple(tuple(tensors[name].shape) for name in names)
@@ -56,22 +56,22 @@ class DeltaSpec:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers in each tensor."""
+        """Number of elements of each tensor."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
     @cached_property
     def num_params(self) -> int:
-        """Numbers in the whole delta."""
+        """Number of elements of the whole delta."""
         return sum(self.sizes)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the flat buffer as it is, without framing."""
+        """Size of the flat buffer in bytes, without framing."""
         return self.num_params * self.dtype.itemsize
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of names, shapes and type: equal digests mean that deltas may be mixed."""
+        """SHA-256 (hex) of names, shapes and type; deltas of equal digest may be averaged."""
         rows = (f"{n} {list(s)}" for n, s in zip(self.names, self.shapes, strict=True))
         text = "\n".join([dtype_name(self.dtype), *rows])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -88,7 +88,7 @@ class DeltaSpec:
         return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return named views of a flat buffer [num_params]; they share its memory.
+        """Return named views of a flat buffer [num_params], which share its memory.
 
         Raises:
           DeltaMismatchError: if the length or type differs.
@@ -102,7 +102,7 @@ class DeltaSpec:
         """Compare named tensors with this spec.
 
         Raises:
-          DeltaMismatchError: naming the first few differences.
+          DeltaMismatchError: if they differ; the message lists the first differences.
         """
         missing = [name for name in self.names if name not in tensors]
         unknown = sorted(set(tensors) - set(self.names))

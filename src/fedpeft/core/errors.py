@@ -1,17 +1,17 @@
-"""The exception tree. Every error that a user can cause or meet is one of these.
+"""The exception tree: every error that a user can cause or encounter.
 
     FedpeftError
     ├── ConfigError            an experiment file, an option or an argument is wrong   (exit 2)
     │   ├── DataError          a data set, a column or a partition is not possible     (exit 2)
-    │   ├── ModelError         a model is unknown, incomplete or does not fit          (exit 2)
+    │   ├── ModelError         a model is unknown, incomplete or unsuitable            (exit 2)
     │   └── TuningError        a tuning method cannot be applied to this model         (exit 2)
     ├── RunFolderError         a run folder is corrupt, locked or of another run       (exit 2)
-    ├── DeltaMismatchError     a delta does not fit the model that it meets            (exit 2)
+    ├── DeltaMismatchError     a delta does not fit the model                          (exit 2)
     ├── PrivacyError           a privacy setting would not protect what it promises    (exit 2)
     ├── RoundError             too few clients answered                                (exit 3)
-    └── EngineError            the place where clients run has failed                  (exit 4)
+    └── EngineError            the engine that runs the clients has failed             (exit 4)
 
-A message says where, what was found, what was allowed and what to do.
+A message states where the error is, what was found, what is allowed, and what to do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,19 @@ __all__ = [
 
 
 class FedpeftError(Exception):
-    """The root of all errors of this package."""
+    """The base class of all errors of this package.
+
+    Attributes:
+      exit_code: exit code of the command line for this error.
+
+    Example:
+      >>> import fedpeft
+      >>> try:
+      ...     fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vti"))
+      ... except fedpeft.FedpeftError as error:
+      ...     print(type(error).__name__, error.exit_code)
+      ModelError 2
+    """
 
     exit_code = 2
 
@@ -45,7 +57,7 @@ class DataError(ConfigError):
 
 
 class ModelError(ConfigError):
-    """A model is unknown, cannot be reached, is incomplete or does not fit the data."""
+    """A model is unknown, out of reach, incomplete or unsuitable for the data."""
 
 
 class TuningError(ConfigError):
@@ -57,7 +69,7 @@ class RunFolderError(FedpeftError):
 
 
 class DeltaMismatchError(FedpeftError):
-    """A delta has other names, shapes or types than the model that it meets."""
+    """A delta has other names, shapes or types than the model."""
 
 
 class PrivacyError(FedpeftError):
@@ -71,6 +83,6 @@ class RoundError(FedpeftError):
 
 
 class EngineError(FedpeftError):
-    """The engine, where clients live, has failed."""
+    """The engine, which runs the clients, has failed."""
 
     exit_code = 4

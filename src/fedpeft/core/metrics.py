@@ -1,10 +1,10 @@
-"""Metrics: the one figure by which a task, and a finished run, is judged.
+"""Metrics: the figure by which a task, and a finished run, is judged.
 
     sums over a test set ──from_sums──> figure ──text──> 85.1 %
     loss 6.2, count 40, correct 34      0.851
 
-A metric knows in which direction it improves and how it is written, so that tables, pages and model
-cards need not know any metric by name. A run folder keeps all of it but `from_sums`.
+A metric states in which direction it improves and how it is formatted, so that tables, reports and
+model cards work for any metric. A run folder records all of it except `from_sums`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedpeft.core.errors import ConfigError
 __all__ = ["ACCURACY", "METRICS", "PERPLEXITY", "FromSums", "Metric", "metric_in", "metric_named"]
 
 FromSums: TypeAlias = Callable[[float, float, float], float]
-"""(summed loss, number of predictions > 0, summed right predictions) over a test set -> figure."""
+"""(summed loss, number of predictions > 0, number of correct ones) over a test set -> figure."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,26 @@ class Metric:
     """A figure by which models are compared.
 
     Attributes:
-      name: in records and JSON, as `mae`; the best figure of a run is `best_mae`.
+      name: name in records and JSON, such as `mae`; the best figure of a run is `best_mae`.
       better: whether a larger (`max`) or a smaller (`min`) figure is better.
-      from_sums: works the figure out; a function of a module, where worker processes are used. None
-        where a finished run was read back: its figures are in its records.
-      label: what texts call it; "" is the name with a capital.
+      from_sums: computes the figure; with worker processes it must be a module-level function. None
+        for a finished run that was read back: its figures are in its records.
+      label: name in text; "" is the capitalised name.
       percent: whether it is a share, 0 to 1, that is written in percent.
-      digits: decimal places in texts, of percent where these are written.
-      lowest: smallest possible figure; None where there is no bound.
-      highest: largest possible figure; None where there is no bound.
+      digits: decimal places in text (of the percentage, with `percent`).
+      lowest: smallest possible figure; None if unbounded.
+      highest: largest possible figure; None if unbounded.
       log: whether figures are drawn on a logarithmic axis; they must be positive.
-      about: what it is, in a sentence.
+      about: a description in one sentence.
 
     Raises:
       ConfigError: if the name or the direction is not allowed.
+
+    Example:
+      >>> import fedpeft
+      >>> mae = fedpeft.Metric("mae", "min", lambda loss, count, correct: loss / count)
+      >>> mae.best([0.5, 0.25, 0.75]), mae.text(0.25)
+      (0.25, '0.25')
     """
 
     name: str
@@ -58,7 +64,7 @@ class Metric:
     def __post_init__(self) -> None:
         if not (self.name.isidentifier() and self.name.islower()):
             raise ConfigError(
-                f"metric {self.name!r}: allowed is a name of small letters, digits and _, as 'mae'"
+                f"metric {self.name!r}: allowed are lower-case letters, digits and _, as in 'mae'"
             )
         if self.better not in ("min", "max"):
             raise ConfigError(
@@ -67,34 +73,34 @@ class Metric:
 
     @property
     def title(self) -> str:
-        """What tables, axes and headings call it."""
+        """Name in tables, axes and headings."""
         return self.label or self.name.capitalize()
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is: figures times this rise as a model improves."""
+        """1 if larger is better, else -1: figures times this rise as a model improves."""
         return 1 if self.better == "max" else -1
 
     @property
     def scale(self) -> int:
-        """What figures are multiplied by where they are written: 100 for percent."""
+        """Factor on formatted figures: 100 for percent, else 1."""
         return 100 if self.percent else 1
 
     @property
     def unit(self) -> str:
-        """What follows a written figure."""
+        """Unit after a formatted figure."""
         return " %" if self.percent else ""
 
     def text(self, value: float) -> str:
-        """Write a figure for people, without its unit."""
+        """Format a figure, without its unit."""
         return f"{value * self.scale:.{self.digits}f}"
 
     def tick(self, value: float) -> str:
-        """Write a figure beside an axis, with its unit."""
+        """Format a figure as a label on an axis, with its unit."""
         return f"{value * self.scale:.6g}{self.unit}"
 
     def best(self, values: Iterable[float]) -> float | None:
-        """Return the best of some figures; None for none."""
+        """Return the best of some figures; None if there are none."""
         return max(values, key=lambda value: self.sign * value, default=None)
 
     def reaches(self, value: float, target: float) -> bool:
@@ -102,12 +108,12 @@ class Metric:
         return self.sign * value >= self.sign * target
 
     def bounded(self, value: float) -> float:
-        """Cut a figure, such as the end of an interval, to what is possible."""
+        """Clamp a figure, such as the end of an interval, to its possible range."""
         low = -math.inf if self.lowest is None else self.lowest
         return min(max(low, value), math.inf if self.highest is None else self.highest)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a run folder keeps of it; see `metric_in`."""
+        """Return the fields that a run folder records; `metric_in` reads them."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {key: value for key, value in found.items() if key != "from_sums"}
 
@@ -153,15 +159,15 @@ LOSS = Metric(
     about="Mean of the task's own loss over the server's whole evaluation set.",
 )
 METRICS: Mapping[str, Metric] = {row.name: row for row in (PERPLEXITY, ACCURACY, LOSS)}
-"""By name. Every task reports `loss` too, so that it comes last."""
+"""Name -> metric. `loss` is last because every task reports it too."""
 
 
 def metric_named(metric: str | Metric, *, where: str) -> Metric:
-    """Return the metric that a task names, ready to be worked out.
+    """Return the metric of a task, and check that it can be computed.
 
     Args:
-      metric: the name of a row of `METRICS`, or a metric of the user's own.
-      where: begins the message of an error.
+      metric: the name of a row of `METRICS`, or a custom metric.
+      where: start of an error message.
 
     Raises:
       ConfigError: if the name is unknown, or the metric has no `from_sums`.
@@ -180,14 +186,14 @@ def metric_named(metric: str | Metric, *, where: str) -> Metric:
 def metric_in(
     figures: Iterable[Mapping[str, object]], recorded: Mapping[str, Any] | None = None
 ) -> Metric:
-    """Tell by which metric a run was judged.
+    """Return the metric by which a run was judged.
 
     Args:
-      figures: of its rounds, or its summary: name -> value.
-      recorded: the metric as the run's folder keeps it (`environment.json`), where it does.
+      figures: figures of its rounds, or its summary: name -> value.
+      recorded: the metric recorded in the run folder (`environment.json`), if any.
 
     Returns:
-      the recorded metric; else the first row of `METRICS` that the figures have; else accuracy.
+      The recorded metric; else the first row of `METRICS` among the figures; else accuracy.
     """
     if recorded:
         known = {field.name for field in dataclasses.fields(Metric)}

@@ -3,7 +3,7 @@
     clip(x, C) = x * min(1, C / |x|)          |.| the L2 norm over the whole flat buffer
     gaussian   = N(0, s^2), from SHAKE-256(root, path) through Box and Muller's transform
 
-Noise that protects must not be guessed: it comes from a secret root of 32 bytes that the operating
+Noise for privacy must be unpredictable: it comes from a secret root of 32 bytes that the operating
 system draws, expanded by a cryptographic hash, and not from a seed of the run. One root and path
 give the same noise again, so that a resumed run repeats a round instead of noising it twice.
 
@@ -25,14 +25,7 @@ from torch import Tensor
 from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
 
-__all__ = [
-    "clip",
-    "clip_rows",
-    "draw_root",
-    "gaussian",
-    "seeded_root",
-    "uniform",
-]
+__all__ = ["clip", "clip_rows", "draw_root", "gaussian", "seeded_root", "uniform"]
 
 _ROOT_BYTES = 32
 
@@ -41,8 +34,8 @@ def clip(flat: Tensor, bound: float) -> Tensor:
     """Return a copy of `flat`, scaled down to L2 norm `bound` where it is longer.
 
     Args:
-      flat: [P]; numbers that are not finite stay so.
-      bound: > 0; infinity keeps everything.
+      flat: [P]; values that are not finite stay so.
+      bound: > 0; infinity changes nothing.
     """
     if math.isinf(bound):
         return flat.clone()
@@ -66,7 +59,7 @@ def draw_root() -> Tensor:
 
 
 def seeded_root(seed: int) -> Tensor:
-    """Return a root [32] that anyone with the seed can compute: for simulations, not private."""
+    """Return a root [32] that anyone with the seed can compute: for simulation, not private."""
     digest = hashlib.sha256(f"simulation: not private {seeds.derive(seed, 'privacy')}".encode())
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
@@ -75,7 +68,7 @@ def uniform(root: Tensor, count: int, *path: str | int) -> npt.NDArray[np.float6
     """Draw `count` numbers in (0, 1), from a root [32] and a path of words and numbers.
 
     Raises:
-      PrivacyError: if the root does not have 32 bytes: anybody could draw this noise again.
+      PrivacyError: if the root does not have 32 bytes: the noise would be predictable.
     """
     if root.numel() != _ROOT_BYTES:
         raise PrivacyError(

@@ -1,10 +1,10 @@
-"""Seeds: every random number of a run comes from one root and a path of words and numbers.
+"""Seeds: every random number of a run is derived from one root seed and a path.
 
     root ── "cohort" ── 7                  the clients of round 7
          └─ "turn" ── 7 ── "client-12"     the local training of one client in round 7
 
-The same root and path give the same seed on every machine; another path gives another seed. Nothing
-outside `isolated` touches a global generator, so the order of calls cannot change a result.
+The same root and path give the same seed on every machine; another path gives another seed. Only
+`isolated` uses the global generators, so the order of calls cannot change a result.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def generator(root: int, *path: str | int) -> torch.Generator:
 
 @contextlib.contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Seed the global generators of `random`, numpy and torch in the block, and restore them after.
+    """Seed the global generators of `random`, numpy and torch in the block, then restore them.
 
-    Building and changing models draws from torch's global generator, with no way to pass another:
-    this is the only place that touches it.
+    Building and changing models draws from torch's global generator, with no way to pass another;
+    no other code uses it.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
@@ -60,12 +60,12 @@ def isolated(seed: int) -> Iterator[None]:
 def uniforms(keys: Tensor, count: int) -> Tensor:
     """Draw `count` numbers in [0, 1) for each key, from the key alone (a counter-based generator).
 
-    A row depends on its key and on nothing else: not on the batch it stands in, the device or the
-    order of calls. Dropout uses it, so that the layout of a batch cannot change a mask.
+    A row depends on its key alone, and not on its batch, the device or the order of calls. Dropout
+    uses it, so that the layout of a batch cannot change a mask.
 
     Args:
       keys: int64, any shape [...].
-      count: how many numbers a key gives; >= 0.
+      count: how many numbers to draw for each key; >= 0.
 
     Returns:
       float32 [..., count], multiples of 2**-24.
@@ -88,5 +88,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift right without the sign."""
+    """Shift right, filling in zeros (a logical shift)."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

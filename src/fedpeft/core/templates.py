@@ -1,4 +1,4 @@
-"""Templates: a text of Jinja beside the module that fills it in."""
+"""Jinja templates, stored beside the modules that render them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["read_template"]
 def read_template(
     file: Path, filters: Mapping[str, Callable[..., object]], *, markup: bool
 ) -> Template:
-    """Read a template; names that are not defined are errors, lines of blocks leave no trace.
+    """Read a template; undefined names are errors, and block tags leave no blank lines.
 
     Args:
       file: the template; it may include other files of its folder.
       filters: name -> function that the template may call.
-      markup: whether it writes HTML, into which values must be escaped.
+      markup: whether it renders HTML, so that values must be escaped.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

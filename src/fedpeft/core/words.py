@@ -1,4 +1,4 @@
-"""Words for people: what to suggest for a misspelt name, how to write a number of bytes."""
+"""Helpers for messages and keys: suggestions for misspelt names, sizes in bytes, dotted keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["byte_words", "dotted", "is_loopback", "nearest"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a phrase for an unknown word: the nearest known one, or all of them."""
+    """Return a phrase for an unknown word: the nearest known word, or all of them."""
     words = sorted(known)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if close:
@@ -20,7 +20,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def byte_words(count: float) -> str:
-    """Write a number of bytes in decimal units: 1,234,567 is `1.23 MB`."""
+    """Format a number of bytes in decimal units: 1,234,567 is `1.23 MB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
@@ -38,7 +38,7 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether host:port is this machine."""
+    """Whether the host of `host:port` is this machine."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

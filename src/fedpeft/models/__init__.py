@@ -1,1 +1,1 @@
-"""Pretrained models: families and their names, loading, presets, tasks. Knows nothing of tuning."""
+"""Pretrained models: families and their names, loading, presets, tasks. Independent of tuning."""

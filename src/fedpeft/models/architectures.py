@@ -1,7 +1,7 @@
-"""Architectures: from a config to a module, by the task, with `transformers` or our own network.
+"""Architectures: from a config to a module for a task, by `transformers` or our own ShuffleNet.
 
-    config.json ── read_config ──> config ── build ─────────> module, untrained
-                                      └───── load_weights ──> module, and what did not fit
+    config.json ── read_config ──> config ── build ─────────> untrained module
+                                      └───── load_weights ──> module, missing and misshapen tensors
 
 Code from a repository is never run: only classes of the installed library are built, and only
 safetensors files are read.
@@ -13,6 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ __all__ = [
     "load_weights",
     "preset_config",
     "read_config",
-    "tensor_names",
+    "tensor_sizes",
 ]
 
 ModelConfig: TypeAlias = "PreTrainedConfig | ShuffleNetConfig"
@@ -56,9 +57,9 @@ class Weights:
     """A module with weights from files.
 
     Attributes:
-      module: on the CPU, float32.
-      missing: in-memory names of the tensors that the files do not hold.
-      misshapen: in-memory names of those that they hold with another shape.
+      module: the module, on the CPU, float32.
+      missing: in-memory names of the tensors that the files lack.
+      misshapen: in-memory names of the tensors that have another shape in the files.
     """
 
     module: nn.Module
@@ -111,12 +112,12 @@ def preset_config(preset: Preset) -> ModelConfig:
 
 
 def infer_task(config: ModelConfig, *, where: str) -> Task:
-    """Tell the task from a config: by its class names, else by what the model type can do.
+    """Infer the task from a config: from its class names, else from what its model type supports.
 
-    Of tasks with equal inputs and the same kind of head, the first row of `TASKS` is the usual one.
+    Among tasks with equal inputs and the same kind of head, the first row of `TASKS` is preferred.
 
     Raises:
-      ModelError: if the model can do none of our tasks, or several and nothing says which.
+      ModelError: if the model supports none of the tasks, or several without a preferred one.
     """
     if isinstance(config, ShuffleNetConfig):
         return IMAGE_CLASSIFICATION
@@ -132,7 +133,7 @@ def infer_task(config: ModelConfig, *, where: str) -> Task:
         return classifier
     names = [task.name for task in _tasks_of(config)]
     raise ModelError(
-        f"model {where!r}: type {config.model_type!r} can do {names or 'none of our tasks'}; "
+        f"model {where!r}: type {config.model_type!r} supports {names or 'no known task'}; "
         f"set the task to one of {', '.join(names or TASKS)}"
         + ("" if names else ", or wrap the module from Python")
     )
@@ -144,7 +145,7 @@ def fit_config(
     """Return a copy of a config for a task: its class, its number of labels, no dropout.
 
     Raises:
-      ModelError: if the task is not one of this model's.
+      ModelError: if the model does not support the task.
     """
     if isinstance(config, ShuffleNetConfig):
         if task != IMAGE_CLASSIFICATION:
@@ -165,7 +166,8 @@ def fit_config(
         and task.targets == "class"
         and getattr(fitted, "pad_token_id", None) is None
     ):
-        fitted.pad_token_id = _first_id(getattr(fitted, "eos_token_id", None))
+        tokens = getattr(fitted, "eos_token_id", None)  # the text's end then stands for padding
+        fitted.pad_token_id = tokens[0] if isinstance(tokens, list) and tokens else tokens
     return fitted
 
 
@@ -173,7 +175,7 @@ def build(config: ModelConfig, task: Task, *, attention: str | None) -> nn.Modul
     """Build an untrained module on the current device, drawing from the global generators.
 
     Raises:
-      ModelError: if the model has no such attention.
+      ModelError: if the model does not support this implementation of attention.
     """
     if isinstance(config, ShuffleNetConfig):
         return ShuffleNet(config)
@@ -182,7 +184,7 @@ def build(config: ModelConfig, task: Task, *, attention: str | None) -> nn.Modul
     auto = getattr(transformers, task.auto_class)
     with quiet(), _explained(config.model_type, attention):
         module: nn.Module = auto.from_config(
-            config, dtype=torch.float32, trust_remote_code=False, **_attention(attention)
+            config, dtype=torch.float32, trust_remote_code=False, attn_implementation=attention
         )
     return module
 
@@ -193,7 +195,8 @@ def load_weights(
     """Build a module and fill it from the safetensors files of a folder.
 
     Raises:
-      ModelError: if the files are missing or broken, or the model has no such attention.
+      ModelError: if the files are missing or broken, or the model does not support this
+        implementation of attention.
     """
     if isinstance(config, ShuffleNetConfig):
         with _explained(str(folder), attention):
@@ -213,21 +216,26 @@ def load_weights(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=False,
-            **_attention(attention),
+            attn_implementation=attention,
         )
     misshapen = frozenset(key[0] for key in info["mismatched_keys"])
     return Weights(module, frozenset(info["missing_keys"]) - misshapen, misshapen)
 
 
-def tensor_names(folder: Path) -> frozenset[str]:
-    """Names of the tensors in a folder's safetensors files, read from their headers alone."""
+def tensor_sizes(folder: Path) -> dict[str, int]:
+    """Map the tensors in a folder's safetensors files to their number of floating-point elements.
+
+    Only the headers are read; tensors of other types count 0.
+    """
     from safetensors import safe_open
 
-    names: set[str] = set()
+    sizes: dict[str, int] = {}
     for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            names.update(tensors.keys())
-    return frozenset(names)
+        with safe_open(file, framework="np") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        for name, part in slices.items():
+            sizes[name] = math.prod(part.get_shape()) if "F" in part.get_dtype() else 0
+    return sizes
 
 
 def _tasks_of(config: PreTrainedConfig) -> list[Task]:
@@ -235,7 +243,7 @@ def _tasks_of(config: PreTrainedConfig) -> list[Task]:
 
 
 def _classes(config: PreTrainedConfig, task: Task) -> list[str]:
-    """Names of the library's classes for a config and a task, the usual one first."""
+    """Return the names of the library's classes for a config and a task, the default one first."""
     import transformers
 
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", task.auto_class.removeprefix("Auto"))
@@ -249,8 +257,8 @@ def _classes(config: PreTrainedConfig, task: Task) -> list[str]:
 def _unfit(where: str, model_type: str, task: Task, able: list[Task]) -> ModelError:
     names = ", ".join(each.name for each in able)
     return ModelError(
-        f"model {where!r}: type {model_type!r} has no {task.name} form; "
-        f"it can do {names or 'none of our tasks'}: choose another model or task"
+        f"model {where!r}: type {model_type!r} does not support {task.name}; "
+        f"it supports {names or 'no known task'}: choose another model or task"
     )
 
 
@@ -266,7 +274,7 @@ def _check_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(where: str, attention: str | None) -> Iterator[None]:
-    """Turn what the library raises for bad files or options into one `ModelError`."""
+    """Convert the library's errors for bad files or options into a `ModelError`."""
     from safetensors import SafetensorError
 
     try:
@@ -280,15 +288,5 @@ def _explained(where: str, attention: str | None) -> Iterator[None]:
         raise ModelError(f"{where}: cannot be built{option}: {_first_line(error)}") from error
 
 
-def _attention(name: str | None) -> dict[str, str]:
-    """By default the library takes `sdpa` where the model has it, else `eager`."""
-    return {} if name is None else {"attn_implementation": name}
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _first_id(tokens: object) -> object:
-    """The token that pads where the model names none: the last position is then found by it."""
-    return tokens[0] if isinstance(tokens, list) and tokens else tokens

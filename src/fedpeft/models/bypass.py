@@ -1,11 +1,12 @@
-"""Leaving out the frozen start of a model: its own forward runs, with stored features put in.
+"""Skipping the frozen prefix of a model: its forward runs on stored features instead.
 
     embeddings   block 0 ... block k-1      block k ... head        the whole model
-    stand-ins, which compute nothing    ^   the same modules        the rest
+    placeholders that compute nothing   ^   the same modules        the rest
                                         features
 
-Nothing is copied: the rest holds the same parameters and buffers, so that training it trains the
-model. Stand-ins keep the attributes of what they stand for, which a model's forward may read.
+No tensor is copied: the rest shares parameters and buffers with the model, so that training it
+trains the model. Placeholders keep the attributes of the modules that they replace, because a
+model's forward may read them.
 Legend: B examples, T tokens, D width.
 """
 
@@ -15,6 +16,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from fedpeft.models.families import Family, hidden_size, num_blocks
 __all__ = ["PREFIX", "Rest", "apart", "entry_of", "put_features", "skippable", "without"]
 
 PREFIX = "prefix"
-"""Batch key of stored features: [B, T, D], or [B, D] where one vector an example is enough."""
+"""Batch key of stored features: [B, T, D], or [B, D] if one vector per example is enough."""
 
 _PIXELS = "pixel_values"
 _ENTRIES: Mapping[str, str] = {
@@ -43,21 +45,21 @@ _ENTRIES: Mapping[str, str] = {
     "videomae": "videomae.embeddings",
     "vit": "vit.embeddings",
 }
-"""Family -> the module that makes the first hidden states; a family without one has no prefix."""
+"""Family -> path of its embeddings; the prefix of other families cannot be skipped."""
 
 _BODIES: Mapping[str, tuple[str, ...]] = {
     "shufflenet-v2": ("maxpool", "stage2", "stage3", "stage4", "conv5")
 }
-"""Families without blocks: what stands between entry and head."""
+"""Families without numbered blocks -> the modules between embeddings and head."""
 
 
 @dataclass
 class _Stored:
-    """Holds the features that are in the model now.
+    """The features of the current forward pass.
 
     Attributes:
       value: [B, T, D] or [B, D]; None outside a forward pass.
-      hidden: what the entry gives in place of the first hidden states.
+      hidden: the tensor that the placeholder of the embeddings returns.
     """
 
     value: Tensor | None = None
@@ -65,27 +67,27 @@ class _Stored:
 
 
 def entry_of(family: Family) -> str | None:
-    """Return the path of the module that makes the first hidden states; None if not known."""
+    """Return the path of a family's embeddings; None if not known."""
     return _ENTRIES.get(family.name)
 
 
 def skippable(module: nn.Module, family: Family) -> tuple[str, ...]:
-    """Return the paths of the modules between entry and head, in the order of the forward pass."""
+    """Return the paths of the modules between embeddings and head, in the order of the forward."""
     if not family.block:
         return _BODIES.get(family.name, ())
     return tuple(family.block.format(i) for i in range(num_blocks(module, family)))
 
 
 class Rest(nn.Module):
-    """A model that starts from stored features; called with a batch that holds them as `prefix`.
+    """A model that starts from stored features; its batches hold them under `prefix`.
 
     Args:
       module: the whole model.
-      family: of the model.
-      skipped: paths of the modules that are left out, besides the entry.
-      sites: paths of the modules whose first argument the features are; with several, the features
-        are theirs side by side, in this order.
-      widths: of each site's features.
+      family: family of the model.
+      skipped: paths of the modules that are skipped, besides the embeddings.
+      sites: paths of the modules that take the features as their first argument; the features of
+        several sites are concatenated in this order.
+      widths: width of each site's features.
     """
 
     def __init__(
@@ -100,12 +102,12 @@ class Rest(nn.Module):
         stored = _Stored()
         entry = _ENTRIES[family.name]
         parts = {path: _stand_in(module.get_submodule(path), _pass) for path in skipped}
-        parts[entry] = _stand_in(module.get_submodule(entry), _Give(stored))
-        places = [0]
-        for path, width in zip(sites, widths, strict=True):
-            places.append(places[-1] + width)
-            hook = _Put(stored, places[-2], places[-1])
+        parts[entry] = _stand_in(module.get_submodule(entry), partial(_hidden, stored))
+        start = 0
+        for path, width in zip(sites, widths, strict=True):  # partials: closures are not picklable
+            hook = partial(_put, stored, slice(start, start + width))
             parts[path] = put_features(module.get_submodule(path), hook)
+            start += width
         self.inner = without(module, parts)
         self._stored = stored
         self._pixels = getattr(module, "main_input_name", _PIXELS) == _PIXELS
@@ -117,7 +119,7 @@ class Rest(nn.Module):
 
         Args:
           prefix: the features of B examples.
-          inputs: further inputs of the model; where there are none, stand-ins of the right size.
+          inputs: further inputs of the model; without any, zeros of the right size are used.
         """
         if not inputs.keys() - {"use_cache"}:
             inputs |= self._main_input(prefix)
@@ -137,11 +139,11 @@ class Rest(nn.Module):
 
 
 def without(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a module with some submodules exchanged; all others are shared with the original.
+    """Return a module with some submodules replaced; all others are shared with the original.
 
     Args:
-      module: stays as it is.
-      parts: path -> what stands there instead.
+      module: the original, which is not changed.
+      parts: path -> replacement.
     """
     root = _shell(module)
     shells: dict[str, nn.Module] = {"": root}
@@ -157,74 +159,61 @@ def without(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def apart(module: nn.Module, paths: Iterable[str]) -> nn.Module:
-    """Return a module whose submodules at some paths are shells of their own.
+    """Return a module whose submodules at some paths are shells, sharing all tensors.
 
-    What a trainer puts in the place of the original's methods for a while does not reach these.
+    When a trainer replaces methods of the original for a while, these are not affected.
     """
     return without(module, {path: _shell(module.get_submodule(path)) for path in paths})
 
 
 def put_features(module: nn.Module, hook: Callable[..., object]) -> nn.Module:
-    """Return a shell of a module whose arguments go through a hook before all others."""
+    """Return a shell of a module with one more forward pre-hook, which runs first."""
     shell = _shell(module)
     shell.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     return shell
 
 
-class _Put:
-    """A forward pre-hook that can be pickled: the features take the place of the first argument."""
-
-    def __init__(self, stored: _Stored, start: int, stop: int) -> None:
-        self.stored = stored
-        self.start = start
-        self.stop = stop
-
-    def __call__(
-        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[object, ...], dict[str, object]]:
-        assert self.stored.value is not None, "set by Rest.forward"
-        value = self.stored.value
-        if (self.start, self.stop) != (0, value.shape[-1]):
-            value = value[..., self.start : self.stop]
-        if args:
-            return (value, *args[1:]), kwargs
-        first = next(iter(kwargs))
-        return args, {**kwargs, first: value}
+def _put(
+    stored: _Stored,
+    columns: slice,
+    module: nn.Module,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """A forward pre-hook: replace the first argument by some columns of the features."""
+    assert stored.value is not None, "set by Rest.forward"
+    value = stored.value
+    if (columns.start, columns.stop) != (0, value.shape[-1]):
+        value = value[..., columns]
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, next(iter(kwargs)): value}
 
 
-class _Give:
-    """The forward of an entry that computes nothing."""
-
-    def __init__(self, stored: _Stored) -> None:
-        self.stored = stored
-
-    def __call__(self, *args: object, **kwargs: object) -> Tensor:
-        assert self.stored.hidden is not None, "set by Rest.forward"
-        return self.stored.hidden
+def _hidden(stored: _Stored, *args: object, **kwargs: object) -> Tensor:
+    """Return the stored hidden states: the forward of the embeddings' placeholder."""
+    assert stored.hidden is not None, "set by Rest.forward"
+    return stored.hidden
 
 
 def _pass(*args: object, **kwargs: object) -> object:
-    """Be the forward of a module that computes nothing: return the hidden states."""
+    """Return the hidden states unchanged: the forward of a block's placeholder."""
     return args[0] if args else kwargs["hidden_states"]
 
 
 def _stand_in(module: nn.Module, forward: Callable[..., object]) -> nn.Module:
     shell = _shell(module)
-    _forget(shell, ("_forward_hooks", "_forward_pre_hooks"))
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        shell.__dict__[name] = OrderedDict()
     shell.__dict__["forward"] = forward
     return shell
 
 
 def _shell(module: nn.Module) -> nn.Module:
-    """Copy a module without what it holds: parameters, buffers and submodules are shared."""
+    """Return a shallow copy of a module: it shares parameters, buffers and submodules."""
     shell = copy.copy(module)
     for name in ("_modules", "_parameters", "_buffers"):
         shell.__dict__[name] = dict(shell.__dict__[name])
     for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
         shell.__dict__[name] = OrderedDict(shell.__dict__[name])
     return shell
-
-
-def _forget(shell: nn.Module, names: Iterable[str]) -> None:
-    for name in names:
-        shell.__dict__[name] = OrderedDict()

@@ -1,12 +1,12 @@
-"""The rows of `fedpeft list models`: what can be named without a network."""
+"""The rows of `fedpeft list models`: all models that need no download."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.errors import ModelError
+from fedpeft.models.architectures import tensor_sizes
 from fedpeft.models.locate import BUNDLED, Bundled
 from fedpeft.models.presets import PRESETS
 
@@ -18,12 +18,12 @@ class ModelRow:
     """One model.
 
     Attributes:
-      name: as it stands in a config.
-      task: its usual task.
-      parameters: how many its files hold, or a preset has with its usual head; None where the
-        model's package is not installed.
-      about: one line.
-      pretrained: whether it has weights, or only an architecture.
+      name: value of `model.name` in an experiment file.
+      task: its default task.
+      parameters: number of parameters in its files, or of a preset with its default head; None if
+        the model's package is not installed.
+      about: a description of one line.
+      pretrained: whether it has pretrained weights, or is an architecture only.
     """
 
     name: str
@@ -47,17 +47,8 @@ def model_rows() -> Sequence[ModelRow]:
 
 
 def _count(row: Bundled) -> int | None:
-    """Add up the floating tensors of a folder's files, from their headers alone."""
-    from safetensors import safe_open
-
+    """Count the floating-point elements in a folder's files; None if it is not installed."""
     try:
-        files = sorted(row.folder().glob("model*.safetensors"))
+        return sum(tensor_sizes(row.folder()).values())
     except ModelError:
         return None
-    total = 0
-    for file in files:
-        with safe_open(file, framework="np") as tensors:
-            names = list(tensors.keys())
-            slices = [tensors.get_slice(name) for name in names]
-        total += sum(math.prod(s.get_shape()) for s in slices if "F" in s.get_dtype())
-    return total

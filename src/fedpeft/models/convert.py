@@ -1,4 +1,4 @@
-"""Raw checkpoints of self-supervised ViTs become model folders.
+"""Conversion of raw checkpoints of self-supervised ViTs into model folders.
 
     mae       {"model": ...}                        decoder and mask token dropped
     moco-v3   {"state_dict": module.base_encoder.*} momentum encoder, predictor, projector dropped
@@ -6,8 +6,8 @@
 
     blocks.3.attn.qkv.weight [3D, D]  ->  layers.3.attention.{q,k,v}_proj.weight [D, D] each
 
-Nothing is filled in: a tensor of the backbone that is missing, unexpected or of another shape is an
-error. A loader that ignores missing keys reads nothing at all from a raw MoCo file, in silence.
+A tensor of the backbone that is missing, unexpected or of another shape is an error. A loader that
+ignores missing keys would silently load nothing at all from a raw MoCo file.
 
 References: He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022. Chen, Xie, He,
 An Empirical Study of Training Self-Supervised Vision Transformers, ICCV 2021. Caron et al.,
@@ -42,14 +42,14 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one kind of checkpoint is laid out.
+    """The layout of one kind of checkpoint.
 
     Attributes:
       about: one line, for the model card.
-      sections: keys under which the tensors may lie; the first that is there is taken.
-      prefixes: of the backbone's names; the first that any name has is stripped, and names without
-        it are dropped. "" takes all names as they are.
-      drop: regular expression of names, after stripping, that are no part of the backbone.
+      sections: keys under which the tensors may be stored; the first existing one is used.
+      prefixes: prefixes of the backbone's names; the first that occurs is stripped, and names
+        without it are dropped. "" keeps all names.
+      drop: regular expression of names, after stripping, that do not belong to the backbone.
     """
 
     about: str
@@ -78,20 +78,20 @@ SCHEMES: Mapping[str, Scheme] = {
         r"^head\.",
     ),
 }
-"""By the name that `fedpeft convert --as` takes."""
+"""Value of `fedpeft convert --as` -> layout of the checkpoint."""
 
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
       folder: the model folder.
       scheme: name of the layout.
-      sha256: of the raw file.
-      num_tensors: of the backbone, as saved.
-      num_params: of the backbone.
-      dropped: names in the file that are no part of the backbone.
+      sha256: checksum of the raw file.
+      num_tensors: number of tensors of the saved backbone.
+      num_params: number of parameters of the saved backbone.
+      dropped: names in the file that do not belong to the backbone.
       shape: the architecture: `hidden_size`, `num_hidden_layers` and so on.
     """
 
@@ -110,10 +110,10 @@ def convert_checkpoint(
     """Turn a raw checkpoint of a ViT into a folder that `load_model` and `transformers` load.
 
     Args:
-      file: `.safetensors`, or what `torch.save` wrote; a pickle is read as tensors only.
+      file: a `.safetensors` file or one of `torch.save`; from a pickle only tensors are read.
       scheme: `mae`, `moco-v3` or `dino`.
       to: the folder to write; it must be empty or not exist.
-      num_heads: attention heads; None is one for 64 of the width, as these models have.
+      num_heads: attention heads; None is one for each 64 channels of the width.
 
     Raises:
       ModelError: if the scheme is unknown, the folder not empty, the file unreadable, or a tensor
@@ -152,8 +152,8 @@ def _read(file: Path) -> Mapping[str, Any]:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"convert: {file} holds Python objects beside tensors, which could run code; save only "
-            "its state dict, with a tool that you trust"
+            f"convert: {file} holds Python objects besides tensors, which could run code; save "
+            "only its state dict, with a tool that you trust"
         ) from error
     except Exception as error:  # readers of broken files raise whatever they meet
         raise ModelError(f"convert: {file} cannot be read ({type(error).__name__})") from error
@@ -165,7 +165,7 @@ def _read(file: Path) -> Mapping[str, Any]:
 def _backbone(
     found: Mapping[str, Any], scheme: Scheme, where: str
 ) -> tuple[Tensors, tuple[str, ...]]:
-    """Pick the backbone's tensors, by their plain names; also name what was dropped."""
+    """Return the backbone's tensors by their names without prefix, and the names dropped."""
     for section in scheme.sections:
         if isinstance(found.get(section), Mapping):
             found = found[section]
@@ -175,7 +175,7 @@ def _backbone(
     if prefix is None:
         raise ModelError(
             f"{where}: no tensor has a name that begins with {' or '.join(scheme.prefixes)}; the "
-            f"first names are {', '.join(list(tensors)[:3]) or '(none)'}: is it of another kind?"
+            f"first names are {', '.join(list(tensors)[:3]) or '(none)'}; choose another scheme"
         )
     kept = {
         name.removeprefix(prefix): value.float()
@@ -201,8 +201,8 @@ def _shape(raw: Tensors, num_heads: int | None, where: str) -> dict[str, int]:
     heads = num_heads if num_heads is not None else max(1, width // 64)
     if side * side != positions or width % heads:
         raise ModelError(
-            f"{where}: {positions} patches are no square, or {heads} heads do not divide the "
-            f"width {width}; give the number of heads"
+            f"{where}: {positions} patches do not form a square, or {heads} heads do not divide "
+            f"the width {width}; give the number of heads"
         )
     blocks = {int(found.group(1)) for name in raw if (found := re.match(r"blocks\.(\d+)\.", name))}
     return {
@@ -217,7 +217,7 @@ def _shape(raw: Tensors, num_heads: int | None, where: str) -> dict[str, int]:
 
 
 def _renamed(raw: Tensors) -> dict[str, Tensor]:
-    """Give the tensors the names that `ViTModel` has in memory; split the fused projections."""
+    """Rename the tensors as in `ViTModel`, and split the fused query, key and value."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in raw.items():
         for pattern, replacement in _RULES:
@@ -235,11 +235,11 @@ def _filled(tensors: Tensors, shape: Mapping[str, int], where: str) -> ViTModel:
 
     with torch.device("meta"), quiet():
         module = ViTModel(ViTConfig(**shape, layer_norm_eps=1e-6), add_pooling_layer=False)
-    wanted = module.state_dict()
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     problems = {
-        "missing": [n for n in wanted if n not in tensors],
-        "unexpected": [n for n in tensors if n not in wanted],
-        "misshapen": [n for n in wanted if n in tensors and tensors[n].shape != wanted[n].shape],
+        "missing": [n for n in expected if n not in tensors],
+        "unexpected": [n for n in tensors if n not in expected],
+        "misshapen": [n for n in expected if n in tensors and tensors[n].shape != expected[n]],
     }
     if any(problems.values()):
         listed = "; ".join(f"{w}: {', '.join(names[:5])}" for w, names in problems.items() if names)
@@ -258,7 +258,7 @@ def _save(module: ViTModel, report: ConvertReport, file: Path) -> None:
 
 
 def _processor(shape: Mapping[str, int]) -> dict[str, object]:
-    """What `ViTImageProcessor` reads; the three schemes were trained with ImageNet's statistics."""
+    """Return the settings of `ViTImageProcessor`; all schemes use the statistics of ImageNet."""
     channels = shape["num_channels"]
     return {
         "image_processor_type": "ViTImageProcessor",

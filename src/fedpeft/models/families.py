@@ -1,19 +1,19 @@
-"""Model families: one table that says how a kind of model names its parts.
+"""Model families: a table of how each kind of model names its parts.
 
-    in memory                                         ours (on the wire)
+    in memory                                         canonical (on the wire)
     vit.layers.3.attention.q_proj.bias                ->  blocks.3.attn.q.bias
     bert.encoder.layer.3.attention.self.query.bias    ->  blocks.3.attn.q.bias
 
-Wire names are ours because `transformers` renames modules between releases: a delta must fit the
-model, not the release. Every family says `attn.q/k/v/out`, `mlp.fc1/fc2` (gated ones:
-`gate/up/down`) and `norm1/norm2` for the same things. A module that no family knows keeps its
+Canonical names are needed because `transformers` renames modules between releases: a delta must
+fit the model, whatever the release. All families use `attn.q/k/v/out`, `mlp.fc1/fc2` (gated ones:
+`gate/up/down`) and `norm1/norm2` for corresponding modules. A module of no known family keeps its
 own paths.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -30,6 +30,7 @@ __all__ = [
     "family_of",
     "hidden_size",
     "num_blocks",
+    "parameters_under",
 ]
 
 
@@ -38,20 +39,20 @@ class Family:
     """One kind of model.
 
     Attributes:
-      name: of the family.
+      name: name of the family.
       rules: pairs (regular expression, replacement), applied in order to an in-memory path.
-      head: module paths of the head; all that exist are taken.
-      late_head: further module paths that belong to the head if their weights were not in the
-        checkpoint (BERT's pooler).
+      head: possible module paths of the head; all that exist are used.
+      late_head: further module paths that count as head if the checkpoint lacks their weights
+        (BERT's pooler).
       mlp: path of the module whose output an adapter takes, before the skip addition; `{}` is the
         block's number.
       block: path of a block; `{}` is the block's number.
-      hidden_size: attribute of the config with the width.
-      targets: default `target_modules` (suffixes of in-memory paths) of a `peft` type; key `*` is
-        for all others.
-      feedforward: for IA3: which targets scale their input.
-      any_size: whether images of another size than the config's `image_size` go in.
-      position_offset: positions that the model reserves, of `max_position_embeddings`.
+      hidden_size: attribute of the config that holds the width.
+      targets: `peft` type -> default `target_modules` (suffixes of in-memory paths); the key `*` is
+        for all other types.
+      feedforward: the targets of IA3 whose input is scaled.
+      any_size: whether the model accepts images of another size than the config's `image_size`.
+      position_offset: how many of `max_position_embeddings` the model reserves.
     """
 
     name: str
@@ -68,20 +69,20 @@ class Family:
 
 
 def family_of(module: nn.Module) -> Family:
-    """Return the family of a module, by its config's `model_type`; `PLAIN` where none fits."""
+    """Return the family of a module, by its config's `model_type`; `PLAIN` if unknown."""
     model_type = getattr(getattr(module, "config", None), "model_type", "")
     return FAMILIES.get(str(model_type), PLAIN)
 
 
 def canonical(family: Family, path: str) -> str:
-    """Return our name of an in-memory parameter path."""
+    """Return the canonical name of an in-memory parameter path."""
     for pattern, replacement in family.rules:
         path = re.sub(pattern, replacement, path)
     return path
 
 
 def canonical_names(module: nn.Module, family: Family) -> dict[str, str]:
-    """Map our names of a module's parameters and saved buffers to their in-memory paths.
+    """Map canonical names of a module's parameters and saved buffers to their in-memory paths.
 
     A tensor that two paths share (tied embeddings) is listed once, under its first path.
 
@@ -142,12 +143,18 @@ def hidden_size(module: nn.Module, family: Family) -> int:
     return size
 
 
+def parameters_under(module: nn.Module, paths: Collection[str]) -> frozenset[str]:
+    """Return the in-memory names of the parameters under module paths; shared ones by each name."""
+    names = (name for name, _ in module.named_parameters(remove_duplicate=False))
+    return frozenset(n for n in names if any(n.startswith(f"{path}.") for path in paths))
+
+
 PLAIN = Family(name="plain")
-"""A module that no family knows: its names are its paths."""
+"""The family of unknown modules: their canonical names are their paths."""
 
 
 def _vit(prefix: str) -> Family:
-    """ViT and its kin, with the names of `transformers` 5 and of 4."""
+    """Make the family of ViT or a similar model, with the names of `transformers` 4 and 5."""
     return Family(
         name=prefix,
         rules=(
@@ -304,7 +311,7 @@ _GPT2 = Family(
     head=("lm_head", "score"),
     mlp="transformer.h.{}.mlp",
     block="transformer.h.{}",
-    # These layers are `Conv1D`, stored (in, out): `peft` wants `fan_in_fan_out = true` for them.
+    # These layers are `Conv1D`, stored (in, out): `peft` needs `fan_in_fan_out = true` for them.
     targets={
         "ia3": ("c_attn", "mlp.c_proj"),
         "ln_tuning": ("ln_1", "ln_2", "ln_f"),
@@ -313,37 +320,27 @@ _GPT2 = Family(
     feedforward=("mlp.c_proj",),
 )
 
-_VIDEOMAE = Family(
-    name="videomae",
-    rules=(
-        (r"^videomae\.embeddings\.patch_embeddings\.projection\.", "patch."),
-        (r"^videomae\.encoder\.layer\.(\d+)\.", r"blocks.\1."),
-        (r"\.attention\.attention\.query\.", ".attn.q."),
-        (r"\.attention\.attention\.key\.", ".attn.k."),
-        (r"\.attention\.attention\.value\.", ".attn.v."),
-        (r"\.attention\.output\.dense\.", ".attn.out."),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"^videomae\.layernorm\.", "norm."),
-        (r"^fc_norm\.", "pool_norm."),
-        (r"^classifier\.", "head."),
-    ),
-    head=("classifier",),
-    late_head=("fc_norm",),
-    # The second linear layer of the MLP: the module around it adds the skip.
-    mlp="videomae.encoder.layer.{}.output.dense",
-    block="videomae.encoder.layer.{}",
-    # As for BERT, the suffix `output.dense` would take the attention's output too: IA3 scales the
-    # input of the MLP's first layer.
-    targets={
-        "ia3": ("key", "value", "intermediate.dense"),
-        "ln_tuning": ("layernorm_before", "layernorm_after", "videomae.layernorm", "fc_norm"),
-        "*": ("query", "value"),
-    },
-    feedforward=("intermediate.dense",),
-)
+
+def _videomae() -> Family:
+    base = _vit("videomae")
+    return replace(
+        base,
+        rules=(*base.rules, (r"^fc_norm\.", "pool_norm.")),
+        head=("classifier",),
+        late_head=("fc_norm",),
+        # The second linear layer of the MLP: the module around it adds the skip.
+        mlp="videomae.encoder.layer.{}.output.dense",
+        block="videomae.encoder.layer.{}",
+        # As for BERT, the suffix `output.dense` would take the attention's output too: IA3 scales
+        # the input of the MLP's first layer.
+        targets={
+            "ia3": ("key", "value", "intermediate.dense"),
+            "ln_tuning": ("layernorm_before", "layernorm_after", "videomae.layernorm", "fc_norm"),
+            "*": ("query", "value"),
+        },
+        feedforward=("intermediate.dense",),
+    )
+
 
 FAMILIES: Mapping[str, Family] = {
     "bert": _bert("bert"),
@@ -358,7 +355,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": replace(_LLAMA, name="qwen3"),
     "roberta": replace(_bert("roberta"), position_offset=2),
     "shufflenet-v2": Family(name="shufflenet-v2", head=("fc",), any_size=True),
-    "videomae": _VIDEOMAE,
+    "videomae": _videomae(),
     "vit": _vit("vit"),
 }
-"""By the `model_type` of a config."""
+"""`model_type` of a config -> family."""

@@ -1,9 +1,9 @@
-"""Fingerprints: what the frozen part of a model is, in 64 hexadecimal digits.
+"""Fingerprints: a hash of the frozen part of a model, in 64 hexadecimal digits.
 
     SHA-256 over, in the order of names:   name \\0 type \\0 shape \\0 bytes
 
-The names are ours, so a folder written by `transformers` 4 and one written by 5 agree. A server
-and its clients compare fingerprints at their first contact; an export names the one it belongs to.
+The names are canonical, so that folders written by `transformers` 4 and 5 agree. A server and its
+clients compare fingerprints when they first connect; an export records that of its backbone.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def fingerprint(module: nn.Module, family: Family, *, exclude: Collection[str] =
 
     Args:
       module: the model, on any device but `meta`.
-      family: gives the names.
-      exclude: names of ours that are left out: those of the delta, which changes.
+      family: family of the model, for the canonical names.
+      exclude: canonical names that are left out: those of the delta, which changes.
 
     Raises:
       ModelError: if the module has no weights (`meta`), or two tensors have one name.
@@ -42,7 +42,7 @@ def fingerprint(module: nn.Module, family: Family, *, exclude: Collection[str] =
 def _update(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
         raise ModelError(
-            f"fingerprint: tensor {name!r} is on `meta` and has no numbers; load the model first"
+            f"fingerprint: tensor {name!r} is on `meta` and has no values; load the model first"
         )
     shape = "x".join(str(size) for size in tensor.shape)
     kind = str(tensor.dtype).removeprefix("torch.")

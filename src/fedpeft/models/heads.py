@@ -1,10 +1,10 @@
-"""Heads: new weights for the last layers, from the seed alone.
+"""Initialisation of heads: new weights for the last layers, from the seed alone.
 
     "normal"   weight ~ N(0, 0.02²) truncated to [-2, 2], bias = 0
     "paper"    weight, bias ~ U(-1/sqrt(d), 1/sqrt(d)), d inputs
 
-The numbers depend on the seed and on the head's shape only, not on how the rest of the model was
-built: every tuning method starts from the same head.
+The values depend only on the seed and the head's shape, not on how the rest of the model was
+built: all tuning methods start from the same head.
 """
 
 from __future__ import annotations
@@ -25,18 +25,25 @@ HEAD_INITS = ("normal", "paper")
 
 
 def init_head(module: nn.Module, paths: Sequence[str], *, seed: int, how: str = "normal") -> None:
-    """Give every linear layer under `paths` new weights, in place.
+    """Initialise every linear layer under `paths` with new weights, in place.
 
-    Other layers under the paths (a normalisation) keep theirs. A model on `meta` stays as it is.
+    Other layers under the paths (a normalisation) keep theirs. A model on `meta` is not changed.
 
     Args:
       module: the model that holds the head.
       paths: module paths of the head, in order.
-      seed: root seed; the head draws from its own branch.
+      seed: root seed; the head has a derived seed of its own.
       how: `normal` or `paper`.
 
     Raises:
       ModelError: if `how` is unknown.
+
+    Example:
+      >>> import torch, fedpeft
+      >>> net = torch.nn.ModuleDict({"body": torch.nn.Linear(4, 4), "fc": torch.nn.Linear(4, 2)})
+      >>> fedpeft.init_head(net, ["fc"], seed=1)
+      >>> net["fc"].bias.tolist()
+      [0.0, 0.0]
     """
     if how not in HEAD_INITS:
         raise ModelError(f"head_init {how!r}: unknown; choose one of {', '.join(HEAD_INITS)}")

@@ -1,10 +1,10 @@
-"""Inputs: what a model's own files say about the examples that go in.
+"""Input formats: how examples must be prepared for a model, according to its files.
 
     preprocessor_config.json  -> ImageInput   (size, channels, mean, std, rescaling, resampling)
                               -> VideoInput   (the same, and the config's number of frames)
     tokenizer_config.json     -> TextInput    (longest input, in tokens)
 
-Without these files the config speaks: its `image_size`, mean and deviation 0.5; its
+Without these files the config decides: its `image_size` with mean and deviation 0.5, or its
 `max_position_embeddings`.
 """
 
@@ -21,10 +21,10 @@ from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
 __all__ = ["image_input", "text_input", "video_input"]
 
 _RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "bilinear", 5: "bicubic"}
-"""By the number that image libraries give a filter; one that we lack becomes the nearest."""
+"""Filter number of image libraries -> name; a missing filter is replaced by a similar one."""
 
 _UNLIMITED = 10**9
-"""A tokenizer that knows no limit writes a larger number than this."""
+"""A tokenizer without a limit states a larger number than this."""
 
 
 def image_input(
@@ -32,13 +32,13 @@ def image_input(
 ) -> ImageInput:
     """Describe the images that a model takes.
 
-    A size in the processor's file counts only where the model takes any size: elsewhere the
-    config's `image_size` is what the positions were made for.
+    The size in the processor's file is used only if the model accepts any size: otherwise the
+    position embeddings belong to the config's `image_size`.
 
     Args:
-      config: of the model; its `image_size` and `num_channels` are read where it has them.
-      family: of the model.
-      folder: with the processor's file, if there is one.
+      config: config of the model; its `image_size` and `num_channels` are read if present.
+      family: family of the model.
+      folder: folder with the processor's file, if there is one.
       file: name of the processor's file.
 
     Raises:
@@ -59,21 +59,21 @@ def image_input(
         channels=channels,
         mean=_per_channel(mean, channels, f"{folder}: image_mean"),
         std=_per_channel(std, channels, f"{folder}: image_std"),
-        rescale=_number(rescale),
-        resample=_RESAMPLE.get(_whole(found.get("resample", 2)), "bilinear"),
+        rescale=float(_number(rescale)),
+        resample=_RESAMPLE.get(int(_number(found.get("resample", 2))), "bilinear"),
     )
 
 
 def video_input(config: object, family: Family, folder: Path | None) -> VideoInput:
-    """Describe the clips that a model takes: `num_frames` frames, each as a picture.
+    """Describe the clips that a model takes: `num_frames` frames, each an image.
 
     Args:
-      config: of the model; positions were made for its frames, tubelets, size and patches.
-      family: of the model.
+      config: config of the model, with its frames, tubelets, size and patches.
+      family: family of the model.
       folder: with `preprocessor_config.json` or `video_preprocessor_config.json`, if there is one.
 
     Raises:
-      ModelError: if frames and tubelets, or size and patches, do not go into each other.
+      ModelError: if the frames are no multiple of the tubelet, or the size of the patch.
     """
     own_file = "video_preprocessor_config.json"
     found = own_file if folder and (folder / own_file).is_file() else "preprocessor_config.json"
@@ -98,14 +98,14 @@ def text_input(config: object, family: Family, source: str | Path) -> TextInput:
     """Describe the texts that a model takes.
 
     Args:
-      config: of the model.
-      family: of the model.
-      source: where its tokenizer is: a folder, a hub id, or "" where there is none.
+      config: config of the model.
+      family: family of the model.
+      source: folder or hub id of its tokenizer, or "" if there is none.
     """
     positions = getattr(config, "max_position_embeddings", None)
     limits = [512] if positions is None else [int(positions) - family.position_offset]
     found = _read(source if isinstance(source, Path) else None, "tokenizer_config.json")
-    stated = _whole(found.get("model_max_length", _UNLIMITED))
+    stated = int(_number(found.get("model_max_length", _UNLIMITED)))
     if stated < _UNLIMITED:
         limits.append(stated)
     return TextInput(folder=str(source), max_length=min(limits))
@@ -120,33 +120,31 @@ def _read(folder: Path | None, name: str) -> Mapping[str, object]:
     except ValueError as error:
         raise ModelError(f"{file}: not a JSON file ({error}); fetch the model again") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{file}: holds a {type(found).__name__}; a JSON object is wanted")
+        raise ModelError(f"{file}: holds a {type(found).__name__}; a JSON object is expected")
     return found
 
 
 def _processor_size(found: Mapping[str, object]) -> tuple[int, int] | None:
-    """Height and width after the processor's own resize and crop; None where it says none."""
+    """Return height and width after the processor's resize and crop; None if not stated."""
     if found.get("do_center_crop") and found.get("crop_size") is not None:
         return _pair(found["crop_size"])
     return None if found.get("size") is None else _pair(found["size"])
 
 
 def _pair(size: object) -> tuple[int, int]:
-    """Read one of the forms 224, [224, 224], {height, width}, {shortest_edge}."""
+    """Parse one of the forms 224, [224, 224], {height, width}, {shortest_edge}."""
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge", size.get("longest_edge"))
-        return _whole(size.get("height", edge)), _whole(size.get("width", edge))
-    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-        return _whole(size[0]), _whole(size[1])
-    return _whole(size), _whole(size)
+        size = [size.get("height", edge), size.get("width", edge)]
+    if not (isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2):
+        size = [size, size]
+    return int(_number(size[0])), int(_number(size[1]))
 
 
 def _per_channel(value: object, channels: int, where: str) -> tuple[float, ...]:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        numbers = tuple(_number(v) for v in value)
-        numbers = numbers * channels if len(numbers) == 1 else numbers
-    else:
-        numbers = (_number(value),) * channels
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    numbers = tuple(float(_number(each)) for each in values)
+    numbers = numbers * channels if len(numbers) == 1 else numbers
     if len(numbers) != channels:
         raise ModelError(
             f"{where}: has {len(numbers)} numbers, the model takes {channels} channels; "
@@ -157,11 +155,5 @@ def _per_channel(value: object, channels: int, where: str) -> tuple[float, ...]:
 
 def _number(value: object) -> float:
     if isinstance(value, int | float):
-        return float(value)
+        return value
     raise ModelError(f"preprocessor_config.json: {value!r} is not a number")
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, int | float):
-        return int(value)
-    raise ModelError(f"preprocessor_config.json: {value!r} is not a whole number")

@@ -1,4 +1,4 @@
-"""What loading a model gives: the module, its family, its task and how its inputs are made."""
+"""The result of loading a model: the module, its family, its task and its input format."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["ImageInput", "InputSpec", "LoadedModel", "TextInput", "VideoInput"]
 
 @dataclass(frozen=True)
 class ImageInput:
-    """How images become `pixel_values` [B, channels, height, width], float32.
+    """The image format of a model: `pixel_values` [B, channels, height, width], float32.
 
     Attributes:
-      height: in pixels.
-      width: in pixels.
+      height: height in pixels.
+      width: width in pixels.
       channels: 1 or 3.
-      mean: one number a channel, after rescaling.
-      std: one number a channel, > 0.
+      mean: one number per channel, after rescaling.
+      std: one number per channel, > 0.
       rescale: factor on raw pixel values, before mean and std (1/255 for ordinary images).
       resample: `nearest`, `bilinear` or `bicubic`.
     """
@@ -40,11 +40,11 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class TextInput:
-    """How texts become `input_ids` and `attention_mask` [B, T], int64.
+    """The text format of a model: `input_ids` and `attention_mask` [B, T], int64.
 
     Attributes:
-      folder: where `AutoTokenizer.from_pretrained` finds the tokenizer (a folder or a hub id); ""
-        for an untrained preset, which has none.
+      folder: folder or hub id of the tokenizer, for `AutoTokenizer.from_pretrained`; "" for an
+        untrained preset, which has none.
       max_length: longest input of the model, in tokens.
     """
 
@@ -54,11 +54,11 @@ class TextInput:
 
 @dataclass(frozen=True)
 class VideoInput:
-    """How clips become `pixel_values` [B, frames, channels, height, width], float32.
+    """The clip format of a model: `pixel_values` [B, frames, channels, height, width], float32.
 
     Attributes:
-      frames: of a clip that the model takes; >= 1.
-      picture: what each frame becomes.
+      frames: number of frames in a clip; >= 1.
+      picture: format of each frame.
     """
 
     frames: int
@@ -66,24 +66,24 @@ class VideoInput:
 
 
 InputSpec: TypeAlias = ImageInput | TextInput | VideoInput | None
-"""None for a module of the user's own, whose batches are made by the user's data set."""
+"""The input format of a model; None for a custom module, whose data set returns batches."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model before tuning: every backbone tensor is known, the head is new.
+    """A model before tuning, with pretrained weights in the whole backbone.
 
     Attributes:
       module: the model, in eval mode, all dropout off, float32, on the CPU (on `meta` for plans).
       task: how a batch is scored.
-      family: names, blocks and default targets (`PLAIN` for a module that no family knows).
-      head: module paths of the head inside `module`; () where the model has none of its own.
+      family: names, blocks and default targets (`PLAIN` for an unknown module).
+      head: module paths of the head inside `module`; () if the model has none.
       inputs: how raw examples become batches.
-      source: what the user named: hub id, folder, bundled name or preset.
+      source: the name that the user gave: hub id, folder, bundled name or preset.
       folder: a local folder with the original files (weights, processor, tokenizer), or None.
-      fresh: in-memory parameter names that loading did not find and that were initialised: a part
-        of the head, always trained.
-      recorded: dotted keys of an experiment file by which the same model is loaded again; {} for a
+      fresh: in-memory names of parameters that the files lack and that were newly initialised;
+        they belong to the head and always train.
+      recorded: dotted keys and values of an experiment file that loads the same model; {} for a
         module that was passed from Python.
     """
 

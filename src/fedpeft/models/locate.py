@@ -1,12 +1,12 @@
-"""Where a model's name leads: a preset, a bundled or local folder, or a repository of the hub.
+"""Resolution of model names: a preset, a bundled or local folder, or a repository of the hub.
 
     preset:vit-base-patch16-224     an architecture, without weights
     vit-glyphs-8, minilm            a folder that comes with a package
     ./my-model, /data/vit           a folder
     google/vit-base-patch16-224     a repository of the hub, fetched into the local cache
 
-"Unknown" and "cannot be reached" are different errors: the first is a matter of spelling, the
-second of the network.
+"Unknown" and "cannot be reached" are different errors: the first suggests a misspelt name, the
+second a missing network.
 """
 
 from __future__ import annotations
@@ -23,31 +23,23 @@ from fedpeft.models.presets import PRESETS
 __all__ = ["BUNDLED", "OBJECT", "Bundled", "Place", "is_local", "locate"]
 
 OBJECT = "object:"
-"""Stands in a run folder before the name of a module that was passed from Python."""
+"""Prefix, in a run folder, of the name of a module that was passed from Python."""
 
-_HUB_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-)
+_HUB_FILES = [
+    "config.json", "generation_config.json", "preprocessor_config.json", "model*.safetensors",
+    "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab*", "merges.txt", "*.model",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Bundled:
-    """A model that is on the disk without any download.
+    """A model that needs no download.
 
     Attributes:
       about: one line for `fedpeft list models`.
-      task: the name of its usual task.
-      folder: finds the folder; raises `ModelError` if the package is not installed.
+      task: the name of its default task.
+      folder: returns the folder; raises `ModelError` if its package is not installed.
     """
 
     about: str
@@ -57,10 +49,10 @@ class Bundled:
 
 @dataclass(frozen=True)
 class Place:
-    """What a name means.
+    """A resolved model name.
 
     Attributes:
-      name: as given.
+      name: the name as given.
       preset: name of a preset, or None.
       folder: a folder with config and weights, or None for a preset.
     """
@@ -71,7 +63,7 @@ class Place:
 
 
 def locate(name: str, *, revision: str | None = None) -> Place:
-    """Find what a model name means; a hub repository is fetched unless it is in the cache.
+    """Resolve a model name; a hub repository is fetched unless it is in the cache.
 
     Args:
       name: `preset:NAME`, a bundled name, a folder (or a `config.json` in it), or a hub id.
@@ -131,7 +123,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except GatedRepoError as error:
         raise ModelError(
             f"model {name!r}: the hub asks you to accept its terms and to log in first"
@@ -183,4 +175,4 @@ BUNDLED: Mapping[str, Bundled] = {
         _in_package("vit-glyphs-8"),
     ),
 }
-"""By name. A bundled folder is found, not fetched."""
+"""Name -> bundled model."""

@@ -1,7 +1,7 @@
-"""Presets: architectures by name, built untrained. `preset:NAME` in a config.
+"""Presets: named architectures without weights, `preset:NAME` in an experiment file.
 
-A preset serves planning (its counts are those of the pretrained model of that shape), tests, and
-training from scratch. Parameters are counted at the preset's own number of classes.
+Presets serve planning (their counts equal those of the pretrained model of that shape), tests, and
+training from scratch. Parameters are counted with the preset's own number of classes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Preset:
 
     Attributes:
       about: one line for `fedpeft list models`.
-      task: the name of its usual task.
-      model_type: as in a `transformers` config, or `shufflenet-v2`.
+      task: the name of its default task.
+      model_type: type of a `transformers` config, or `shufflenet-v2`.
       parameters: number of parameters, with the settings below.
       settings: arguments of the config.
-      channels_from_data: whether the model is built for as many channels as the data have; the
-        others keep the channels that they are known by.
+      channels_from_data: whether the number of input channels follows the data; otherwise it is
+        that of the config.
     """
 
     about: str
@@ -34,15 +34,33 @@ class Preset:
     channels_from_data: bool = False
 
 
-def _vit(width: int, layers: int, heads: int, mlp: int) -> dict[str, object]:
-    """A ViT of ImageNet's 1,000 classes."""
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": mlp,
-        "num_labels": 1000,
-    }
+def _vit(
+    about: str, parameters: int, shape: tuple[int, int, int, int], patch_size: int = 16
+) -> Preset:
+    """Make a ViT of ImageNet's 1,000 classes.
+
+    Args:
+      about: one line for `fedpeft list models`.
+      parameters: number of parameters.
+      shape: width, blocks, attention heads, width of the MLP.
+      patch_size: height and width of a patch, in pixels.
+    """
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    settings = dict(zip(keys, shape, strict=True), num_labels=1000, patch_size=patch_size)
+    return Preset(about, "image-classification", "vit", parameters, settings)
+
+
+def _small_shufflenet(about: str, parameters: int, **settings: object) -> Preset:
+    """Make a ShuffleNetV2 for small images of 10 classes: a stem of stride 1, without pooling."""
+    stem: Mapping[str, object] = {"num_labels": 10, "stem_stride": 1, "stem_pool": False}
+    return Preset(
+        about,
+        "image-classification",
+        "shufflenet-v2",
+        parameters,
+        {**stem, **settings},
+        channels_from_data=True,
+    )
 
 
 _TINY_ENCODER: Mapping[str, object] = {
@@ -59,19 +77,11 @@ PRESETS: Mapping[str, Preset] = {
         "bert",
         109_483_778,
     ),
-    "deit-small-patch16-224": Preset(
-        "DeiT small: a ViT of 12 blocks of width 384",
-        "image-classification",
-        "vit",
-        22_050_664,
-        _vit(384, 12, 6, 1536),
+    "deit-small-patch16-224": _vit(
+        "DeiT small: a ViT of 12 blocks of width 384", 22_050_664, (384, 12, 6, 1536)
     ),
-    "deit-tiny-patch16-224": Preset(
-        "DeiT tiny: a ViT of 12 blocks of width 192",
-        "image-classification",
-        "vit",
-        5_717_416,
-        _vit(192, 12, 3, 768),
+    "deit-tiny-patch16-224": _vit(
+        "DeiT tiny: a ViT of 12 blocks of width 192", 5_717_416, (192, 12, 3, 768)
     ),
     "llama-7b": Preset(
         "Llama of 7 billion parameters, for planning",
@@ -86,20 +96,12 @@ PRESETS: Mapping[str, Preset] = {
             "vocab_size": 32000,
         },
     ),
-    "shufflenet-v2-x0.05-small": Preset(
+    "shufflenet-v2-x0.05-small": _small_shufflenet(
         "ShuffleNetV2 narrowed until it is as large as the delta of bias tuning on vit-glyphs-8",
-        "image-classification",
-        "shufflenet-v2",
         6_305,
-        {
-            "num_labels": 10,
-            "num_channels": 1,
-            "image_size": 8,
-            "widths": (2, 4, 10, 20, 106),
-            "stem_stride": 1,
-            "stem_pool": False,
-        },
-        channels_from_data=True,
+        num_channels=1,
+        image_size=8,
+        widths=(2, 4, 10, 20, 106),
     ),
     "shufflenet-v2-x0.5": Preset(
         "ShuffleNetV2 of half width, the paper's small baseline",
@@ -107,13 +109,8 @@ PRESETS: Mapping[str, Preset] = {
         "shufflenet-v2",
         1_366_792,
     ),
-    "shufflenet-v2-x0.5-small": Preset(
-        "the same with a stem of stride 1, for images of 32 pixels and less",
-        "image-classification",
-        "shufflenet-v2",
-        352_042,
-        {"num_labels": 10, "image_size": 32, "stem_stride": 1, "stem_pool": False},
-        channels_from_data=True,
+    "shufflenet-v2-x0.5-small": _small_shufflenet(
+        "the same with a stem of stride 1, for images of 32 pixels and less", 352_042, image_size=32
     ),
     "tiny-bert": Preset(
         "a toy BERT of 2 blocks of width 16, for tests",
@@ -137,34 +134,20 @@ PRESETS: Mapping[str, Preset] = {
             "pad_token_id": 0,
         },
     ),
-    "tiny-shufflenet": Preset(
+    "tiny-shufflenet": _small_shufflenet(
         "a toy ShuffleNetV2, for tests",
-        "image-classification",
-        "shufflenet-v2",
         1_006,
-        {
-            "num_labels": 10,
-            "num_channels": 1,
-            "image_size": 8,
-            "repeats": (1, 1, 1),
-            "widths": (4, 8, 8, 8, 16),
-            "stem_stride": 1,
-            "stem_pool": False,
-        },
-        channels_from_data=True,
+        num_channels=1,
+        image_size=8,
+        repeats=(1, 1, 1),
+        widths=(4, 8, 8, 8, 16),
     ),
     "tiny-vit": Preset(
         "a toy ViT of 2 blocks of width 16 for 8x8 images, for tests",
         "image-classification",
         "vit",
         5_018,
-        {
-            **_TINY_ENCODER,
-            "image_size": 8,
-            "patch_size": 4,
-            "num_channels": 1,
-            "num_labels": 10,
-        },
+        {**_TINY_ENCODER, "image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10},
         channels_from_data=True,
     ),
     "tiny-videomae": Preset(
@@ -191,26 +174,17 @@ PRESETS: Mapping[str, Preset] = {
         86_534_800,
         {"num_labels": 400},
     ),
-    "vit-base-patch16-224": Preset(
-        "ViT-B/16, the paper's backbone: 12 blocks of width 768",
-        "image-classification",
-        "vit",
-        86_567_656,
-        _vit(768, 12, 12, 3072),
+    "vit-base-patch16-224": _vit(
+        "ViT-B/16, the paper's backbone: 12 blocks of width 768", 86_567_656, (768, 12, 12, 3072)
     ),
-    "vit-giant-patch14-224": Preset(
+    "vit-giant-patch14-224": _vit(
         "ViT-g/14: 40 blocks of width 1,408, for planning",
-        "image-classification",
-        "vit",
         1_012_611_432,
-        {**_vit(1408, 40, 16, 6144), "patch_size": 14},
+        (1408, 40, 16, 6144),
+        patch_size=14,
     ),
-    "vit-large-patch16-224": Preset(
-        "ViT-L/16: 24 blocks of width 1,024",
-        "image-classification",
-        "vit",
-        304_326_632,
-        _vit(1024, 24, 16, 4096),
+    "vit-large-patch16-224": _vit(
+        "ViT-L/16: 24 blocks of width 1,024", 304_326_632, (1024, 24, 16, 4096)
     ),
 }
-"""By the part of the name after `preset:`."""
+"""The part of the name after `preset:` -> architecture."""

@@ -1,4 +1,4 @@
-"""Loading without noise, and models without dropout."""
+"""Helpers for loading: silence `transformers`, and switch off dropout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["quiet", "zero_dropout"]
 def quiet() -> Iterator[None]:
     """Silence the log, the progress bars and the warnings of `transformers` inside the block.
 
-    What it reports there (a new head, unused weights) is checked by the caller.
+    The caller checks for itself what they would report (a new head, unused weights).
     """
     from transformers.utils import logging
 
@@ -36,8 +36,8 @@ def quiet() -> Iterator[None]:
 def zero_dropout(part: object) -> None:
     """Set every dropout probability of a config or of a module tree to zero, in place.
 
-    Dropout layers get p = 0; so do the numbers that attention layers and recurrent layers keep
-    in attributes of their own, and those of the module's config.
+    This covers dropout layers, the attributes in which attention and recurrent layers keep a
+    probability, and the module's config.
     """
     if not isinstance(part, nn.Module):
         _zero_attributes(part)

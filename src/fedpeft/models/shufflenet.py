@@ -1,4 +1,4 @@
-"""ShuffleNetV2: a small convolutional network, the paper's baseline that is cheap to send.
+"""ShuffleNetV2: a small convolutional network, the paper's baseline of low communication cost.
 
     stem ── stage2 ── stage3 ── stage4 ── conv5 ── mean ── fc
 
@@ -42,10 +42,10 @@ class ShuffleNetConfig:
     """The shape of a ShuffleNetV2.
 
     Attributes:
-      num_labels: classes; >= 1.
-      num_channels: of the image.
-      image_size: height and width, in pixels, that the model was made for.
-      repeats: units of each of the three stages.
+      num_labels: number of classes; >= 1.
+      num_channels: number of channels of an image.
+      image_size: default height and width of an image, in pixels.
+      repeats: number of units in each of the three stages.
       widths: output channels of the stem, of the stages (even numbers) and of `conv5`.
       stem_stride: 2, or 1 for small images.
       stem_pool: whether the stem ends in a max pooling of stride 2.
@@ -63,7 +63,7 @@ class ShuffleNetConfig:
 
 @dataclass(frozen=True)
 class ImageLogits:
-    """What the model returns: `logits` [B, num_labels]."""
+    """The output of the model: `logits` [B, num_labels]."""
 
     logits: Tensor
 
@@ -102,7 +102,7 @@ class ShuffleNet(nn.Module):
 
 
 class _Unit(nn.Module):
-    """One building block; with stride 2 both branches see all channels and both are convolved."""
+    """One unit; with stride 2 both branches take all channels and both are convolved."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def _depthwise(channels: int, stride: int) -> nn.Sequential:
 
 
 def save_shufflenet(module: ShuffleNet, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` into a folder, which is made if need be."""
+    """Write `config.json` and `model.safetensors` into a folder, creating it if needed."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def load_shufflenet(folder: Path, config: ShuffleNetConfig) -> tuple[ShuffleNet,
     """Build the network and load its weights; the head may have another number of classes.
 
     Returns:
-      The network, and the in-memory names of the tensors that did not fit (of the head, if any).
+      The network, and the in-memory names of the tensors that did not fit.
 
     Raises:
       ModelError: if the file is missing, or tensors outside the head are missing or misshapen.
@@ -193,7 +193,7 @@ def load_shufflenet(folder: Path, config: ShuffleNetConfig) -> tuple[ShuffleNet,
     if not file.is_file():
         raise ModelError(f"{folder}: no model.safetensors; save the model with save_shufflenet")
     module = ShuffleNet(config)
-    wanted, found = module.state_dict(), load_file(file)
-    bad = frozenset(n for n in wanted if n not in found or found[n].shape != wanted[n].shape)
-    module.load_state_dict({n: found[n] for n in wanted if n not in bad}, strict=False)
+    expected, found = module.state_dict(), load_file(file)
+    bad = frozenset(n for n, t in expected.items() if n not in found or found[n].shape != t.shape)
+    module.load_state_dict({n: found[n] for n in expected if n not in bad}, strict=False)
     return module, bad

@@ -1,4 +1,4 @@
-"""Loading a model: a name becomes a module whose backbone is known, with a new head.
+"""Loading a model by name: a pretrained backbone, with a new head.
 
     request ── locate ──> folder ── weights ──> checks ──> new head ──> LoadedModel
                      └──> preset ── build, untrained ────────┘
@@ -31,9 +31,9 @@ from fedpeft.models.architectures import (
     load_weights,
     preset_config,
     read_config,
-    tensor_names,
+    tensor_sizes,
 )
-from fedpeft.models.families import Family, family_of
+from fedpeft.models.families import Family, family_of, parameters_under
 from fedpeft.models.heads import init_head
 from fedpeft.models.inputs import image_input, text_input, video_input
 from fedpeft.models.loaded import InputSpec, LoadedModel
@@ -47,19 +47,25 @@ __all__ = ["ModelRequest", "describe_module", "load_model", "sketch_model"]
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What a user asks for.
+    """A request for a model: its name, its task and its head.
 
     Attributes:
       name: hub id, local folder, bundled name, or `preset:NAME` (untrained).
-      task: a task, or the name of a row of `TASKS`; None is told from the config.
-      num_labels: classes of a new head; None keeps the head that the files hold.
-      config: where the architecture is read from if the name needs a network: `preset:NAME`, a
-        folder or a `config.json`; serves `sketch_model`, and a folder of weights without a config.
+      task: a task, or the name of a row of `TASKS`; None infers it from the config.
+      num_labels: number of classes of a new head; None keeps the head in the files.
+      config: source of the architecture where the name needs a network: `preset:NAME`, a folder or
+        a `config.json`; used by `sketch_model`, and for a folder of weights without a config.
       revision: branch, tag or commit on the hub.
       head_init: `normal` or `paper`; see `fedpeft.models.heads`.
-      seed: root seed; the new head, and the weights of a preset, come from it.
-      data_channels: channels of the data's images; only presets made for any number heed it.
-      attention: `sdpa` or `eager`; None is the better one that the model has.
+      seed: root seed of the new head and of a preset's weights.
+      data_channels: channels of the data's images; used by presets whose channels follow the data.
+      attention: `sdpa` or `eager`; None is `sdpa` where the model supports it.
+
+    Example:
+      >>> import fedpeft
+      >>> request = fedpeft.ModelRequest("preset:tiny-vit", num_labels=3)
+      >>> fedpeft.load_model(request).module.config.num_labels
+      3
     """
 
     name: str
@@ -78,7 +84,13 @@ def load_model(request: ModelRequest) -> LoadedModel:
 
     Raises:
       ModelError: if the name is unknown, the hub out of reach, the files incomplete, the task not
-        one of the model's, or a tensor of the backbone missing or misshapen.
+        supported, or a tensor of the backbone missing or misshapen.
+
+    Example:
+      >>> import fedpeft
+      >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit"))
+      >>> loaded.task.name, loaded.family.name, loaded.head
+      ('image-classification', 'vit', ('classifier',))
     """
     place = locate(request.name, revision=request.revision)
     config, task = _config(request, place)
@@ -92,17 +104,17 @@ def load_model(request: ModelRequest) -> LoadedModel:
     fresh_paths = _fresh_paths(loaded, request, weights)
     _check_backbone(loaded, weights, fresh_paths)
     init_head(loaded.module, fresh_paths, seed=request.seed, how=request.head_init)
-    return dataclasses.replace(loaded, fresh=_parameters_under(loaded.module, fresh_paths))
+    return dataclasses.replace(loaded, fresh=parameters_under(loaded.module, fresh_paths))
 
 
 def sketch_model(request: ModelRequest) -> LoadedModel:
-    """Make the model's structure on torch's `meta` device: names and shapes, no weights.
+    """Build the model's structure on torch's `meta` device: names and shapes, no weights.
 
-    Its trainable counts are those of `load_model`. Where a folder is at hand, the headers of its
-    files tell which parts of the head are new; a preset counts as if its backbone were pretrained.
+    Its trainable counts equal those of `load_model`. If a folder is available, the headers of its
+    files show which parts of the head are new; a preset counts as if its backbone were pretrained.
 
     Raises:
-      ModelError: as `load_model`, but for what only the weights can tell.
+      ModelError: as `load_model`, except for errors that only the weights reveal.
     """
     if request.config is not None and not is_local(request.name):
         place = locate(request.config)
@@ -112,25 +124,25 @@ def sketch_model(request: ModelRequest) -> LoadedModel:
     with torch.device("meta"):
         module = build(config, task, attention=request.attention)
     loaded = _describe(request, place, module, task)
-    names = tensor_names(place.folder) if place.folder is not None else frozenset()
+    names = tensor_sizes(place.folder) if place.folder is not None else {}
     missing = frozenset(_absent(loaded, names)) if names else frozenset()
     weights = Weights(module, missing=missing, misshapen=frozenset())
     fresh_paths = _fresh_paths(loaded, request, weights)
-    return dataclasses.replace(loaded, fresh=_parameters_under(module, fresh_paths))
+    return dataclasses.replace(loaded, fresh=parameters_under(module, fresh_paths))
 
 
 def describe_module(module: nn.Module, request: ModelRequest, task: Task | None) -> LoadedModel:
-    """Describe a module that was loaded elsewhere; its head is left to the caller.
+    """Describe a module that was loaded elsewhere; the caller sets its head.
 
     The module is changed: float32, on the CPU, in eval mode, without dropout.
 
     Args:
-      module: any module; the family is that of its `transformers` config, where it has one.
-      request: what loads the same weights again; without a name, the module is an object.
-      task: how a batch is scored; None is told from the name of the module's class.
+      module: any module; the family is that of its `transformers` config, if it has one.
+      request: the request that loads the same weights again; without a name nothing is recorded.
+      task: how a batch is scored; None infers it from the name of the module's class.
 
     Raises:
-      ModelError: if the task cannot be told.
+      ModelError: if the task cannot be inferred.
     """
     zero_dropout(module.float().cpu().eval())
     folder: Path | None = None
@@ -154,13 +166,13 @@ def _task_of(module: nn.Module) -> Task:
     name = type(module).__name__
     config: ModelConfig | None = copy.copy(getattr(module, "config", None))
     if config is None:
-        raise ModelError(f"model {name}: its task cannot be told; pass task=")
+        raise ModelError(f"model {name}: its task cannot be inferred; pass task=")
     vars(config)["architectures"] = [name]
     return infer_task(config, where=name)
 
 
 def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, Task]:
-    """Read the config of a place and fit it to the task, which is told from it if need be."""
+    """Read the config of a place and adapt it to the task, which is inferred if not given."""
     preset = PRESETS[place.preset] if place.preset is not None else None
     if preset is not None:
         if preset.channels_from_data and request.data_channels is not None:
@@ -175,18 +187,18 @@ def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, Task]:
 
 
 def _read(request: ModelRequest, place: Place) -> ModelConfig:
+    """Read the config of a folder, or of `request.config` if the folder has none."""
     assert place.folder is not None, "a place is a preset or a folder"
     if (place.folder / "config.json").is_file() or request.config is None:
         return read_config(place.folder)
     other = locate(request.config)
-    if other.preset is not None:
-        return preset_config(PRESETS[other.preset])
-    assert other.folder is not None, "a place is a preset or a folder"
-    return read_config(other.folder)
+    if other.folder is not None:
+        return read_config(other.folder)
+    return preset_config(PRESETS[str(other.preset)])
 
 
 def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task) -> LoadedModel:
-    """Put a module into eval mode without dropout, and tell its head and inputs."""
+    """Switch a module to eval mode without dropout, and find its head and input format."""
     zero_dropout(module.eval())
     family = family_of(module)
     own = place.folder if place.name == request.name else None
@@ -203,7 +215,7 @@ def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task
 
 
 def _recorded(request: ModelRequest) -> Mapping[str, object]:
-    """Say a request in keys of an experiment file; the seed is the experiment's own."""
+    """Return a request as keys of an experiment file; the seed is that of the experiment."""
     keys = ("name", "task", "num_labels", "config", "revision")
     given = {f"model.{key}": getattr(request, key) for key in keys}
     if isinstance(request.task, Task):  # one of the user's own has no name in a file
@@ -215,10 +227,10 @@ def _recorded(request: ModelRequest) -> Mapping[str, object]:
 
 def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:
     candidates = family.head or ("classifier", "score", "lm_head", "fc", "head")
-    found = tuple(path for path in candidates if _parameters_under(module, [path]))
+    found = tuple(path for path in candidates if parameters_under(module, [path]))
     if not found:
         raise ModelError(
-            f"model {source!r}: its head is at none of {', '.join(candidates)}; its modules are "
+            f"model {source!r}: no head found at {', '.join(candidates)}; its modules are "
             f"{', '.join(name for name, _ in module.named_children())}: load it yourself and use "
             "fedpeft's wrap_module with the head's path"
         )
@@ -227,33 +239,31 @@ def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:
 
 def _inputs(request: ModelRequest, module: nn.Module, task: Task, folder: Path | None) -> InputSpec:
     config, family = getattr(module, "config", None), family_of(module)
-    if task.inputs == "image":
-        return image_input(config, family, folder)
-    if task.inputs == "video":
-        return video_input(config, family, folder)
+    if task.inputs in ("image", "video"):
+        return (image_input if task.inputs == "image" else video_input)(config, family, folder)
     return text_input(config, family, folder or ("" if is_local(request.name) else request.name))
 
 
 def _fresh_paths(loaded: LoadedModel, request: ModelRequest, weights: Weights) -> tuple[str, ...]:
-    """Module paths that get new weights: a classifier's head, and what belongs to it if absent."""
+    """Return the paths of modules that get new weights: a classifier's head, or missing parts."""
     if not loaded.task.new_head:
         return ()
     bad = weights.missing | weights.misshapen
     renewed = (
         request.num_labels is not None
         or loaded.folder is None
-        or not bad.isdisjoint(_parameters_under(loaded.module, loaded.head))
+        or not bad.isdisjoint(parameters_under(loaded.module, loaded.head))
     )
     late = tuple(
         path
         for path in loaded.family.late_head
-        if not weights.missing.isdisjoint(_parameters_under(loaded.module, [path]))
+        if not weights.missing.isdisjoint(parameters_under(loaded.module, [path]))
     )
     return (*(loaded.head if renewed else ()), *late)
 
 
 def _check_backbone(loaded: LoadedModel, weights: Weights, fresh_paths: Sequence[str]) -> None:
-    fresh = _parameters_under(loaded.module, fresh_paths)
+    fresh = parameters_under(loaded.module, fresh_paths)
     missing = sorted(weights.missing - fresh)
     misshapen = sorted(weights.misshapen - fresh)
     if not missing and not misshapen:
@@ -264,19 +274,13 @@ def _check_backbone(loaded: LoadedModel, weights: Weights, fresh_paths: Sequence
         if names
     ]
     raise ModelError(
-        f"model {loaded.source!r}: tensors of the pretrained model do not fit its files: "
+        f"model {loaded.source!r}: the files do not fit the tensors of the backbone: "
         f"{'; '.join(parts)}. Only a classifier's head may be new: check that config.json belongs "
         "to these weights, or convert them with `fedpeft convert`"
     )
 
 
 def _absent(loaded: LoadedModel, names: Collection[str]) -> Sequence[str]:
-    """Parameters of the head that are not among a file's names, with or without their prefix."""
-    parts = _parameters_under(loaded.module, [*loaded.head, *loaded.family.late_head])
+    """Return the head's parameters that a file's names lack, with and without their prefix."""
+    parts = parameters_under(loaded.module, [*loaded.head, *loaded.family.late_head])
     return [n for n in parts if n not in names and n.partition(".")[2] not in names]
-
-
-def _parameters_under(module: nn.Module, paths: Collection[str]) -> frozenset[str]:
-    """In-memory names of the parameters under module paths; shared ones by each name."""
-    names = (name for name, _ in module.named_parameters(remove_duplicate=False))
-    return frozenset(n for n in names if any(n.startswith(f"{path}.") for path in paths))

@@ -6,8 +6,8 @@
                                  perplexity    = exp(training loss)
 
 An example of a classification task counts once; an example of a language model counts its predicted
-tokens. All that differs between tasks is a field of `Task`; `TASKS` has a row for each task that an
-experiment file can name. Legend: B examples, C classes.
+tokens. Every difference between tasks is a field of `Task`; `TASKS` has a row for each task that
+an experiment file can name. Legend: B examples, C classes.
 """
 
 from __future__ import annotations
@@ -41,17 +41,23 @@ __all__ = [
 ]
 
 Batch: TypeAlias = Mapping[str, Tensor]
-"""Collated tensors, first axis B; `labels` holds the targets."""
+"""Name -> collated tensor with first axis B; `labels` holds the targets."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a batch scored, example by example; sums over examples are what tasks report.
+    """Loss and correct predictions of each example of a batch; metrics are made of their sums.
 
     Attributes:
       loss_B: summed loss of each example, in nats; differentiable.
-      count_B: how many predictions each example makes (1, or its predicted tokens).
-      correct_B: how many of them were right.
+      count_B: number of predictions of each example (1, or its predicted tokens).
+      correct_B: number of correct predictions of each example.
+
+    Example:
+      >>> import torch, fedpeft
+      >>> scores = fedpeft.Scores(torch.tensor([0.5, 1.5]), torch.ones(2), torch.tensor([1.0, 0.0]))
+      >>> float(scores.loss_B.sum() / scores.count_B.sum())
+      1.0
     """
 
     loss_B: Tensor
@@ -61,31 +67,37 @@ class Scores:
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of learning problem: all in which one task differs from another.
+    """A kind of learning problem: how a batch is scored, and by which metric.
 
-    `classification_task` and `custom_task` make tasks of models and data of the user's own, which
-    need a name, `score` and a metric alone. The other fields serve models of `transformers` and
-    data from files.
+    `classification_task` and `custom_task` make tasks for custom models and data, which need only
+    `name`, `score` and `metric`. The other fields serve models of `transformers` and data from
+    files.
 
     Attributes:
-      name: for records and errors.
+      name: name in records and error messages.
       score: runs the model on a batch; the only place that calls the model.
-      metric: the headline: `accuracy` (0 to 1), `perplexity` (>= 1, less is better), `loss` (the
-        mean of the task's own loss), or a metric of the user's own.
-      inputs: what the model takes, and the kind of the column that holds it; None where the
-        user's data set gives batches.
-      targets: what is predicted: one `class` of each example (labels [B]), or `tokens`, those of
-        the text itself (labels [B, T]).
-      columns: kind of a column -> names under which it is looked for before the usual ones.
+      metric: the headline metric: `accuracy` (0 to 1), `perplexity` (>= 1, less is better), `loss`
+        (the mean of the task's own loss), or a custom metric.
+      inputs: kind of the model's input, and of the column that holds it; None if the user's data
+        set returns batches.
+      targets: what is predicted: one `class` per example (labels [B]), or the `tokens` of the text
+        itself (labels [B, T]).
+      columns: kind of a column -> names that are tried before the default ones.
       new_head: whether the head is new and small, so that every tuning method trains it; else it
         is pretrained and as large as the vocabulary.
-      auto_class: the class of `transformers` that makes its models.
-      class_endings: what the names of the library's classes for it end in.
+      auto_class: the class of `transformers` that builds its models.
+      class_endings: endings of the names of the library's classes for this task.
       peft_type: `TaskType` of the peft library.
-      pipeline: the hub's name for it.
+      pipeline: name of the task on the hub.
 
     Raises:
       ConfigError: if the metric is unknown.
+
+    Example:
+      >>> import fedpeft
+      >>> task = fedpeft.classification_task(lambda net, batch: net(batch["inputs"]))
+      >>> task.headline.name, task.metrics(loss=2.0, count=4.0, correct=3.0)
+      ('accuracy', {'loss': 0.5, 'accuracy': 0.75})
     """
 
     name: str
@@ -122,19 +134,26 @@ class Task:
 
 
 def mean_loss(scores: Scores) -> Tensor:
-    """The training loss of a batch: a scalar, in nats a prediction."""
+    """Return the training loss of a batch: a scalar, in nats per prediction."""
     return scores.loss_B.sum() / scores.count_B.sum().clamp(min=1)
 
 
 def classification_task(
     forward: Callable[[nn.Module, Batch], Tensor], *, name: str = "classification"
 ) -> Task:
-    """Make a task of a module of the user's own that classifies.
+    """Make a classification task for a custom module.
 
     Args:
       forward: runs the module on a batch and returns logits [B, C]; the batch holds the targets as
         `labels` [B], int64.
-      name: for records and errors.
+      name: name in records and error messages.
+
+    Example:
+      >>> import torch, fedpeft
+      >>> task = fedpeft.classification_task(lambda net, batch: net(batch["inputs"]))
+      >>> batch = {"inputs": torch.eye(3), "labels": torch.tensor([0, 1, 1])}
+      >>> task.score(torch.nn.Identity(), batch).correct_B
+      tensor([1., 1., 0.])
     """
     return Task(name, partial(_classify_with, forward))
 
@@ -145,23 +164,24 @@ def custom_task(
     name: str = "custom",
     metric: str | Metric = "loss",
 ) -> Task:
-    """Make a task of any loss.
+    """Make a task with any loss.
 
     Args:
       losses: runs the module on a batch and returns the loss of each example [B], differentiable;
-        or `Scores`, where examples count more than once or something can be right.
-      name: for records and errors.
-      metric: `loss`; with `Scores` also `accuracy`, or `perplexity` where the labels are tokens;
-        or a metric of the user's own.
+        or `Scores`, if examples make several predictions or predictions can be correct.
+      name: name in records and error messages.
+      metric: `loss`; with `Scores` also `accuracy`, or `perplexity` if the labels are tokens; or a
+        custom metric.
 
     Raises:
-      ConfigError: if the metric is unknown; when used, if the losses are not one number an example.
+      ConfigError: if the metric is unknown; when used, if there is not one loss per example.
 
     Example:
-      >>> mae = Metric("mae", "min", lambda loss, count, correct: loss / count)
+      >>> import fedpeft
+      >>> mae = fedpeft.Metric("mae", "min", lambda loss, count, correct: loss / count)
       >>> def losses(model, batch):
       ...     return (model(batch["inputs"])[:, 0] - batch["labels"]).abs()
-      >>> custom_task(losses, metric=mae).metrics(6.0, 4.0, 0.0)
+      >>> fedpeft.custom_task(losses, metric=mae).metrics(loss=6.0, count=4.0, correct=0.0)
       {'loss': 1.5, 'mae': 1.5}
     """
     targets: Literal["class", "tokens"] = "tokens" if metric == "perplexity" else "class"
@@ -169,7 +189,7 @@ def custom_task(
 
 
 def task_named(task: str | Task) -> Task:
-    """Return a row of `TASKS` by its name; a task stays as it is.
+    """Return a row of `TASKS` by its name; a `Task` is returned as it is.
 
     Raises:
       ModelError: if there is no such row.
@@ -215,14 +235,17 @@ def _score_with(
         return found
     if found.dim() != 1:
         raise ConfigError(
-            f"custom task: its losses have shape {tuple(found.shape)}; one number an example is "
-            'wanted, shape (B,): use reduction="none"'
+            f"custom task: its losses have shape {tuple(found.shape)}; one number per example is "
+            'expected, shape (B,): use reduction="none"'
         )
     return Scores(found, torch.ones_like(found), torch.zeros_like(found))
 
 
 def _next_token(model: nn.Module, batch: Batch) -> Scores:
-    """Legend: T tokens, V vocabulary. Padding has label -100 and counts for nothing."""
+    """Score a language model; padding has label -100 and is not counted.
+
+    Legend: T tokens, V vocabulary.
+    """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits_BTV = _at_least_float32(model(**inputs, use_cache=False).logits[:, :-1])
     labels_BT = batch["labels"][:, 1:]
@@ -234,30 +257,26 @@ def _next_token(model: nn.Module, batch: Batch) -> Scores:
     return Scores(loss_BT.sum(1), known_BT.sum(1).float(), correct_BT.sum(1).float())
 
 
-IMAGE_CLASSIFICATION = Task(
-    "image-classification",
-    _classify,
-    inputs="image",
-    auto_class="AutoModelForImageClassification",
-    class_endings=("ForImageClassification", "ForImageClassificationWithTeacher"),
-    pipeline="image-classification",
+def _classification(
+    inputs: Literal["image", "text", "video"], kind: str, *more_endings: str
+) -> Task:
+    """Make a row for classes of `transformers` whose names end in `For` and a kind."""
+    name, endings = f"{inputs}-classification", (f"For{kind}", *more_endings)
+    return Task(
+        name,
+        _classify,
+        inputs=inputs,
+        auto_class=f"AutoModelFor{kind}",
+        class_endings=endings,
+        pipeline=name,
+    )
+
+
+IMAGE_CLASSIFICATION = _classification(
+    "image", "ImageClassification", "ForImageClassificationWithTeacher"
 )
-TEXT_CLASSIFICATION = Task(
-    "text-classification",
-    _classify,
-    inputs="text",
-    auto_class="AutoModelForSequenceClassification",
-    class_endings=("ForSequenceClassification",),
-    pipeline="text-classification",
-)
-VIDEO_CLASSIFICATION = Task(
-    "video-classification",
-    _classify,
-    inputs="video",
-    auto_class="AutoModelForVideoClassification",
-    class_endings=("ForVideoClassification",),
-    pipeline="video-classification",
-)
+TEXT_CLASSIFICATION = _classification("text", "SequenceClassification")
+VIDEO_CLASSIFICATION = _classification("video", "VideoClassification")
 CAUSAL_LM = Task(
     "causal-lm",
     _next_token,

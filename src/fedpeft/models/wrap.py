@@ -1,4 +1,4 @@
-"""Modules of the user's own: any `nn.Module` becomes a `LoadedModel`."""
+"""Custom modules: any `nn.Module` becomes a `LoadedModel`."""
 
 from __future__ import annotations
 
@@ -25,20 +25,28 @@ def wrap_module(
     inputs: InputSpec = None,
     name: str = "module",
 ) -> LoadedModel:
-    """Wrap a module that no hub knows.
+    """Make a custom module ready for `tune`.
 
-    The module is copied: the caller's stays as it is. The copy is float32, in eval mode, with all
-    dropout off. Its head keeps the weights that it has; `init_head` gives new ones.
+    The module is copied and not changed. The copy is float32, in eval mode, with all dropout off.
+    Its head keeps its weights; `init_head` draws new ones.
 
     Args:
       module: any module; one with a `transformers` config of a known type gets its family.
       task: how a batch is scored; see `classification_task` and `custom_task`.
       head: paths of the modules that every tuning method trains.
-      inputs: how raw examples become batches; None where the user's data set gives batches.
-      name: for records and errors.
+      inputs: how raw examples become batches; None if the user's data set returns batches.
+      name: name in records and error messages.
 
     Raises:
       ModelError: if a path of the head is not a module, or has no parameters.
+
+    Example:
+      >>> import torch, fedpeft
+      >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+      >>> task = fedpeft.classification_task(lambda net, batch: net(batch["inputs"]))
+      >>> loaded = fedpeft.wrap_module(net, task=task, head=["2"])
+      >>> fedpeft.tune(loaded, fedpeft.TuningRequest("head")).spec.names
+      ('2.bias', '2.weight')
     """
     paths = [path for path, _ in module.named_modules() if path]
     for path in head:
@@ -55,10 +63,5 @@ def wrap_module(
     own = copy.deepcopy(module).float().eval()
     zero_dropout(own)
     return LoadedModel(
-        module=own,
-        task=task,
-        family=family_of(own),
-        head=tuple(head),
-        inputs=inputs,
-        source=name,
+        module=own, task=task, family=family_of(own), head=tuple(head), inputs=inputs, source=name
     )

@@ -1,1 +1,1 @@
-"""Tuning methods: a pretrained model in, the same model out with exactly the delta trainable."""
+"""Tuning methods: each makes exactly the delta of a pretrained model trainable."""

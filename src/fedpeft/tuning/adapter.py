@@ -13,6 +13,7 @@ IEEE BigData 2024.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import hidden_size
-from fedpeft.tuning.surgery import (
+from fedpeft.tuning.prepared import (
     ADAPTER_ROOT,
-    Patient,
-    Surgery,
+    ModelToTune,
+    PreparedModel,
     chosen_blocks,
     head_parameters,
 )
@@ -38,8 +39,8 @@ class Bottleneck(nn.Module):
     Args:
       width: size of the last axis.
       inner: size of the bottleneck, >= 1.
-      zeros: start from four zero tensors instead of a Xavier-uniform Down.
-      device: of the new tensors (`meta` for plans).
+      zeros: start from zeros throughout, instead of a Xavier-uniform Down weight.
+      device: device of the new tensors (`meta` for plans).
     """
 
     def __init__(self, width: int, inner: int, *, zeros: bool, device: torch.device) -> None:
@@ -56,48 +57,47 @@ class Bottleneck(nn.Module):
         return cast(Tensor, self.up(F.gelu(self.down(m))))
 
 
-class _AddBottleneck:
-    """A forward hook that can be pickled: adds the bottleneck's correction to a module's output."""
-
-    def __init__(self, bottleneck: Bottleneck, path: str) -> None:
-        self.bottleneck = bottleneck
-        self.path = path
-
-    def __call__(self, module: nn.Module, inputs: object, output: object) -> Tensor:
-        width = self.bottleneck.down.in_features
-        if not isinstance(output, Tensor) or output.shape[-1] != width:
-            found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise TuningError(
-                f"tuning.method adapter: module {self.path!r} gave {found}; an adapter needs a "
-                f"tensor whose last axis is {width}; name another module in `after`"
-            )
-        return output + cast(Tensor, self.bottleneck(output))
+def _add_bottleneck(
+    bottleneck: Bottleneck, path: str, module: nn.Module, inputs: object, output: object
+) -> Tensor:
+    """A forward hook: add the bottleneck's correction to a module's output."""
+    width = bottleneck.down.in_features
+    if not isinstance(output, Tensor) or output.shape[-1] != width:
+        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise TuningError(
+            f"tuning.method adapter: module {path!r} returned {found}; an adapter needs a "
+            f"tensor whose last axis is {width}; name another module in `after`"
+        )
+    return output + cast(Tensor, bottleneck(output))
 
 
-def adapter(patient: Patient) -> Surgery:
+def adapter(model: ModelToTune) -> PreparedModel:
     """Add adapters, and train them and the head.
 
     Raises:
-      TuningError: if the sites are unknown, are not in the model, or cannot share one adapter.
+      TuningError: if the adapted modules are unknown, missing, or cannot share one adapter.
     """
-    module = patient.loaded.module
-    sites = _sites(patient)
-    widths = {key: _width(patient, path) for key, path in sites.items()}
-    bottlenecks = _bottlenecks(patient, widths)
+    module = model.loaded.module
+    sites = _sites(model)
+    widths = {key: _width(model, path) for key, path in sites.items()}
+    bottlenecks = _bottlenecks(model, widths)
     for key, path in sites.items():
-        hook = _AddBottleneck(bottlenecks[key], path)
+        hook = partial(_add_bottleneck, bottlenecks[key], path)  # unlike a closure, picklable
         module.get_submodule(path).register_forward_hook(hook)
-    shared = bool(patient.options["shared"])
+    shared = bool(model.options["shared"])
     part = next(iter(bottlenecks.values())) if shared else nn.ModuleDict(bottlenecks)
     host = _host(module, next(iter(sites.values())))
     module.get_submodule(host).add_module(ADAPTER_ROOT, part)
     prefix = f"{host}.{ADAPTER_ROOT}".lstrip(".")
     trained = {f"{prefix}.{name}" for name, _ in part.named_parameters()}
-    return Surgery(module, trained | head_parameters(patient.loaded))
+    return PreparedModel(module, trained | head_parameters(model.loaded))
 
 
 def _host(module: nn.Module, site: str) -> str:
-    """Path of the module that holds the adapter: the root, unless it would run what it holds."""
+    """Return the path of the module that holds the adapter.
+
+    This is the root, unless it is a `Sequential`, which would run the adapter as a further layer.
+    """
     if not isinstance(module, nn.Sequential):
         return ""
     inner = module.get_submodule(site).named_modules(prefix=site)
@@ -105,63 +105,59 @@ def _host(module: nn.Module, site: str) -> str:
     return str(paths[0])
 
 
-def _sites(patient: Patient) -> dict[str, str]:
-    """Key on the wire -> path of the module whose output an adapter takes."""
-    loaded = patient.loaded
-    after = cast("Sequence[str]", patient.options["after"])
+def _sites(model: ModelToTune) -> dict[str, str]:
+    """Map the adapter's key in wire names to the path of the module whose output it takes."""
+    loaded = model.loaded
+    after = cast("Sequence[str]", model.options["after"])
     if after:
-        if patient.blocks is not None:
+        if model.blocks is not None:
             raise TuningError("tuning.blocks and `after` both say where adapters go; give one")
-        return {str(i): _existing(patient, path) for i, path in enumerate(after)}
+        names = [name for name, _ in loaded.module.named_modules()]
+        if missing := [path for path in after if path not in names]:
+            raise TuningError(
+                f"tuning.method adapter: `after` names {missing[0]!r}, which {loaded.source} does "
+                f"not have; its first modules are {names[1:7]}"
+            )
+        return {str(i): path for i, path in enumerate(after)}
     if not loaded.family.mlp:
         known = [name for name, part in loaded.module.named_modules() if _own_width(part)]
         raise TuningError(
-            f"tuning.method adapter: {loaded.source} is of no family that we know; name the "
+            f"tuning.method adapter: {loaded.source} is of no known model family; name the "
             "modules whose outputs get an adapter, as `after = [...]` in [tuning.options]; "
-            f"the first that fit are {known[:4]}"
+            f"the first suitable ones are {known[:4]}"
         )
-    return {str(i): loaded.family.mlp.format(i) for i in chosen_blocks(patient)}
+    return {str(i): loaded.family.mlp.format(i) for i in chosen_blocks(model)}
 
 
-def _existing(patient: Patient, path: str) -> str:
-    names = [name for name, _ in patient.loaded.module.named_modules()]
-    if path not in names:
-        raise TuningError(
-            f"tuning.method adapter: `after` names {path!r}, which {patient.loaded.source} does "
-            f"not have; its first modules are {names[1:7]}"
-        )
-    return path
-
-
-def _bottlenecks(patient: Patient, widths: Mapping[str, int]) -> dict[str, Bottleneck]:
-    """One bottleneck for each key: the same one for all, if shared."""
-    if not patient.options["shared"]:
-        return {key: _new(patient, width) for key, width in widths.items()}
+def _bottlenecks(model: ModelToTune, widths: Mapping[str, int]) -> dict[str, Bottleneck]:
+    """Make a bottleneck for each key, or one for all of them if shared."""
+    if not model.options["shared"]:
+        return {key: _new(model, width) for key, width in widths.items()}
     if len(set(widths.values())) > 1:
         raise TuningError(
             f"tuning.method adapter: modules of widths {sorted(set(widths.values()))} cannot share "
             "one adapter; set `shared = false` or name modules of one width in `after`"
         )
-    return dict.fromkeys(widths, _new(patient, next(iter(widths.values()))))
+    return dict.fromkeys(widths, _new(model, next(iter(widths.values()))))
 
 
-def _new(patient: Patient, width: int) -> Bottleneck:
-    inner = max(1, width // cast(int, patient.options["reduction"]))
-    device = next(patient.loaded.module.parameters()).device
-    return Bottleneck(width, inner, zeros=patient.options["init"] == "zeros", device=device)
+def _new(model: ModelToTune, width: int) -> Bottleneck:
+    inner = max(1, width // cast(int, model.options["reduction"]))
+    device = next(model.loaded.module.parameters()).device
+    return Bottleneck(width, inner, zeros=model.options["init"] == "zeros", device=device)
 
 
-def _width(patient: Patient, path: str) -> int:
-    """Size of the last axis of a module's output: the family's, or read off its last layer."""
-    loaded = patient.loaded
-    if not patient.options["after"]:
+def _width(model: ModelToTune, path: str) -> int:
+    """Return the size of the last axis of a module's output, from the config or its last layer."""
+    loaded = model.loaded
+    if not model.options["after"]:
         return hidden_size(loaded.module, loaded.family)
     for part in reversed(list(loaded.module.get_submodule(path).modules())):
         if width := _own_width(part):
             return width
     raise TuningError(
-        f"tuning.method adapter: the output of module {path!r} has a width that we cannot read "
-        "off; name a linear layer or a layer norm in `after`"
+        f"tuning.method adapter: the output width of module {path!r} is unknown: it has no linear "
+        "layer or layer norm; name such a layer in `after`"
     )
 
 

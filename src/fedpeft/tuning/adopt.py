@@ -1,10 +1,10 @@
-"""A model that the user has wrapped with `peft`, as if our own surgery had made it.
+"""Import of a model that the user has already wrapped with `peft`.
 
     PeftModel ── its config ──> options of the method ─┐
-        └────── its base, copied ──────────────────────┴─> our surgery ── its numbers ──> TunedModel
+        └────── a copy of its base ────────────────────┴─> apply_peft ── its values ──> TunedModel
 
-What requires gradients in the user's model is what travels, under our names; `modules_to_save`
-are modules that train as they are.
+The parameters that require gradients in the user's model are sent, under canonical names. Modules
+in `modules_to_save` are trained in place, without the copy that `peft` makes of them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.source import ModelRequest, describe_module
 from fedpeft.models.tasks import TASKS, Task
 from fedpeft.tuning.dropout import DropoutKeys
-from fedpeft.tuning.hf_peft import apply_peft, take_out_copies
+from fedpeft.tuning.hf_peft import apply_peft, remove_copies
 from fedpeft.tuning.methods import resolve_options
 from fedpeft.tuning.peft_options import read_options
 from fedpeft.tuning.peft_table import PROMPT_LEARNING
-from fedpeft.tuning.surgery import Patient, Surgery, finish
+from fedpeft.tuning.prepared import ModelToTune, PreparedModel, finish
 from fedpeft.tuning.tuned import TunedModel
 
 if TYPE_CHECKING:
@@ -38,44 +38,50 @@ __all__ = ["from_peft"]
 
 
 def from_peft(model: nn.Module, *, task: Task | None = None, base: str | None = None) -> TunedModel:
-    """Take a model that `peft.get_peft_model` has wrapped, with its config and its numbers.
+    """Import a model that `peft.get_peft_model` has wrapped, with its config and its values.
 
-    The model is copied: the caller's stays as it is. The copy is float32, on the CPU, in eval mode,
-    with the dropout of the base off; dropout that the config asks for is kept.
-
-        wrapped = peft.get_peft_model(net, peft.LoraConfig(r=4, modules_to_save=["classifier"]))
-        result = fedpeft.simulate(fedpeft.from_peft(wrapped), data, {"federation.rounds": 20})
+    The model is copied and not changed. The copy is float32, on the CPU, in eval mode, with the
+    dropout of the base model off; the dropout in the config is kept.
 
     Args:
       model: a `peft.PeftModel` with one adapter, which is not merged. What requires gradients in it
         is trained and sent.
-      task: how a batch is scored; None is told from the base's class, such as
+      task: how a batch is scored; None infers it from the class of the base model, such as
         `...ForImageClassification`.
       base: hub id, folder or bundled name of the base model, by which a run folder is loaded again;
-        None is what the model says of itself.
+        None takes the name recorded in the model's own config.
 
     Raises:
       TuningError: if the model is not wrapped, has several adapters, merged or quantised weights,
         nothing that trains, or a type or field of the config that we do not offer (with the
         reason).
-      ModelError: if the task cannot be told.
+      ModelError: if the task cannot be inferred.
+
+    Example:
+      >>> import fedpeft, peft
+      >>> net = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit")).module
+      >>> config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
+      >>> tuned = fedpeft.from_peft(peft.get_peft_model(net, config))
+      >>> tuned.spec.num_params
+      298
     """
     wrapped = _checked(model)
     config = next(iter(wrapped.peft_config.values()))
     method = str(config.peft_type.value).lower()
     options = resolve_options(method, read_options(config))
     loaded = _describe(wrapped, method, task, base)
-    patient = Patient(loaded, method, options, None, seeds.derive(0, "tuning"), DropoutKeys())
-    with seeds.isolated(patient.seed):
-        surgery = apply_peft(patient)
-    trained = _trained(wrapped, surgery)
-    _copy_numbers(wrapped, surgery)
-    tuned = finish(patient, dataclasses.replace(surgery, trained=trained))
-    return dataclasses.replace(tuned, unrecorded=_unrecorded(tuned, surgery, trained))
+    seed = seeds.derive(0, "tuning")
+    base_model = ModelToTune(loaded, method, options, None, seed, DropoutKeys())
+    with seeds.isolated(seed):
+        prepared = apply_peft(base_model)
+    trained = _trained(wrapped, prepared)
+    _copy_values(wrapped, prepared)
+    tuned = finish(base_model, dataclasses.replace(prepared, trained=trained))
+    return dataclasses.replace(tuned, unrecorded=_unrecorded(tuned, prepared, trained))
 
 
 def _checked(model: nn.Module) -> PeftModel:
-    """Refuse what is no single adapter that trains."""
+    """Return the model if it has exactly one trainable, unmerged adapter; raise otherwise."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -87,7 +93,7 @@ def _checked(model: nn.Module) -> PeftModel:
     if len(model.peft_config) != 1:
         raise TuningError(
             f"from_peft: found {len(model.peft_config)} adapters ({', '.join(model.peft_config)}); "
-            "one federates: take the others away with `model.delete_adapter(NAME)`"
+            "exactly one is allowed: remove the others with `model.delete_adapter(NAME)`"
         )
     if any(isinstance(part, BaseTunerLayer) and part.merged for part in model.modules()):
         raise TuningError("from_peft: the adapter is merged; call `model.unmerge_adapter()` first")
@@ -105,7 +111,7 @@ def _checked(model: nn.Module) -> PeftModel:
 
 
 def _describe(wrapped: PeftModel, method: str, task: Task | None, base: str | None) -> LoadedModel:
-    """Describe the base without the library's layers; what is saved whole is its head."""
+    """Describe the base model without the library's layers; its head is `modules_to_save`."""
     config = next(iter(wrapped.peft_config.values()))
     saved = _saved_whole(wrapped)
     module = _base_of(wrapped, method)
@@ -113,16 +119,16 @@ def _describe(wrapped: PeftModel, method: str, task: Task | None, base: str | No
     labels = getattr(getattr(module, "config", None), "num_labels", None)
     request = ModelRequest(known or "", revision=config.revision)
     loaded = describe_module(module, request, task)
-    classifies = loaded.task.new_head
-    if loaded.recorded and loaded.task.name in TASKS:
-        more = {"model.task": loaded.task.name, "model.num_labels": labels if classifies else None}
-        recorded = {key: value for key, value in more.items() if value is not None}
-        loaded = dataclasses.replace(loaded, recorded={**loaded.recorded, **recorded})
-    return dataclasses.replace(loaded, head=saved)
+    recorded = dict(loaded.recorded)
+    if recorded and loaded.task.name in TASKS:
+        recorded["model.task"] = loaded.task.name
+        if loaded.task.new_head and labels is not None:
+            recorded["model.num_labels"] = labels
+    return dataclasses.replace(loaded, head=saved, recorded=recorded)
 
 
 def _saved_whole(wrapped: PeftModel) -> tuple[str, ...]:
-    """Module paths, in the base, of what the library trains as it is."""
+    """Return the paths, in the base model, of the modules in `modules_to_save`."""
     from peft.utils.other import ModulesToSaveWrapper
 
     base = wrapped.get_base_model()
@@ -138,35 +144,35 @@ def _saved_whole(wrapped: PeftModel) -> tuple[str, ...]:
 
 
 def _base_of(wrapped: PeftModel, method: str) -> nn.Module:
-    """Copy the base and take the library's layers out of the copy."""
+    """Copy the base model and remove the library's layers from the copy."""
     copied = copy.deepcopy(wrapped)
-    take_out_copies(copied)
+    remove_copies(copied)
     if method in PROMPT_LEARNING:
         return cast(nn.Module, copied.get_base_model())
     if not hasattr(copied.base_model, "unload"):
         raise TuningError(
-            f"from_peft: the library cannot take the layers of {method} off a model; pass the "
-            f'model without them to `fedpeft.tune(..., TuningRequest("{method}"))`'
+            f"from_peft: the peft library cannot remove the layers of {method} from a model; pass "
+            f'the model without them to `fedpeft.tune(..., TuningRequest("{method}"))`'
         )
     return cast(nn.Module, copied.base_model.unload())
 
 
-def _trained(wrapped: PeftModel, surgery: Surgery) -> frozenset[str]:
-    """In-memory names, in our model, of what requires gradients in the user's."""
-    ours = dict(_whole(surgery).named_parameters())
-    paths = {id(parameter): path for path, parameter in surgery.model.named_parameters()}
+def _trained(wrapped: PeftModel, prepared: PreparedModel) -> frozenset[str]:
+    """Return the in-memory names, in our model, of what requires gradients in the user's."""
+    ours = dict(_whole(prepared).named_parameters())
+    paths = {id(parameter): path for path, parameter in prepared.module.named_parameters()}
     theirs = _by_our_paths(wrapped, wrapped.named_parameters())
     if lost := sorted(theirs.keys() ^ ours.keys()):
         raise TuningError(
             f"from_peft: the model is not what `get_peft_model` makes of its config: {lost[0]!r} "
-            "is in one and not in the other"
+            "exists in only one of them; pass the model as `get_peft_model` returned it"
         )
     return frozenset(paths[id(ours[name])] for name, p in theirs.items() if p.requires_grad)
 
 
-def _copy_numbers(wrapped: PeftModel, surgery: Surgery) -> None:
-    """Give our model every number of the user's."""
-    ours = _whole(surgery)
+def _copy_values(wrapped: PeftModel, prepared: PreparedModel) -> None:
+    """Copy every parameter and buffer of the user's model into ours."""
+    ours = _whole(prepared)
     live = {**dict(ours.named_parameters()), **dict(ours.named_buffers())}
     tensors = [*wrapped.named_parameters(), *wrapped.named_buffers()]
     with torch.no_grad():
@@ -181,19 +187,19 @@ def _copy_numbers(wrapped: PeftModel, surgery: Surgery) -> None:
         scaling = _scaling(part)
         if scaling and scaling != _scaling(ours.get_submodule(path)):
             raise TuningError(
-                f"from_peft: {path!r} scales by {scaling[0]}, which is not what its config says; "
+                f"from_peft: {path!r} scales by {scaling[0]}, which differs from its config; "
                 "set the scale in the config"
             )
 
 
 def _scaling(part: nn.Module) -> list[float]:
-    """Return the factors on a layer's update, one an adapter."""
+    """Return the scaling factor of each adapter in a layer."""
     found = getattr(part, "scaling", None)
     return list(found.values()) if isinstance(found, dict) else []
 
 
 def _by_our_paths(wrapped: PeftModel, named: Iterable[tuple[str, Tensor]]) -> Mapping[str, Tensor]:
-    """Name tensors as in a wrapper whose adapter is `default` and whose head is no copy."""
+    """Name tensors as in a wrapper with adapter name `default` and without copied modules."""
     adapter = next(iter(wrapped.peft_config))
     found = {}
     for path, tensor in named:
@@ -205,18 +211,18 @@ def _by_our_paths(wrapped: PeftModel, named: Iterable[tuple[str, Tensor]]) -> Ma
     return found
 
 
-def _whole(surgery: Surgery) -> nn.Module:
-    assert surgery.peft_model is not None, "a method of peft"
-    return surgery.peft_model
+def _whole(prepared: PreparedModel) -> nn.Module:
+    assert prepared.peft_model is not None, "a method of peft"
+    return prepared.peft_model
 
 
-def _unrecorded(tuned: TunedModel, surgery: Surgery, trained: frozenset[str]) -> str:
-    """Say what of the model no experiment file can say."""
+def _unrecorded(tuned: TunedModel, prepared: PreparedModel, trained: frozenset[str]) -> str:
+    """Return why no experiment file can describe the model; empty if one can."""
     if not tuned.loaded.recorded:
         return "its base has no name to load it by: pass base= to from_peft, a hub id or a folder"
     if TASKS.get(tuned.loaded.task.name) is not tuned.loaded.task:
         return f"its task {tuned.loaded.task.name!r} is an object from Python"
-    for name in sorted(frozenset(surgery.trained) ^ trained):
+    for name in sorted(frozenset(prepared.trained) ^ trained):
         return (
             f"{name!r} trains, which is no option of the method"
             if name in trained

@@ -1,10 +1,10 @@
-"""Dropout whose mask is a function of turn, step, example and place, and of nothing else.
+"""Dropout whose mask depends only on the turn, the step, the example and the layer.
 
-    mask(example, place) = hash(turn seed, step, example, place) >= p
+    mask(example, layer) = hash(turn seed, step, example, layer) >= p
 
-An ordinary dropout draws from a global generator, so the mask of an example would depend on the
-batch around it and on who trained before. Here a trainer sets one key per example before a forward
-pass; without keys (evaluation) nothing is dropped.
+Ordinary dropout draws from a global generator, so the mask of an example would depend on the rest
+of its batch and on which client trained before. Here a trainer sets one key per example before a
+forward pass; without keys (evaluation) nothing is dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["DropoutKeys", "KeyedDropout"]
 
 @dataclass
 class DropoutKeys:
-    """Holds the keys of the examples that are in the model now.
+    """The dropout keys of the examples in the current forward pass.
 
     Attributes:
       keys_B: int64 [B], one key an example; None outside training.
@@ -32,7 +32,7 @@ class DropoutKeys:
 
     @contextlib.contextmanager
     def using(self, keys_B: Tensor) -> Iterator[None]:
-        """Set the keys for the forward passes inside the block, and restore what was set before."""
+        """Set the keys for the forward passes inside the block, and restore the previous ones."""
         before, self.keys_B = self.keys_B, keys_B
         try:
             yield
@@ -41,12 +41,12 @@ class DropoutKeys:
 
 
 class KeyedDropout(nn.Module):
-    """Drop numbers of [B, ...] with probability `p`, by the keys of the B examples.
+    """Dropout of elements of [B, ...] with probability `p`, by the keys of the B examples.
 
     Args:
       p: probability in [0, 1).
-      keys: where the trainer puts the keys.
-      place: names this layer, so that two layers draw different masks.
+      keys: shared holder in which the trainer sets the keys.
+      place: name of this layer, so that two layers draw different masks.
     """
 
     def __init__(self, p: float, keys: DropoutKeys, place: str) -> None:
@@ -56,7 +56,7 @@ class KeyedDropout(nn.Module):
         self.salt = seeds.derive(0, "dropout", place)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop and rescale by 1 / (1 - p); the identity without keys or with p = 0."""
+        """Drop elements and rescale by 1 / (1 - p); the identity without keys or with p = 0."""
         if self.p == 0.0 or self.keys.keys_B is None:
             return x
         uniform = seeds.uniforms(self.keys.keys_B ^ self.salt, x[0].numel())
@@ -64,5 +64,5 @@ class KeyedDropout(nn.Module):
         return x * keep * (1.0 / (1.0 - self.p))
 
     def extra_repr(self) -> str:
-        """Show `p`, as torch does."""
+        """Show `p` in the printed module, as torch's dropout does."""
         return f"p={self.p}"

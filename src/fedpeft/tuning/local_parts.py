@@ -1,10 +1,10 @@
-"""Local parts of a delta: they train at each client, stay there, and are in no message.
+"""Local parts of a delta: each client trains its own, and no message contains them.
 
-    tuned.parameters    travel: one flat buffer, averaged        e.g. LoRA's A
-    tuned.local         stay: each client keeps its own          e.g. LoRA's B, the head
+    tuned.parameters    sent and averaged, in one flat buffer    e.g. LoRA's A
+    tuned.local         kept: each client has its own values     e.g. LoRA's B, the head
 
-A client finds its own values again in its memory, exactly once for each committed turn; a client
-that was never asked starts from those of the server's model, which never change.
+A client's values are kept in its memory and updated exactly once for each committed turn. A client
+that has not trained yet starts from the values of the server's model, which never change.
 
 References:
   Collins et al., Exploiting Shared Representations for Personalized Federated Learning, ICML 2021;
@@ -25,21 +25,23 @@ __all__ = ["keep_local"]
 
 
 def keep_local(tuned: TunedModel, parts: Sequence[str]) -> TunedModel:
-    """Return a tuned model of whose delta some parts stay at the clients.
+    """Return a tuned model in which some parts of the delta stay at the clients.
 
     Args:
-      tuned: the model; it goes on to be used through what is returned only.
-      parts: canonical names, or the beginnings of them that end at a dot: `head` stands for
-        `head.weight` and `head.bias`.
+      tuned: the model; use only the returned one afterwards.
+      parts: canonical names, or their beginnings up to a dot: `head` stands for `head.weight` and
+        `head.bias`.
 
     Raises:
-      TuningError: if a part names nothing of the delta, or nothing would be left to send.
+      TuningError: if a part matches nothing in the delta, or nothing would be left to send.
     """
-    names = {name for part in parts for name in tuned.spec.names if _is_under(name, part)}
+    names: set[str] = set()
     for part in parts:
-        if not any(_is_under(name, part) for name in tuned.spec.names):
+        matched = {name for name in tuned.spec.names if f"{name}.".startswith(f"{part}.")}
+        names |= matched
+        if not matched:
             raise TuningError(
-                f"local part {part!r}: the delta has nothing of that name; "
+                f"local part {part!r}: the delta has no parameter of that name; "
                 f"{nearest(part, tuned.spec.names)}"
             )
     sent = {name: p for name, p in tuned.parameters.items() if name not in names}
@@ -52,9 +54,5 @@ def keep_local(tuned: TunedModel, parts: Sequence[str]) -> TunedModel:
         parameters=sent,
         local_spec=DeltaSpec.of(kept),
         local=kept,
-        unrecorded="parts of its delta stay at the clients, which no key of a file says",
+        unrecorded="parts of its delta stay at the clients, for which no key exists",
     )
-
-
-def _is_under(name: str, part: str) -> bool:
-    return name == part or name.startswith(f"{part}.")

@@ -1,8 +1,9 @@
-"""The table of tuning methods, and `tune`: a pretrained model in, a tuned model out.
+"""The table of tuning methods, and `tune`, which applies one to a pretrained model.
 
     tune(loaded, TuningRequest("bias", seed=1)) -> TunedModel
 
-Six methods are ours; all others are types of the `peft` library, by its own names and fields.
+Six methods are implemented here; all others are types of the `peft` library, with its names and
+config fields.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import contains
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import TuningError
@@ -19,11 +21,11 @@ from fedpeft.tuning.adapter import adapter
 from fedpeft.tuning.bias import bias
 from fedpeft.tuning.dropout import DropoutKeys
 from fedpeft.tuning.hf_peft import apply_peft
-from fedpeft.tuning.option_checks import Found, Option, resolve_own
+from fedpeft.tuning.option_checks import Option, ResolvedOptions, resolve_own
 from fedpeft.tuning.peft_options import resolve_peft
-from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES, SHORT_FORMS, PeftType, short_form
+from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES, SHORT_FORMS, short_form
+from fedpeft.tuning.prepared import ModelToTune, PreparedModel, check_blocks, finish
 from fedpeft.tuning.prompt import prompt
-from fedpeft.tuning.surgery import Patient, Surgery, check_blocks, finish
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.tuning.whole import full, head, scratch
 
@@ -40,14 +42,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TuningRequest:
-    """What to tune, and how.
+    """A choice of tuning method, with its options.
 
     Attributes:
       method: a name of `METHODS`, or any name with `rule`.
-      options: of the method; what is missing has its default.
+      options: options of the method; missing ones take their defaults.
       blocks: first and last block (inclusive, from 0) that may train; None is all.
-      seed: of all that is drawn while building: one seed gives one start on every machine.
-      rule: a method that is in no table of ours; None: the one that `method` names.
+      seed: seed of all random initialisation: one seed gives one start on every machine.
+      rule: a method that is not in `METHODS`; None takes the row that `method` names.
+
+    Example:
+      >>> import fedpeft
+      >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit"))
+      >>> request = fedpeft.TuningRequest("bias", blocks=(1, 1))
+      >>> fedpeft.tune(loaded, request).spec.names[:2]
+      ('blocks.1.attn.k.bias', 'blocks.1.attn.out.bias')
     """
 
     method: str
@@ -59,20 +68,35 @@ class TuningRequest:
 
 @dataclass(frozen=True)
 class TuningMethod:
-    """One tuning method.
+    """One tuning method: how it changes a model, and which options it takes.
 
     Attributes:
-      build: does the surgery.
-      resolve: completes options and lists what is wrong with them; imports `peft` for its types.
-      summary: one line.
+      build: takes a `ModelToTune`, inserts what the method adds to it, and returns a
+        `PreparedModel`: the changed module and the names of the parameters that train.
+      resolve: fills in the defaults of options and lists every invalid one as a problem; imports
+        `peft` for its types.
+      summary: one line for `fedpeft list methods`.
       source: `fedpeft` or `peft`.
-      refused: kind of model -> why not.
-      vmaps: whether `torch.func` can run K clients, or examples, in one pass.
+      refused: kind of model -> why the method does not support it.
+      vmaps: whether `torch.func.vmap` can run K clients, or K examples, in one pass.
       merges: whether only the model's own tensors train, so that an export is an ordinary model.
+
+    Example:
+      >>> import fedpeft
+      >>> from fedpeft.tuning.option_checks import ResolvedOptions
+      >>> from fedpeft.tuning.prepared import PreparedModel
+      >>> def train_norms(model):
+      ...     module = model.loaded.module
+      ...     names = [name for name, _ in module.named_parameters() if "layernorm" in name]
+      ...     return PreparedModel(module, names)
+      >>> method = fedpeft.TuningMethod(train_norms, ResolvedOptions, "layer norms train")
+      >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit"))
+      >>> fedpeft.tune(loaded, fedpeft.TuningRequest("norms", rule=method)).spec.num_params
+      160
     """
 
-    build: Callable[[Patient], Surgery]
-    resolve: Callable[[Mapping[str, object]], Found]
+    build: Callable[[ModelToTune], PreparedModel]
+    resolve: Callable[[Mapping[str, object]], ResolvedOptions]
     summary: str
     source: str = "fedpeft"
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +109,7 @@ class MethodRow:
     """A line of `fedpeft list methods`.
 
     Attributes:
-      name: of the method.
+      name: name of the method.
       source: `fedpeft` or `peft`.
       summary: one line.
       kinds: kind of model -> "yes", or the reason of the refusal.
@@ -98,7 +122,7 @@ class MethodRow:
 
 
 def tune(loaded: LoadedModel, request: TuningRequest) -> TunedModel:
-    """Apply a tuning method.
+    """Apply a tuning method to a pretrained model.
 
     Takes ownership of `loaded.module`: it is changed in place (`scratch` builds another), so do not
     use it afterwards, and load again for another method. Works on `meta` modules too, for plans.
@@ -108,17 +132,24 @@ def tune(loaded: LoadedModel, request: TuningRequest) -> TunedModel:
       request: the method, its options, the range of blocks and the seed.
 
     Raises:
-      TuningError: if the method is unknown, an option is wrong (all are listed), the range of
-        blocks is not there, or the method does not work on this model.
+      TuningError: if the method is unknown, an option is wrong (all are listed), the model lacks
+        the range of blocks, or the method does not work on this model.
+
+    Example:
+      >>> import fedpeft
+      >>> loaded = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit"))
+      >>> tuned = fedpeft.tune(loaded, fedpeft.TuningRequest("lora", {"r": 2}))
+      >>> tuned.spec.num_params
+      426
     """
     row = _row(request.method, request.rule)
     options = resolve_options(request.method, request.options, request.rule)
     check_blocks(loaded, request.method, request.blocks)
     seed = seeds.derive(request.seed, "tuning")
-    patient = Patient(loaded, request.method, options, request.blocks, seed, DropoutKeys())
+    model = ModelToTune(loaded, request.method, options, request.blocks, seed, DropoutKeys())
     with seeds.isolated(seed):
-        surgery = row.build(patient)
-    return finish(patient, surgery)
+        prepared = row.build(model)
+    return finish(model, prepared)
 
 
 def resolve_options(
@@ -126,12 +157,12 @@ def resolve_options(
 ) -> dict[str, object]:
     """Complete a method's options with its defaults, without a model.
 
-    What follows from the model (targets) or from the seed is left out unless it is given. Resolving
-    what was resolved changes nothing.
+    Options that follow from the model (targets) or from the seed are left out unless given.
+    Resolving resolved options again changes nothing.
 
     Raises:
       TuningError: if the method is unknown or refused on every kind of model, or options are
-        unknown or out of range; one line a problem.
+        unknown or out of range; one line for each problem.
     """
     row = _row(method, rule)
     if set(row.refused) >= set(KINDS):
@@ -152,7 +183,7 @@ def _row(method: str, rule: TuningMethod | None) -> TuningMethod:
 
 
 def list_methods() -> Sequence[MethodRow]:
-    """Return one row a method, ours first; imports nothing of `peft`."""
+    """Return one row for each method, our own first; does not import `peft`."""
     return [
         MethodRow(
             name,
@@ -180,18 +211,15 @@ def _is_paths(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(path, str) for path in value)
 
 
-def _is_start(value: object) -> bool:
-    return value in ("identity", "zeros")
-
-
 def _flag(default: bool) -> Option:
     return Option(default, "true or false", _is_flag)
 
 
+_STARTS = ("identity", "zeros")
 _ADAPTER: Mapping[str, Option] = {
     "reduction": Option(8, "a whole number >= 1", partial(_is_count, least=1)),
     "shared": _flag(True),
-    "init": Option("identity", '"identity" or "zeros"', _is_start),
+    "init": Option("identity", '"identity" or "zeros"', partial(contains, _STARTS)),
     "after": Option([], "a list of module paths", _is_paths),
 }
 _PROMPT: Mapping[str, Option] = {
@@ -203,25 +231,19 @@ _PROMPT: Mapping[str, Option] = {
 
 def _own(
     name: str,
-    build: Callable[[Patient], Surgery],
+    build: Callable[[ModelToTune], PreparedModel],
     summary: str,
     options: Mapping[str, Option] | None = None,
 ) -> TuningMethod:
     return TuningMethod(build, partial(resolve_own, name, options or {}), summary, merges=True)
 
 
-def _peft(name: str, row: PeftType) -> TuningMethod:
+def _peft(method: str) -> TuningMethod:
+    name, options = short_form(method)
+    row = PEFT_TYPES[name]
+    summary = f"{name} with {', '.join(options)}" if options else row.summary
     return TuningMethod(
-        apply_peft, partial(resolve_peft, name), row.summary, "peft", row.refused, row.vmaps
-    )
-
-
-def _short(name: str) -> TuningMethod:
-    meaning, options = short_form(name)
-    row = PEFT_TYPES[meaning]
-    summary = f"{meaning} with {', '.join(options)}"
-    return TuningMethod(
-        apply_peft, partial(resolve_peft, name), summary, "peft", row.refused, row.vmaps
+        apply_peft, partial(resolve_peft, method), summary, "peft", row.refused, row.vmaps
     )
 
 
@@ -243,7 +265,6 @@ METHODS: Mapping[str, TuningMethod] = {
         "learned tokens beside the image's, and the head (VPT)",
         refused=dict.fromkeys(("bert", "llama", "plain"), _NOT_AN_IMAGE),
     ),
-    **{name: _peft(name, row) for name, row in PEFT_TYPES.items()},
-    **{name: _short(name) for name in SHORT_FORMS},
+    **{name: _peft(name) for name in (*PEFT_TYPES, *SHORT_FORMS)},
 }
-"""By name, ours first."""
+"""Name of a method -> its row, our own methods first."""

@@ -1,4 +1,4 @@
-"""Checks of a method's options: one value at a time, all problems together."""
+"""Checks of a method's options; all problems are reported together."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from fedpeft.core.words import nearest
 
-__all__ = ["Found", "Option", "resolve_own", "unknown_option"]
+__all__ = ["Option", "ResolvedOptions", "resolve_own", "unknown_option"]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method of ours.
+    """One option of a method of this package.
 
     Attributes:
-      default: its value where none is given.
-      allowed: what is accepted, in words.
-      accepts: whether a value is accepted.
+      default: the value where none is given.
+      allowed: a description of the accepted values, for error messages.
+      accepts: returns whether a value is accepted.
     """
 
     default: object
@@ -27,20 +27,22 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Options as they will be used, and what is wrong with them.
+class ResolvedOptions:
+    """Resolved options, and the problems found in them.
 
     Attributes:
-      options: complete, by name.
-      problems: one sentence each; empty if all is well.
+      options: name -> value, with all defaults filled in.
+      problems: one sentence for each invalid option; empty if all are valid.
     """
 
     options: Mapping[str, object]
     problems: tuple[str, ...] = ()
 
 
-def resolve_own(method: str, known: Mapping[str, Option], options: Mapping[str, object]) -> Found:
-    """Complete the options of a method of ours with defaults, and list all that is wrong."""
+def resolve_own(
+    method: str, known: Mapping[str, Option], options: Mapping[str, object]
+) -> ResolvedOptions:
+    """Fill in the defaults of a method's options, and list all invalid ones."""
     problems = [unknown_option(method, key, known) for key in options if key not in known]
     problems += [
         f"{key} = {value!r}: expected {known[key].allowed}"
@@ -48,9 +50,9 @@ def resolve_own(method: str, known: Mapping[str, Option], options: Mapping[str, 
         if key in known and not known[key].accepts(value)
     ]
     defaults = {key: copy.copy(option.default) for key, option in known.items()}
-    return Found({**defaults, **options}, tuple(problems))
+    return ResolvedOptions({**defaults, **options}, tuple(problems))
 
 
 def unknown_option(method: str, key: str, known: Iterable[str]) -> str:
-    """Say that a method has no such option, and name the nearest that it has."""
+    """Return the problem "no such option", with the nearest option that the method has."""
     return f"{key}: method {method} has no such option; {nearest(key, known)}"

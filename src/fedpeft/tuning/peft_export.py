@@ -1,9 +1,9 @@
-"""A `peft` delta as a folder that the stock library loads, head included.
+"""Export of a `peft` delta, head included, as a folder that the unmodified library loads.
 
     adapter_config.json          the library's config; the head is listed in `modules_to_save`
     adapter_model.safetensors    the library's tensors, and the head under the names it expects
 
-The library's own state dict is copied, because it aliases the live tensors.
+The tensors of the library's state dict share memory with the live model, so they are copied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.errors import TuningError
 from fedpeft.tuning.peft_table import PROMPT_LEARNING, short_form
-from fedpeft.tuning.surgery import head_parameters
+from fedpeft.tuning.prepared import head_parameters
 from fedpeft.tuning.tuned import TunedModel
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ __all__ = ["save_peft"]
 
 
 def save_peft(tuned: TunedModel, folder: Path, *, base: str) -> None:
-    """Write the delta of a `peft` method, as it is in the live model.
+    """Write the current delta of a model that was tuned by a `peft` method.
 
     `peft.PeftModel.from_pretrained(backbone, folder)` then gives the tuned model's outputs.
 
@@ -42,7 +42,7 @@ def save_peft(tuned: TunedModel, folder: Path, *, base: str) -> None:
 
     if tuned.peft_model is None:
         raise TuningError(
-            f"export as peft: method {tuned.method} is ours, and the peft library cannot load it; "
+            f"export as peft: the peft library does not have method {tuned.method}; "
             "export full, head and bias as a merged model, others for `fedpeft.load`"
         )
     wrapper = cast("PeftModel", tuned.peft_model)
@@ -62,7 +62,7 @@ def _config(tuned: TunedModel, live: PeftConfig, base: str) -> PeftConfig:
 
 
 def _tensors(tuned: TunedModel, wrapper: nn.Module) -> dict[str, Tensor]:
-    """The library's tensors, and the head's under their paths in the wrapper."""
+    """Return the library's tensors, and the head's under their paths in the wrapper."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(wrapper, save_embedding_layers=False)

@@ -1,10 +1,11 @@
-"""Wire names of what `peft` adds: ours for the place, the library's for the part.
+"""Wire names of the parameters that `peft` adds.
 
     vit.layers.3.attention.q_proj . lora_A.default.weight   in memory
     blocks.3.attn.q               . lora_a.weight           on the wire
+    canonical name of the module  . the library's own part
 
-`default` (the library's adapter name) and `base_layer` (where it hides the original) are left out.
-A parameter that several layers share has the name of the first.
+`default` (the library's adapter name) and `base_layer` (its name of the wrapped layer) are left
+out. A parameter that several layers share has the name of the first.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class PeftNames:
     """Names of a model's parameters after `peft` has changed it.
 
     Attributes:
-      loaded: whose family names the places.
+      loaded: the model, whose family gives the canonical names.
       modules: module paths of the model before the change.
       parameters: parameter paths of the model before the change.
-      prefix: of the backbone's paths inside the wrapper; empty without one.
+      prefix: prefix of the backbone's paths inside the wrapper; empty without one.
     """
 
     loaded: LoadedModel
@@ -56,7 +57,7 @@ class PeftNames:
         return ".".join(self._split(path)[0])
 
     def _split(self, path: str) -> tuple[list[str], list[str]]:
-        """Split into the longest path of an original module, and the rest."""
+        """Split a path into the longest path of an original module, and the rest."""
         steps = path.removeprefix(self.prefix).split(".")
         size = len(steps)
         while size and ".".join(steps[:size]) not in self.modules:

@@ -1,7 +1,7 @@
-"""Options of the `peft` methods: the library's own config fields, less those that cannot work here.
+"""Options of the `peft` methods: the library's config fields, except those unsuitable here.
 
-A field is refused with its reason where it would change frozen weights, needs data or calls that a
-federated round has no place for, or is set by us.
+A field is refused, with the reason, if it would change frozen weights, if it needs data or calls
+that a federated round does not provide, or if its value follows from the model and the run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fedpeft.tuning.option_checks import Found, unknown_option
+from fedpeft.tuning.option_checks import ResolvedOptions, unknown_option
 from fedpeft.tuning.peft_table import PEFT_TYPES, SEED_FIELDS, short_form
 
 if TYPE_CHECKING:
@@ -23,48 +23,26 @@ _OURS = "it follows from the model and the run"
 _LOOP = "it needs data or calls that a federated round does not make"
 _WEIGHTS = "it changes frozen weights, so that they would no longer be those of the backbone"
 _MODULES = "the head trains anyway; other modules train by methods full, bias or ln_tuning"
+_SET_BY_THE_RUN = (
+    "auto_mapping", "base_model_name_or_path", "ephemeral_gpu_offload", "inference_mode",
+    "num_attention_heads", "num_layers", "num_transformer_submodules", "peft_type", "peft_version",
+    "revision", "runtime_config", "task_type", "token_dim",
+)  # fmt: skip
+_NEEDING_CALLS = (
+    "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
+    "lora_ga_config", "monteclora_config", "use_bdlora", "velora_config",
+)  # fmt: skip
 _REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            "auto_mapping",
-            "base_model_name_or_path",
-            "inference_mode",
-            "num_attention_heads",
-            "num_layers",
-            "num_transformer_submodules",
-            "peft_type",
-            "peft_version",
-            "revision",
-            "runtime_config",
-            "task_type",
-            "token_dim",
-        ),
-        _OURS,
-    ),
-    **dict.fromkeys(
-        (
-            "alora_invocation_tokens",
-            "arrow_config",
-            "corda_config",
-            "eva_config",
-            "kasa_config",
-            "lora_ga_config",
-            "monteclora_config",
-            "use_bdlora",
-            "velora_config",
-        ),
-        _LOOP,
-    ),
+    **dict.fromkeys(_SET_BY_THE_RUN, _OURS),
+    **dict.fromkeys(_NEEDING_CALLS, _LOOP),
     **dict.fromkeys(
         ("layer_replication", "loftq_config", "use_qalora", "qalora_group_size"), _WEIGHTS
     ),
     **dict.fromkeys(("megatron_config", "megatron_core"), "tensor parallelism is not supported"),
     **dict.fromkeys(("modules_to_save", "trainable_token_indices"), _MODULES),
-    "ephemeral_gpu_offload": _OURS,
     "target_parameters": "name the layers in `target_modules`",
 }
 _LORA_STARTS = (True, False, "gaussian", "orthogonal")
-_PROMPT_STARTS = ("RANDOM",)
 _SIMPLE: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 _LEAST: Mapping[str, int] = {"adapter_len": 1, "lora_alpha": 1, "num_virtual_tokens": 1, "r": 1}
 
@@ -85,10 +63,10 @@ def option_names(name: str) -> list[str]:
 
 
 def read_options(config: PeftConfig) -> dict[str, object]:
-    """Return the fields of a config that were set, but for those that follow from the model.
+    """Return the fields of a config that were set, except those that follow from the model.
 
-    What we do not offer is among them: `resolve_peft` says why. Seeds of frozen random parts always
-    are. `modules_to_save` is not: it names modules that train as they are.
+    Unsupported fields are included: `resolve_peft` reports them with the reason. Seeds of frozen
+    random parts are always included. `modules_to_save` is not: those modules become the head.
     """
     return {
         field.name: _plain(value)
@@ -103,8 +81,8 @@ def _default(field: dataclasses.Field[object]) -> object:
     return field.default if made is dataclasses.MISSING else made()
 
 
-def resolve_peft(method: str, options: Mapping[str, object]) -> Found:
-    """Complete a type's options with defaults, and list all that is wrong with them.
+def resolve_peft(method: str, options: Mapping[str, object]) -> ResolvedOptions:
+    """Fill in the defaults of a type's options, and list all invalid ones.
 
     Fields without a default (`target_modules`, seeds) are left out unless they are given: they
     follow from the family and from the run's seed.
@@ -112,19 +90,16 @@ def resolve_peft(method: str, options: Mapping[str, object]) -> Found:
     name, meant = short_form(method)
     fields = {field.name: field for field in dataclasses.fields(config_class(name))}
     allowed = option_names(name)
-    problems = [
-        problem
-        for key, value in options.items()
-        if (problem := _problem(method, fields, allowed, key, value))
-    ]
+    found = [_problem(method, fields, allowed, key, value) for key, value in options.items()]
+    problems = [problem for problem in found if problem]
     given = {**PEFT_TYPES[name].defaults, **options, **meant}
     if name == "oft" and "r" in options and "oft_block_size" not in options:
         given["oft_block_size"] = 0
     if not problems:
-        problems += _problems_of_config(method, name, given)
+        problems = _problems_of_config(method, name, given)
     defaults = {key: _plain(fields[key].default) for key in allowed if key not in SEED_FIELDS}
-    known = {key: value for key, value in defaults.items() if _is_simple(value)}
-    return Found({**known, **given}, tuple(problems))
+    known = {k: v for k, v in defaults.items() if isinstance(v, bool | int | float | str)}
+    return ResolvedOptions({**known, **given}, tuple(problems))
 
 
 def _problem(
@@ -134,15 +109,15 @@ def _problem(
     key: str,
     value: object,
 ) -> str:
-    """Say what is wrong with one option; empty if nothing is."""
+    """Return what is wrong with one option; empty if it is valid."""
     if key in _REFUSED and key in fields:
         return f"{key}: not supported: {_REFUSED[key]}"
     if key not in fields:
         return unknown_option(method, key, allowed)
     if key == "init_lora_weights" and value not in _LORA_STARTS:
         return f"{key} = {value!r}: {_WEIGHTS}; allowed are true, false, gaussian, orthogonal"
-    if key == "prompt_tuning_init" and value not in _PROMPT_STARTS:
-        return f"{key} = {value!r}: allowed is RANDOM (other starts load files of their own)"
+    if key == "prompt_tuning_init" and value != "RANDOM":
+        return f"{key} = {value!r}: allowed is RANDOM (other initialisations load further files)"
     if key == "bias" and value not in ("none", "all", "lora_only", f"{method}_only"):
         return f"{key} = {value!r}: allowed are none, all, {method}_only"
     if not _fits(fields[key], value):
@@ -155,7 +130,7 @@ def _problem(
 
 
 def _problems_of_config(method: str, name: str, given: Mapping[str, object]) -> list[str]:
-    """Ask the library's own checks."""
+    """Run the library's own checks of the options."""
     try:
         config_class(name)(**given)
     except (ValueError, TypeError, AssertionError) as error:
@@ -180,7 +155,3 @@ def _plain(value: object) -> object:
     if isinstance(value, set | frozenset):
         return sorted(value)
     return value.value if isinstance(value, enum.Enum) else value
-
-
-def _is_simple(value: object) -> bool:
-    return isinstance(value, bool | int | float | str)

@@ -1,9 +1,8 @@
-"""What of the `peft` library works here, by kind of model, and why the rest does not.
+"""The types of the `peft` library that work here, by kind of model, and why others do not.
 
-The table is the outcome of the conformance suite, which computes it again and compares; it stands
-here so that `fedpeft list methods` need not import `peft`. Kinds of model: `vit`, `bert`, `llama`
-are those families and the ones like them, `videomae` takes clips, `plain` is a module of the
-user's own.
+The conformance suite computes this table again and compares; it is stored here so that
+`fedpeft list methods` need not import `peft`. The kinds of model `vit`, `bert` and `llama` include
+similar families, `videomae` takes clips, and `plain` is a custom module.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ KINDS = ("vit", "bert", "llama", "videomae", "plain")
 
 @dataclass(frozen=True)
 class PeftType:
-    """One type of the library.
+    """One `PeftType` of the library.
 
     Attributes:
       summary: one line for `fedpeft list methods`.
-      refused: kind of model -> why not; a kind that is missing is offered.
-      defaults: our defaults where the library has none.
-      vmaps: whether `torch.func` can run K clients, or examples, in one pass.
+      refused: kind of model -> why it is not supported; all other kinds are.
+      defaults: defaults for options that have none in the library.
+      vmaps: whether `torch.func.vmap` can run K clients, or K examples, in one pass.
     """
 
     summary: str
@@ -58,13 +57,13 @@ SHORT_FORMS: Mapping[str, tuple[str, Mapping[str, object]]] = {
 SEED_FIELDS = frozenset(
     {"proj_seed", "projection_prng_key", "projection_seed", "random_loc_seed", "random_seed"}
 )
-"""Options that seed frozen random parts: drawn from the run's seed unless they are set."""
+"""Options that seed frozen random parts: derived from the run's seed unless they are set."""
 
 KEY_VALUE = frozenset({"cartridge", "prefix_tuning"})
-"""Types that fill the key-value cache: the text's own positions and logits stay as they are."""
+"""Types that fill the key-value cache: the text's positions and logits do not change."""
 
 PROMPT_LEARNING = KEY_VALUE | {"p_tuning", "prompt_tuning"}
-"""Types that change what goes into the model, and keep the library's wrapper around it."""
+"""Types that add virtual tokens to the input, inside the library's wrapper of the model."""
 
 _NO_TEXT = "it needs token embeddings or a key-value cache; for images choose `prompt`"
 _OWN_MODULE = "it needs a text model of `transformers`"
@@ -90,12 +89,10 @@ PEFT_TYPES: Mapping[str, PeftType] = {
     ),
     "adaption_prompt": PeftType(
         "gated prompts inside the attention of the last blocks (LLaMA-Adapter)",
-        {
-            "vit": "the library has it for LLaMA-like and GPT-2 models only",
-            "bert": "the library has it for LLaMA-like and GPT-2 models only",
-            "videomae": "the library has it for LLaMA-like and GPT-2 models only",
-            "plain": "the library has it for LLaMA-like and GPT-2 models only",
-        },
+        dict.fromkeys(
+            ("vit", "bert", "videomae", "plain"),
+            "the library has it for LLaMA-like and GPT-2 models only",
+        ),
         {"adapter_len": 10},
     ),
     "beft": PeftType("a new bias on chosen linear layers (BEFT)"),
@@ -171,11 +168,11 @@ PEFT_TYPES: Mapping[str, PeftType] = {
         _everywhere("it mixes adapters that must have been trained already"),
     ),
 }
-"""By the name of the `PeftType`, in lower case."""
+"""Name of the `PeftType`, in lower case -> its row."""
 
 
 def short_form(method: str) -> tuple[str, Mapping[str, object]]:
-    """Return the type that a method's name means, and the options that the name stands for."""
+    """Return the type behind a method's name, and the options that a short form sets."""
     return SHORT_FORMS.get(method, (method, {}))
 
 
@@ -191,7 +188,7 @@ def kind_of(loaded: LoadedModel) -> str:
 
 
 def verdict(name: str, loaded: LoadedModel) -> str:
-    """Return why a type is refused on a model; empty where it is offered."""
+    """Return why a type is not supported on a model; empty if it is."""
     return PEFT_TYPES[name].refused.get(kind_of(loaded), "")
 
 

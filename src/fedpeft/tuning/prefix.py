@@ -1,11 +1,11 @@
-"""The frozen prefix of a tuned model: what lies before everything that trains.
+"""The frozen prefix of a tuned model: all layers before the first one that trains.
 
     embeddings  block 0  block 1 | block 2  block 3  head      blocks 2 and 3 train: cut before 2
     embeddings  block 0  block 1   block 2  block 3 | head     the head trains: cut at its input
 
-Where the cut is, one forward pass says: it is the deepest block whose input has no gradient and
-sees no dropout, or the first layer that trains after the blocks. What such a layer reads is the
-smallest feature that is enough: for a ViT's or BERT's head one vector an example.
+One forward pass finds the cut: it lies before the deepest block whose input has no gradient and
+no dropout before it, or before the first trained layer after the blocks. The input of such a layer
+is the smallest sufficient feature: one vector per example for the head of a ViT or BERT.
 Legend: B examples, T tokens, D width.
 """
 
@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fedpeft.models.bypass import PREFIX, Rest, entry_of, skippable
-from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
+from fedpeft.models.loaded import TextInput, VideoInput
 from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.tuned import TunedModel
@@ -43,17 +42,17 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Split:
-    """Where a tuned model is cut.
+    """The place at which a tuned model is cut.
 
     Attributes:
       sites: paths of the modules that read the features; one block, or layers after the blocks.
-      skipped: paths of the modules of the prefix, the entry excepted.
-      widths: of each site's features; an example stores their sum for each token.
+      skipped: paths of the modules of the prefix, except the embeddings.
+      widths: width of each site's features; an example stores their sum for each token.
       tokens: whether each token has features; else each example has one vector.
-      length: tokens of an example that is no text; 1 without tokens.
-      text: whether the tokens are those of a text, so that examples have lengths of their own.
-      last_token: whether the only token is the last one that is no padding.
-      words: what lies before the cut.
+      length: number of tokens of an image or clip; 1 without tokens.
+      text: whether the tokens are those of a text, so that the length varies between examples.
+      last_token: whether only the last token that is not padding is stored.
+      words: a description of the layers before the cut.
     """
 
     sites: tuple[str, ...]
@@ -67,7 +66,7 @@ class Split:
 
     @property
     def width(self) -> int:
-        """Numbers a token, or an example without tokens, stores."""
+        """Number of stored values of a token, or of an example without tokens."""
         return sum(self.widths)
 
 
@@ -76,39 +75,45 @@ class NoPrefix:
     """A tuned model that cannot be cut.
 
     Attributes:
-      reason: why, to follow "no frozen prefix: ".
+      reason: why; completes the sentence "no frozen prefix: ...".
     """
 
     reason: str
 
 
-Found: TypeAlias = Split | NoPrefix
-
-
 @dataclass(frozen=True)
 class _Event:
+    """A module that the recorded forward pass calls.
+
+    Attributes:
+      kind: `block`, `site` (a trained layer), `dropout`, or `end` (of the last block).
+      path: path of the module.
+      varies: whether its input has a gradient, or a random mask follows.
+      shape: shape of its input.
+    """
+
     kind: str
     path: str
-    hot: bool
+    varies: bool
     shape: tuple[int, ...]
 
 
-def find_split(tuned: TunedModel, batch: Batch) -> Found:
+def find_split(tuned: TunedModel, batch: Batch) -> Split | NoPrefix:
     """Find the deepest cut such that nothing before it trains or is drawn at random.
 
     Args:
-      tuned: also on the `meta` device.
-      batch: some examples of the kind that the model takes.
+      tuned: the model, possibly on the `meta` device.
+      batch: a few examples that the model can process.
     """
     if reason := _not_for(tuned):
         return NoPrefix(reason)
     paths = skippable(tuned.model, tuned.loaded.family)
     events = _watch(tuned, batch, paths)
-    cold = list(takewhile(lambda event: not event.hot, events))
-    place = next((i for i, event in enumerate(cold) if event.kind == "site"), len(cold))
-    before = cold[:place]
-    if place < len(cold) and before and before[-1].kind == "end":
-        return _at_head(tuned, batch, paths, [e for e in events if e.kind == "site" and not e.hot])
+    fixed = list(takewhile(lambda event: not event.varies, events))
+    before = list(takewhile(lambda event: event.kind != "site", fixed))
+    if len(before) < len(fixed) and before and before[-1].kind == "end":
+        sites = [event for event in events if event.kind == "site" and not event.varies]
+        return _at_head(tuned, batch, paths, sites)
     blocks = [event for event in before if event.kind == "block"]
     if len(blocks) < 2 or not tuned.loaded.family.block:
         return NoPrefix(_from_the_start(tuned))
@@ -126,7 +131,7 @@ def find_split(tuned: TunedModel, batch: Batch) -> Found:
 
 
 def rest_of(tuned: TunedModel, split: Split) -> TunedModel:
-    """Return the tuned model that starts at the cut: the same parameters, a shorter forward."""
+    """Return the tuned model from the cut on, with the same parameters."""
     rest = Rest(tuned.model, tuned.loaded.family, split.skipped, split.sites, split.widths)
     return replace(tuned, model=rest.eval())
 
@@ -136,7 +141,7 @@ def features(tuned: TunedModel, split: Split, batch: Batch) -> Tensor:
 
     Args:
       tuned: the whole model, in eval mode.
-      split: where it is cut.
+      split: the cut.
       batch: on the model's device.
 
     Returns:
@@ -160,7 +165,7 @@ def features(tuned: TunedModel, split: Split, batch: Batch) -> Tensor:
 
 
 def rest_batch(split: Split, batch: Batch, found: Tensor) -> Batch:
-    """Return what the rest takes: the features, and the inputs that it still reads."""
+    """Return the batch for the rest of the model: the features, and the inputs it still reads."""
     kept = dict(batch) if split.text else {"labels": batch["labels"]}
     return {**kept, PREFIX: found}
 
@@ -168,20 +173,18 @@ def rest_batch(split: Split, batch: Batch, found: Tensor) -> Batch:
 def rest_equals_whole(tuned: TunedModel, split: Split, batch: Batch) -> bool:
     """Compare losses and gradients of the whole model with those of prefix and rest."""
     stored = rest_batch(split, batch, features(tuned, split, batch))
-    whole, rest = (
-        _loss_and_gradients(tuned, batch),
-        _loss_and_gradients(rest_of(tuned, split), stored),
-    )
+    whole = _loss_and_gradients(tuned, batch)
+    rest = _loss_and_gradients(rest_of(tuned, split), stored)
     scale = max(float(g.abs().max()) for g in whole) + 1e-12
     error = max(float((a - b).abs().max()) for a, b in zip(whole, rest, strict=True))
     return error <= _TOLERANCE * scale
 
 
 def probe_batch(tuned: TunedModel, *, tokens: int = 8) -> Batch | None:
-    """Make a batch of two examples without content; None for inputs that we do not know.
+    """Make a batch of two examples of zeros; None for inputs of an unknown kind.
 
     Args:
-      tuned: its device is the batch's.
+      tuned: the model; the batch is on its device.
       tokens: length of a text.
     """
     device = next(tuned.model.parameters()).device
@@ -189,26 +192,24 @@ def probe_batch(tuned: TunedModel, *, tokens: int = 8) -> Batch | None:
     inputs = tuned.loaded.inputs
     if isinstance(inputs, TextInput):
         ids = torch.zeros(2, tokens, dtype=torch.int64, device=device)
-        # With four axes a mask is taken as it is: any other is looked into, and `meta` has nothing.
+        # A mask with four axes is used as it is; any other is read, and `meta` has no values.
         mask = torch.zeros(2, 1, tokens, tokens, device=device)
         targets = ids if tuned.loaded.task.per_token else labels
         return {"input_ids": ids, "attention_mask": mask, "labels": targets}
-    if isinstance(inputs, ImageInput):
-        size: tuple[int, ...] = (inputs.channels, inputs.height, inputs.width)
-    elif isinstance(inputs, VideoInput):
-        picture = inputs.picture
-        size = (inputs.frames, picture.channels, picture.height, picture.width)
-    else:
+    frames = (inputs.frames,) if isinstance(inputs, VideoInput) else ()
+    picture = inputs.picture if isinstance(inputs, VideoInput) else inputs
+    if picture is None:
         return None
-    return {"pixel_values": torch.zeros(2, *size, device=device), "labels": labels}
+    size = (2, *frames, picture.channels, picture.height, picture.width)
+    return {"pixel_values": torch.zeros(size, device=device), "labels": labels}
 
 
 class _Reached(Exception):
-    """The forward pass has come to the cut."""
+    """Raised to stop a forward pass at the cut."""
 
 
 def _not_for(tuned: TunedModel) -> str:
-    """Say what keeps a model from being cut, whatever trains; "" if nothing does."""
+    """Return why a model cannot be cut, whichever parameters train; "" if it can."""
     if tuned.trains_statistics or tuned.buffers:
         return f"method {tuned.method} trains the whole model"
     if tuned.local:
@@ -219,11 +220,7 @@ def _not_for(tuned: TunedModel) -> str:
         return f"method {tuned.method} puts learned tokens before the first block"
     entry, family = entry_of(tuned.loaded.family), tuned.loaded.family
     known = {path for path, _ in tuned.model.named_modules()}
-    if (
-        entry is None
-        or entry not in known
-        or (family.block and family.block.format(0) not in known)
-    ):
+    if entry not in known or (family.block and family.block.format(0) not in known):
         return f"models of family {family.name} cannot be split"
     first = (f"{entry}.", f"{family.block.format(0)}.")[: 2 if family.block else 1]
     early = (p.requires_grad for n, p in tuned.model.named_parameters() if n.startswith(first))
@@ -236,7 +233,7 @@ def _from_the_start(tuned: TunedModel) -> str:
 
 def _at_head(
     tuned: TunedModel, batch: Batch, paths: tuple[str, ...], sites: Sequence[_Event]
-) -> Found:
+) -> Split | NoPrefix:
     tokens = {len(event.shape) for event in sites} != {2}
     if tokens and len(sites) > 1:
         return NoPrefix("several trained layers read features of each token")
@@ -254,7 +251,7 @@ def _at_head(
 
 
 def _watch(tuned: TunedModel, batch: Batch, paths: Sequence[str]) -> list[_Event]:
-    """Run the model once and write down, in order, what it passes and whether gradients flow."""
+    """Run the model once and record, in order, the modules it calls and whether gradients flow."""
     events: list[_Event] = []
 
     def passed(
@@ -285,7 +282,7 @@ def _watch(tuned: TunedModel, batch: Batch, paths: Sequence[str]) -> list[_Event
 
 @contextlib.contextmanager
 def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., None]]) -> Iterator[None]:
-    """Call functions before some modules run, and before their other hooks."""
+    """Call functions before some modules run, and before their other pre-hooks."""
     handles = [
         model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
         for path, hook in hooks.items()
@@ -304,7 +301,7 @@ def _first_tensor(args: tuple[object, ...], kwargs: dict[str, object]) -> Tensor
 
 
 def _last(tuned: TunedModel, batch: Batch) -> Tensor:
-    """Return the place [B] of the last token that is no padding, as a decoder's classifier does."""
+    """Return the position [B] of the last token that is not padding, which `score` reads."""
     config = getattr(tuned.loaded.module, "config", None)
     pad = getattr(config, "pad_token_id", None)
     ids_BT = batch["input_ids"]
@@ -313,11 +310,7 @@ def _last(tuned: TunedModel, batch: Batch) -> Tensor:
 
 
 def _loss_and_gradients(tuned: TunedModel, batch: Batch) -> list[Tensor]:
-    parameters = list(tuned.parameters.values())
     with torch.enable_grad():
         loss = mean_loss(tuned.loaded.task.score(tuned.model, batch))
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    gradients = [
-        torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
-    ]
-    return [loss.detach(), *gradients]
+    parameters = list(tuned.parameters.values())
+    return [loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)]

@@ -3,10 +3,10 @@
     deep      before block l: [cls, patches] -> [cls, patches, P_l];  after it: cut off
     shallow   before the first block: [cls, patches] -> [cls, patches, P];  after the last: cut off
 
-A VideoMAE has no cls token: its patches are tubelets, and the mean that it pools is taken after the
-prompts are cut off. Tokens start from U(-v, v), v = sqrt(6 / (channels * frames_of_a_tubelet *
-patch_height * patch_width + d)). In training they pass a dropout whose mask depends on the example
-alone. Legend: B examples, N tokens, P prompt tokens, D width.
+A VideoMAE has no cls token: its patches are tubelets, and its mean pooling comes after the prompts
+are cut off. Tokens start from U(-v, v), v = sqrt(6 / (channels * frames_of_a_tubelet *
+patch_height * patch_width + d)). In training, dropout is applied to them, with a mask that depends
+on the example alone. Legend: B examples, N tokens, P prompt tokens, D width.
 
 Reference: Jia et al., Visual Prompt Tuning, ECCV 2022.
 """
@@ -14,6 +14,7 @@ Reference: Jia et al., Visual Prompt Tuning, ECCV 2022.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import cast
 
 import torch
@@ -22,10 +23,10 @@ from torch import Tensor, nn
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import hidden_size
 from fedpeft.tuning.dropout import DropoutKeys, KeyedDropout
-from fedpeft.tuning.surgery import (
+from fedpeft.tuning.prepared import (
     PROMPT_ROOT,
-    Patient,
-    Surgery,
+    ModelToTune,
+    PreparedModel,
     chosen_blocks,
     head_parameters,
 )
@@ -37,11 +38,11 @@ class Prompt(nn.Module):
     """The learned tokens: `tokens` [P, D], or [blocks, P, D] for deep prompts.
 
     Args:
-      shape: of `tokens`.
-      bound: of the uniform start.
+      shape: shape of `tokens`.
+      bound: bound of the uniform initialisation.
       dropout: probability in [0, 1).
-      keys: where the trainer puts the keys of the examples.
-      device: of the tokens.
+      keys: holder in which the trainer sets the keys of the examples.
+      device: device of the tokens.
     """
 
     def __init__(
@@ -67,77 +68,70 @@ class Prompt(nn.Module):
         return torch.cat((x_BND, prompts_BPD.to(x_BND.dtype)), dim=1)
 
 
-class _Append:
-    """A forward pre-hook that can be pickled: the block sees the sequence with its prompts."""
-
-    def __init__(self, prompt: Prompt, layer: int) -> None:
-        self.prompt = prompt
-        self.layer = layer
-
-    def __call__(
-        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[object, ...], dict[str, object]]:
-        if args:
-            return (self.prompt.append(cast(Tensor, args[0]), self.layer), *args[1:]), kwargs
-        hidden = self.prompt.append(cast(Tensor, kwargs["hidden_states"]), self.layer)
-        return args, {**kwargs, "hidden_states": hidden}
+def _append(
+    prompt: Prompt,
+    layer: int,
+    module: nn.Module,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """A forward pre-hook: append a layer's prompts to a block's input."""
+    if args:
+        return (prompt.append(cast(Tensor, args[0]), layer), *args[1:]), kwargs
+    hidden = prompt.append(cast(Tensor, kwargs["hidden_states"]), layer)
+    return args, {**kwargs, "hidden_states": hidden}
 
 
-class _Cut:
-    """A forward hook that can be pickled: takes the prompts off the end of a block's output."""
-
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
-
-    def __call__(self, module: nn.Module, args: object, output: object) -> object:
-        if isinstance(output, tuple):
-            return (output[0][:, : -self.num_tokens], *output[1:])
-        return cast(Tensor, output)[:, : -self.num_tokens]
+def _cut(num_tokens: int, module: nn.Module, args: object, output: object) -> object:
+    """A forward hook: remove the prompts from the end of a block's output."""
+    if isinstance(output, tuple):
+        return (output[0][:, :-num_tokens], *output[1:])
+    return cast(Tensor, output)[:, :-num_tokens]
 
 
-def prompt(patient: Patient) -> Surgery:
+def prompt(model: ModelToTune) -> PreparedModel:
     """Add prompts, and train them and the head; with `num_tokens = 0` this is head-tuning.
 
     Raises:
       TuningError: if the model is not an image transformer.
     """
-    loaded = patient.loaded
-    _check_family(patient)
-    num_tokens = cast(int, patient.options["num_tokens"])
+    loaded = model.loaded
+    _check_family(model)
+    num_tokens = cast(int, model.options["num_tokens"])
     if num_tokens == 0:
-        return Surgery(loaded.module, head_parameters(loaded))
-    paths = [loaded.family.block.format(i) for i in chosen_blocks(patient)]
-    part = _new(patient, num_tokens, len(paths))
-    if patient.options["deep"]:
-        for layer, path in enumerate(paths):
-            _hook(loaded.module, path, path, _Append(part, layer))
-    else:
-        _hook(loaded.module, paths[0], paths[-1], _Append(part, 0))
+        return PreparedModel(loaded.module, head_parameters(loaded))
+    paths = [loaded.family.block.format(i) for i in chosen_blocks(model)]
+    part = _new(model, num_tokens, len(paths))
+    spans = [(path, path) for path in paths] if model.options["deep"] else [(paths[0], paths[-1])]
+    for layer, (first, last) in enumerate(spans):  # hooks are partials: closures cannot be pickled
+        before = partial(_append, part, layer)
+        loaded.module.get_submodule(first).register_forward_pre_hook(before, with_kwargs=True)
+        loaded.module.get_submodule(last).register_forward_hook(partial(_cut, num_tokens))
     loaded.module.add_module(PROMPT_ROOT, part)
-    return Surgery(loaded.module, {f"{PROMPT_ROOT}.tokens"} | head_parameters(loaded))
+    return PreparedModel(loaded.module, {f"{PROMPT_ROOT}.tokens"} | head_parameters(loaded))
 
 
-def _check_family(patient: Patient) -> None:
-    loaded = patient.loaded
+def _check_family(model: ModelToTune) -> None:
+    loaded = model.loaded
     config = getattr(loaded.module, "config", None)
     is_seen = loaded.task.inputs in ("image", "video")
     if not (is_seen and loaded.family.block and hasattr(config, "patch_size")):
         raise TuningError(
-            f"tuning.method prompt: {loaded.source} (family {loaded.family.name}) is not an image "
-            "transformer that we know; for text choose prompt_tuning or prefix_tuning, for other "
-            "models adapter or lora"
+            f"tuning.method prompt: {loaded.source} (family {loaded.family.name}) is not a known "
+            "image transformer; for text choose prompt_tuning or prefix_tuning, for other models "
+            "adapter or lora"
         )
 
 
-def _new(patient: Patient, num_tokens: int, num_blocks: int) -> Prompt:
-    module = patient.loaded.module
-    width = hidden_size(module, patient.loaded.family)
+def _new(model: ModelToTune, num_tokens: int, num_blocks: int) -> Prompt:
+    module = model.loaded.module
+    width = hidden_size(module, model.loaded.family)
     shape = (num_tokens, width)
     return Prompt(
-        (num_blocks, *shape) if patient.options["deep"] else shape,
+        (num_blocks, *shape) if model.options["deep"] else shape,
         _bound(module.config, width),
-        cast(float, patient.options["dropout"]),
-        patient.keys,
+        cast(float, model.options["dropout"]),
+        model.keys,
         next(module.parameters()).device,
     )
 
@@ -147,10 +141,3 @@ def _bound(config: object, width: int) -> float:
     area = patch * patch if isinstance(patch, int) else math.prod(patch)
     area *= getattr(config, "tubelet_size", 1)
     return math.sqrt(6 / (getattr(config, "num_channels", 3) * area + width))
-
-
-def _hook(module: nn.Module, first: str, last: str, append: _Append) -> None:
-    """Let prompts in before block `first` and out after block `last`."""
-    module.get_submodule(first).register_forward_pre_hook(append, with_kwargs=True)
-    num_tokens = append.prompt.tokens.shape[-2]
-    module.get_submodule(last).register_forward_hook(_Cut(num_tokens))

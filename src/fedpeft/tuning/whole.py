@@ -1,6 +1,6 @@
-"""Methods that train whole tensors of the model itself: `scratch`, `full`, `head`.
+"""Methods that train the model's own parameters: `scratch`, `full`, `head`.
 
-    scratch   everything trains, from new weights; the head stays as it was initialised
+    scratch   everything trains, from new weights; the head keeps its initialisation
     full      everything trains, from the pretrained weights
     head      the head trains on frozen features (a linear probe)
 
@@ -10,83 +10,72 @@ Federated Learning, IEEE BigData 2024.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
 from fedpeft.core.errors import TuningError
+from fedpeft.models.families import parameters_under
 from fedpeft.models.loaded import LoadedModel
-from fedpeft.tuning.surgery import (
-    Patient,
-    Surgery,
-    head_parameters,
-    in_range,
-    is_meta,
-)
+from fedpeft.tuning.prepared import ModelToTune, PreparedModel, head_parameters, in_range, is_meta
 
 __all__ = ["full", "head", "scratch"]
 
 
-def full(patient: Patient) -> Surgery:
+def full(model: ModelToTune) -> PreparedModel:
     """Train everything; with a range of blocks, those blocks and the head."""
-    module = patient.loaded.module
+    module = model.loaded.module
     names = [name for name, _ in module.named_parameters()]
-    if patient.blocks is None:
-        return Surgery(module, names, whole=True)
-    wanted = {name for name in names if in_range(patient, name)}
-    return Surgery(module, wanted | head_parameters(patient.loaded))
+    if model.blocks is None:
+        return PreparedModel(module, names, whole=True)
+    chosen = {name for name in names if in_range(model, name)}
+    return PreparedModel(module, chosen | head_parameters(model.loaded))
 
 
-def scratch(patient: Patient) -> Surgery:
-    """Train everything from new weights, which come from the seed alone.
+def scratch(model: ModelToTune) -> PreparedModel:
+    """Train everything from new weights, which depend on the seed alone.
 
-    The head of a classifier is kept, so that all methods start from one head under one seed.
+    The head of a classifier is kept, so that with one seed all methods start from the same head.
 
     Raises:
-      TuningError: if a module of the user's own cannot be initialised again, or blocks are named.
+      TuningError: if a custom module cannot be initialised again, or blocks are given.
     """
-    _refuse_blocks(patient, "it trains the whole model")
-    loaded = patient.loaded
+    _refuse_blocks(model, "it trains the whole model")
+    loaded = model.loaded
     module = loaded.module
     if not is_meta(module):
         kept = head_parameters(loaded) if loaded.task.new_head else frozenset[str]()
         module = _reinitialised(loaded, kept)
-    return Surgery(module, [name for name, _ in module.named_parameters()], whole=True)
+    return PreparedModel(module, [name for name, _ in module.named_parameters()], whole=True)
 
 
-def head(patient: Patient) -> Surgery:
-    """Train the head alone, also that of a language model (untied from the embeddings first).
+def head(model: ModelToTune) -> PreparedModel:
+    """Train the head alone; that of a language model is first untied from the embeddings.
 
     Raises:
-      TuningError: if the model has no head that we know, or blocks are named.
+      TuningError: if the model has no known head, or blocks are given.
     """
-    _refuse_blocks(patient, "the head is in no block")
-    loaded = patient.loaded
+    _refuse_blocks(model, "the head is in no block")
+    loaded = model.loaded
     if not loaded.head and not loaded.fresh:
         raise TuningError(
-            f"tuning.method head: {loaded.source} has no head that we know; "
-            f"name it when loading the model; its modules are {_first_modules(loaded.module)}"
+            f"tuning.method head: {loaded.source} has no known head; "
+            "name it when loading the model; its modules are "
+            f"{[name for name, _ in loaded.module.named_children()][:6]}"
         )
     _untie(loaded)
-    inside = {
-        f"{path}.{name}"
-        for path in loaded.head
-        for name, _ in loaded.module.get_submodule(path).named_parameters()
-    }
-    return Surgery(loaded.module, inside | loaded.fresh)
+    return PreparedModel(loaded.module, parameters_under(loaded.module, loaded.head) | loaded.fresh)
 
 
-def _refuse_blocks(patient: Patient, why: str) -> None:
-    if patient.blocks is not None:
+def _refuse_blocks(model: ModelToTune, why: str) -> None:
+    if model.blocks is not None:
         raise TuningError(
-            f"tuning.blocks {list(patient.blocks)}: method {patient.method} takes no range of "
+            f"tuning.blocks {list(model.blocks)}: method {model.method} takes no range of "
             f"blocks: {why}; leave `blocks` out or choose full, bias, adapter, prompt or lora"
         )
 
 
 def _reinitialised(loaded: LoadedModel, kept: frozenset[str]) -> nn.Module:
-    """Return the architecture with new weights, and the `kept` parameters as they were."""
+    """Return the same architecture with new weights, except for the parameters in `kept`."""
     old = {name: p.detach().clone() for name, p in loaded.module.named_parameters() if name in kept}
     config = getattr(loaded.module, "config", None)
     if config is not None and hasattr(loaded.module, "init_weights"):
@@ -101,7 +90,7 @@ def _reinitialised(loaded: LoadedModel, kept: frozenset[str]) -> nn.Module:
 
 
 def _reset(module: nn.Module) -> None:
-    """Call each submodule's own initialisation, in the order of the module tree."""
+    """Call each submodule's own initialisation, in the order of `named_modules`."""
     for path, part in module.named_modules():
         again = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
         if callable(again):
@@ -115,34 +104,21 @@ def _reset(module: nn.Module) -> None:
 
 
 def _untie(loaded: LoadedModel) -> None:
-    """Give the head tensors of its own where it shares them with the frozen part."""
-    outside = {
-        id(p)
-        for name, p in loaded.module.named_parameters(remove_duplicate=False)
-        if not any(name.startswith(f"{path}.") for path in loaded.head)
-    }
-    for part, name in _own_parameters(loaded):
-        parameter = getattr(part, name)
-        if id(parameter) in outside:
-            setattr(part, name, nn.Parameter(parameter.detach().clone()))
-            _declare_untied(loaded.module)
-
-
-def _own_parameters(loaded: LoadedModel) -> Iterator[tuple[nn.Module, str]]:
-    for path in loaded.head:
-        for part in loaded.module.get_submodule(path).modules():
-            for name, _ in list(part.named_parameters(recurse=False)):
-                yield part, name
+    """Copy the head's tensors that it shares with the frozen part of the model."""
+    inside = parameters_under(loaded.module, loaded.head)
+    every = dict(loaded.module.named_parameters(remove_duplicate=False))
+    outside = {id(p) for name, p in every.items() if name not in inside}
+    for path in (path for path in every if path in inside and id(every[path]) in outside):
+        owner, _, name = path.rpartition(".")
+        copied = nn.Parameter(every[path].detach().clone())
+        setattr(loaded.module.get_submodule(owner), name, copied)
+        _declare_untied(loaded.module)
 
 
 def _declare_untied(module: nn.Module) -> None:
-    """Tell `transformers`, so that an exported folder keeps both tensors."""
+    """Mark the weights as untied for `transformers`, so that an export keeps both tensors."""
     config = getattr(module, "config", None)
     if config is not None:
         config.tie_word_embeddings = False
     if hasattr(module, "all_tied_weights_keys"):
         object.__setattr__(module, "all_tied_weights_keys", {})
-
-
-def _first_modules(module: nn.Module) -> list[str]:
-    return [name for name, _ in module.named_children()][:6]

@@ -82,7 +82,7 @@ def test_a_truncated_file_is_made_anew(tmp_path, size):
 
 
 def test_a_record_without_its_values_counts_as_absent(tmp_path):
-    """As after a crash between two pages: the mark is there, the values are not."""
+    """Simulate a crash between two pages: the checksum is written, the values are not."""
     table = fill(in_folder(tmp_path))
     table._values[3:6] = 0.0
     assert in_folder(tmp_path).missing(ALL).tolist() == [2]
@@ -120,7 +120,7 @@ def test_a_private_file_leaves_nothing_behind(tmp_path):
 
 
 def test_no_room_is_an_error_and_leaves_nothing(tmp_path):
-    with pytest.raises(EngineError, match=r"client.prefix_cache: .* bytes cannot be kept in"):
+    with pytest.raises(EngineError, match=r"client.prefix_cache: .* bytes cannot be stored in"):
         file_in_folder(tmp_path, "a" * 64, 2**60, 2**61)
     assert list(tmp_path.iterdir()) == []
 

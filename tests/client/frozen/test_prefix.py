@@ -133,7 +133,7 @@ def test_a_damaged_record_is_computed_again():
 
 
 class Noisy:
-    """Draws something from the seed, as augmentation does."""
+    """Examples that are augmented with random numbers from the seed."""
 
     def __init__(self, inner):
         self.inner = inner

@@ -1,4 +1,4 @@
-"""K clients in one pass = one by one: methods, families, optimisers, sizes, and what breaks it.
+"""K clients in one pass equal one by one: methods, families, optimisers, sizes, and limits.
 
 Tolerance: the norm of the difference of two updates is at most 1e-5 of an update's norm for SGD,
 and 1e-4 for AdamW with eps = 1e-6, without the keys' biases: a softmax does not see them, and AdamW
@@ -90,7 +90,7 @@ def tuned(model, method, **options):
 
 
 def sharp(model):
-    """Enlarge the frozen weights: an untrained model hardly attends to anything."""
+    """Enlarge the frozen weights, because the attention of an untrained model is nearly uniform."""
     with torch.no_grad():
         for parameter in model.model.parameters():
             if parameter.ndim > 1 and not parameter.requires_grad:
@@ -112,7 +112,7 @@ def settings(optimizer=SGD, **changes):
 
 
 def train(model, chosen, data, *, together, some=None):
-    """Train from a start away from the model's own, where zeros would hide faults."""
+    """Train from values other than the model's initial ones, whose zeros would hide faults."""
     start = read_delta(model)
     start = start + 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(2))
     make = many_trainer(model, chosen, clients_per_pass=together)
@@ -256,7 +256,7 @@ def one_momentum(chosen, active):
     ("join", without_weights), ("join", mixed_up), ("make_step", one_momentum),
 ])  # fmt: skip
 def test_the_law_can_fail(name, value, monkeypatch):
-    """Weights left out, clients mixed up, a momentum for all: each is far outside."""
+    """Negative controls: missing weights, swapped clients and a shared momentum differ clearly."""
     one = train(tuned(IMAGE, "bias"), settings(), Table(IMAGE), together=1)
     monkeypatch.setattr(many, name, value)
     found = train(tuned(IMAGE, "bias"), settings(), Table(IMAGE), together=5)
@@ -336,9 +336,9 @@ def test_other_methods_train_one_by_one(method, reason):
 def test_what_has_no_client_axis_trains_one_by_one(tmp_path):
     hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)).save_pretrained(tmp_path)
     loaded = load_model(ModelRequest(name=str(tmp_path), task="causal-lm"))
-    strange = tune(loaded, TuningRequest("bias"))
-    strange.model.transformer.h[0].attn.register_parameter("gate", strange.parameters["norm.bias"])
-    assert "h.0.attn (GPT2Attention) trains ['gate']" in why_one_by_one(strange, settings())
+    custom = tune(loaded, TuningRequest("bias"))
+    custom.model.transformer.h[0].attn.register_parameter("gate", custom.parameters["norm.bias"])
+    assert "h.0.attn (GPT2Attention) trains ['gate']" in why_one_by_one(custom, settings())
     assert "no layer with an axis" in why_one_by_one(tuned(VIDEO, "full"), settings())
     words = tuned(TEXT, "lora", target_modules=["word_embeddings"])
     assert "lora_embedding_A" in why_one_by_one(words, settings())

@@ -1,1 +1,1 @@
-"""What is kept of the frozen layers."""
+"""Cached features of frozen layers, and a shorter last block."""

@@ -1,14 +1,14 @@
 """Stored features: one flat table in shared memory or in a file, a checksum for each record.
 
-    header  JSON, 4 KiB        what the file is; another text means another file
-    marks   int64 [R]          0: not there yet; else CRC-32 of label and values, plus 2**32
+    header  4 KiB              the key of the table; a file with another key is not used
+    marks   int64 [R]          0 if absent; else CRC-32 of label and values, plus 2**32
     labels  int64 [R]
     values  float32 [S, D]     record r has the rows from starts[r] to starts[r + 1]
 
 The file is one `numpy.memmap` of bytes, and the columns are views of it. Any number of processes
-may read and write one table without a lock: a record is the same whoever computes it, and one that
-is torn, truncated or damaged does not match its checksum, so that it counts as absent and is
-written again. Legend: R records, S rows of values, D width.
+may read and write one table without a lock: all compute the same record, and one that is partly
+written or damaged does not match its checksum, so that it counts as absent and is written again.
+Legend: R records, S rows of values, D width.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Bytes = npt.NDArray[np.uint8]
 _HEADER = 4096
 _MARK = 1 << 32
 _STALE = 3600.0
-"""Seconds after which nobody is making a file any more."""
+"""Seconds after which an unfinished file is considered abandoned."""
 
 
 Count = TypeVar("Count", int, Ints)
 
 
 def bytes_of(num_records: Count, num_rows: Count, width: int) -> Count:
-    """Count the bytes of a table, or of some: records and rows as in the legend."""
+    """Return the size in bytes of one table, or of several (with arrays of counts)."""
     return _HEADER + 16 * num_records + 4 * num_rows * width
 
 
@@ -49,8 +49,8 @@ class FeatureFile:
 
     Args:
       whole: the mapped file, uint8, of the right size.
-      starts: first row of each record, and the number of rows at the end; int64 [R + 1].
-      width: numbers a row.
+      starts: first row of each record, then the number of all rows; int64 [R + 1].
+      width: values per row.
     """
 
     def __init__(self, whole: Bytes, starts: Ints, width: int) -> None:
@@ -61,7 +61,7 @@ class FeatureFile:
         self._checked = np.zeros(count, np.bool_)
 
     def missing(self, records: Ints) -> Ints:
-        """Return those records that are not there, or damaged; each found one is checked once."""
+        """Return the records that are absent or damaged; valid ones are checked only once."""
         unknown = records[~self._checked[records]]
         for record in unknown.tolist():
             mark = int(self._marks[record])
@@ -69,18 +69,18 @@ class FeatureFile:
         return records[~self._checked[records]]
 
     def put(self, record: int, label: int, values: npt.NDArray[np.float32]) -> None:
-        """Write a record [rows, D]: the mark comes last."""
+        """Write a record [rows, D]; the checksum is written last."""
         self._values[self._starts[record] : self._starts[record + 1]] = values
         self._labels[record] = label
         self._marks[record] = self._sum(record)
         self._checked[record] = True
 
     def labels(self, records: Ints) -> Ints:
-        """Return a copy of labels."""
+        """Return a copy of the labels of some records."""
         return np.asarray(self._labels[records])
 
     def rows(self, rows: Ints) -> npt.NDArray[np.float32]:
-        """Return a copy of rows of values: [..., D] for rows [...]."""
+        """Return a copy of some rows of values: [..., D] for rows [...]."""
         return self._values.take(rows, axis=0)
 
     def _sum(self, record: int) -> int:
@@ -89,7 +89,7 @@ class FeatureFile:
 
 
 def memory_file(size: int) -> Bytes:
-    """Map a file in memory, or a temporary one where there is no such."""
+    """Map a file in memory, or a temporary file if the system has no memory files."""
     if not hasattr(os, "memfd_create"):
         return private_file(Path(tempfile.gettempdir()), size)
     with open(os.memfd_create("fedpeft-prefix"), "r+b") as file:
@@ -98,10 +98,10 @@ def memory_file(size: int) -> Bytes:
 
 
 def private_file(folder: Path, size: int) -> Bytes:
-    """Map a file without a name: it goes when the last process ends.
+    """Map a file without a name, which is deleted when the last process ends.
 
     Raises:
-      EngineError: if there is no room.
+      EngineError: if the disk is full.
     """
     whole, path = _new(folder, size)
     path.unlink()
@@ -111,18 +111,18 @@ def private_file(folder: Path, size: int) -> Bytes:
 def file_in_folder(folder: Path, key: str, size: int, limit: int) -> Bytes:
     """Map the table of a key, from an earlier run or new.
 
-    Files that were not used for longest go where the folder would hold more than `limit` bytes; a
-    run that still reads one keeps it to its end.
+    If the folder would exceed `limit` bytes, the least recently used files are deleted; a run that
+    still reads one keeps it until its end.
 
     Args:
-      folder: made if need be.
+      folder: created if needed.
       key: everything that the features depend on, as ASCII text of at most 4,000 characters; its
         first 32 name the file.
-      size: of the file, in bytes.
-      limit: bytes of all tables of the folder together.
+      size: size of the file, in bytes.
+      limit: largest total size of all tables in the folder, in bytes.
 
     Raises:
-      EngineError: if there is no room.
+      EngineError: if the disk is full.
     """
     header = key.encode("ascii").ljust(_HEADER, b"\0")
     path = folder / f"{key[:32]}.prefix"
@@ -140,7 +140,7 @@ def file_in_folder(folder: Path, key: str, size: int, limit: int) -> Bytes:
 
 
 def _make_room(folder: Path, limit: int) -> None:
-    for path in folder.glob("*.partial"):  # of runs that were killed while they made a file
+    for path in folder.glob("*.partial"):  # left by runs that were killed while writing a file
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE:
                 path.unlink()
@@ -158,7 +158,7 @@ def _make_room(folder: Path, limit: int) -> None:
 
 
 def _new(folder: Path, size: int) -> tuple[Bytes, Path]:
-    """Make a file with all its bytes reserved, so that writing into it cannot fail later."""
+    """Create a file with all its bytes allocated, so that writing into it cannot fail later."""
     path = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +173,6 @@ def _new(folder: Path, size: int) -> tuple[Bytes, Path]:
         if path is not None:
             path.unlink()
         raise EngineError(
-            f"client.prefix_cache: {size} bytes cannot be kept in {folder}: {error}. Free some "
-            "room, set FEDPEFT_CACHE to another folder, or client.prefix_cache = 'off'"
+            f"client.prefix_cache: {size} bytes cannot be stored in {folder}: {error}. Free some "
+            "space, set FEDPEFT_CACHE to another folder, or client.prefix_cache = 'off'"
         ) from error

@@ -1,11 +1,11 @@
-"""The frozen prefix once: examples whose features come from a table that is filled on demand.
+"""Caching of frozen prefixes: the features of examples come from a table filled on demand.
 
-    batch(rows) ──absent──> the chunk of that client: prefix ──> table ──> features, mask, labels
-                └─there──────────────────────────────────────────^
+    batch(rows) ──absent──> prefix on the chunk of that client ──> table ──> features, mask, labels
+                └─stored─────────────────────────────────────────────^
 
 Clients train, and the server evaluates, from the features on. A chunk is up to 64 rows of one
-client, in the client's order (of a test set: 64 rows in a row): what is computed together depends
-on neither batches nor workers, so neither do the bits of a feature.
+client, in the client's order (in a test set: 64 consecutive rows). Chunks depend on neither batches
+nor workers, so that every feature is the same to the bit.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ __all__ = [
 Ints = npt.NDArray[np.int64]
 
 CHUNK = 64
-"""Examples that go through the prefix together."""
+"""Number of examples that pass through the prefix together."""
 
 _SCANNED = 1024
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the features of a table of examples are kept.
+    """The place of each example's features in a `FeatureFile`.
 
     Attributes:
-      record_N: the record of each row; -1 where its features are not kept.
-      starts: of each record, as in `fedpeft.client.frozen.feature_file`.
-      rows: row of each record, chunk after chunk.
+      record_N: record of each example; -1 if its features are not stored.
+      starts: first row of each record, as in `fedpeft.client.frozen.feature_file`.
+      rows: example of each record, chunk after chunk.
       chunk_R: first record of each record's chunk.
     """
 
@@ -62,17 +62,17 @@ class Layout:
     chunk_R: Ints
 
     def bytes(self, width: int) -> int:
-        """Count the bytes that it takes, with so many numbers a token."""
+        """Return the size of the file in bytes, with `width` values per token."""
         return bytes_of(len(self.rows), int(self.starts[-1]), width)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Features that are kept, and where.
+    """A table of stored features with its layout.
 
     Attributes:
-      layout: which rows, in what order.
-      table: of that layout.
+      layout: the place of each example's features.
+      table: the table with that layout.
     """
 
     layout: Layout
@@ -80,13 +80,13 @@ class Kept:
 
 
 def lay_out(tokens_N: Ints, groups: Iterable[Ints], *, width: int, budget: int) -> Layout:
-    """Decide whose features are kept: group after group, up to the first that does not fit.
+    """Decide whose features are stored: group after group, up to the first that does not fit.
 
     Args:
-      tokens_N: tokens of each row; 1 where an example has one vector.
-      groups: the rows of each client, or of a test set.
-      width: numbers a token.
-      budget: bytes of the whole table, at most.
+      tokens_N: number of tokens of each example; 1 if an example has one vector.
+      groups: the examples of each client, or of a test set.
+      width: values per token.
+      budget: largest size of the table, in bytes.
     """
     every = [np.empty(0, np.int64), *groups]
     sizes = np.fromiter((len(rows) for rows in every), np.int64, len(every))
@@ -102,14 +102,14 @@ def lay_out(tokens_N: Ints, groups: Iterable[Ints], *, width: int, budget: int) 
 
 
 def token_counts(examples: ExampleSet, split: Split) -> Ints | None:
-    """Count the tokens whose features each row needs, int64 [N].
+    """Return the number of tokens whose features each example needs, int64 [N].
 
-    Batches of texts say it by their masks. None if texts are padded at their beginning: then a
-    feature depends on the batch around it.
+    For texts, these are counted in their masks. None if texts are padded on the left: then a
+    feature depends on the rest of its batch.
 
     Args:
-      examples: all of them are read, without augmentation, where they are texts.
-      split: one vector an example counts as one token.
+      examples: the examples; texts are all read, without augmentation.
+      split: the cut; one vector per example counts as one token.
     """
     if not split.text:
         return np.full(len(examples), split.length, np.int64)
@@ -126,7 +126,7 @@ def token_counts(examples: ExampleSet, split: Split) -> Ints | None:
 def prefix_of(
     tuned: TunedModel, split: Split, settings: LocalSettings
 ) -> Callable[[Batch], Tensor]:
-    """Return the prefix as a function from a batch to its features, float32 on the CPU."""
+    """Return the prefix as a function: batch -> its features, float32 on the CPU."""
     whole = replace(tuned, model=apart(tuned.model, split.skipped))
 
     def run(batch: Batch) -> Tensor:
@@ -137,14 +137,14 @@ def prefix_of(
 
 
 class PrefixExamples:
-    """Examples as the rest of a model takes them; features are computed at their first use.
+    """Examples for the rest of a model, with features that are computed at their first use.
 
     Args:
-      inner: the examples themselves.
-      split: where the model is cut.
-      prefix: from a batch of `inner` to its features.
-      kept: the features that are there, or will be.
-      seed: of the view that is kept; None takes examples without augmentation.
+      inner: the original examples.
+      split: the cut of the model.
+      prefix: function from a batch of `inner` to its features.
+      kept: the table that stores the features.
+      seed: seed of the augmentation; None for none.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class PrefixExamples:
         return len(self.inner)
 
     def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
-        """Collate; see `ExampleSet.batch`. Nothing is drawn: a view has a seed of its own."""
+        """Collate; see `ExampleSet.batch`. `seed` is ignored: these examples have their own."""
         rows = np.asarray(indices, np.int64)
         records = self._layout.record_N[rows]
         if not len(rows) or (records < 0).any():
@@ -174,7 +174,7 @@ class PrefixExamples:
         return self._stored(rows, records)
 
     def _fill(self, first: int) -> None:
-        """Compute and keep a whole chunk."""
+        """Compute and store a whole chunk."""
         layout = self._layout
         records = np.flatnonzero(layout.chunk_R[first : first + CHUNK] == first) + first
         batch = self.inner.batch(layout.rows[records].tolist(), seed=self._seed)
@@ -186,7 +186,7 @@ class PrefixExamples:
             self._table.put(record, int(labels[i]), values)
 
     def _stored(self, rows: Ints, records: Ints) -> Batch:
-        """Read a batch: padding gets zeros, which masks hide as they hide the padding itself."""
+        """Read a batch from the table; padding, which the masks hide, gets zeros."""
         start_B = self._layout.starts[records]
         if not self._split.text:
             steps_T = np.arange(self._split.length)
@@ -202,10 +202,10 @@ class PrefixExamples:
 
 
 class PrefixViews:
-    """Augmented examples in a fixed number of views: epoch e of a turn uses view e mod n.
+    """Augmented examples in a fixed number n of versions: epoch e of a turn uses view e mod n.
 
     Args:
-      views: each with features of its own.
+      views: the same examples, each time with another augmentation and its own features.
     """
 
     def __init__(self, views: Sequence[PrefixExamples]) -> None:
@@ -215,7 +215,7 @@ class PrefixViews:
         return len(self._views[0])
 
     def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
-        """Collate the first view."""
+        """Collate from the first view."""
         return self._views[0].batch(indices, seed=seed)
 
     def in_epoch(self, epoch: int) -> ExampleSet:

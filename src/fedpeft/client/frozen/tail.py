@@ -1,13 +1,14 @@
-"""The last block of a classifier, for the one token that its head reads.
+"""The last block of a classifier, computed only for the token that its head reads.
 
-    q_0 = W_q n_0,  k = W_k n,  v = W_v n        n: the block's input, normed where the model does
+    q_0 = W_q n_0,  k = W_k n,  v = W_v n        n: the block's input, normalised (ViT) or not
     y_0 = x_0 + W_o attention(q_0, k, v)
     out = y_0 + mlp(y_0)                         [B, 1, D] instead of [B, T, D]
 
-No other output of that block is read, so none is computed: of six blocks that saves a seventh of
-a step, of twelve a fifteenth. Training and evaluation do so where something trains in the first
-block; where nothing does, features of a frozen prefix may be kept, and an image's are the same bits
-in any batch only as long as all tokens are computed. No exported or loaded model does so.
+The other outputs of that block are not read, so they are not computed: with six blocks this saves a
+seventh of a step, with twelve a fifteenth. Training and evaluation use it if something trains in
+the first block. Otherwise features of a frozen prefix may be stored, and an image's features are
+equal to the bit in every batch only if all tokens are computed. Exported and loaded models never
+use it.
 
 Legend: B examples, T tokens, D width, H heads, W width of a head.
 """
@@ -25,18 +26,18 @@ from torch import Tensor, nn
 __all__ = ["last_block", "short_tail"]
 
 _ATTENTION = ("eager", "sdpa")
-"""Implementations of attention whose masks we can cut, and whose sums ours are up to rounding."""
+"""Implementations of attention whose results `_attend` reproduces up to rounding."""
 
 
 @dataclass(frozen=True)
 class _Tail:
-    """How the last block of one kind of model computes its first token.
+    """The computation of the first token in the last block of one kind of model.
 
     Attributes:
       blocks: path of the list of blocks in the model.
-      kinds: path in the block ("" is the block) -> class of what is passed by; nothing may be
-        hooked to it, and nothing may stand in its place.
-      make: from the block to what takes the place of its `forward`.
+      kinds: path in the block ("" is the block) -> class of a module whose `forward` is bypassed;
+        it must have neither hooks nor a replaced `forward`.
+      make: returns the replacement of a block's `forward`.
     """
 
     blocks: str
@@ -45,10 +46,10 @@ class _Tail:
 
 
 def last_block(model: nn.Module) -> tuple[nn.Module, Callable[..., Tensor]] | None:
-    """Return the last block and what takes the place of its `forward`; None where it must stay.
+    """Return the last block and a replacement of its `forward`; None if it must not be replaced.
 
-    It stays in models that are not in the table, where nothing trains in the first block, and where
-    anything is hooked to the last one or to its attention (prompts).
+    It must not be replaced in models that are not in the table, if nothing trains in the first
+    block, or if the last block or its attention has hooks (prompts).
     """
     for module in model.modules():
         tail = _TAILS.get(f"{type(module).__module__}.{type(module).__qualname__}")
@@ -65,7 +66,7 @@ def last_block(model: nn.Module) -> tuple[nn.Module, Callable[..., Tensor]] | No
 
 @contextlib.contextmanager
 def short_tail(model: nn.Module) -> Iterator[None]:
-    """Let the last block compute its first token alone inside the block, where `last_block` can."""
+    """Make the last block compute only its first token within the context, if it can."""
     found = last_block(model)
     if found is None:
         yield
@@ -79,7 +80,7 @@ def short_tail(model: nn.Module) -> Iterator[None]:
 
 
 def _trains(block: nn.Module) -> bool:
-    """Whether a delta has a part in a block: parameters, or adapters hooked to its modules."""
+    """Whether anything trains in a block: its parameters, or adapters hooked to its modules."""
     return any(parameter.requires_grad for parameter in block.parameters()) or any(
         part._forward_hooks or part._forward_pre_hooks for part in block.modules()
     )
@@ -147,7 +148,7 @@ def _bert(module: nn.Module) -> Callable[..., Tensor]:
 
 
 def _stock(block: nn.Module, *inputs: object, **options: object) -> Tensor:
-    """Compute the block as its class does."""
+    """Call the unmodified forward of the block's class."""
     found: Tensor = type(block).forward(block, *inputs, **options)
     return found
 
@@ -161,7 +162,7 @@ def _attend(
     width: int,
     scale: float,
 ) -> Tensor:
-    """Let the first token attend to all; the heads' results side by side, [B, 1, D]."""
+    """Return the attention of the first token to all tokens, heads concatenated, [B, 1, D]."""
     query_BH1W, key_BHTW, value_BHTW = (
         x.view(*x.shape[:2], -1, width).transpose(1, 2) for x in (query_B1D, key_BTD, value_BTD)
     )
@@ -183,4 +184,4 @@ _TAILS: Mapping[str, _Tail] = {
         _bert,
     ),
 }
-"""Class of a model whose head reads its first token -> how its last block computes that one."""
+"""Class of a model whose head reads its first token -> how its last block computes that token."""

@@ -1,1 +1,1 @@
-"""Several clients in one pass over the backbone."""
+"""Training of several clients in one pass over their shared backbone."""

@@ -1,10 +1,10 @@
-"""The batches of a pass: each client's own, in its own order, side by side.
+"""The batches of a pass: those of several clients, each in its own order, side by side.
 
     client 0   [B_0, ...]  ┐
     client 1   [B_1, ...]  ├──> [G * B, ...], weight [G, B]
     client 2   [B_2, ...]  ┘
 
-Rows that a client lacks repeat its first one, with weight 0; texts are padded to the longest.
+Smaller batches are filled up with their first row, at weight 0; texts are padded to the longest.
 
 Legend: G clients of a pass, B examples of the largest batch, T tokens.
 """
@@ -35,8 +35,8 @@ class ClientBatch:
 
     Attributes:
       tensors: the batch.
-      keys_B: of dropout, one an example.
-      counts: whether the step is of the last epoch, whose loss is reported.
+      keys_B: dropout keys, one per example.
+      counts: whether the step belongs to the last epoch, whose loss is reported.
     """
 
     tensors: Batch
@@ -50,8 +50,8 @@ class Pass:
 
     Attributes:
       tensors: the batch, [G * B, ...], client by client.
-      keys: of dropout, [G * B].
-      weight_GB: 1 for an example, 0 for one that only fills up; None where all are examples.
+      keys: dropout keys, [G * B].
+      weight_GB: 1 for an example, 0 for a filler row; None if there are no filler rows.
     """
 
     tensors: Batch
@@ -60,7 +60,7 @@ class Pass:
 
 
 def client_batches(turn: ClientTurn, settings: LocalSettings) -> Iterator[ClientBatch]:
-    """Yield a client's batches as training one by one takes them, decoded some steps ahead."""
+    """Yield a client's batches in the order of training one by one, decoded some steps ahead."""
     number, ahead = 0, 1
     for epoch in range(settings.epochs):
         rows = batches(turn, settings.batch_size, epoch)
@@ -77,16 +77,16 @@ def client_batches(turn: ClientTurn, settings: LocalSettings) -> Iterator[Client
 
 
 def num_steps(turn: ClientTurn, settings: LocalSettings) -> int:
-    """Return how many steps a turn has."""
+    """Return the number of steps of a turn."""
     return settings.epochs * -(-len(turn.data) // settings.batch_size)
 
 
 def join(parts: Sequence[ClientBatch], pad_id: int) -> Pass:
-    """Put the steps of several clients side by side.
+    """Concatenate the steps of several clients.
 
     Args:
-      parts: a step a client.
-      pad_id: token that fills up a text.
+      parts: one step of each client.
+      pad_id: padding token of texts.
 
     Raises:
       DataError: if the clients' tensors cannot be padded to one shape.
@@ -110,14 +110,14 @@ def join(parts: Sequence[ClientBatch], pad_id: int) -> Pass:
 
 
 def split_by_size(sizes: Sequence[int], waste: float = 1.15) -> list[list[int]]:
-    """Divide clients so that no pass has more than `waste` times the rows that its clients have.
+    """Divide clients into passes of at most `waste` times as many rows as they have examples.
 
     Args:
       sizes: batch size of each client, >= 1.
-      waste: padded rows over rows, >= 1.
+      waste: rows with filler rows over rows without, >= 1.
 
     Returns:
-      positions, largest batches first; one list where nothing needs to be divided.
+      The positions of each pass's clients, largest batches first; one list if one pass is enough.
     """
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     if not order or sizes[order[0]] * len(sizes) <= waste * sum(sizes):
@@ -134,7 +134,7 @@ def split_by_size(sizes: Sequence[int], waste: float = 1.15) -> list[list[int]]:
 
 
 def _cut(together: Batch, rows: Sequence[Rows]) -> Iterator[Batch]:
-    """Cut tensors of several steps into steps; texts lose columns that are padding in all rows."""
+    """Cut tensors of several steps into steps; columns with padding only are removed."""
     start = 0
     for part in rows:
         batch = {name: value[start : start + len(part)] for name, value in together.items()}
@@ -152,7 +152,7 @@ def _trimmed(batch: Batch) -> Batch:
 
 
 def _filled(value: Tensor, rows: int) -> Tensor:
-    """Repeat the first row until there are so many."""
+    """Append copies of the first row up to a number of rows."""
     lacking = rows - len(value)
     if not lacking:
         return value
@@ -160,7 +160,7 @@ def _filled(value: Tensor, rows: int) -> Tensor:
 
 
 def _lengthened(value: Tensor, part: ClientBatch, longest: int, fill: int) -> Tensor:
-    """Pad on the right, along the tokens, what is as wide as the text's mask."""
+    """Pad a tensor on the right, along the tokens, if it is as wide as the text's mask."""
     width = part.tensors[_MASK].shape[1]
     if value.dim() < 2 or value.shape[1] != width or width == longest:
         return value

@@ -1,15 +1,15 @@
-"""Layers with a client axis: what the trained layers of a model compute while K clients train.
+"""Layers with a client axis: the trained layers of a model, computed for K clients at once.
 
-    frozen layer     [K*B, T, I] ──W──> [K*B, T, O]                 as ever: one long batch
+    frozen layer     [K*B, T, I] ──W──> [K*B, T, O]                 unchanged: one long batch
     linear, norm     [K, B*T, I] ──W_k, b_k──> [K, B*T, O]          one batched product
     any other        vmap over the clients of this module alone     [K, B, ...] -> [K, B, ...]
 
-A form takes the place of a module's `forward` (or of one method) while a pass runs; all other
-modules stay as they are, because they treat the rows of a batch apart. A form reads the values of
-the clients in the pass from `Live`. Linear layers and layer norms have forms of their own because
+A form replaces a module's `forward` (or another method) while a pass runs; all other modules do not
+change, because they process the rows of a batch independently. A form reads the values of the
+clients in the pass from `Live`. Linear layers and layer norms have forms of their own because
 `torch.func.vmap` took 1.2 to 1.6 times as long for them (docs/decisions/012-passes-and-vmap.md).
-Legend: G clients of a pass, N numbers a client in the middle (examples times tokens), B rows of the
-whole pass, I in, O out, D width.
+Legend: G clients of a pass, N rows of each client (examples times tokens), B rows of the whole
+pass, I in, O out, D width.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Live", "Own", "Run", "layer_norm", "linear", "vmapped"]
 
 @dataclass
 class Live:
-    """The values that the model computes with now: wire name -> [G, *shape], a row a client."""
+    """The current values of the clients: wire name -> [G, *shape], one row per client."""
 
     values: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -40,8 +40,8 @@ class Own:
 
     Attributes:
       wire: own name -> wire name.
-      live: where the values are.
-      dropout: the keys of the rows in the pass.
+      live: holder of the clients' values.
+      dropout: dropout keys of the rows in the pass.
     """
 
     wire: Mapping[str, str]
@@ -56,33 +56,30 @@ class Own:
 
 
 Run = Callable[..., object]
-"""What takes the place of a method."""
+"""The replacement of a method."""
 
 
 def linear(module: nn.Linear, own: Own) -> Run:
-    """Return a linear layer with weights, or with biases only, of the clients' own."""
+    """Return a linear layer in which each client has its own weight, or only its own bias."""
     return _matrix(module, own) if "weight" in own else _added_bias(module, own)
 
 
 def _matrix(module: nn.Linear, own: Own) -> Run:
-    """Weights of the clients' own: y = x W_k^T + b_k."""
+    """Return a linear layer with one weight per client: y = x W_k^T + b_k."""
 
     def run(x: Tensor) -> Tensor:
         weight_GOI = own["weight"]
         x_GNI = _apart(x, len(weight_GOI))
-        if "bias" in own:
-            y_GNO = torch.baddbmm(own["bias"].unsqueeze(1), x_GNI, weight_GOI.mT)
-        elif module.bias is not None:
-            y_GNO = torch.baddbmm(module.bias, x_GNI, weight_GOI.mT)
-        else:
-            y_GNO = torch.bmm(x_GNI, weight_GOI.mT)
-        return y_GNO.view(*x.shape[:-1], -1)
+        bias: Tensor | None = own["bias"].unsqueeze(1) if "bias" in own else module.bias
+        if bias is None:
+            return torch.bmm(x_GNI, weight_GOI.mT).view(*x.shape[:-1], -1)
+        return torch.baddbmm(bias, x_GNI, weight_GOI.mT).view(*x.shape[:-1], -1)
 
     return run
 
 
 def _added_bias(module: nn.Linear, own: Own) -> Run:
-    """One product for all with the frozen weight, then the clients' own biases."""
+    """Return a linear layer with one product for all clients, then each client's own bias."""
 
     def run(x: Tensor) -> Tensor:
         bias_GO = own["bias"]
@@ -93,7 +90,7 @@ def _added_bias(module: nn.Linear, own: Own) -> Run:
 
 
 def layer_norm(module: nn.LayerNorm, own: Own) -> Run:
-    """Return a layer norm with gains and biases of the clients' own, where they train."""
+    """Return a layer norm in which each client has its own gain and bias, as far as they train."""
 
     def run(x: Tensor) -> Tensor:
         if "weight" not in own:
@@ -112,11 +109,11 @@ def layer_norm(module: nn.LayerNorm, own: Own) -> Run:
 
 
 def vmapped(module: nn.Module, own: Own, method: str = "forward") -> Run:
-    """Return what runs a module's method once for each client, by `torch.func.vmap`.
+    """Return a function that maps a module's method over the clients, by `torch.func.vmap`.
 
-    The method's first argument is the batch; a batch of one row (positions) is every row's.
+    The method's first argument is the batch; a batch of one row (positions) is repeated.
     """
-    stock = copy.copy(module)  # keeps its `forward` while the module's own gives way
+    stock = copy.copy(module)  # keeps the original `forward` while the module's is replaced
     call = stock if method == "forward" else _Call(stock, method)
     prefix = "" if method == "forward" else "module."
 
@@ -139,7 +136,7 @@ def vmapped(module: nn.Module, own: Own, method: str = "forward") -> Run:
 
 
 class _Call(nn.Module):
-    """A method of a module as a module, whose parameters `torch.func` can exchange."""
+    """A method of a module as a module, whose parameters `torch.func` can replace."""
 
     def __init__(self, module: nn.Module, method: str) -> None:
         super().__init__()
@@ -151,5 +148,5 @@ class _Call(nn.Module):
 
 
 def _apart(x: Tensor, clients: int) -> Tensor:
-    """Return [G, N, D] of [G * B, ..., D]."""
+    """Reshape [G * B, ..., D] to [G, N, D]."""
     return x.reshape(clients, -1, x.shape[-1])

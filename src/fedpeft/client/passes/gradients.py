@@ -1,10 +1,10 @@
-"""Gradients of several clients from one backward pass, each of its own loss.
+"""Gradients of several clients, each of its own loss, from one backward pass.
 
     loss = sum_k loss_k(delta_k)      d loss / d delta_k = d loss_k / d delta_k
-    example level: every row is a client of its own, with its client's delta; rows are clipped, then
-    summed client by client
+    per example: every row counts as a client, with a copy of its client's delta; rows are clipped,
+    then summed over each client
 
-Legend: G clients of a pass, B examples of each, P trained parameters, R rows that go together.
+Legend: G clients of a pass, B examples of each, P trained parameters, R rows of a chunk.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fedpeft.client.flat import active_mask
 from fedpeft.client.local import LocalSettings, autocast, to_device
 from fedpeft.client.passes.batches import Pass
 from fedpeft.client.passes.forms import Live
@@ -23,20 +24,20 @@ from fedpeft.client.passes.places import Place, in_place
 from fedpeft.core.noise import clip_rows
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["Found", "Gradients", "clipped_by_example", "stacked_gradients"]
+__all__ = ["Gradients", "PassGradients", "clipped_by_example", "stacked_gradients"]
 
 _ROW_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one pass gives.
+class PassGradients:
+    """The result of one pass.
 
     Attributes:
       grad_GP: gradient of each client's own mean loss.
       loss_G: each client's summed loss.
-      count_G: how many predictions that is of.
-      active_P: 1 where a parameter takes part in the loss, else 0; None where all do.
+      count_G: number of predictions in each client's sum.
+      active_P: 1 for a parameter that affects the loss, else 0; None if all do.
     """
 
     grad_GP: Tensor
@@ -45,8 +46,8 @@ class Found:
     active_P: Tensor | None
 
 
-Gradients: TypeAlias = Callable[[Tensor, Pass], Found]
-"""From values [G, P] and a pass of G clients to their gradients."""
+Gradients: TypeAlias = Callable[[Tensor, Pass], PassGradients]
+"""(values [G, P], pass of G clients) -> their gradients."""
 
 
 def stacked_gradients(
@@ -54,18 +55,18 @@ def stacked_gradients(
 ) -> Gradients:
     """Return the function that runs a pass forward and backward.
 
-    Forms are in place during a forward pass only: examples may come from the frozen part of the
-    same model, which must compute as ever.
+    Forms are in place during a forward pass only: features may come from the frozen prefix of the
+    same model, which must compute as usual.
 
     Args:
       tuned: the model.
-      settings: give device and precision.
-      live: where the forms find the clients' values.
-      places: of the forms.
+      settings: device and precision; the rest is not used.
+      live: holder of the clients' values, which the forms read.
+      places: the methods that forms replace.
     """
     spec = tuned.spec
 
-    def gradients(value_GP: Tensor, one: Pass) -> Found:
+    def gradients(value_GP: Tensor, one: Pass) -> PassGradients:
         parts = torch.split(value_GP.detach(), list(spec.sizes), dim=1)
         leaves = [
             part.view(-1, *shape).requires_grad_()
@@ -85,7 +86,9 @@ def stacked_gradients(
         found = torch.autograd.grad(total, leaves, allow_unused=True)
         pairs = list(zip(found, leaves, strict=True))
         flat = [(torch.zeros_like(v) if g is None else g).flatten(1) for g, v in pairs]
-        return Found(torch.cat(flat, 1), loss_G.detach(), count_G.detach(), _active(pairs))
+        complete = all(gradient is not None for gradient in found)
+        active_P = None if complete else active_mask(found, [leaf[0] for leaf in leaves])
+        return PassGradients(torch.cat(flat, 1), loss_G.detach(), count_G.detach(), active_P)
 
     return gradients
 
@@ -93,10 +96,10 @@ def stacked_gradients(
 def clipped_by_example(gradients: Gradients, bound: float) -> Gradients:
     """Return gradients that are sums of examples' gradients, each clipped to a norm of `bound`.
 
-    Their losses are zero: none may leave a client.
+    Their losses are set to zero, because they are not protected and must not leave a client.
     """
 
-    def clipped(value_GP: Tensor, one: Pass) -> Found:
+    def clipped(value_GP: Tensor, one: Pass) -> PassGradients:
         clients, num_params = value_GP.shape
         client_R = torch.arange(len(one.keys), device=value_GP.device) // (len(one.keys) // clients)
         room = max(1, _ROW_BYTES // (4 * num_params))
@@ -110,15 +113,6 @@ def clipped_by_example(gradients: Gradients, bound: float) -> Gradients:
                 short_RP = short_RP * one.weight_GB.flatten()[rows, None].to(short_RP)
             total_GP.index_add_(0, client_R[rows], short_RP)
         none_G = value_GP.new_zeros(clients)
-        return Found(total_GP, none_G, none_G, active_P)
+        return PassGradients(total_GP, none_G, none_G, active_P)
 
     return clipped
-
-
-def _active(pairs: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
-    """Return 1 where a parameter got a gradient, else 0 [P]; None where all did."""
-    if all(gradient is not None for gradient, _ in pairs):
-        return None
-    return torch.cat(
-        [torch.full_like(v[0].detach(), float(g is not None)).flatten() for g, v in pairs]
-    )

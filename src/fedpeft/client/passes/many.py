@@ -1,12 +1,13 @@
-"""Training of K clients in one pass over the frozen backbone they share.
+"""Training of K clients in one pass over their shared frozen backbone.
 
-    delta_KP   one row a client          frozen layers: one batch [K * B, ...]
-    grad_KP    from one backward pass    trained layers: an axis for the clients (`many_forms`)
-    step_KP    each optimiser its own row; a client without a batch keeps its row and its state
+    delta_KP   one row per client        frozen layers: one batch [K * B, ...]
+    grad_KP    from one backward pass    trained layers: an axis for the clients (`forms.py`)
+    step_KP    row by row; a client without further batches keeps its row and its state
 
-The result is that of one by one within rounding: sums are taken in another order. Clients are
-ordered by their number of steps, so that those still at work are the first rows. Legend: K clients
-of a group, A of them at work, G of a pass, P trained parameters, B examples.
+The result equals that of training one by one up to rounding, as sums are taken in another order.
+Clients are ordered by their number of steps, so that those still training are the first rows.
+Legend: K clients of a group, A of them still training, G of a pass, P trained parameters,
+B examples.
 
 Reference: McMahan et al., Communication-Efficient Learning of Deep Networks, AISTATS 2017.
 """
@@ -33,8 +34,8 @@ from fedpeft.client.passes.batches import (
 )
 from fedpeft.client.passes.forms import Live
 from fedpeft.client.passes.gradients import (
-    Found,
     Gradients,
+    PassGradients,
     clipped_by_example,
     stacked_gradients,
 )
@@ -47,46 +48,28 @@ from fedpeft.tuning.tuned import TunedModel, read_delta
 __all__ = ["MANY_FAMILIES", "MANY_METHODS", "many_trainer", "why_one_by_one"]
 
 MANY_METHODS = (
-    "adapter",
-    "bias",
-    "dora",
-    "full",
-    "head",
-    "ia3",
-    "ln_tuning",
-    "lora",
-    "prompt",
-    "rslora",
+    "adapter", "bias", "dora", "full", "head", "ia3", "ln_tuning", "lora", "prompt", "rslora",
     "scratch",
-)
-"""Methods whose clients can share a pass; all others train one by one."""
+)  # fmt: skip
+"""Methods whose clients can share a pass; clients of all others train one by one."""
 
 MANY_FAMILIES = (
-    "bert",
-    "deit",
-    "distilbert",
-    "gpt2",
-    "llama",
-    "qwen2",
-    "qwen3",
-    "roberta",
-    "videomae",
-    "vit",
-)
-"""Families whose modules treat the rows of a batch apart, and call their layers as modules."""
+    "bert", "deit", "distilbert", "gpt2", "llama", "qwen2", "qwen3", "roberta", "videomae", "vit",
+)  # fmt: skip
+"""Families whose modules process the rows of a batch independently, and call layers as modules."""
 
 
 @dataclass(frozen=True)
 class _Setup:
-    """What does not change from group to group.
+    """The parts of a trainer that are the same for all groups.
 
     Attributes:
       tuned: the model.
-      settings: of local training.
-      live: where the forms find the clients' values.
-      gradients: of a pass, as the privacy settings want them.
-      rows: gradients of single examples, for the check before private training; None without.
-      pad_id: token that fills up a text.
+      settings: settings of local training.
+      live: holder of the clients' values, which the forms read.
+      gradients: computes the gradients of a pass, clipped per example if privacy requires it.
+      rows: computes per-example gradients, for the check before private training; else None.
+      pad_id: padding token of texts.
     """
 
     tuned: TunedModel
@@ -98,7 +81,7 @@ class _Setup:
 
 
 def why_one_by_one(tuned: TunedModel, settings: LocalSettings) -> str:
-    """Say why a model's clients cannot share a pass; empty where they can."""
+    """Return why a model's clients cannot share a pass; empty if they can."""
     family = tuned.loaded.family.name
     if tuned.method not in MANY_METHODS:
         return f"tuning.method = {tuned.method!r} trains clients one by one"
@@ -115,10 +98,10 @@ def why_one_by_one(tuned: TunedModel, settings: LocalSettings) -> str:
 def many_trainer(
     tuned: TunedModel, settings: LocalSettings, *, clients_per_pass: int
 ) -> LocalTrainer:
-    """Return a trainer that takes `clients_per_pass` turns at a time, in order.
+    """Return a trainer that trains `clients_per_pass` clients at a time, in order.
 
-    It trains one by one where `why_one_by_one` says so, and what is left over as a single turn. It
-    owns the model from here on, as that of `local_trainer` does.
+    It trains one by one if `why_one_by_one` gives a reason, and if a group has a single turn. Like
+    that of `local_trainer`, it takes ownership of the model.
     """
     one_by_one = local_trainer(tuned, settings)
     if clients_per_pass == 1 or why_one_by_one(tuned, settings):
@@ -197,7 +180,7 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
 
 
 def _check_examples(setup: _Setup, rows: RowGradients, group: Sequence[ClientTurn]) -> None:
-    """Compare gradients of single examples with one-by-one ones, on one client's first two."""
+    """Compare per-example gradients with one-by-one ones, on the first two of a client."""
     turn = next((turn for turn in group if len(turn.data)), None)
     if turn is not None:
         device, places = setup.settings.device, np.arange(min(2, len(turn.data)))
@@ -205,8 +188,10 @@ def _check_examples(setup: _Setup, rows: RowGradients, group: Sequence[ClientTur
         check_rows(setup.tuned, rows, batch, dropout_keys(turn, places, 1).to(device))
 
 
-def _joined_gradients(setup: _Setup, value_AP: Tensor, batches: Sequence[ClientBatch]) -> Found:
-    """Take the gradients of all clients at work: in one pass, or more where batches differ much."""
+def _joined_gradients(
+    setup: _Setup, value_AP: Tensor, batches: Sequence[ClientBatch]
+) -> PassGradients:
+    """Return the gradients of all clients, from several passes if their batch sizes differ much."""
     parts = split_by_size([len(batch.keys_B) for batch in batches])
     if len(parts) == 1:
         return setup.gradients(value_AP, join(batches, setup.pad_id))
@@ -215,7 +200,7 @@ def _joined_gradients(setup: _Setup, value_AP: Tensor, batches: Sequence[ClientB
         for part in parts
     ]
     back = torch.tensor([place for part in parts for place in part]).argsort()
-    return Found(
+    return PassGradients(
         torch.cat([found.grad_GP for found in founds])[back],
         torch.cat([found.loss_G for found in founds])[back],
         torch.cat([found.count_G for found in founds])[back],
@@ -226,7 +211,7 @@ def _joined_gradients(setup: _Setup, value_AP: Tensor, batches: Sequence[ClientB
 def _private(
     settings: LocalSettings, grad_AP: Tensor, turns: Sequence[ClientTurn], number: int
 ) -> Tensor:
-    """Noise each client's gradient by itself (and clip it), as the privacy settings say."""
+    """Clip and noise each client's gradient, according to the privacy settings."""
     chosen = settings.privacy
     if chosen is None:
         return grad_AP

@@ -1,9 +1,9 @@
-"""Which modules of a tuned model give way to forms while clients share a pass.
+"""The modules of a tuned model whose methods are replaced by forms while clients share a pass.
 
-    trained parameter ──its module's class──> FORMS ──> what takes the place of that module's method
+    trained parameter ──its module's class──> FORMS ──> replacement of that module's method
 
-A module counts by the full name of its class, so that `peft` and `transformers` need not be
-imported; a class that is not in the table has no form, and its model trains one client at a time.
+The table has full names of classes, so that `peft` and `transformers` need not be imported. A class
+that is not in the table has no form, and its model trains one client at a time.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class LoraLayer(Protocol):
 
 @dataclass(frozen=True)
 class Form:
-    """How one class of modules computes for several clients.
+    """The computation of one class of modules for several clients.
 
     Attributes:
-      make: from a module and its trained parameters to what replaces its method.
-      trains: own names that may be trained; () for any.
-      method: what is replaced.
-      fits: whether it can stand for this module.
+      make: (module, its trained parameters) -> replacement of its method.
+      trains: the module's names of parameters that may train; () for any.
+      method: name of the replaced method.
+      fits: whether the form is correct for a module of the class.
     """
 
     make: Callable[[Any, Own], Run] = vmapped
@@ -49,7 +49,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Place:
-    """A module whose method gives way to a form while a pass runs."""
+    """A module, and the form that replaces one of its methods while a pass runs."""
 
     module: nn.Module
     method: str
@@ -57,9 +57,9 @@ class Place:
 
 
 def find_places(tuned: TunedModel, live: Live) -> list[Place] | str:
-    """Find a form for every trained parameter, or say which has none.
+    """Find a form for every trained parameter, or return why there is none.
 
-    A form speaks for the modules inside its module too.
+    A form also covers the modules inside its module.
     """
     wire = {id(parameter): name for name, parameter in tuned.parameters.items()}
     inside: set[int] = set()
@@ -87,7 +87,7 @@ def find_places(tuned: TunedModel, live: Live) -> list[Place] | str:
 
 @contextlib.contextmanager
 def in_place(places: Sequence[Place]) -> Iterator[None]:
-    """Let the forms take the place of their modules' methods inside the block."""
+    """Replace methods by their forms within the context."""
     for place in places:
         object.__setattr__(place.module, place.method, place.run)
     try:
@@ -104,19 +104,19 @@ def _form_of(module: nn.Module) -> Form | None:
 
 
 def _lora_variant(module: nn.Module) -> str:
-    """Return the class of what a LoRA layer of `peft` computes instead of plain LoRA, if any."""
+    """Return the class name of the variant that a LoRA layer of `peft` uses; "" for plain LoRA."""
     variants: Mapping[str, object] = getattr(module, "lora_variant", {})
     return next((type(v).__name__ for v in variants.values() if v is not None), "")
 
 
 def _is_dora(module: LoraLayer) -> bool:
-    """Whether a LoRA layer is DoRA; it takes the bias out again, which so must not train."""
+    """Whether a LoRA layer is DoRA whose bias does not train, since DoRA subtracts it again."""
     bias = module.base_layer.bias
     return bool(module.lora_variant) and (bias is None or not bias.requires_grad)
 
 
 def _has_plain_kernel(module: nn.Conv2d) -> bool:
-    """Whether a convolution's own kernel can be one group of a larger one."""
+    """Whether a convolution's kernel can be one group of a larger convolution."""
     frozen = not module.weight.requires_grad
     return frozen or (module.groups == 1 and module.padding_mode == "zeros")
 
@@ -126,7 +126,7 @@ def _is_plain_embedding(module: nn.Embedding) -> bool:
 
 
 _LORA_VARIANTS = ("", "DoraLinearVariant")
-"""Plain LoRA calls linear layers, which have their form; DoRA is a whole."""
+"""Plain LoRA calls linear layers, which have forms; DoRA has a form of its own."""
 
 _BOTH = ("weight", "bias")
 _RMS = Form(trains=("weight",))

@@ -1,11 +1,11 @@
-"""Surgery: what every tuning method gets and gives, and how the result becomes a `TunedModel`.
+"""The interface of tuning methods: what each receives and returns, and what `finish` adds.
 
-    Patient ──method──> Surgery ──finish──> TunedModel
-    model, options,     model, names of     all frozen but those names; wire names;
-    blocks, keys        what trains         delta spec and buffer spec
+    ModelToTune ──method──> PreparedModel ──finish──> TunedModel
+    loaded model,           changed module,           all other parameters frozen; wire names;
+    options, blocks         names of what trains      delta spec and buffer spec
 
-A method only changes the module and says which parameters train. Freezing, wire names and specs
-are made here, once, for all methods.
+A method only changes the module and names the parameters that train. Freezing, wire names and
+specs are the same for all methods, so they are made here once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from fedpeft.tuning.tuned import TunedModel
 __all__ = [
     "ADAPTER_ROOT",
     "PROMPT_ROOT",
-    "Patient",
-    "Surgery",
+    "ModelToTune",
+    "PreparedModel",
     "check_blocks",
     "chosen_blocks",
     "finish",
@@ -46,16 +46,16 @@ PROMPT_ROOT = "fedpeft_prompt"
 
 
 @dataclass(frozen=True)
-class Patient:
-    """What a method works on.
+class ModelToTune:
+    """A pretrained model with the options of the tuning method that is applied to it.
 
     Attributes:
       loaded: the model; the method owns `loaded.module` and may change it.
-      method: name of the method, for errors.
+      method: name of the method, for error messages.
       options: resolved options.
       blocks: first and last block (inclusive) that may get a part of the delta; None is all.
-      seed: of the surgery, for random numbers that a library wants to draw from a seed of its own.
-      keys: where dropout layers find the keys of the examples.
+      seed: seed for libraries that take one; the global generators are already seeded from it.
+      keys: the example keys that `KeyedDropout` layers read.
     """
 
     loaded: LoadedModel
@@ -67,19 +67,19 @@ class Patient:
 
 
 @dataclass(frozen=True)
-class Surgery:
-    """What a method gives back.
+class PreparedModel:
+    """A model that a tuning method has changed, before its other parameters are frozen.
 
     Attributes:
-      model: the changed module.
-      trained: in-memory names, in `model`, of the parameters that train.
-      whole: whether floating buffers travel too and BatchNorm runs in training mode.
-      rename: from an in-memory name to the wire; None is `wire_name` of the family.
-      peft_model: the `peft` wrapper, where there is one.
-      drawn: options that followed from the seed; given, they make the same model again.
+      module: the changed module.
+      trained: in-memory names, in `module`, of the parameters that train.
+      whole: whether floating buffers are sent too and BatchNorm runs in training mode.
+      rename: maps an in-memory name to its wire name; None is `wire_name` of the family.
+      peft_model: the `peft` wrapper around the module, where there is one.
+      drawn: options derived from the seed; passing them as options builds the same model again.
     """
 
-    model: nn.Module
+    module: nn.Module
     trained: Collection[str]
     whole: bool = False
     rename: Callable[[str], str] | None = None
@@ -87,45 +87,45 @@ class Surgery:
     drawn: Mapping[str, object] = field(default_factory=dict)
 
 
-def finish(patient: Patient, surgery: Surgery) -> TunedModel:
-    """Freeze all but the trained parameters, put the model in eval mode, and describe the delta.
+def finish(model: ModelToTune, prepared: PreparedModel) -> TunedModel:
+    """Freeze all but the trained parameters, switch to eval mode, and describe the delta.
 
     Raises:
       TuningError: if nothing would train, or two parameters would get one wire name.
     """
-    model = surgery.model.eval()
-    rename = surgery.rename or (lambda path: wire_name(patient.loaded, path))
-    trained = set(surgery.trained)
+    module = prepared.module.eval()
+    rename = prepared.rename or (lambda path: wire_name(model.loaded, path))
+    trained = set(prepared.trained)
     parameters: dict[str, nn.Parameter] = {}
-    for path, parameter in model.named_parameters():
+    for path, parameter in module.named_parameters():
         parameter.requires_grad_(path in trained)
         if path in trained:
-            _put(parameters, rename(path), parameter, patient.method)
+            _put(parameters, rename(path), parameter, model.method)
     if not parameters:
         raise TuningError(
-            f"tuning.method {patient.method}: nothing would train on this model; "
+            f"tuning.method {model.method}: nothing would train on this model; "
             "name its head, or choose another method or another range of blocks"
         )
-    buffers = dict(_travelling_buffers(model, rename)) if surgery.whole else {}
+    buffers = dict(_travelling_buffers(module, rename)) if prepared.whole else {}
     spec, buffer_spec = DeltaSpec.of(parameters), DeltaSpec.of(buffers)
     return TunedModel(
-        model=model,
-        loaded=_with_module(patient.loaded, surgery),
-        method=patient.method,
-        options={**patient.options, **surgery.drawn},
+        model=module,
+        loaded=_with_module(model.loaded, prepared),
+        method=model.method,
+        options={**model.options, **prepared.drawn},
         spec=spec,
         parameters={name: parameters[name] for name in spec.names},
         buffer_spec=buffer_spec,
         buffers={name: buffers[name] for name in buffer_spec.names},
-        trains_statistics=surgery.whole and _has_statistics(model),
-        dropout=patient.keys,
-        peft_model=surgery.peft_model,
-        blocks=patient.blocks,
+        trains_statistics=prepared.whole and _has_statistics(module),
+        dropout=model.keys,
+        peft_model=prepared.peft_model,
+        blocks=model.blocks,
     )
 
 
 def wire_name(loaded: LoadedModel, path: str) -> str:
-    """Return the wire name of an in-memory path; our own parts lose their prefix."""
+    """Return the wire name of an in-memory path; modules added here lose their `fedpeft_`."""
     for root in (ADAPTER_ROOT, PROMPT_ROOT):
         _, found, inner = path.rpartition(f"{root}.")
         if found:
@@ -134,36 +134,37 @@ def wire_name(loaded: LoadedModel, path: str) -> str:
 
 
 def head_parameters(loaded: LoadedModel) -> frozenset[str]:
-    """In-memory names of the parameters that every method trains: the head, and what is new.
+    """Return the in-memory names of what every method trains: the head and new parameters.
 
     A classifier's head is new and small: it is always trained. A language model's head is
     pretrained, and as large as its vocabulary: only `head`, `full` and `scratch` train it.
     """
     if not loaded.task.new_head:
         return loaded.fresh
-    inside = (n for n, _ in loaded.module.named_parameters() if _is_under(n, loaded.head))
-    return frozenset(inside) | loaded.fresh
+    under = tuple(f"{path}." for path in loaded.head)
+    inside = (name for name, _ in loaded.module.named_parameters() if name.startswith(under))
+    return loaded.fresh.union(inside)
 
 
-def in_range(patient: Patient, path: str) -> bool:
-    """Whether a parameter or module path lies in the wanted blocks; all do without a range."""
-    if patient.blocks is None:
+def in_range(model: ModelToTune, path: str) -> bool:
+    """Whether a parameter or module path lies in the range of blocks; without one, all do."""
+    if model.blocks is None:
         return True
-    block = block_of(canonical(patient.loaded.family, f"{path}."))
-    return block is not None and patient.blocks[0] <= block <= patient.blocks[1]
+    block = block_of(canonical(model.loaded.family, f"{path}."))
+    return block is not None and model.blocks[0] <= block <= model.blocks[1]
 
 
 def check_blocks(loaded: LoadedModel, method: str, blocks: tuple[int, int] | None) -> None:
-    """Refuse a range of blocks that the model does not have.
+    """Raise if the model does not have the range of blocks.
 
     Raises:
-      TuningError: if the model has no numbered blocks, or the range leaves them.
+      TuningError: if the model has no numbered blocks, or the range exceeds them.
     """
     if blocks is None:
         return
     if not loaded.family.block:
         raise TuningError(
-            f"tuning.blocks {list(blocks)}: {loaded.source} has no numbered blocks that we know; "
+            f"tuning.blocks {list(blocks)}: {loaded.source} has no known numbered blocks; "
             "leave the range out and name modules in the method's options"
         )
     count = num_blocks(loaded.module, loaded.family)
@@ -174,20 +175,16 @@ def check_blocks(loaded: LoadedModel, method: str, blocks: tuple[int, int] | Non
         )
 
 
-def chosen_blocks(patient: Patient) -> range:
-    """Numbers of the blocks that get a part of the delta, of a model of a known family."""
-    last = num_blocks(patient.loaded.module, patient.loaded.family) - 1
-    first, last = patient.blocks or (0, last)
+def chosen_blocks(model: ModelToTune) -> range:
+    """Return the numbers of the blocks that are tuned, in a model of a known family."""
+    last = num_blocks(model.loaded.module, model.loaded.family) - 1
+    first, last = model.blocks or (0, last)
     return range(first, last + 1)
 
 
 def is_meta(module: nn.Module) -> bool:
     """Whether a model has shapes but no weights (`plan`)."""
     return any(parameter.is_meta for parameter in module.parameters())
-
-
-def _is_under(name: str, modules: Collection[str]) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def _put(parameters: dict[str, nn.Parameter], name: str, value: nn.Parameter, method: str) -> None:
@@ -202,7 +199,8 @@ def _put(parameters: dict[str, nn.Parameter], name: str, value: nn.Parameter, me
 def _travelling_buffers(
     model: nn.Module, rename: Callable[[str], str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Floating buffers that a checkpoint holds; what is computed from the config stays at home."""
+    """Yield the floating buffers that a checkpoint holds; buffers computed from the config do not
+    need to be sent."""
     persistent = model.state_dict(keep_vars=True)
     for path, buffer in model.named_buffers():
         if path in persistent and buffer.is_floating_point():
@@ -213,8 +211,8 @@ def _has_statistics(model: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules())
 
 
-def _with_module(loaded: LoadedModel, surgery: Surgery) -> LoadedModel:
-    """Keep `loaded.module` the module that is in use, also where it was built anew."""
-    if surgery.peft_model is not None:
+def _with_module(loaded: LoadedModel, prepared: PreparedModel) -> LoadedModel:
+    """Point `loaded.module` to the tuned module, which `scratch` builds anew."""
+    if prepared.peft_model is not None:
         return loaded
-    return dataclasses.replace(loaded, module=surgery.model)
+    return dataclasses.replace(loaded, module=prepared.module)

@@ -1,1 +1,0 @@
-"""Four names for fedpeft: an algorithm, a stage, a sampler and a callback."""
