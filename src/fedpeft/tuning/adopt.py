@@ -58,12 +58,12 @@ def from_peft(model: nn.Module, *, task: Task | None = None, base: str | None = 
       ModelError: if the task cannot be inferred.
 
     Example:
-      >>> import fedpeft, peft
-      >>> net = fedpeft.load_model(fedpeft.ModelRequest("preset:tiny-vit")).module
-      >>> config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
-      >>> tuned = fedpeft.from_peft(peft.get_peft_model(net, config))
-      >>> tuned.spec.num_params
-      298
+      >>> import torch, peft, fedpeft
+      >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+      >>> config = peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["2"])
+      >>> task = fedpeft.classification_task(lambda net, batch: net(batch["inputs"]))
+      >>> fedpeft.from_peft(peft.get_peft_model(net, config), task=task).spec.num_params
+      42
     """
     wrapped = _checked(model)
     config = next(iter(wrapped.peft_config.values()))
