@@ -178,5 +178,5 @@ def test_an_engine_that_changes_replies_is_seen():
                 start, end = answer.blob[:-60], answer.blob[-56:]
                 yield Reply(answer.client, start + bytes(4) + end, 0.0)
 
-    with pytest.raises(AssertionError, match=r"no stage: (another state|other figures)"):
+    with pytest.raises(AssertionError, match=r"no stage: (another state|other metrics)"):
         testing.check_engine(lambda half, data: Lossy(half, data))

@@ -112,13 +112,9 @@ def read_npz(path: Path) -> dict[str, Table]:
     and `domains` to those of `domain`. A number `full_scale` is the pixel value of white, else 255.
     """
     arrays = read_arrays(path)
-    splits: dict[str, dict[str, Array]] = {}
-    if "x_train" in arrays:
-        parted = part_by_suffix(arrays).items()
-        splits = {split: _aligned(columns) for split, columns in parted if "x" in columns}
-    elif "x" in arrays:
-        splits["train"] = _aligned(arrays)
-    else:
+    parted = part_by_suffix(arrays).items()
+    splits = {split: _aligned(columns) for split, columns in parted if "x" in columns}
+    if "train" not in splits:
         raise DataError(
             f"data.source: {path} holds the arrays {', '.join(arrays)}; "
             "needed are x_train and y_train, or x and y"

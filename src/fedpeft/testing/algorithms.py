@@ -6,14 +6,7 @@ import torch
 
 from fedpeft.client.turns import DELTA
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext
-from fedpeft.testing.world import (
-    make_data,
-    make_engine,
-    make_plan,
-    make_tuned,
-    run_rounds,
-    same_state,
-)
+from fedpeft.testing import world
 from fedpeft.tuning.tuned import read_buffers, read_delta
 
 __all__ = ["check_algorithm"]
@@ -35,7 +28,7 @@ def check_algorithm(algorithm: Algorithm) -> None:
     Raises:
       AssertionError: if a law does not hold; the message names it.
     """
-    model = make_tuned()
+    model = world.make_tuned()
     start = algorithm.init(read_delta(model), read_buffers(model))
     assert start.round == 0, "init: the state before round 1 has round = 0"
     spec, count = model.spec, 4
@@ -62,7 +55,7 @@ def check_algorithm(algorithm: Algorithm) -> None:
     spec.check_flat(after.delta)
     assert bool(torch.isfinite(after.delta).all()), "apply: the new delta is not finite"
     again = algorithm.apply(start, algorithm.combine(iter(updates), context))
-    assert same_state(after, again), "combine, apply: equal updates give different states"
+    assert world.same_state(after, again), "combine, apply: equal updates give different states"
     _check_everyone_matters(algorithm, updates, context)
     _check_rounds(algorithm)
 
@@ -81,10 +74,12 @@ def _check_everyone_matters(
 
 
 def _check_rounds(algorithm: Algorithm) -> None:
-    data, plan = make_data(), make_plan(algorithm)
-    straight, _ = run_rounds(plan, make_engine(data))
-    backwards, _ = run_rounds(plan, make_engine(data), change=lambda answers: answers[::-1])
-    assert same_state(straight, backwards), "the order in which replies arrive changes a run"
-    halfway, _ = run_rounds(plan, make_engine(data), 1)
-    resumed, _ = run_rounds(plan, make_engine(data), 2, state=halfway)
-    assert same_state(straight, resumed), "a run that resumes differs from one in one go"
+    data, plan = world.make_data(), world.make_plan(algorithm)
+    straight, _ = world.run_rounds(plan, world.make_engine(data))
+    backwards, _ = world.run_rounds(
+        plan, world.make_engine(data), change=lambda answers: answers[::-1]
+    )
+    assert world.same_state(straight, backwards), "the order in which replies arrive changes a run"
+    halfway, _ = world.run_rounds(plan, world.make_engine(data), 1)
+    resumed, _ = world.run_rounds(plan, world.make_engine(data), 2, state=halfway)
+    assert world.same_state(straight, resumed), "a run that resumes differs from one in one go"

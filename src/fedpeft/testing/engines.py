@@ -7,14 +7,7 @@ from collections.abc import Callable
 from fedpeft.data.examples import Federated
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.job import Engine
-from fedpeft.testing.world import (
-    make_data,
-    make_engine,
-    make_half,
-    make_plan,
-    run_rounds,
-    same_state,
-)
+from fedpeft.testing import world
 from fedpeft.wire.stages import float16, top_k
 
 __all__ = ["check_engine"]
@@ -35,17 +28,17 @@ def check_engine(make: Callable[[Callable[[], ClientHalf], Federated], Engine]) 
     Raises:
       AssertionError: if a law does not hold; the message names it.
     """
-    data = make_data()
+    data = world.make_data()
     for up in ((), (float16(),), (top_k(0.3),)):
         name = up[0].name if up else "no stage"
-        engine = make(lambda up=up: make_half(up), data)  # type: ignore[misc]  # a default binds it
+        engine = make(lambda up=up: world.make_half(up), data)  # type: ignore[misc]  # a default binds it
         assert list(engine.clients()) == list(data.clients), "clients(): not those of the data"
-        plan = make_plan(up=up)
-        expected, records = run_rounds(plan, make_engine(data, up))
-        found, others = run_rounds(plan, engine)
+        plan = world.make_plan(up=up)
+        expected, records = world.run_rounds(plan, world.make_engine(data, up))
+        found, others = world.run_rounds(plan, engine)
         for mine, theirs in zip(others, records, strict=True):
             assert not mine.failures, f"{name}: clients failed: {dict(mine.failures)}"
             assert mine.cohort == theirs.cohort, f"{name}: another cohort was selected"
             assert mine.bytes_up == theirs.bytes_up, f"{name}: other bytes were sent"
             assert mine.metrics == theirs.metrics, f"{name}: other metrics were reported"
-        assert same_state(found, expected), f"{name}: another state than the local engine's"
+        assert world.same_state(found, expected), f"{name}: another state than the local engine's"

@@ -9,15 +9,7 @@ from fedpeft.client.turns import DELTA, ClientTurn, Memory
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.data.examples import ClientData
 from fedpeft.rounds.sizes import wire_bytes
-from fedpeft.testing.world import (
-    make_data,
-    make_engine,
-    make_plan,
-    make_tuned,
-    run_rounds,
-    same_state,
-    same_tensors,
-)
+from fedpeft.testing import world
 from fedpeft.wire import messages
 from fedpeft.wire.stages import Stage, decode_all, encode_all, start_memory
 
@@ -61,7 +53,7 @@ def check_stage(stage: Stage, *, unbiased: bool = False, feeds_back: bool = Fals
 
 
 def _turn(seed: int = 1) -> ClientTurn:
-    data = make_data()
+    data = world.make_data()
     return ClientTurn(1, "client-0", ClientData(data.train, data.clients["client-0"]), {}, seed, 0)
 
 
@@ -82,14 +74,14 @@ def _check_purity(stage: Stage, update: Tensor) -> None:
     _, after, first = _through(stage, update, memory)
     _, again, second = _through(stage, update, memory)
     assert torch.equal(update, before), f"{stage.name}: encode modifies its update"
-    assert same_tensors(memory, kept), f"{stage.name}: encode modifies its memory"
+    assert world.same_tensors(memory, kept), f"{stage.name}: encode modifies its memory"
     assert first == second, f"{stage.name}: equal turns send different bytes"
-    assert same_tensors(after, again), f"{stage.name}: equal turns leave different memories"
+    assert world.same_tensors(after, again), f"{stage.name}: equal turns leave different memories"
 
 
 def _check_sizes(stage: Stage) -> None:
     """Check that the bytes of a plan, from shapes alone, are those that are sent."""
-    tuned = make_tuned()
+    tuned = world.make_tuned()
     planned = wire_bytes(tuned, (stage,))
     memory = start_memory((stage,), tuned.spec)
     update = torch.randn(tuned.spec.num_params, generator=torch.Generator().manual_seed(1))
@@ -99,18 +91,20 @@ def _check_sizes(stage: Stage) -> None:
 
 
 def _check_rounds(stage: Stage) -> None:
-    data, plan = make_data(), make_plan(up=(stage,))
-    straight, _ = run_rounds(plan, make_engine(data, (stage,)))
-    backwards, _ = run_rounds(
-        plan, make_engine(data, (stage,), block=2), change=lambda answers: answers[::-1]
+    data, plan = world.make_data(), world.make_plan(up=(stage,))
+    straight, _ = world.run_rounds(plan, world.make_engine(data, (stage,)))
+    backwards, _ = world.run_rounds(
+        plan, world.make_engine(data, (stage,), block=2), change=lambda answers: answers[::-1]
     )
-    assert same_state(straight, backwards), f"{stage.name}: the order of replies changes a round"
-    engine = make_engine(data, (stage,))
-    halfway, _ = run_rounds(plan, engine, 1)
-    fresh = make_engine(data, (stage,))
+    assert world.same_state(straight, backwards), (
+        f"{stage.name}: the order of replies changes a round"
+    )
+    engine = world.make_engine(data, (stage,))
+    halfway, _ = world.run_rounds(plan, engine, 1)
+    fresh = world.make_engine(data, (stage,))
     fresh.restore(engine.memories(halfway.committed), halfway.committed)
-    resumed, _ = run_rounds(plan, fresh, 2, state=halfway)
-    assert same_state(straight, resumed), (
+    resumed, _ = world.run_rounds(plan, fresh, 2, state=halfway)
+    assert world.same_state(straight, resumed), (
         f"{stage.name}: a run that resumes differs from one in one go"
     )
 

@@ -50,12 +50,6 @@ class Greeting:
     judge: Callable[[Mapping[str, str]], Sequence[str]]
 
 
-@dataclass(frozen=True)
-class _Greeted:
-    node: int
-    at: float
-
-
 class Sites:
     """The sites of a deployment.
 
@@ -75,7 +69,7 @@ class Sites:
         self._watch = watch
         self._nodes: dict[str, int] = {}
         self._refused: dict[int, str] = {}
-        self._pending: dict[str, _Greeted] = {}
+        self._pending: dict[str, int] = {}  # handshake -> node
         self._last_sent: dict[int, float] = {}
         self._doubles: dict[int, str] = {}
 
@@ -140,8 +134,7 @@ class Sites:
         """Send handshakes to new nodes and read answers; return whether more may arrive."""
         online, now = self._online(), time.monotonic()
         known = {node for node in self._nodes.values() if node in online}
-        waiting = {greeted.node for greeted in self._pending.values()}
-        for node in sorted(set(online) - known - waiting):
+        for node in sorted(set(online) - known - set(self._pending.values())):
             freed = node in self._doubles and self._nodes.get(self._doubles[node]) not in online
             if freed or now - self._last_sent.get(node, -_AGAIN) >= _AGAIN:
                 self._doubles.pop(node, None)
@@ -157,29 +150,29 @@ class Sites:
         content = write_request(request)
         sent = push_one(self._grid, content, node, kind="query", group="handshake", ttl=3600.0)
         if sent is not None:
-            self._pending[sent] = _Greeted(node, now)
+            self._pending[sent] = node
 
     def _take_answer(self, sent: str, online: Collection[int]) -> None:
-        greeted = self._pending[sent]
+        node = self._pending[sent]
         replies = pull_one(self._grid, sent)
         if not replies:
-            if greeted.node not in online:
+            if node not in online:
                 del self._pending[sent]
             return
         del self._pending[sent]
         name, reason, facts = self._checked(replies[0])
         holder = self._nodes.get(name)
-        if not reason and holder is not None and holder != greeted.node and holder in online:
-            self._doubles[greeted.node] = name
+        if not reason and holder is not None and holder != node and holder in online:
+            self._doubles[node] = name
             reason = f"another node is site {name!r} already; each site needs a name of its own"
         if not reason and self._names and name not in self._names:
             reason = f"site {name!r} is new; this run began with {', '.join(self._names)}"
         if reason:
-            self._refuse(greeted.node, name, reason)
+            self._refuse(node, name, reason)
             return
-        self._nodes[name] = greeted.node
-        self._refused.pop(greeted.node, None)
-        self._watch("met", {"client": name, "node": str(greeted.node), "facts": dict(facts)})
+        self._nodes[name] = node
+        self._refused.pop(node, None)
+        self._watch("met", {"client": name, "node": str(node), "facts": dict(facts)})
 
     def _refuse(self, node: int, name: str, reason: str) -> None:
         if self._refused.get(node) != reason:
