@@ -148,7 +148,7 @@ def _sections(model: type[BaseModel], prefix: str) -> list[str]:
         if table is not None:
             inner += _sections(table, f"{prefix}{name}.")
             continue
-        text = (field.description or "").replace("|", "\\|")
+        text = " ".join((field.description or "").split()).replace("|", "\\|")
         rows.append(f"| `{prefix}{name}` | {_type(field)} | {_default(field)} | {text} |\n")
     title = f"`[{prefix.rstrip('.')}]`" if prefix else "Top level"
     summary = "" if not prefix else re.sub(r"^`[^`]*`: ", "", model.__doc__ or "")

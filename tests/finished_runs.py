@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -20,7 +21,6 @@ from fedpeft.core.deltas import digest_of
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.experiment.resolve import Resolved, resolve
-from fedpeft.runs.folder import write_delta
 from fedpeft.tuning.tuned import read_buffers, read_delta
 
 SMALL = {
@@ -76,7 +76,8 @@ def write_finished(folder: Path, chosen: Experiment) -> Path:
     start = read_delta(tuned)
     delta = start + 0.1 * torch.randn(start.shape, generator=generator)
     tensors = tuned.spec.unflatten(delta) | tuned.buffer_spec.unflatten(read_buffers(tuned) + 0.5)
-    write_delta(folder / "delta.safetensors", tensors, {"format": "fedpeft-delta-1"})
+    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    save_file(copies, folder / "delta.safetensors", {"format": "fedpeft-delta-1"})
     (folder / "experiment.toml").write_text(dump_experiment(chosen))
     metric = tuned.loaded.task.headline.name
     write_records(folder, metric=metric, rounds=2)

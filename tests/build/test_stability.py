@@ -95,7 +95,7 @@ def test_a_plan_counts_whom_over_selection_asks() -> None:
         (BUFFERED | {"stability.over_selection": 2.0}, "raise federation.buffered.concurrency"),
         (
             BUFFERED | {"stability.trace": "phones", "stability.choose_from": "available"},
-            "always asks clients that are available",
+            "always draws from available clients",
         ),
     ],
 )

@@ -16,6 +16,7 @@ import pytest
 from support import TINY
 
 from fedpeft.cli import main
+from fedpeft.cli.listing import LISTS
 
 OPTIONS = {
     "run": {"--set", "--out", "--resume", "--json"},
@@ -185,13 +186,18 @@ def test_check_lists_all_problems(call: Call, file: Path) -> None:
     assert code == 2 and "2 problems" in err and "did you mean 'up'" in err
 
 
-@pytest.mark.parametrize(
-    "what", ["methods", "models", "datasets", "partitions", "algorithms", "engines", "stages"]
-)
+@pytest.mark.parametrize("what", sorted(LISTS.keys() - {"callbacks"}))
 def test_list_prints_rows_with_names(call: Call, what: str) -> None:
     names = [row["name"] for row in json.loads(call("list", what, "--json")[1])]
     code, out, _ = call("list", what)
     assert code == 0 and names and all(name in out for name in names)
+
+
+def test_a_list_without_rows_says_so(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedpeft.experiment.plugins.entry_points", lambda group: ())
+    assert call("list", "callbacks", "--json")[:2] == (0, "[]\n")
+    code, out, _ = call("list", "callbacks")
+    assert code == 0 and out.startswith("no callbacks: ")
 
 
 def test_unknown_list_is_exit_2(call: Call) -> None:

@@ -9,11 +9,13 @@ import pytest
 import fedpeft
 from fedpeft.cli.listing import LISTS
 from fedpeft.core.errors import ConfigError
+from fedpeft.data.schemes import PARTITIONS
 from fedpeft.experiment import tables
 from fedpeft.experiment.plugins import Plugins, installed, origin_of
 from fedpeft.experiment.read import validate
 from fedpeft.results.runs import read_run
 from fedpeft.server.algorithms import weighted_mean
+from fedpeft.tuning.methods import METHODS
 
 MODULE = '''
 import dataclasses
@@ -116,7 +118,10 @@ def test_nothing_is_known_without_plugins(package):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"federation": {"algorithm": "wrong"}}, "wrong gives int; a builder of this kind gives"),
+        (
+            {"federation": {"algorithm": "wrong"}},
+            "returned int; a builder of this kind returns",
+        ),
         (
             {"federation": {"algorithm": "gone"}},
             r"'gone' of own-rules 1.2 .* AttributeError",
@@ -163,6 +168,28 @@ def test_a_package_does_not_replace_a_name_of_ours(package):
     assert rows["half", "own-rules"] == "Half a step"
 
 
+def test_every_list_has_the_names_of_packages(package):
+    rows = {
+        group: {row["name"]: row for row in LISTS[group]() if row["package"] == "own-rules"}
+        for group in ("methods", "partitions", "samplers", "tasks")
+    }
+    assert rows["methods"]["slim"]["what"] == METHODS["head"].summary
+    assert rows["methods"]["slim"]["vit"] == "yes"
+    assert rows["partitions"]["even"]["what"] == PARTITIONS["iid"].summary
+    assert "it must be a Partition" in rows["partitions"]["odd"]["what"]
+    assert "later" in rows["samplers"]
+    assert (rows["tasks"]["signs"]["metric"], rows["tasks"]["signs"]["better"]) == ("wrong", "min")
+    assert "it must be a Task" in rows["tasks"]["wrong"]["what"]
+
+
+def test_a_builder_that_is_no_function_is_refused(package):
+    settings = {"federation": {"sampling": "later"}}
+    validate(settings, "test")
+    sys.modules["own_rules_of_a_test"].later = 3
+    with pytest.raises(ConfigError, match=r"'later' of .* is a int; it must be a function"):
+        validate(settings, "test")
+
+
 def test_two_packages_with_one_name_are_refused(package, tmp_path, monkeypatch):
     install(tmp_path / "two", monkeypatch, "other-rules", "other_rules_of_a_test")
     with pytest.raises(ConfigError, match="both add 'half' to fedpeft"):
@@ -172,7 +199,7 @@ def test_two_packages_with_one_name_are_refused(package, tmp_path, monkeypatch):
 def test_the_origin_of_an_object_is_its_name_and_source(package):
     plugin = installed().of("algorithms")["half"]
     origin = origin_of(plugin.load())
-    assert origin.name == "own_rules_of_a_test:half"
+    assert origin.name == "own_rules_of_a_test:half" and plugin.version == "1.2"
     assert len(origin.sha256) == 64
 
 

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from fedpeft.experiment.fields import STRICT, Positive
+from fedpeft.experiment.fields import Positive, Table
 from fedpeft.experiment.schema import Problem, explain, listed
 
 
-class Inner(BaseModel):
-    model_config = STRICT
+class Inner(Table):
     number: Positive
 
 
-class Outer(BaseModel):
-    model_config = STRICT
+class Outer(Table):
     inner: Inner
     word: str = ""
 

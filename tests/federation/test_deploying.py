@@ -214,9 +214,9 @@ def test_a_handshake_gives_the_table_of_sites(link, tmp_path):
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ("engine.superlink=10.0.0.7:8000", "is not this machine: anyone on the way could read"),
+        ("engine.superlink=10.0.0.7:8000", "is not this machine: anyone on the network could"),
         ("engine.superlink=somewhere", "needs the SuperLink's HOST:PORT"),
-        ("stability.dropout=0.1", "simulates a world of clients"),
+        ("stability.dropout=0.1", "simulates clients that fail"),
         ("federation.evaluate_clients=true", "does not know the sites' data"),
         ("federation.mode=buffered", "a deployment is synchronous"),
         ('engine.root_certificates="ca.crt"|engine.insecure=true', "set one of the two"),
@@ -275,7 +275,10 @@ def test_a_secret_cohort_leaves_no_trace(tmp_path):
 
 def test_a_table_of_sites_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "sites.json").write_text("[]")
-    with pytest.raises(RunFolderError, match=r"sites.json: cannot be read"):
+    with pytest.raises(RunFolderError, match=r"sites.json holds a list, expected an object"):
+        read_ledger(tmp_path)
+    (tmp_path / "sites.json").write_text('{"sites": {}}')
+    with pytest.raises(RunFolderError, match=r"sites.json: lacks a key that names the run"):
         read_ledger(tmp_path)
 
 

@@ -151,7 +151,7 @@ def test_an_object_without_a_name_runs_and_the_folder_says_so(tmp_path):
 
 def test_an_experiment_with_an_object_is_not_run_by_name(tmp_path):
     simulate(tuned(), data(), SETTINGS, algorithm=HALVED, out=tmp_path)
-    with pytest.raises(ConfigError, match=r"was given as an object, in Python; give it again"):
+    with pytest.raises(ConfigError, match=r"was passed as an object from Python; pass it again"):
         fedpeft.run(tmp_path / "experiment.toml", out=tmp_path / "again")
 
 

@@ -30,7 +30,7 @@ def test_small_messages_are_told_in_kilobytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama", "tiny-shufflenet"])
 def test_other_families_are_refused(model: str, tmp_path: Path) -> None:
     sets = [f"model.name=preset:{model}", "model.num_labels=2"]
-    with pytest.raises(ConfigError, match="figures are drawn of vision transformers"):
+    with pytest.raises(ConfigError, match="figures need a vision transformer"):
         write_figures(read_experiment(None, sets), tmp_path)
-    with pytest.raises(ConfigError, match="figures are drawn of vision transformers"):
+    with pytest.raises(ConfigError, match="figures need a vision transformer"):
         draw_layer(read_experiment(None, sets))

@@ -1,12 +1,12 @@
 """The client's side of a run: one builder for every engine, and for a site.
 
-    experiment, model, data ──> the cut below what trains ──> clients a pass ──> the client half
+    experiment, model, data ──> frozen prefix cut off ──> clients in a pass ──> client half
 
 In a simulation by Flower, a process that takes turns builds its own from the experiment's text:
 
-    text ──once a process──> model, data, client half ──a request at a time──> answers
+    text ──once in a process──> model, data, client half ──one request at a time──> answers
 
-The same client half with one thread: the same bytes come out.
+It is the same client half with one thread, and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClientSide:
-    """What the clients of a run train with.
+    """Model, data and settings with which the clients of a run train.
 
     Attributes:
-      resolved: the experiment; it says how many clients share a pass.
-      tuned: what trains: the model from the kept features on, or all of it.
-      data: the examples that it takes.
+      resolved: the experiment, with the number of clients that share a pass.
+      tuned: the model that trains: what follows a frozen prefix, or all of it.
+      data: its examples: kept features where there is a prefix.
       settings: of local training; evaluation takes device and precision from them.
-      prefix: what is kept of the frozen layers below all that trains.
-      half: builds the client half; called where the turns are taken.
+      prefix: the decision on the frozen prefix.
+      half: builds the client half; called in the process that takes the turns.
     """
 
     resolved: Resolved
@@ -65,7 +65,7 @@ class ClientSide:
 
 
 def client_side(resolved: Resolved, tuned: TunedModel, data: Federated) -> ClientSide:
-    """Cut a run's model where it can be cut, and decide how its clients train.
+    """Cut the frozen prefix off a run's model where there is one, and decide how clients train.
 
     Args:
       resolved: the experiment; its model, tuning and data parts are not read.
@@ -98,14 +98,14 @@ def _half(tuned: TunedModel, settings: LocalSettings, resolved: Resolved) -> Cli
 def take(request: Request, memory: bytes) -> tuple[Answer, bytes]:
     """Take a turn of any client of a simulation.
 
-    What goes wrong is an answer too: a refusal with its reason.
+    An error is answered too: by a refusal with its reason.
 
     Args:
       request: names the client and the turn.
-      memory: what the client kept after its last committed turn, encoded; b"" for nothing.
+      memory: the client's memory after its last committed turn, encoded; b"" where it is empty.
 
     Returns:
-      the answer, and what the client keeps, encoded.
+      the answer, and the client's new memory, encoded.
     """
     began = time.perf_counter()
     torch.set_num_threads(1)

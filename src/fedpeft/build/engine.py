@@ -1,4 +1,4 @@
-"""From an engine's name to what builds it, for engines whose rounds run in this process.
+"""From an engine's name to its builder, for engines whose rounds run in this process.
 
     engine.name -> BUILDERS -> (client's side) -> RunEngine
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from fedpeft.build.client_side import ClientSide, take
+from fedpeft.build.model import payload_bytes
 from fedpeft.core.errors import ConfigError
 from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
 from fedpeft.engines.flower.messages import require_flower
@@ -20,9 +21,8 @@ from fedpeft.engines.scoring import Scorer, make_scorer
 from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.rounds.job import RunEngine
-from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["BUILDERS", "BuildEngine", "engine_builder", "payload_bytes", "scorer_of"]
+__all__ = ["BUILDERS", "BuildEngine", "engine_builder", "scorer_of"]
 
 BuildEngine: TypeAlias = Callable[[ClientSide], RunEngine]
 
@@ -30,7 +30,7 @@ _WINDOW = 64
 
 
 def engine_builder(experiment: Experiment) -> BuildEngine:
-    """Return what builds an experiment's engine.
+    """Return the builder of an experiment's engine.
 
     Raises:
       ConfigError: for a deployment, whose server runs elsewhere.
@@ -42,11 +42,6 @@ def engine_builder(experiment: Experiment) -> BuildEngine:
             f"deployment. Use {' or '.join(map(repr, BUILDERS))} here"
         )
     return BUILDERS[name]
-
-
-def payload_bytes(tuned: TunedModel) -> int:
-    """Return the bytes of one client's payload, one way, before any stage."""
-    return tuned.spec.num_bytes + tuned.buffer_spec.num_bytes
 
 
 def scorer_of(side: ClientSide) -> Scorer:

@@ -25,6 +25,7 @@ __all__ = [
     "check_device",
     "fit_labels",
     "load_run_data",
+    "payload_bytes",
     "sketch_run",
     "up_stages",
 ]
@@ -32,12 +33,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sketch:
-    """What `plan` needs: shapes, no weights.
+    """The shapes of a run, without weights, for `plan`.
 
     Attributes:
       resolved: the experiment.
       tuned: the tuned model on the `meta` device.
-      total_parameters: of the whole tuned model.
+      total_parameters: number of parameters of the whole tuned model.
       privacy: of the run.
     """
 
@@ -48,7 +49,7 @@ class Sketch:
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment, complete."""
+        """The experiment, with all defaults explicit."""
         return self.resolved.experiment
 
 
@@ -61,12 +62,19 @@ def build_tuned(resolved: Resolved, num_labels: int | None) -> TunedModel:
 def sketch_run(experiment: Experiment) -> Sketch:
     """Build the shapes of a run on the `meta` device."""
     resolved = resolve(experiment)
-    num_labels = resolved.experiment.model.num_labels or _known_labels(resolved.experiment)
+    bundled = BUNDLED_DATASETS.get(resolved.experiment.data.source)
+    known = bundled.num_labels if bundled else None
+    num_labels = resolved.experiment.model.num_labels or known
     tuned = tune(sketch_model(model_request(resolved, num_labels)), tuning_request(resolved))
     privacy = PrivacyOfRun(resolved.experiment)
     privacy.refuse_model(tuned)
     total = sum(parameter.numel() for parameter in tuned.model.parameters())
     return Sketch(resolved, tuned, total, privacy)
+
+
+def payload_bytes(tuned: TunedModel) -> int:
+    """Return the bytes of one client's payload, one way, before any stage."""
+    return tuned.spec.num_bytes + tuned.buffer_spec.num_bytes
 
 
 def up_stages(resolved: Resolved) -> tuple[Stage, ...]:
@@ -86,27 +94,22 @@ def load_run_data(resolved: Resolved) -> Federated:
 
 
 def fit_labels(resolved: Resolved, data: Federated) -> Resolved:
-    """Take the number of labels from the data, or compare it with what the file says."""
+    """Take the number of labels from the data, or compare it with the experiment's."""
     experiment = resolved.experiment
-    said = experiment.model.num_labels
-    if data.num_labels is None or said == data.num_labels:
+    given = experiment.model.num_labels
+    if data.num_labels is None or given == data.num_labels:
         return resolved
-    if said is not None and said < data.num_labels:
+    if given is not None and given < data.num_labels:
         raise ConfigError(
-            f"model.num_labels: found {said}; {experiment.data.source} has {data.num_labels} "
+            f"model.num_labels: found {given}; {experiment.data.source} has {data.num_labels} "
             "labels. Leave the key out, or set it to at least that"
         )
-    labels = said or data.num_labels
+    labels = given or data.num_labels
     return resolved.changed(model=experiment.model.model_copy(update={"num_labels": labels}))
 
 
-def _known_labels(experiment: Experiment) -> int | None:
-    row = BUNDLED_DATASETS.get(experiment.data.source)
-    return row.num_labels if row else None
-
-
 def check_device(experiment: Experiment) -> None:
-    """Refuse a device that torch does not see here.
+    """Refuse a device that torch cannot use here.
 
     Raises:
       ConfigError: naming the device.

@@ -1,12 +1,12 @@
-"""How many clients share a pass: as asked, from the committed table, or measured.
+"""How many clients share a pass: as given, from the table below, or measured.
 
     engine.clients_per_pass = 8            eight
                               not set      from TABLE by family, method, local batch and device
                               "measure"    the fastest on this machine, before round 1
 
-What is found is written into the run's experiment, and a resumed run goes on with it: rounding
-depends on it, so it may not follow from the machine of the day. The table holds only what gained at
-least 1.2x on a CPU (docs/concepts/speed.md); everything else trains one by one.
+The number is written into the run's experiment, and a resumed run keeps it, on any machine:
+rounding depends on it. The table holds only what gained at least 1.2x on a CPU
+(docs/concepts/speed.md); everything else trains one by one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["TABLE", "UNDECIDED", "default_passes", "measure_passes", "resolve_pa
 logger = logging.getLogger(__name__)
 
 UNDECIDED = (None, "measure")
-"""Values of `engine.clients_per_pass` that leave the choice to us."""
+"""Values of `engine.clients_per_pass` for which the number is chosen here."""
 
 _TRIED = (1, 2, 4, 8, 16, 32)
 _STEPS = 2
@@ -43,13 +43,13 @@ _SHARES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row of the table.
+    """A row of the table: how many clients share a pass.
 
     Attributes:
-      family: of the model.
+      family: family of the model.
       device: `cpu` or `cuda`.
-      parameters: of the whole model, at most.
-      by_batch: largest local batch -> clients a pass, in ascending order.
+      parameters: largest number of parameters of the whole model.
+      by_batch: largest local batch -> clients in a pass, in ascending order.
     """
 
     family: str
@@ -69,20 +69,20 @@ def resolve_passes(
     experiment: Experiment, tuned: TunedModel, data: Federated, settings: LocalSettings
 ) -> Experiment:
     """Decide how many clients share a pass where the experiment leaves that open."""
-    asked = experiment.engine.clients_per_pass
+    given = experiment.engine.clients_per_pass
     shares = ENGINES[experiment.engine.name].shares_passes
     reason = why_one_by_one(tuned, settings) if shares else "engine.name"
-    if asked not in UNDECIDED:
-        if reason and asked != 1:
-            logger.info("engine.clients_per_pass = %s has no effect: %s", asked, reason)
+    if given not in UNDECIDED:
+        if reason and given != 1:
+            logger.info("engine.clients_per_pass = %s has no effect: %s", given, reason)
         return experiment
     chosen = 1
     if not reason:
         cohort = min(experiment.federation.clients_per_round, len(data.clients))
-        measured = asked == "measure"
+        workers = experiment.engine.workers or 1
         chosen = (
-            measure_passes(tuned, data, settings, cohort=cohort, workers=_workers(experiment))
-            if measured
+            measure_passes(tuned, data, settings, cohort=cohort, workers=workers)
+            if given == "measure"
             else default_passes(tuned, settings, cohort)
         )
     engine = experiment.engine.model_copy(update={"clients_per_pass": chosen})
@@ -92,7 +92,7 @@ def resolve_passes(
 def default_passes(tuned: TunedModel, settings: LocalSettings, cohort: int) -> int:
     """Look up how many clients share a pass; at most a quarter of a cohort, to keep cores busy.
 
-    It is 1 where the delta is more than a tenth of the model: K of them would be large.
+    It is 1 where the delta is more than a tenth of the model: K deltas would need much memory.
     """
     family, device = tuned.loaded.family.name, settings.device.partition(":")[0]
     size = sum(parameter.numel() for parameter in tuned.loaded.module.parameters())
@@ -106,10 +106,10 @@ def default_passes(tuned: TunedModel, settings: LocalSettings, cohort: int) -> i
 def measure_passes(
     tuned: TunedModel, data: Federated, settings: LocalSettings, *, cohort: int, workers: int
 ) -> int:
-    """Train a few steps of the first clients with 1, 2, 4, ... a pass, and return the best number.
+    """Train a few steps with 1, 2, 4, ... clients in a pass, and return the fastest number.
 
-    The delta of `tuned` is as before afterwards. What counts is the time of a whole cohort on all
-    workers; more clients a pass must gain 5 % over fewer.
+    The delta of `tuned` is restored afterwards. The time of a whole cohort on all workers is
+    compared; a larger number must gain 5 % over a smaller one.
     """
     short = dataclasses.replace(settings, epochs=1)
     start_P = read_delta(tuned)
@@ -129,7 +129,7 @@ def measure_passes(
 
 
 def _short_turns(data: Federated, settings: LocalSettings, count: int) -> list[ClientTurn]:
-    """Turns of the first clients that have examples, each of a few steps."""
+    """Make turns of a few steps for the first clients that have examples."""
     room = _STEPS * settings.batch_size
     some = [(name, rows) for name, rows in data.clients.items() if len(rows)][:count]
     return [
@@ -148,7 +148,3 @@ def _seconds(
         list(trainer({DELTA: start_P}, turns))
         taken.append(time.perf_counter() - began)
     return min(taken[1:])
-
-
-def _workers(experiment: Experiment) -> int:
-    return experiment.engine.workers or 1

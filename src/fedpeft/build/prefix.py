@@ -1,13 +1,13 @@
-"""The frozen prefix of a run: whether its output is kept, where, and how large it is.
+"""The frozen prefix of a run: whether its output is kept, where, and its size.
 
     auto      in memory if all of it fits into client.prefix_memory, else on disk
     memory    what fits into client.prefix_memory; the rest is computed every time
     disk      what fits into client.prefix_disk, in a folder that later runs use too
     off       every pass starts from the examples
 
-The test set comes first, then client after client. Features on disk are named by a digest of all
-that they depend on: frozen weights, configuration, examples with their transforms, order of
-computation, device, precision and versions.
+The test set is kept first, then client after client. Features on disk are named by a digest of
+everything that they depend on: frozen weights, configuration, examples with their transforms, order
+of computation, device, precision and versions.
 """
 
 from __future__ import annotations
@@ -82,16 +82,16 @@ _PADDED = (
     "no frozen prefix: texts are padded at their beginning, so that features depend on batches"
 )
 _FORKS = sys.platform == "linux"
-"""Whether workers are forked, and so share a table that was opened before."""
+"""Whether workers are forked, and share a table that was opened before."""
 
 
 @dataclass(frozen=True)
 class PrefixNote:
-    """What is said of a prefix, before and after a run.
+    """The decision on a frozen prefix, for plans and summaries.
 
     Attributes:
-      words: a line.
-      num_bytes: of the kept features; 0 without, None where the data is not at hand.
+      words: one line of text.
+      num_bytes: size of the kept features; 0 without a prefix, None where the data is not here.
     """
 
     words: str
@@ -104,12 +104,12 @@ class PrefixNote:
 
 @dataclass(frozen=True)
 class Prefixed:
-    """What trains and what it trains on: from the features on, where there is a prefix.
+    """The model that trains and its examples: what follows the prefix, where there is one.
 
     Attributes:
       tuned: the rest of the model, or the whole one.
-      data: the examples that it takes.
-      note: what was decided.
+      data: its examples: kept features where there is a prefix.
+      note: the decision.
     """
 
     tuned: TunedModel
@@ -131,7 +131,7 @@ class _Layouts:
 def with_prefix(
     experiment: Experiment, tuned: TunedModel, data: Federated, settings: LocalSettings
 ) -> Prefixed:
-    """Cut a run's model where it can be cut, and keep what the prefix gives.
+    """Cut the frozen prefix off a run's model where there is one, and keep its output.
 
     Args:
       experiment: resolved; its `client.prefix_*` keys and its seed are read.
@@ -162,12 +162,12 @@ def with_prefix(
 
 
 def planned_prefix(experiment: Experiment, tuned: TunedModel, data: Federated | None) -> PrefixNote:
-    """Say what `with_prefix` will do, from shapes.
+    """Predict the decision of `with_prefix` from shapes.
 
     Args:
       experiment: resolved.
       tuned: on the `meta` device.
-      data: None where it is not at hand.
+      data: of all clients; None where it is not on this machine.
     """
     transforms = experiment.data.transforms
     drawn = bool(transforms.random_crop is not None or transforms.flip or transforms.frame_offset)
@@ -182,20 +182,21 @@ def planned_prefix(experiment: Experiment, tuned: TunedModel, data: Federated | 
         if layouts is None:
             return PrefixNote(_PADDED)
         return PrefixNote(_words(split, layouts, data), layouts.num_bytes(split.width))
-    longest = experiment.data.max_length or _longest(tuned)
-    tokens = longest if split.text else split.length
+    inputs = tuned.loaded.inputs
+    longest = inputs.max_length if isinstance(inputs, TextInput) else 1
+    tokens = (experiment.data.max_length or longest) if split.text else split.length
     each = f"at most {byte_words(4 * tokens * split.width)} each"
     return PrefixNote(f"{split.words}, once an example: {each}", None)
 
 
 def cache_folder() -> Path:
-    """Return where features on disk are kept: `$FEDPEFT_CACHE/prefix`, or the user's cache."""
+    """Return the folder of features on disk: `$FEDPEFT_CACHE/prefix`, or in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("FEDPEFT_CACHE") or Path(home) / "fedpeft") / "prefix"
 
 
 def prefix_digest(tuned: TunedModel, split: Split) -> str:
-    """SHA-256 (hex) of what computes the features: frozen weights before the cut, configuration."""
+    """Return the SHA-256 (hex) of the frozen weights before the cut and the configuration."""
     family, config = tuned.loaded.family, getattr(tuned.loaded.module, "config", None)
     last = max((block_of(canonical(family, f"{path}.")) or 0 for path in split.skipped), default=0)
     tensors = tuned.model.state_dict(keep_vars=True)
@@ -216,10 +217,10 @@ def prefix_digest(tuned: TunedModel, split: Split) -> str:
 
 
 def content_digest(content: object) -> str | None:
-    """SHA-256 (hex) of examples and their transforms; None where they do not say what they hold.
+    """Return the SHA-256 (hex) of examples and their transforms; None where there is none.
 
-    Dataclasses of tensors, arrays, texts and numbers do; a data set of the user's own does not, nor
-    does what is decoded on demand, from files that may change.
+    Dataclasses of tensors, arrays, texts and numbers have one; a data set of the user's own has
+    none, nor has one that is decoded on demand, from files that may change.
     """
     digest = hashlib.sha256()
     return digest.hexdigest() if _add(digest, content) else None
@@ -259,7 +260,7 @@ def _switched_off(experiment: Experiment, *, augmented: bool) -> str:
 def _checked_split(tuned: TunedModel, data: Federated) -> Split | NoPrefix:
     """Cut the model, and compare losses and gradients with and without the cut on two examples.
 
-    The server of a deployment has none to train on, and takes those that it evaluates on.
+    The server of a deployment has no training examples, and uses two of the test set.
     """
     examples, rows = data.train, next((list(r[:2]) for r in data.clients.values() if len(r)), [])
     if not rows:
@@ -271,7 +272,7 @@ def _checked_split(tuned: TunedModel, data: Federated) -> Split | NoPrefix:
         split = find_split(tuned, batch)
         if isinstance(split, NoPrefix) or rest_equals_whole(tuned, split, batch):
             return split
-    except (FedpeftError, ValueError, RuntimeError, OSError) as error:  # as in a turn: not our end
+    except (FedpeftError, ValueError, RuntimeError, OSError) as error:  # no reason to end the run
         return NoPrefix(f"the first two examples could not be run: {error}")
     return NoPrefix("starting from its features gave other numbers than the whole model")
 
@@ -284,10 +285,10 @@ def _view_seeds(experiment: Experiment, data: Federated) -> list[int | None]:
 
 
 def _layouts(experiment: Experiment, split: Split, data: Federated) -> _Layouts | None:
-    """Decide what is kept where; None if features depend on how texts are padded."""
+    """Decide what is kept and where; None if features depend on the padding of texts."""
     client, width = experiment.client, split.width
     groups = _groups(data)
-    none_N = np.ones(len(data.train), np.int64)  # of a server whose sites have the examples
+    none_N = np.ones(len(data.train), np.int64)  # for a server whose sites have the examples
     train_N = token_counts(data.train, split) if any(map(len, groups)) else none_N
     test_N = token_counts(data.test, split)
     if train_N is None or test_N is None:
@@ -310,7 +311,7 @@ def _layouts(experiment: Experiment, split: Split, data: Federated) -> _Layouts 
 
 
 def _groups(data: Federated) -> Sequence[IntArray]:
-    """Return the rows that belong together: a client's; neighbours where clients share a table."""
+    """Return the rows that belong together: each client's, or neighbours in a shared table."""
     if isinstance(data.clients, DrawnClients):
         return _chunks(len(data.train))
     return list(data.clients.values())
@@ -331,7 +332,7 @@ def _all(data: Federated) -> int:
 def _opener(
     experiment: Experiment, tuned: TunedModel, split: Split, layouts: _Layouts
 ) -> Callable[[ExampleSet, Layout, int | None], FeatureFile]:
-    """Return what opens the table of some examples, in memory or in the cache folder."""
+    """Return a function that opens the table of some examples, in memory or in the cache."""
     width, limit = split.width, experiment.client.prefix_disk * _MIB
     common: dict[str, object] = {}
     if not layouts.in_memory:
@@ -371,8 +372,3 @@ def _words(split: Split, layouts: _Layouts, data: Federated) -> str:
     views = f", {layouts.num_views} views" if layouts.num_views > 1 else ""
     size = byte_words(layouts.num_bytes(split.width))
     return f"{split.words}, once for each of {share}{views}: {size} {place}"
-
-
-def _longest(tuned: TunedModel) -> int:
-    inputs = tuned.loaded.inputs
-    return inputs.max_length if isinstance(inputs, TextInput) else 1

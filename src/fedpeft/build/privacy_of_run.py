@@ -1,7 +1,7 @@
-"""The privacy of one run: what it adds to the rounds, what it costs, and what outputs say of it.
+"""The privacy of one run: what it adds to rounds, its epsilon, and its notes in outputs.
 
-Records of a private run hold nothing that was not noised. True figures go to `diagnostics.jsonl`,
-whose first line says what it is.
+Records of a private run hold only what was noised. True figures go to `diagnostics.jsonl`, whose
+first line warns that they are not private.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fedpeft.wire.stages import Stage
 __all__ = ["SIMULATION", "PrivacyOfRun", "privacy_words"]
 
 SIMULATION = "simulation: not private"
-"""What every output says where the noise comes from the run's seed."""
+"""The note in every output of a run whose noise comes from its seed."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PrivacyOfRun:
 
     @property
     def private(self) -> bool:
-        """Whether all that leaves a client is bounded and noised."""
+        """Whether the mode guarantees privacy: all that leaves a client is bounded and noised."""
         return self.mode.unit is not None
 
     @property
@@ -69,13 +69,13 @@ class PrivacyOfRun:
 
     @property
     def gradient(self) -> GradientPrivacy | None:
-        """How clients clip and noise their gradients; None: not at all."""
+        """How clients clip and noise their gradients; None: they do not."""
         build = self.mode.gradient
         return build(self.experiment.privacy) if build else None
 
     @property
     def min_replies(self) -> int:
-        """Fewer usable replies end the run; 0 where an empty round is legal."""
+        """The least number of usable replies of a round; 0 where an empty round is legal."""
         return 0 if self.mode.empty_rounds else self.experiment.federation.min_replies
 
     def refuse_model(self, tuned: TunedModel) -> None:
@@ -92,7 +92,7 @@ class PrivacyOfRun:
             )
 
     def algorithm(self, algorithm: Algorithm, spec: DeltaSpec) -> Algorithm:
-        """Return the algorithm with the denominator of the run.
+        """Return the algorithm; with a constant denominator where the mode guarantees privacy.
 
         Raises:
           PrivacyError: as `refuse_combination`.
@@ -109,22 +109,22 @@ class PrivacyOfRun:
         return dataclasses.replace(state, root=root)
 
     def secret_sampler(self, num_clients: int) -> Sampler | None:
-        """Return what draws secret cohorts; None where they are public."""
+        """Return the sampler of secret cohorts; None where cohorts are public."""
         federation = self.experiment.federation
         if federation.sampling != "poisson":
             return None
         return poisson(federation.clients_per_round / num_clients)
 
     def goes_on(self, rounds: int) -> bool:
-        """Whether a round comes after so many: it is planned, and within the privacy budget."""
+        """Whether a round follows after `rounds`: it is planned, and within the privacy budget."""
         return rounds < self.experiment.federation.rounds and may_go_on(self.experiment, rounds)
 
     def planned(self) -> dict[str, object]:
-        """Return what `plan` says."""
+        """Return the privacy keys of `plan --json`."""
         rounds = self.experiment.federation.rounds
         while rounds and not self.goes_on(rounds - 1):
             rounds -= 1
-        return {"epsilon": epsilon_after(self.experiment, rounds), **self._said()}
+        return {"epsilon": epsilon_after(self.experiment, rounds), **self._described()}
 
     def record(self, record: RoundRecord, planned: tuple[int, int] | None) -> dict[str, object]:
         """Return the keys that privacy adds to, or replaces in, a line of `rounds.jsonl`.
@@ -147,21 +147,21 @@ class PrivacyOfRun:
         return {"cohort": expected, "failures": {}, "bytes_down": down, "bytes_up": up, **added}
 
     def summary(self, rounds: int) -> dict[str, object]:
-        """Return what the summary says after so many rounds."""
+        """Return the privacy keys of the summary after some rounds."""
         check: dict[str, object] = {}
         if self.private:
             mechanism, uses = mechanism_of(self.experiment), uses_after(self.experiment, rounds)
             bound = rdp_epsilon_of(mechanism, uses, self.experiment.privacy.delta)
             check = {"epsilon_rdp": None if math.isinf(bound) else bound}
-        return {"epsilon": epsilon_after(self.experiment, rounds), **check, **self._said()}
+        return {"epsilon": epsilon_after(self.experiment, rounds), **check, **self._described()}
 
     def client_epsilons(self, records: Iterable[Mapping[str, object]]) -> dict[str, object]:
-        """Return `epsilon_clients`: what each client that was asked has spent, by its name.
+        """Return `epsilon_clients`: the epsilon of each client that was in a cohort, by its name.
 
-        Where clients add the noise, only the rounds in which a client was asked cost it anything.
-        The schedule of cohorts is public, so these figures tell nothing of any data; a client that
-        never was asked has spent 0 and is not listed. {} in other modes, where the whole run counts
-        or cohorts are secret, and without noise.
+        Where clients add the noise, only the rounds with a client in the cohort cost it anything.
+        The schedule of cohorts is public, so these figures reveal nothing of any data; a client
+        that was in no cohort has spent 0 and is not listed. {} in other modes, where the whole run
+        counts or cohorts are secret, and without noise.
         """
         chosen = self.experiment.privacy
         if self.mode.noise_by != "client" or not chosen.noise_multiplier:
@@ -199,9 +199,9 @@ class PrivacyOfRun:
         }
 
     def _noise_deviation(self) -> float:
-        """Standard deviation of a coordinate's noise, on what it is added to.
+        """Return the standard deviation of the noise of a coordinate.
 
-        That is a batch's mean gradient, the mean of updates, or one update.
+        It is added to a batch's mean gradient, the mean of updates, or one update.
         """
         gradient, experiment = self.gradient, self.experiment
         if gradient is not None:
@@ -209,12 +209,12 @@ class PrivacyOfRun:
         cohort = experiment.federation.clients_per_round
         return experiment.privacy.deviation / (cohort if self.mode.noise_by == "server" else 1)
 
-    def _said(self) -> dict[str, object]:
-        """Return `privacy` of plans and summaries; {} where there is nothing to say."""
+    def _described(self) -> dict[str, object]:
+        """Return `privacy` of plans and summaries; {} in mode `none`."""
         if not self.mode.note:
             return {}
         chosen = self.experiment.privacy
-        said = {
+        described = {
             "mode": chosen.mode,
             "delta": chosen.delta,
             "clip_norm": chosen.clip_norm if math.isfinite(chosen.clip_norm) else None,
@@ -223,23 +223,24 @@ class PrivacyOfRun:
             "sampling": self.experiment.federation.sampling,
             "note": self._note(),
         }
-        return {"privacy": said}
+        return {"privacy": described}
 
     def _note(self) -> str:
         chosen = self.experiment.privacy
-        said = self.mode.note.format(variant=chosen.variant)
+        note = self.mode.note.format(variant=chosen.variant)
         if not self.private:
-            return f"{SIMULATION}; {said}" if chosen.reproducible_noise else said
+            return f"{SIMULATION}; {note}" if chosen.reproducible_noise else note
         if chosen.reproducible_noise:
             return SIMULATION
-        return said if chosen.noise_multiplier else "no noise: not private"
+        return note if chosen.noise_multiplier else "no noise: not private"
 
 
 def privacy_words(figures: Mapping[str, Any]) -> str:
-    """Say mode, epsilon and noise of a plan or a summary; `none` without privacy."""
-    said = figures.get("privacy")
-    if not said:
+    """Return mode, epsilon and noise of a plan or a summary as text; `none` without privacy."""
+    privacy = figures.get("privacy")
+    if not privacy:
         return "none"
     epsilon = figures["epsilon"]
-    spent = f"epsilon {epsilon:.4g} at delta {said['delta']:g}" if epsilon else "no guarantee"
-    return f"{said['note']}: {spent}, noise deviation {said['noise_deviation']:.4g} a coordinate"
+    spent = f"epsilon {epsilon:.4g} at delta {privacy['delta']:g}" if epsilon else "no guarantee"
+    noise = f"noise deviation {privacy['noise_deviation']:.4g} a coordinate"
+    return f"{privacy['note']}: {spent}, {noise}"

@@ -1,13 +1,14 @@
-"""From an experiment's tables to the plain values that the layers take."""
+"""From an experiment's tables to the plain values that models, tuning, data and clients take."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
-from fedpeft.experiment.experiment import Normalization
 from fedpeft.experiment.rates import learning_rate
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.source import ModelRequest
@@ -42,37 +43,22 @@ def tuning_request(resolved: Resolved) -> TuningRequest:
 def data_request(resolved: Resolved, task: str | Task) -> DataRequest:
     """Return the request for an experiment's data, for a task.
 
-    Each key of `[data.partition]` is the field of that name in `PartitionRequest`.
+    Each key of `[data]` is the field of that name in `DataRequest` or one of its parts.
     """
-    experiment = resolved.experiment
-    data, keys = experiment.data, experiment.data.partition
-    given = data.transforms.normalize
-    by_hand = (tuple(given.mean), tuple(given.std)) if isinstance(given, Normalization) else None
+    seed = resolved.experiment.seed
+    keys = resolved.experiment.data.model_dump(exclude={"num_examples"})
+    transforms, partition = keys.pop("transforms"), keys.pop("partition")
+    columns = {name: keys.pop(name) for name in ("image", "text", "label", "client", "video")}
+    if isinstance(given := transforms["normalize"], Mapping):
+        transforms["normalize"] = (tuple(given["mean"]), tuple(given["std"]))
+    partition |= {"min_examples": partition["min_examples"] or 1}
     return DataRequest(
-        source=data.source,
+        **keys,
         task=task,
-        subset=data.subset,
-        revision=data.revision,
-        train_split=data.train_split,
-        test_split=data.test_split,
-        columns=Columns(data.image, data.text, data.label, data.client, data.video),
-        max_length=data.max_length,
-        budget=data.budget,
-        fidelity=data.fidelity,
-        evaluate_on=data.evaluate_on,
-        seed=experiment.seed,
-        transforms=TransformSpec(
-            normalize=by_hand or str(given),
-            resize=data.transforms.resize,
-            random_crop=data.transforms.random_crop,
-            flip=data.transforms.flip,
-            frame_offset=data.transforms.frame_offset,
-        ),
-        partition=PartitionRequest(
-            **{**dict(keys), "min_examples": keys.min_examples or 1},
-            seed=experiment.seed,
-            rule=resolved.partition,
-        ),
+        seed=seed,
+        columns=Columns(**columns),
+        transforms=TransformSpec(**transforms),
+        partition=PartitionRequest(**partition, seed=seed, rule=resolved.partition),
     )
 
 

@@ -1,4 +1,4 @@
-"""From an experiment to the things that run: model, data, engine, plan.
+"""From an experiment to the parts of a run: model, data, engine, plan.
 
 resolve        all defaults explicit
 sketch_run     shapes only, for `plan`: no weights, data or network
@@ -13,13 +13,7 @@ from dataclasses import dataclass
 
 from fedpeft.build.client_side import client_side
 from fedpeft.build.engine import BuildEngine, engine_builder
-from fedpeft.build.model import (
-    build_tuned,
-    check_device,
-    fit_labels,
-    load_run_data,
-    up_stages,
-)
+from fedpeft.build.model import build_tuned, check_device, fit_labels, load_run_data, up_stages
 from fedpeft.build.prefix import PrefixNote
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.build.score import score_clients, scored_once
@@ -29,23 +23,18 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.resolve import Resolved, asked_clients
+from fedpeft.experiment.resolve import Resolved, requested_clients
 from fedpeft.rounds.job import RunEngine
 from fedpeft.rounds.round import RoundPlan
 from fedpeft.server.state import ServerState
-from fedpeft.tuning.tuned import (
-    TunedModel,
-    move,
-    read_buffers,
-    read_delta,
-)
+from fedpeft.tuning.tuned import TunedModel, move, read_buffers, read_delta
 
 __all__ = ["BuiltRun", "assemble", "build_run"]
 
 
 @dataclass(frozen=True)
 class BuiltRun:
-    """Everything that a run needs.
+    """All parts of a run.
 
     Attributes:
       experiment: resolved.
@@ -53,13 +42,14 @@ class BuiltRun:
       tuned: the server's own model, for evaluation and export.
       data: of all clients, and the test set.
       plan: of every round.
-      engine: where the clients live; to be closed.
+      engine: runs the clients; to be closed.
       settings: of local training; evaluation takes device and precision from them.
       start: the state before round 1.
       evaluate: from a state to metrics on the server's test set.
-      evaluate_clients: from a state to a metric a client; None where it was not asked for.
-      prefix: what is kept of the frozen layers below all that trains.
-      callbacks: what else happens around rounds.
+      evaluate_clients: from a state to the headline metric of each client; None where it is not
+        reported.
+      prefix: the decision on the frozen prefix.
+      callbacks: functions to call around rounds.
     """
 
     experiment: Experiment
@@ -99,7 +89,7 @@ def assemble(
       resolved: the experiment; its model, tuning and data parts are not read.
       tuned: the model; the run owns it from here on.
       data: of all clients.
-      build_engine: builds where the clients live, from the client's side of the run.
+      build_engine: builds the engine from the client's side of the run.
     """
     privacy = PrivacyOfRun(resolved.experiment)
     plan = _round_plan(resolved, privacy, tuned, data)
@@ -138,7 +128,7 @@ def _round_plan(
     return RoundPlan(
         algorithm=privacy.algorithm(resolved.algorithm, tuned.spec),
         sampler=privacy.secret_sampler(len(data.clients)) or resolved.sampler,
-        cohort_size=asked_clients(experiment, len(data.clients)),
+        cohort_size=requested_clients(experiment, len(data.clients)),
         spec=tuned.spec,
         buffer_spec=tuned.buffer_spec,
         seed=experiment.seed,

@@ -13,7 +13,7 @@ __all__ = ["score_clients", "scored_once"]
 
 
 def scored_once(score: Callable[[ServerState], Evaluation]) -> Callable[[ServerState], Evaluation]:
-    """Keep the newest evaluation: the whole set's figures and the clients' share it."""
+    """Keep the newest evaluation: figures of the whole set and of the clients come from one."""
     last: list[tuple[ServerState, Evaluation]] = []
 
     def scored(state: ServerState) -> Evaluation:

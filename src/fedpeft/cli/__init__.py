@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, choose the exit code. Nothing else prints."""
+"""The command line: it parses, calls, prints and chooses the exit code. No other room prints."""
 
 from fedpeft.cli import auditing, deployments, sites  # register their commands
 from fedpeft.cli.app import main

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from fedpeft.cli.printing import show
 from fedpeft.core.errors import ConfigError
 from fedpeft.studies.gap.analysis import analyse_gap, analyse_runs
 from fedpeft.studies.gap.features import GapRequest
@@ -36,29 +36,29 @@ class GapChoice:
 
 
 def gap_command(choice: GapChoice, out: Path | None, *, as_json: bool) -> None:
-    """Print the distances; write `gap.json` and the pictures if there is a folder for them.
+    """Print the distances; write `gap.json` and the pictures where `out` is given.
 
     Raises:
-      ConfigError: if an option cannot be read or a set not be loaded.
+      ConfigError: if an option cannot be read or a data set cannot be loaded.
     """
     found = _compare_runs(choice, out) if choice.runs else _compare_sets(choice, out)
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    for kind in ("unbalanced", "balanced"):
-        if not choice.runs or kind == "unbalanced":  # runs have equally many examples
-            _print_gap(kind, found[kind])
+    show(found, _gap_lines(choice, found, out), as_json=as_json)
+
+
+def _gap_lines(choice: GapChoice, found: Mapping[str, Any], out: Path | None) -> Iterator[str]:
+    for kind in ("unbalanced",) if choice.runs else ("unbalanced", "balanced"):
+        yield from _distance_lines(kind, found[kind])  # runs have equally many examples
     for kind, names in found["within_5_percent"].items():
-        typer.echo(f"expected values within 5 %, {kind}: {', '.join(names) or 'no measure'}")
+        yield f"expected values within 5 %, {kind}: {', '.join(names) or 'no measure'}"
     if out is not None:
-        typer.echo(f"written: {out / 'gap.json'}, gap.svg, gap.png")
+        yield f"written: {out / 'gap.json'}, gap.svg, gap.png"
 
 
 def _compare_sets(choice: GapChoice, out: Path | None) -> dict[str, Any]:
     if not choice.data:
         raise ConfigError(
-            "gap: found nothing to compare; name sets by --data [NAME=]SOURCE (two or more, beside "
-            "the reference), or the folders of three finished runs or more"
+            "gap: found nothing to compare; name data sets by --data [NAME=]SOURCE (two or more, "
+            "beside the reference), or the folders of three finished runs or more"
         )
     reference, source = _named(choice.reference or "glyphs")
     sources = {reference: source}
@@ -83,7 +83,7 @@ def _compare_runs(choice: GapChoice, out: Path | None) -> dict[str, Any]:
     extra = [name for name, value in set_.items() if value]
     if extra:
         raise ConfigError(
-            f"gap: {extra[0]} does not go with run folders, which name their own model and data; "
+            f"gap: {extra[0]} was given with run folders, which name their own model and data; "
             "leave it out, or leave the folders out to compare data sets"
         )
     runs = label_runs(choice.runs)
@@ -94,21 +94,21 @@ def _compare_runs(choice: GapChoice, out: Path | None) -> dict[str, Any]:
     if len(runs) < 3:
         raise ConfigError(
             f"gap: found {len(runs)} runs ({', '.join(runs)}); a plane needs at least 3: "
-            "add the folders of others"
+            "add the folders of other runs"
         )
     return analyse_runs(request, reference, _expected(choice.expect, runs), out)
 
 
-def _print_gap(kind: str, found: Mapping[str, Any]) -> None:
+def _distance_lines(kind: str, found: Mapping[str, Any]) -> Iterator[str]:
     sizes = ", ".join(f"{name} {size}" for name, size in found["examples"].items())
-    typer.echo(f"{kind} ({sizes} examples)")
+    yield f"{kind} ({sizes} examples)"
     for measure, row in found["distances"].items():
         cells = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
-        typer.echo(f"  {measure:<19} {cells}")
+        yield f"  {measure:<19} {cells}"
 
 
 def _named(text: str) -> tuple[str, str]:
-    """Part `NAME=SOURCE`; a source alone is its own name."""
+    """Split `NAME=SOURCE` into the two; a source alone is its own name."""
     name, sign, source = text.partition("=")
     if not name or (sign and not source):
         raise ConfigError(f"--data: found {text!r}; allowed are SOURCE and NAME=SOURCE")
@@ -129,26 +129,27 @@ def _expected(texts: Sequence[str], sources: Mapping[str, object]) -> dict[str, 
 
 
 def theorem_request(sample: int, every: int, points: int) -> TheoremRequest:
-    """Read the options of `theorem`."""
+    """Return the request that the options of `theorem` make."""
     return TheoremRequest(sample, every, Search(points=points))
 
 
 def theorem_command(run: Path, request: TheoremRequest, *, as_json: bool) -> None:
-    """Print the bound round by round.
+    """Print the bound of each round.
 
     Raises:
       RunFolderError: if the run has not kept its deltas.
     """
     found = check_theorem(run, request, lambda number: typer.echo(f"round {number}", err=True))
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    typer.echo("round      loss     bound     slack   P theta   P delta      beta  holds")
+    show(found, _theorem_lines(run, found), as_json=as_json)
+
+
+def _theorem_lines(run: Path, found: Mapping[str, Any]) -> Iterator[str]:
+    yield "round      loss     bound     slack   P theta   P delta      beta  holds"
     for row in found["rounds"]:
         keys = ("loss_end", "bound", "slack", "p_theta", "p_delta", "beta")
         cells = " ".join(f"{row[key]:>9.4g}" for key in keys)
-        typer.echo(f"{row['round']:>5} {cells}  {'yes' if row['holds'] else 'NO'}")
+        yield f"{row['round']:>5} {cells}  {'yes' if row['holds'] else 'NO'}"
     caught = "caught" if not found["control"]["hundredth_holds"] else "NOT caught"
-    typer.echo(f"control: a hundredth of beta on a quadratic is {caught}")
-    typer.echo(f"note: {found['note']}")
-    typer.echo(f"written: {run / 'theorem.json'}, theorem.svg, theorem.png")
+    yield f"control: a hundredth of beta on a quadratic is {caught}"
+    yield f"note: {found['note']}"
+    yield f"written: {run / 'theorem.json'}, theorem.svg, theorem.png"

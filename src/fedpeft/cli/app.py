@@ -2,7 +2,7 @@
 
     0  done    2  bad input or config    3  too few replies    4  engine failed    130  interrupted
 
-Everything that is slow to import is imported inside the command that needs it.
+Modules that are slow to import are imported inside the command that needs them.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main(args: Sequence[str] | None = None) -> None:
         app(args, prog_name="fedpeft")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         from fedpeft.core.version import VERSION
 
         typer.echo(f"fedpeft {VERSION}")
@@ -64,18 +64,19 @@ def root(
 
 
 @app.command()
+@ending()
 def run(
     experiment: File = None,
     sets: Sets = None,
     out: Out = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out; alone it needs no file.")
+        bool, typer.Option("--resume", help="Go on with the run in --out; no file is needed.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Run one experiment and write a run folder.
 
-    Without a file it is the bundled quickstart; every key of a file is optional.
+    Without a file, the bundled quickstart is run; every key of a file is optional.
 
     \b
     Examples:
@@ -86,11 +87,11 @@ def run(
     """
     from fedpeft.cli import running
 
-    with ending():
-        running.run_command(experiment, sets or [], out, resume=resume, as_json=json)
+    running.run_command(experiment, sets or [], out, resume=resume, as_json=json)
 
 
 @app.command()
+@ending()
 def sweep(
     experiment: File = None,
     sets: Sets = None,
@@ -100,8 +101,8 @@ def sweep(
 ) -> None:
     """Run the file's [[sweep]] rows, times --over.
 
-    Without a file it is the quickstart, over the tuning methods of the paper.
-    Runs that are finished are skipped, partial ones go on. Exits with the worst code of its runs.
+    Without a file, the quickstart is run with each tuning method of the paper.
+    Finished runs are skipped, partial ones resumed. The exit code is the worst of its runs.
 
     \b
     Examples:
@@ -111,16 +112,16 @@ def sweep(
     """
     from fedpeft.cli import running
 
-    with ending():
-        code = running.sweep_command(experiment, (sets or [], over or []), out, as_json=json)
+    code = running.sweep_command(experiment, (sets or [], over or []), out, as_json=json)
     raise typer.Exit(code)
 
 
 @app.command()
+@ending()
 def plan(experiment: File = None, sets: Sets = None, json: Json = False) -> None:
     """Show parameters, bytes and memory before training.
 
-    Without a file it is the quickstart. Weights and a network are not needed.
+    Without a file, the quickstart is planned. Neither weights nor a network are needed.
 
     \b
     Examples:
@@ -130,15 +131,15 @@ def plan(experiment: File = None, sets: Sets = None, json: Json = False) -> None
     """
     from fedpeft.cli import planning
 
-    with ending():
-        planning.plan_command(experiment, sets or [], as_json=json)
+    planning.plan_command(experiment, sets or [], as_json=json)
 
 
 @app.command()
+@ending()
 def check(experiment: File = None, sets: Sets = None) -> None:
     """List every problem of an experiment at once.
 
-    Needs neither weights nor data nor a network.
+    Neither weights, data nor a network are needed.
 
     \b
     Examples:
@@ -147,11 +148,11 @@ def check(experiment: File = None, sets: Sets = None) -> None:
     """
     from fedpeft.cli import planning
 
-    with ending():
-        planning.check_command(experiment, sets or [])
+    planning.check_command(experiment, sets or [])
 
 
 @app.command("list")
+@ending()
 def list_(
     what: Annotated[
         str,
@@ -159,10 +160,10 @@ def list_(
     ],
     json: Json = False,
 ) -> None:
-    """List what can be named in an experiment file.
+    """List the names that an experiment file can use.
 
-    WHAT is one of methods, models, datasets, partitions, algorithms, engines, stages, samplers,
-    callbacks. Those of installed packages are listed with their package.
+    WHAT is one of methods, models, tasks, datasets, partitions, algorithms, samplers, stages,
+    callbacks, engines. Names that installed packages add are listed with their package.
 
     \b
     Examples:
@@ -171,23 +172,23 @@ def list_(
     """
     from fedpeft.cli import listing
 
-    with ending():
-        listing.list_command(what, as_json=json)
+    listing.list_command(what, as_json=json)
 
 
 @app.command()
+@ending()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE.html", help="By default report.html in the first."),
+        typer.Option("--out", metavar="FILE.html", help="Default: report.html in the first RUN."),
     ] = None,
     target: Annotated[
         float | None,
         typer.Option("--target", metavar="VALUE", help="Draw a line at this accuracy, 0 to 1."),
     ] = None,
     title: Annotated[
-        str, typer.Option("--title", metavar="TEXT", help="By default the experiments' names.")
+        str, typer.Option("--title", metavar="TEXT", help="Default: the experiments' names.")
     ] = "",
     diagnostics: Annotated[
         bool,
@@ -204,14 +205,14 @@ def report(
       fedpeft report runs/lora runs/bias --target 0.85 --out comparison.html
       fedpeft report runs/small/table1 runs/small/table2 --title "Small scale" --out page.html
     """
-    with ending():
-        from fedpeft.report.write import ReportOptions, write_report
+    from fedpeft.report.write import ReportOptions, write_report
 
-        options = ReportOptions(target, title, diagnostics)
-        typer.echo(f"report: {write_report(runs, out, options)}")
+    options = ReportOptions(target, title, diagnostics)
+    typer.echo(f"report: {write_report(runs, out, options)}")
 
 
 @app.command()
+@ending()
 def claims(
     sweeps: Annotated[list[Path], typer.Argument(metavar="SWEEP...", hidden=True)],
     json: Json = False,
@@ -226,11 +227,11 @@ def claims(
     """
     from fedpeft.cli import claiming
 
-    with ending():
-        claiming.claims_command(sweeps, as_json=json)
+    claiming.claims_command(sweeps, as_json=json)
 
 
 @app.command()
+@ending()
 def figures(
     experiment: File = None,
     sets: Sets = None,
@@ -238,23 +239,23 @@ def figures(
         Path, typer.Option("--out", metavar="DIR", help="Folder of the pictures.")
     ] = Path("figures"),
 ) -> None:
-    """Draw what is sent, and where the trained parts sit.
+    """Draw the bytes that are sent, and the trained parts.
 
-    Read from the plan and the tuned modules of the file's model. Nothing is trained.
+    The figures follow from the plan and the tuned modules of the file's model, without training.
 
     \b
     Examples:
       fedpeft figures experiments/paper/table1-cifar100.toml --out figures
     """
-    with ending():
-        from fedpeft.experiment.read import read_experiment
-        from fedpeft.plan.pictures import write_figures
+    from fedpeft.experiment.read import read_experiment
+    from fedpeft.plan.pictures import write_figures
 
-        for file in write_figures(read_experiment(experiment, sets or []), out):
-            typer.echo(f"figure: {file}")
+    for file in write_figures(read_experiment(experiment, sets or []), out):
+        typer.echo(f"figure: {file}")
 
 
 @app.command()
+@ending()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
@@ -263,19 +264,19 @@ def export(
 
     RUN is the folder of a finished run.
 
-    The folder loads with transformers, peft or fedpeft.load, as its model card says.
+    The folder loads with transformers, peft or fedpeft.load; its model card says how.
 
     \b
     Examples:
       fedpeft export runs/mine --to my-model
     """
-    with ending():
-        from fedpeft.export.export import export_run
+    from fedpeft.export.export import export_run
 
-        typer.echo(f"exported: {export_run(run, to)}")
+    typer.echo(f"exported: {export_run(run, to)}")
 
 
 @app.command()
+@ending()
 def convert(
     file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
     scheme: Annotated[str, typer.Option("--as", metavar="SCHEME", help="mae, moco-v3 or dino.")],
@@ -289,17 +290,17 @@ def convert(
     Examples:
       fedpeft convert mae_pretrain_vit_base.pth --as mae --to vit-mae
     """
-    with ending():
-        from fedpeft.models.convert import convert_checkpoint
+    from fedpeft.models.convert import convert_checkpoint
 
-        done = convert_checkpoint(file, scheme=scheme, to=to)
-        typer.echo(
-            f"converted: {done.folder} ({done.num_tensors} tensors, {done.num_params:,} "
-            f"parameters); {len(done.dropped)} tensors of {file.name} are no part of the backbone"
-        )
+    done = convert_checkpoint(file, scheme=scheme, to=to)
+    typer.echo(
+        f"converted: {done.folder} ({done.num_tensors} tensors, {done.num_params:,} "
+        f"parameters); {len(done.dropped)} tensors of {file.name} are no part of the backbone"
+    )
 
 
 @app.command()
+@ending()
 def doctor(json: Json = False) -> None:
     """Show what is installed and what works here.
 
@@ -311,11 +312,11 @@ def doctor(json: Json = False) -> None:
     """
     from fedpeft.cli import doctor as examine
 
-    with ending():
-        examine.doctor_command(as_json=json)
+    examine.doctor_command(as_json=json)
 
 
 @app.command()
+@ending()
 def gap(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="[[NAME=]RUN]...", hidden=True)
@@ -326,30 +327,32 @@ def gap(
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="Distances are to it: glyphs, or the first RUN."),
+        typer.Option("--reference", help="Set to compare with; default: glyphs, or the first RUN."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="By default vit-glyphs-8.")
+        str | None, typer.Option("--model", metavar="NAME", help="Default: vit-glyphs-8.")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="test or train.")] = "test",
     normalize: Annotated[str | None, typer.Option("--normalize", help="model or dataset.")] = None,
     sample: Annotated[
-        int | None, typer.Option("--sample", min=2, help="At most so many examples of a set.")
+        int | None, typer.Option("--sample", min=2, help="Largest number of examples of a set.")
     ] = None,
     expect: Annotated[
         list[str] | None,
-        typer.Option("--expect", metavar="NAME=VALUE", help="What a measure should give."),
+        typer.Option("--expect", metavar="NAME=VALUE", help="Expected value of a measure."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws samples.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sample.")] = 1,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="For gap.json and the pictures.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="For gap.json and the pictures."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure how far data sets lie from the one that a backbone knows.
+    """Measure how far data sets lie from a backbone's reference set.
 
-    Features are what the model's head gets; LDA, with the set as label, gives the plane. Two
-    sets and the reference at least. With RUN folders, how far tuning has moved features apart.
+    Features are the inputs of the model's head; LDA, with the set as label, gives the plane. At
+    least two sets and the reference are needed. With RUN folders, the distances between the
+    features of the tuned models are measured.
 
     \b
     Examples:
@@ -359,22 +362,22 @@ def gap(
     """
     from fedpeft.cli import analysis
 
-    with ending():
-        choice = analysis.GapChoice(
-            runs or [], model, reference, data or [], split, normalize, sample, seed, expect or []
-        )
-        analysis.gap_command(choice, out, as_json=json)
+    choice = analysis.GapChoice(
+        runs or [], model, reference, data or [], split, normalize, sample, seed, expect or []
+    )
+    analysis.gap_command(choice, out, as_json=json)
 
 
 @app.command()
+@ending()
 def theorem(
     run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
     sample: Annotated[
-        int, typer.Option("--sample", min=1, help="Training examples in the loss.")
+        int, typer.Option("--sample", min=1, help="Number of training examples in the loss.")
     ] = 512,
-    every: Annotated[int, typer.Option("--every", min=1, help="Check every so many rounds.")] = 1,
+    every: Annotated[int, typer.Option("--every", min=1, help="Check every N-th round.")] = 1,
     points: Annotated[
-        int, typer.Option("--points", min=2, help="Of the segment, where beta is measured.")
+        int, typer.Option("--points", min=2, help="Points of the segment where beta is measured.")
     ] = 11,
     json: Json = False,
 ) -> None:
@@ -389,5 +392,4 @@ def theorem(
     """
     from fedpeft.cli import analysis
 
-    with ending():
-        analysis.theorem_command(run, analysis.theorem_request(sample, every, points), as_json=json)
+    analysis.theorem_command(run, analysis.theorem_request(sample, every, points), as_json=json)

@@ -1,8 +1,7 @@
-"""`audit`: what canary clients show of the privacy that an experiment promises."""
+"""`audit`: a test, with canary clients, of the privacy that an experiment promises."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Json, Sets
+from fedpeft.cli.printing import show
 
 if TYPE_CHECKING:
     from fedpeft.studies.audit.audit import AuditRequest
@@ -20,38 +20,40 @@ __all__ = ["audit"]
 
 
 @app.command()
+@ending()
 def audit(
     experiment: File = None,
     sets: Sets = None,
     canaries: Annotated[
         int | None,
-        typer.Option("--canaries", min=20, help="By default 500, or a tenth of the parameters."),
+        typer.Option("--canaries", min=20, help="Default: 500, or a tenth of the parameters."),
     ] = None,
     confidence: Annotated[
-        float, typer.Option("--confidence", help="Of the lower bound, 0 to 1.")
+        float, typer.Option("--confidence", help="Confidence of the lower bound, 0 to 1.")
     ] = 0.95,
     delta: Annotated[
-        float | None, typer.Option("--delta", help="To compare at; by default privacy.delta.")
+        float | None, typer.Option("--delta", help="Delta of the bounds; by default privacy.delta.")
     ] = None,
     leave_out_noise: Annotated[
-        bool, typer.Option("--leave-out-noise", help="Run without the claimed noise: a control.")
+        bool, typer.Option("--leave-out-noise", help="Control: run without the noise.")
     ] = False,
     no_training: Annotated[
-        bool, typer.Option("--no-training", help="Ordinary clients send zeros; quick, as valid.")
+        bool, typer.Option("--no-training", help="Ordinary clients send zeros: as valid, faster.")
     ] = False,
     num_seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Repeat with seed, seed + 1, ...")
     ] = 1,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="For audit.json and the pictures.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="For audit.json and the pictures."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Test the promised epsilon with canary clients.
 
-    The experiment's own rounds run with canaries in them, in mode central or local. Beside the
-    accountant's bound stand an estimate, and a lower bound at a confidence: if that is the higher
-    one, the promise is broken. Nothing of the run is kept.
+    The rounds of the experiment run with canaries in them, in mode central or local. Beside the
+    accountant's bound, an estimate and a lower bound are shown: if the lower bound is above the
+    accountant's, the promise is broken. Nothing of the run is kept.
 
     \b
     Examples:
@@ -59,20 +61,15 @@ def audit(
       fedpeft audit my.toml --canaries 1000 --out runs/audit
       fedpeft audit my.toml --leave-out-noise --seeds 20 --no-training
     """
-    with ending():
-        from fedpeft.studies.audit.audit import AuditRequest, write_audit
+    from fedpeft.studies.audit.audit import AuditRequest, write_audit
 
-        request = AuditRequest(canaries, confidence, leave_out_noise, not no_training, delta)
-        found = _found(experiment, sets or [], request, num_seeds)
-        if out is not None:
-            write_audit(found, out)
-        if as_json:
-            typer.echo(json.dumps(_without_cosines(found)))
-            return
-        for line in _seed_lines(found) if "runs" in found else _lines(found):
-            typer.echo(line)
-        if out is not None:
-            typer.echo(f"written: {out / 'audit.json'}, audit.svg, audit.png")
+    request = AuditRequest(canaries, confidence, leave_out_noise, not no_training, delta)
+    found = _found(experiment, sets or [], request, num_seeds)
+    if out is not None:
+        write_audit(found, out)
+    lines = _seed_lines(found) if "runs" in found else _lines(found)
+    written = [f"written: {out / 'audit.json'}, audit.svg, audit.png"] if out else []
+    show(_without_cosines(found), [*lines, *written], as_json=as_json)
 
 
 def _found(
@@ -82,13 +79,13 @@ def _found(
     from fedpeft.studies.audit.audit import audit as run_audit
     from fedpeft.studies.audit.audit import audit_seeds
 
-    def told(what: str) -> Callable[[int, int], None]:
+    def printing(what: str) -> Callable[[int, int], None]:
         return lambda done, count: typer.echo(f"{what} {done} of {count}", err=True)
 
     experiment = read_experiment(file, sets)
     if num_seeds == 1:
-        return run_audit(experiment, request, told("round"))
-    return audit_seeds(experiment, request, num_seeds, told("seed"))
+        return run_audit(experiment, request, printing("round"))
+    return audit_seeds(experiment, request, num_seeds, printing("seed"))
 
 
 def _without_cosines(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +96,7 @@ def _without_cosines(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
-    """Say what one audit found."""
+    """Return the result of one audit as text."""
     low, high = found["epsilon_estimate_interval"]
     percent = f"{100 * found['confidence']:g} %"
     return [
@@ -121,13 +118,13 @@ def _about(found: Mapping[str, Any]) -> str:
     noise = "its noise left out on purpose" if found["noise_left_out"] else "its noise"
     others = "others train" if found["trained"] else "others send zeros"
     opposite = PRIVACY_MODES[found["mode"]].hides_which
-    told = "the rest send the opposite" if opposite else "the rest are absent"
+    rest = "the rest send the opposite" if opposite else "the rest are absent"
     return (
         f"mode {found['mode']}, {found['sampling']} sampling, noise multiplier "
         f"{found['noise_multiplier']:.4g}, run with {noise}: {found['rounds']} rounds, "
         f"{found['parameters']:,} parameters\n{found['canaries']} canary clients: "
         f"{found['present']} send their direction in up to {found['canary_rounds']} rounds, "
-        f"{told}; {others}"
+        f"{rest}; {others}"
     )
 
 
@@ -150,7 +147,7 @@ def _verdict(found: Mapping[str, Any]) -> list[str]:
 
 
 def _seed_lines(found: Mapping[str, Any]) -> list[str]:
-    """Say what audits over several seeds found."""
+    """Return the results of audits over several seeds as text."""
     rows = [
         f"{run['seed']:>6} {run['epsilon']:>11.4g} {run['epsilon_estimate']:>10.4g} "
         f"{run['epsilon_lower_bound']:>12.4g}   {'yes' if run['violated'] else 'no'}"

@@ -1,9 +1,7 @@
-"""`handshake` and `status`: a deployment before it runs, and how a run stands."""
+"""`handshake` and `status`: whether a deployment can start, and the state of a run."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,49 +11,54 @@ import typer
 from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import Json, Sets
+from fedpeft.cli.printing import show, show_table
 
 __all__ = ["handshake", "status"]
 
+_SITE_COLUMNS = ("site", "last contact", "turns", "failures", "up", "down", "last failure")
+
 
 @app.command()
+@ending()
 def handshake(
     run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
     sets: Sets = None,
     json: Json = False,
 ) -> None:
-    """Ask every site of a deployment who it is, and train nothing.
+    """Check that every site of a deployment fits, without training.
 
-    RUN is an experiment file with engine.name = "flower", or the folder of a run. Each site
-    compares backbone, data classes, experiment and versions with the server's, and so does the
-    server. Exit code 3 if a site is missing or does not fit; the reasons are shown.
+    RUN is an experiment file with engine.name = "flower", or a run folder. Sites and server compare
+    backbone, data classes, experiment and versions. Exit code 3 if a site is missing or does not
+    fit; the reasons are shown.
 
     \b
     Examples:
       fedpeft handshake server/experiment.toml
       fedpeft handshake runs/mine --set engine.wait=30
     """
-    with ending():
-        _handshake(run, sets or [], as_json=json)
+    _handshake(run, sets or [], as_json=json)
 
 
 @app.command()
+@ending()
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)], json: Json = False
 ) -> None:
-    """Show how a run stands: rounds, sites, bytes, epsilon.
+    """Show the state of a run: rounds, sites, bytes, epsilon.
 
-    RUN is the folder of a run, on any engine, at work or not. Nothing is changed.
+    RUN is the folder of a run, on any engine, running or not. Nothing is changed.
 
     \b
     Examples:
       fedpeft status runs/mine
       fedpeft status runs/mine --json
     """
-    with ending():
-        from fedpeft.runs.status import read_status
+    from fedpeft.runs.status import read_status
 
-        found = read_status(run)
-        _say(found, _status_lines(found), as_json=json)
+    found = read_status(run)
+    show(found, _status_lines(found), as_json=json)
+    if found["sites"] and not json:
+        show_table(_SITE_COLUMNS, map(_site_cells, found["sites"]))
 
 
 def _handshake(run: Path, sets: Sequence[str], *, as_json: bool) -> None:
@@ -79,17 +82,7 @@ def _handshake(run: Path, sets: Sequence[str], *, as_json: bool) -> None:
             f"  {name:<20} {facts.get('examples', '?')} examples, {facts.get('device', '?')}, "
             f"fedpeft {facts.get('version.fedpeft', '?')}"
         )
-    _say(found, lines, as_json=as_json)
-
-
-def _say(found: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    for line in lines:
-        typer.echo(line)
-    if found.get("sites") and isinstance(found["sites"], list):
-        _print_sites(found["sites"])
+    show(found, lines, as_json=as_json)
 
 
 def _status_lines(found: Mapping[str, Any]) -> list[str]:
@@ -111,26 +104,17 @@ def _status_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _print_sites(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _site_cells(row: Mapping[str, Any]) -> list[str]:
     from fedpeft.core.words import byte_words
     from fedpeft.launch.progress import time_words
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("site", "last contact", "turns", "failures", "up", "down", "last failure"):
-        table.add_column(name, no_wrap=name == "site", overflow="fold")
-    for row in rows:
-        since = row["seconds_since"]
-        table.add_row(
-            row["name"],
-            "never" if since is None else f"{time_words(since)} ago",
-            str(row["turns"]),
-            str(row["failures"]),
-            byte_words(row["bytes_up"]),
-            byte_words(row["bytes_down"]),
-            row["last_failure"] or "",
-        )
-    width = None if sys.stdout.isatty() else 140
-    Console(width=width, highlight=False).print(table, markup=False)
+    since = row["seconds_since"]
+    return [
+        row["name"],
+        "never" if since is None else f"{time_words(since)} ago",
+        str(row["turns"]),
+        str(row["failures"]),
+        byte_words(row["bytes_up"]),
+        byte_words(row["bytes_down"]),
+        row["last_failure"] or "",
+    ]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
-
+from fedpeft.cli.printing import show
 from fedpeft.core.errors import EngineError, FedpeftError
 from fedpeft.core.words import byte_words
 from fedpeft.runs.environment import describe_environment, versions
@@ -35,10 +33,7 @@ def doctor_command(*, as_json: bool) -> None:
         "self_check": _self_check(),
     }
     found.pop("seed")
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        _print(found)
+    show(found, _lines(found), as_json=as_json)
     failed = [str(found[key]) for key in ("bundled_model", "self_check") if found[key] != "ok"]
     if failed:
         raise EngineError(f"doctor: this installation does not work: {'; '.join(failed)}")
@@ -56,7 +51,7 @@ def _bundled_model() -> str:
 
 
 def _self_check() -> str:
-    """Train one client for one round on the bundled digits, in a folder that goes away."""
+    """Train one client for one round on the bundled digits, in a temporary folder."""
     from fedpeft.experiment.read import validate
     from fedpeft.launch.start import run
 
@@ -69,12 +64,12 @@ def _self_check() -> str:
     try:
         with tempfile.TemporaryDirectory() as folder:
             run(validate(table, "doctor"), Path(folder) / "run")
-    except Exception as error:  # whatever it is, the user wants to read it here
+    except Exception as error:  # any failure is a finding that is shown
         return f"failed: {type(error).__name__}: {error}"
     return "ok"
 
 
-def _print(found: Mapping[str, Any]) -> None:
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     hardware = dict(found["hardware"])
     hardware["memory"] = byte_words(hardware.pop("memory_bytes"))
     hardware["gpus"] = ", ".join(hardware["gpus"]) or None
@@ -88,6 +83,6 @@ def _print(found: Mapping[str, Any]) -> None:
         },
     }
     for title, table in sections.items():
-        typer.echo(title)
+        yield title
         for name, value in table.items():
-            typer.echo(f"  {name:<22} {'-' if value is None else value}")
+            yield f"  {name:<22} {'-' if value is None else value}"

@@ -1,4 +1,4 @@
-"""How a command ends: an error of ours becomes a message and an exit code, never a traceback."""
+"""The end of a command: an error of ours becomes a message and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _INTERRUPTED = 130
 
 
 class Interrupted(Exception):
-    """The user stopped the command; the message says how to go on."""
+    """The user stopped the command; the message names the command that resumes it."""
 
 
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
-    """Turn errors of the block into a message on standard error and an exit code."""
+    """Turn errors of the block, or of a decorated command, into a message and an exit code."""
     from fedpeft.core.errors import FedpeftError
 
     try:
@@ -34,5 +34,5 @@ def ending() -> Iterator[None]:
         typer.echo("\ninterrupted", err=True)
         raise typer.Exit(_INTERRUPTED) from stop
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output is gone, and with it all complaints
+        sys.stderr.close()  # nobody reads our output any more; be silent
         raise typer.Exit(0) from None

@@ -1,8 +1,8 @@
-"""Python's garbage collector and what a command imports.
+"""Fewer runs of Python's garbage collector over what a command imports.
 
-torch, transformers and peft make some hundred thousand objects that live to the end. Looking at
-them again and again costs half a second of a start, as much in the middle of a run, and a second
-at the end, and finds nothing.
+torch, transformers and peft make some hundred thousand objects that live to the end. Collections
+that scan them find nothing, and cost half a second at the start, as much in the middle of a run,
+and a second at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["few_collections", "leave_alone"]
 
 @contextlib.contextmanager
 def few_collections() -> Iterator[None]:
-    """Collect less often inside the block, and nothing that is there at its end."""
+    """Collect less often inside the block, and never scan what exists at its end."""
     before = gc.get_threshold()
     gc.set_threshold(20_000, 10, 10)
     try:
@@ -27,5 +27,5 @@ def few_collections() -> Iterator[None]:
 
 
 def leave_alone() -> None:
-    """Never again look at what is there now: called once, when a command has its imports."""
+    """Exclude all present objects from collections: called once, after the imports of a command."""
     gc.freeze()

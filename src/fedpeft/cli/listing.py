@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import typer
 
+from fedpeft.cli.printing import show_table
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import nearest
 
+if TYPE_CHECKING:
+    from fedpeft.data.schemes import Partition
+    from fedpeft.models.tasks import Task
+    from fedpeft.tuning.methods import TuningMethod
+
 __all__ = ["LISTS", "list_command"]
 
-Rows: TypeAlias = list[dict[str, object]]
+Row: TypeAlias = dict[str, object]
 
 
 def list_command(what: str, *, as_json: bool) -> None:
@@ -28,20 +34,13 @@ def list_command(what: str, *, as_json: bool) -> None:
     rows = LISTS[what]()
     if as_json:
         typer.echo(json.dumps(rows))
-        return
-    _print_rows(rows)
+    elif rows:
+        _print_rows(rows)
+    else:
+        typer.echo(f"no {what}: fedpeft has none of its own, and no installed package adds any")
 
 
-def _methods() -> Rows:
-    from fedpeft.tuning.methods import list_methods
-
-    return [
-        {"name": row.name, "from": row.source, "what": row.summary, **row.kinds}
-        for row in list_methods()
-    ]
-
-
-def _models() -> Rows:
+def _models() -> list[Row]:
     from fedpeft.models.catalog import model_rows
 
     return [
@@ -56,14 +55,14 @@ def _models() -> Rows:
     ]
 
 
-def _datasets() -> Rows:
+def _datasets() -> list[Row]:
     from fedpeft.data.bundled import BUNDLED_DATASETS
 
-    named: Rows = [
+    named: list[Row] = [
         {"name": name, "task": row.task, "what": row.summary}
         for name, row in BUNDLED_DATASETS.items()
     ]
-    others: Rows = [
+    others: list[Row] = [
         {"name": "owner/name", "task": "any", "what": "a data set of the Hugging Face hub"},
         {"name": "DIR", "task": "any", "what": "saved by `datasets`, image folder, train.csv ..."},
         {"name": "FILE", "task": "any", "what": ".parquet, .csv, .jsonl or .npz"},
@@ -71,22 +70,7 @@ def _datasets() -> Rows:
     return [*named, *others]
 
 
-def _partitions() -> Rows:
-    from fedpeft.data.schemes import PARTITIONS
-
-    return [
-        {"name": name, "what": row.summary, "keys": ", ".join(row.uses), "needs": row.needs}
-        for name, row in PARTITIONS.items()
-    ]
-
-
-def _algorithms() -> Rows:
-    from fedpeft.experiment.tables import ALGORITHMS
-
-    return _builders(ALGORITHMS, "algorithms")
-
-
-def _engines() -> Rows:
+def _engines() -> list[Row]:
     from fedpeft.experiment.engines import ENGINES
     from fedpeft.runs.environment import versions
 
@@ -100,94 +84,90 @@ def _engines() -> Rows:
     ]
 
 
-def _stages() -> Rows:
-    from fedpeft.experiment.tables import STAGES
-
-    return _builders(STAGES, "stages")
-
-
-def _samplers() -> Rows:
-    from fedpeft.experiment.tables import SAMPLERS
-
-    what = "each client by a secret coin, for privacy.mode = central"
-    poisson: dict[str, object] = {
-        "name": "poisson",
-        "package": "fedpeft",
-        "what": what,
-        "options": "",
-    }
-    return [*_builders(SAMPLERS, "samplers"), poisson]
+def _samplers() -> list[Row]:
+    what = "each client by a secret coin flip, for privacy.mode = central"
+    poisson: Row = {"name": "poisson", "package": "fedpeft", "what": what, "options": ""}
+    return [*_group("samplers", _builder), poisson]
 
 
-def _callbacks() -> Rows:
-    from fedpeft.experiment.tables import CALLBACKS
-
-    return _builders(CALLBACKS, "callbacks")
-
-
-def _builders(ours: Mapping[str, Callable[..., object]], group: str) -> Rows:
-    """Return a row a builder: ours, then those of installed packages."""
+def _group(group: str, describe: Callable[..., Row]) -> list[Row]:
+    """Return a row for each name of a group: ours, then those of installed packages."""
     from fedpeft.experiment.plugins import installed
-    from fedpeft.experiment.tables import options_of, summary_of
+    from fedpeft.experiment.tables import OURS, load_plugin
 
-    def row(name: str, package: str, build: Callable[..., object]) -> dict[str, object]:
-        said, options = summary_of(build), _options(options_of(build))
-        return {"name": name, "package": package, "what": said, "options": options}
-
-    rows = [row(name, "fedpeft", build) for name, build in ours.items()]
+    ours = OURS[group]
+    rows = [{"name": name, "package": "fedpeft", **describe(it)} for name, it in ours.items()]
     for name, plugin in installed().of(group).items():
-        taken = "not usable: fedpeft has a name like this"
+        row: Row = {"name": name, "package": plugin.package}
         try:
-            found = plugin.load()
-            assert callable(found), f"not usable: {plugin.entry.value} is no function"
-            rows.append(row(name, plugin.package, found))
-            if name in ours:
-                rows[-1]["what"] = taken
-        except (ConfigError, AssertionError) as error:
-            rows.append(
-                {"name": name, "package": plugin.package, "what": str(error), "options": ""}
-            )
+            row |= describe(load_plugin(plugin))
+        except ConfigError as error:
+            row["what"] = str(error)
+        if name in ours:
+            row["what"] = "not usable: fedpeft has a name like this"
+        rows.append(row)
     return rows
 
 
-LISTS: Mapping[str, Callable[[], Rows]] = {
-    "algorithms": _algorithms,
-    "callbacks": _callbacks,
+def _builder(build: Callable[..., object]) -> Row:
+    from fedpeft.experiment.tables import options_of, summary_of
+
+    options = ", ".join(f"{key} = {value}" for key, value in options_of(build).items())
+    return {"what": summary_of(build), "options": options}
+
+
+def _method(method: TuningMethod) -> Row:
+    from fedpeft.tuning.peft_table import KINDS
+
+    return {
+        "from": method.source,
+        "what": method.summary,
+        **{kind: method.refused.get(kind, "yes") for kind in KINDS},
+    }
+
+
+def _partition(partition: Partition) -> Row:
+    keys = ", ".join(partition.uses)
+    return {"what": partition.summary, "keys": keys, "needs": partition.needs}
+
+
+def _task(task: Task) -> Row:
+    metric = task.headline
+    return {
+        "what": f"predicts {task.targets} from {task.inputs or 'batches'}",
+        "metric": metric.name,
+        "better": metric.better,
+    }
+
+
+LISTS: Mapping[str, Callable[[], list[Row]]] = {
+    "algorithms": partial(_group, "algorithms", _builder),
+    "callbacks": partial(_group, "callbacks", _builder),
     "datasets": _datasets,
     "engines": _engines,
-    "methods": _methods,
+    "methods": partial(_group, "methods", _method),
     "models": _models,
-    "partitions": _partitions,
+    "partitions": partial(_group, "partitions", _partition),
     "samplers": _samplers,
-    "stages": _stages,
+    "stages": partial(_group, "stages", _builder),
+    "tasks": partial(_group, "tasks", _task),
 }
-"""By the word after `fedpeft list`."""
+"""What makes the rows, by the word after `fedpeft list`."""
 
 
-def _options(options: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in options.items())
-
-
-def _print_rows(rows: Rows) -> None:
-    """Print a table; a cell that is a reason instead of a yes goes below it."""
-    from rich.console import Console
-    from rich.table import Table
-
+def _print_rows(rows: list[Row]) -> None:
+    """Print a table; a cell that is a reason instead of a yes is written below it."""
     reasons: dict[str, int] = {}
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, no_wrap=name == "name", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row, column, reasons) for column in row))
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(table)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    show_table(names, [[_cell(row.get(name), name, reasons) for name in names] for row in rows])
     for reason, number in reasons.items():
-        console.print(f"({number}) {reason}", markup=False)
+        typer.echo(f"({number}) {reason}")
 
 
-def _cell(row: Mapping[str, object], column: str, reasons: dict[str, int]) -> str:
-    value = row[column]
-    if column in ("vit", "bert", "llama", "videomae", "plain") and value != "yes":
+def _cell(value: object, column: str, reasons: dict[str, int]) -> str:
+    from fedpeft.tuning.peft_table import KINDS
+
+    if column in KINDS and value not in ("yes", None):
         return f"no ({reasons.setdefault(str(value), len(reasons) + 1)})"
     if isinstance(value, bool):
         return "yes" if value else "no"

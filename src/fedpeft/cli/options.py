@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, so that they read alike everywhere."""
+"""Options and arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Folder; by default runs/<name>-<time>."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

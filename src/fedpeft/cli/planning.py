@@ -1,7 +1,8 @@
-"""`plan` and `check`: what a run would be, and what is wrong with its file."""
+"""`plan` and `check`: what a run will cost, and what is wrong with its file."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import typer
 
 from fedpeft.build.privacy_of_run import privacy_words
+from fedpeft.cli.printing import show
 from fedpeft.core.words import byte_words
 from fedpeft.data.summary import MOST_SHOWN
 from fedpeft.experiment.experiment import Experiment
@@ -25,25 +27,19 @@ _SHOWN = 16
 
 
 def plan_command(file: Path | None, sets: Sequence[str], *, as_json: bool) -> None:
-    """Print a plan, and that of each sweep row."""
+    """Print the plan of an experiment, and those of its sweep rows."""
     experiment = read_experiment(file, sets)
     plan = make_plan(experiment)
     rows = plan_rows(read_rows(file, sets)) if experiment.sweep else {}
-    if as_json:
-        typer.echo(json.dumps({**plan.as_json(), **_rows_json(rows)}))
-        return
-    for line in [*_figure_lines(plan), *_partition_lines(plan.partition), *_row_lines(rows)]:
-        typer.echo(line)
-
-
-def _rows_json(rows: Mapping[str, Plan]) -> dict[str, object]:
-    """Return `rows`; nothing for a file without sweep rows."""
-    told = [{"row": name, **plan.as_json()} for name, plan in rows.items()]
-    return {"rows": told} if told else {}
+    found = plan.as_json()
+    if rows:
+        found["rows"] = [{"row": name, **row.as_json()} for name, row in rows.items()]
+    lines = itertools.chain(_figure_lines(plan), _partition_lines(plan.partition), _row_lines(rows))
+    show(found, lines, as_json=as_json)
 
 
 def _row_lines(rows: Mapping[str, Plan]) -> Iterator[str]:
-    """One line a row: payload of a client, of a round, of the run; one way, in theory."""
+    """Yield one line for each row: payload of a client, of a round, of the run; one way."""
     if not rows:
         return
     width = max(map(len, rows))
@@ -67,17 +63,17 @@ def check_command(file: Path | None, sets: Sequence[str]) -> None:
     notes = list(dict.fromkeys(n for each in _shapes(experiment, rows) for n in check_shapes(each)))
     for note in notes:
         typer.echo(f"note: {note}")
-    told = f", {len(rows)} sweep rows" if rows else ""
-    typer.echo(f"{file or 'quickstart.toml (bundled)'}: no problems found{told}")
+    checked = f", {len(rows)} sweep rows" if rows else ""
+    typer.echo(f"{file or 'quickstart.toml (bundled)'}: no problems found{checked}")
 
 
 def _shapes(experiment: Experiment, rows: Sequence[SweepRow]) -> list[Experiment]:
-    """Return the base and those rows that set a model or a method of their own."""
-    told = {
+    """Return the base, and one row for each model and tuning that rows set."""
+    by_shape = {
         json.dumps([row.experiment.model.model_dump(), row.experiment.tuning.model_dump()]): row
         for row in rows
     }
-    return [experiment, *(row.experiment for row in told.values())]
+    return [experiment, *(row.experiment for row in by_shape.values())]
 
 
 def _figure_lines(plan: Plan) -> Iterator[str]:
@@ -102,7 +98,7 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
 
 
 def _partition_lines(found: Partition | None) -> Iterator[str]:
-    """Draw the largest clients: a bar for the size, a strip with one shade a class."""
+    """Draw the largest clients: a bar for the size, and a strip with a shade for each class."""
     if found is None:
         yield (
             "  partition           not shown: the data is not on this machine, or there are more "

@@ -6,7 +6,8 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import typer
 from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.ending import Interrupted
 from fedpeft.cli.garbage import leave_alone
+from fedpeft.cli.printing import show, show_table
 from fedpeft.core.words import byte_words
 from fedpeft.experiment.read import read_experiment, read_toml
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.launch.progress import Report, show_progress, time_words
 from fedpeft.launch.start import run
-from fedpeft.launch.sweep import Event, Failed, Finished, RowResult, results_json, sweep
+from fedpeft.launch.sweep import Event, Failed, Finished, results_json, sweep
 from fedpeft.launch.sweep_table import TableLine, headline_of, table_lines
 from fedpeft.runs.folder import RunFolder, default_out
 from fedpeft.runs.watch import RoundDone
@@ -34,30 +36,23 @@ def run_command(
     """Run one experiment and print its summary.
 
     Raises:
-      Interrupted: saying how to go on.
+      Interrupted: with the command that resumes the run.
     """
     source = file
     if resume and file is None and out is not None and RunFolder(out).experiment.exists():
-        source = RunFolder(out).experiment  # a run folder alone is enough to go on
+        source = RunFolder(out).experiment  # the folder alone is enough to resume
     experiment = read_experiment(source, sets)
     leave_alone()
     place = out if out or resume else default_out(experiment.name)
     again = ["fedpeft", "run", *([str(file)] if file else []), *_options("--set", sets)]
     try:
         with show_progress(sys.stderr) as report:
-
-            def on_round(done: RoundDone) -> None:
-                report(experiment.tuning.method, done)
-
+            on_round = partial(report, experiment.tuning.method)
             summary = run(experiment, place, resume=resume, on_round=on_round)
     except KeyboardInterrupt as stop:
         command = shlex.join([*again, "--out", str(place), "--resume"])
         raise Interrupted(f"interrupted; go on with: {command}") from stop
-    if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    for line in _summary_lines(summary):
-        typer.echo(line)
+    show(summary, _summary_lines(summary), as_json=as_json)
 
 
 def sweep_command(
@@ -71,15 +66,15 @@ def sweep_command(
 
     Args:
       file: the experiment file; None is the quickstart.
-      overrides: those of `--set` and of `--over`.
+      overrides: the values of `--set` and those of `--over`.
       out: the sweep's folder.
-      as_json: print the results as a list instead.
+      as_json: print the results as a JSON list instead.
 
     Returns:
       the worst exit code of the runs.
 
     Raises:
-      Interrupted: saying how to go on.
+      Interrupted: with the command that resumes the run.
     """
     sets, overs = overrides
     rows = read_rows(file, sets, overs)
@@ -87,7 +82,7 @@ def sweep_command(
     place = out or default_out(f"{read_toml(file).get('name', 'fedpeft')}-sweep")
     try:
         with show_progress(sys.stderr) as report:
-            results = sweep(rows, place, lambda row, event: _tell(report, row, event))
+            results = sweep(rows, place, partial(_report_event, report))
     except KeyboardInterrupt as stop:
         again = ["fedpeft", "sweep", *([str(file)] if file else [])]
         again += [*_options("--set", sets), *_options("--over", overs), "--out", str(place)]
@@ -98,37 +93,42 @@ def sweep_command(
     else:
         _print_table(table_lines(found))
         typer.echo(f"sweep folder: {place}   next: fedpeft report {place}")
-    _complain(results)
-    return max((_code(result) for result in results), default=0)
+    failed = [(result.row.name, result.end) for result in results if isinstance(result.end, Failed)]
+    for name, end in failed:
+        typer.echo(f"error: {name}: {end.message}", err=True)
+    return max((end.exit_code for _, end in failed), default=0)
 
 
 def _options(name: str, values: Sequence[str]) -> list[str]:
     return [part for value in values for part in (name, value)]
 
 
-def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Say what came out, in a few lines."""
+def _summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the headline figures of a run as text."""
     if "delta_digest" not in summary:
-        return [f"done; the run folder is on the SuperLink's machine: {summary['run_dir']}"]
+        yield f"done; the run folder is on the SuperLink's machine: {summary['run_dir']}"
+        return
     metric = headline_of(summary)
-    score = f"{metric} {summary.get(metric, math.nan):.4g}"
-    best = summary.get(f"best_{metric}", math.nan)
-    took = time_words(float(summary["seconds"]))
+    score, best = summary.get(metric, math.nan), summary.get(f"best_{metric}", math.nan)
+    yield (
+        f"{metric} {score:.4g} (best {best:.4g}) after {summary['rounds']} rounds in "
+        f"{time_words(float(summary['seconds']))}, method {summary['method']}"
+    )
     turns = max(1, int(summary["rounds"]) * int(summary["cohort"]))
     up, down = int(summary["bytes_up"]), int(summary["bytes_down"])
-    return [
-        f"{score} (best {best:.4g}) after {summary['rounds']} rounds in {took}, "
-        f"method {summary['method']}",
+    yield (
         f"trained {summary['trainable_parameters']:,} parameters, in theory "
         f"{byte_words(summary['payload_bytes'])} a message; sent {byte_words(up / turns)} up and "
-        f"{byte_words(down / turns)} down a client and round, {byte_words(up + down)} in all",
-        *([f"frozen prefix: {summary['prefix']}"] if summary.get("prefix_cache_bytes") else []),
-        *([f"privacy: {privacy_words(summary)}"] if "privacy" in summary else []),
-        f"run folder: {summary['run_dir']}   next: fedpeft report {summary['run_dir']}",
-    ]
+        f"{byte_words(down / turns)} down a client and round, {byte_words(up + down)} in all"
+    )
+    if summary.get("prefix_cache_bytes"):
+        yield f"frozen prefix: {summary['prefix']}"
+    if "privacy" in summary:
+        yield f"privacy: {privacy_words(summary)}"
+    yield f"run folder: {summary['run_dir']}   next: fedpeft report {summary['run_dir']}"
 
 
-def _tell(report: Report, row: SweepRow, event: Event) -> None:
+def _report_event(report: Report, row: SweepRow, event: Event) -> None:
     if isinstance(event, RoundDone):
         report(row.name, event)
     elif isinstance(event, Finished):
@@ -138,24 +138,15 @@ def _tell(report: Report, row: SweepRow, event: Event) -> None:
 
 
 def _print_table(lines: Sequence[TableLine]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
     metric = lines[0].metric if lines else "accuracy"
-    for name in ("method", metric, "trained", "payload", "up*", "down*", "total", "time"):
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*_cells(line))
-    width = None if sys.stdout.isatty() else 140
-    Console(width=width).print(table)
+    names = ("method", metric, "trained", "payload", "up*", "down*", "total", "time")
+    show_table(names, map(_cells, lines), numbers=True)
     typer.echo("* bytes sent for each client and round, as encoded; payload is one way, in theory")
 
 
 def _cells(line: TableLine) -> list[str]:
-    label = (
-        line.label if line.finished == line.runs else f"{line.label} ({line.finished}/{line.runs})"
-    )
+    whole = line.finished == line.runs
+    label = line.label if whole else f"{line.label} ({line.finished}/{line.runs})"
     if not line.finished:
         return [label, "failed", *[""] * 6]
     spread = "" if math.isnan(line.deviation) else f" ± {line.deviation:.4f}"
@@ -169,13 +160,3 @@ def _cells(line: TableLine) -> list[str]:
         byte_words(line.total_bytes),
         time_words(line.seconds),
     ]
-
-
-def _complain(results: Sequence[RowResult]) -> None:
-    for result in results:
-        if isinstance(result.end, Failed):
-            typer.echo(f"error: {result.row.name}: {result.end.message}", err=True)
-
-
-def _code(result: RowResult) -> int:
-    return result.end.exit_code if isinstance(result.end, Failed) else 0

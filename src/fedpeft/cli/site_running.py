@@ -1,4 +1,4 @@
-"""How `node` runs: the worker, the SuperNode, or both, until it is told to end."""
+"""`node`: runs the worker, the SuperNode, or both, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PARENT = "FEDPEFT_NODE_PROCESS"
 
 
 def check_command(file: Path, part: str, *, unprotected: bool) -> int:
-    """Print every problem of a site file, or what the site offers; return the exit code."""
+    """Print every problem of a site file, or else a summary of the site; return the exit code."""
     _check_part(part)
     site = read_site(file)
     problems = site_problems(site, part=part, unprotected=unprotected)
@@ -35,7 +35,7 @@ def check_command(file: Path, part: str, *, unprotected: bool) -> int:
         typer.echo(problem, err=True)
     if problems:
         return ConfigError.exit_code
-    for line in _offer(site):
+    for line in _summary_lines(site):
         typer.echo(line)
     return 0
 
@@ -63,7 +63,7 @@ def node_command(file: Path, part: str, *, unprotected: bool) -> None:
     children = [_supernode(file, site)]
     if part == "all" and site.worker.resident:
         children.insert(0, _worker(file, unprotected=unprotected))
-    follow(children, goes_on=_until_told())
+    follow(children, goes_on=_until_signal())
 
 
 def _check_part(part: str) -> None:
@@ -72,10 +72,10 @@ def _check_part(part: str) -> None:
 
 
 def _work(site: SiteConfig) -> None:
-    """Be the worker."""
+    """Run the worker in this process."""
     from fedpeft.federation.site_side import make_site
 
-    goes_on, parent = _until_told(), os.environ.get(_PARENT)
+    goes_on, parent = _until_signal(), os.environ.get(_PARENT)
     serve(
         _socket(site),
         make_site(site).take,
@@ -98,12 +98,12 @@ def _supernode(file: Path, site: SiteConfig) -> Child:
     elif is_loopback(link.address):
         typer.echo("note: no superlink.trusted_keys: any bundle of the server is run", err=True)
     config: dict[str, str | float] = {"site": site.name, SECONDS: site.worker.seconds}
-    door = {SOCKET: str(_socket(site))} if site.worker.resident else {SITE: str(file.absolute())}
+    entry = {SOCKET: str(_socket(site))} if site.worker.resident else {SITE: str(file.absolute())}
     return supernode(
         NodeSettings(
             link.address,
             state / "flower",
-            config | door,
+            config | entry,
             link.root_certificates,
             link.private_key,
             trusted,
@@ -116,22 +116,22 @@ def _socket(site: SiteConfig) -> Path:
     return Path(site.state) / "door" / "worker"
 
 
-def _until_told() -> Callable[[], bool]:
-    """Return a function that says no once Ctrl-C or SIGTERM came."""
-    told: list[int] = []
+def _until_signal() -> Callable[[], bool]:
+    """Return a function that is true until Ctrl-C or SIGTERM comes; a second one interrupts."""
+    received: list[int] = []
 
-    def hear(number: int, frame: object) -> None:
-        told.append(number)
-        if len(told) > 1:
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, hear)
-    signal.signal(signal.SIGINT, hear)
-    return lambda: not told
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    return lambda: not received
 
 
 def _data_problems(site: SiteConfig) -> list[str]:
-    """Open the data as far as that goes without a model."""
+    """Return what is wrong with the data, as far as that shows without a model."""
     from fedpeft.core.errors import DataError
     from fedpeft.data.request import DataRequest
     from fedpeft.data.source import choose_splits, read_source
@@ -144,7 +144,7 @@ def _data_problems(site: SiteConfig) -> list[str]:
     return [] if len(train) else [f"data.source: {site.data.source} has no rows"]
 
 
-def _offer(site: SiteConfig) -> list[str]:
+def _summary_lines(site: SiteConfig) -> list[str]:
     allow, link = site.allow, site.superlink
     models = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
     return [

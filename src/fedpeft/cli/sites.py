@@ -1,4 +1,4 @@
-"""`node`, `sign` and `split`: a site, the bundle that it trusts, and parts to try it with."""
+"""`node`, `sign` and `split`: a site, the bundle that it trusts, and test data for sites."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["node", "sign", "split"]
 
 
 @app.command()
+@ending()
 def node(
     site: Annotated[Path, typer.Argument(metavar="SITE.toml", hidden=True)],
     check: Annotated[
-        bool, typer.Option("--check", help="List everything wrong with the file, and end.")
+        bool, typer.Option("--check", help="List every problem of the file, and end.")
     ] = False,
     part: Annotated[
         str, typer.Option("--part", help="all, worker (data) or supernode (network).")
@@ -34,8 +35,8 @@ def node(
 ) -> None:
     """Take part in a federation as one site.
 
-    SITE.toml names this site, its own data, the server's address, and what experiments may do
-    here. A worker holds backbone and data; a SuperNode speaks with the server. Ctrl-C ends both.
+    SITE.toml holds the site's name, its data, the server's address and limits on experiments. A
+    worker holds backbone and data; a SuperNode connects to the server. Ctrl-C ends both.
 
     \b
     Examples:
@@ -43,74 +44,74 @@ def node(
       fedpeft node site.toml
       fedpeft node site.toml --part worker
     """
-    with ending():
-        from fedpeft.cli import site_running
+    from fedpeft.cli import site_running
 
-        if check:
-            raise typer.Exit(site_running.check_command(site, part, unprotected=unprotected))
-        site_running.node_command(site, part, unprotected=unprotected)
+    if check:
+        raise typer.Exit(site_running.check_command(site, part, unprotected=unprotected))
+    site_running.node_command(site, part, unprotected=unprotected)
 
 
 @app.command()
+@ending()
 def split(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
     experiment: File = None,
     sets: Sets = None,
     superlink: Annotated[
-        str, typer.Option("--superlink", metavar="HOST:PORT", help="For the sites' files.")
+        str,
+        typer.Option("--superlink", metavar="HOST:PORT", help="Address in the sites' files."),
     ] = "127.0.0.1:8000",
     certificates: Annotated[
         Path | None,
-        typer.Option("--certificates", metavar="DIR", help="Of deploy/certificates.sh."),
+        typer.Option("--certificates", metavar="DIR", help="Output of deploy/certificates.sh."),
     ] = None,
 ) -> None:
     """Write each client's part of an experiment as a folder.
 
-    Each has the data and a site.toml for `fedpeft node`. DIR/server has the test set, and the
-    experiment for `fedpeft run`: it gives the same delta as the experiment on one machine.
+    Each folder holds data and a site.toml for `fedpeft node`. DIR/server holds the test set and the
+    experiment for `fedpeft run`, which gives the same delta as the experiment on one machine.
 
     \b
     Examples:
       fedpeft split my.toml --to parts
       fedpeft split --set data.partition.clients=3 --to parts --certificates certs
     """
-    with ending():
-        from fedpeft.experiment.read import read_experiment
-        from fedpeft.federation.split import ServerAddress
-        from fedpeft.federation.split import split as split_into
+    from fedpeft.experiment.read import read_experiment
+    from fedpeft.federation.split import ServerAddress
+    from fedpeft.federation.split import split as split_into
 
-        address = ServerAddress(superlink, certificates)
-        *sites, server = split_into(read_experiment(experiment, sets or []), to, address)
-        typer.echo(f"{len(sites)} sites: {sites[0]} to {sites[-1]}")
-        typer.echo(f"server: {server / 'experiment.toml'}")
-        typer.echo(f"next: fedpeft node {os.path.join(sites[0], 'site.toml')} --check")
+    address = ServerAddress(superlink, certificates)
+    *sites, server = split_into(read_experiment(experiment, sets or []), to, address)
+    typer.echo(f"{len(sites)} sites: {sites[0]} to {sites[-1]}")
+    typer.echo(f"server: {server / 'experiment.toml'}")
+    typer.echo(f"next: fedpeft node {os.path.join(sites[0], 'site.toml')} --check")
 
 
 @app.command()
+@ending()
 def sign(
     key: Annotated[
         Path, typer.Option("--key", metavar="FILE", help="Private key of ssh-keygen -t ed25519.")
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="For the signature.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="File of the signature.")],
 ) -> None:
-    """Vouch for the app bundle of this release.
+    """Sign the app bundle of this release.
 
     A site with superlink.trusted_keys runs only bundles that one of these keys has signed. The
-    server gets the signature (engine.signatures), and never the key. The bundle depends on the
-    release alone: a few lines that call fedpeft as it is installed at the site.
+    server gets the signature (engine.signatures) but never the key. The bundle depends on the
+    release alone: it is a few lines that call the fedpeft that is installed at the site.
 
     \b
     Examples:
       ssh-keygen -t ed25519 -N "" -f publisher
       fedpeft sign --key publisher --to publisher.signature.json
     """
-    with ending():
-        from fedpeft.engines.flower.messages import require_flower
-        from fedpeft.federation.bundle import sign as sign_bundle
-        from fedpeft.federation.bundle import write_signature
-        from fedpeft.federation.control import make_bundle
+    from fedpeft.engines.flower.messages import require_flower
+    from fedpeft.federation.bundle import sign as sign_bundle
+    from fedpeft.federation.bundle import write_signature
+    from fedpeft.federation.control import make_bundle
 
-        require_flower()
-        signature = sign_bundle(make_bundle(), key)
-        write_signature(to, signature)
-        typer.echo(f"signed: bundle {signature.bundle[:16]}, key {signature.key}, written to {to}")
+    require_flower()
+    signature = sign_bundle(make_bundle(), key)
+    write_signature(to, signature)
+    typer.echo(f"signed: bundle {signature.bundle[:16]}, key {signature.key}, written to {to}")

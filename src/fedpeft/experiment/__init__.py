@@ -1,1 +1,1 @@
-"""An experiment: its file, its run, its folder, its report."""
+"""The experiment file and the site file: schemas, reading, checks, defaults, names to builders."""

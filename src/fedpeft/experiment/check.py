@@ -1,4 +1,4 @@
-"""What the schema cannot see: names that need a table, options, keys that contradict."""
+"""Checks beyond the schema: names that need a table, options, keys that contradict each other."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ def problems_of(experiment: Experiment, plugins: Plugins) -> list[str]:
 
     Args:
       experiment: that passed the schema.
-      plugins: what names may mean beside ours.
+      plugins: names of installed packages that it may use.
     """
-    checks: list[Callable[[Experiment], Iterator[str]]] = [
-        lambda experiment: _model(experiment, plugins),
-        lambda experiment: _tuning(experiment, plugins),
-        lambda experiment: _federation(experiment, plugins),
-        stability_problems,
-        lambda experiment: _client(experiment, plugins),
-        lambda experiment: _wire(experiment, plugins),
-        _engine,
-        lambda experiment: _data(experiment, plugins),
-        privacy_problems,
+    return [
+        *_model(experiment, plugins),
+        *_tuning(experiment, plugins),
+        *_federation(experiment, plugins),
+        *stability_problems(experiment),
+        *_client(experiment, plugins),
+        *_wire(experiment, plugins),
+        *_engine(experiment),
+        *_data(experiment, plugins),
+        *privacy_problems(experiment),
     ]
-    return [line for check in checks for line in check(experiment)]
 
 
 def _lines(call: Callable[[], Any]) -> Iterator[str]:
-    """Run a builder; its error's lines are problems."""
+    """Call a builder; yield the lines of its error as problems."""
     try:
         call()
     except FedpeftError as error:
@@ -82,23 +81,23 @@ def _federation(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     )
     yield from _sampling(experiment, plugins)
     yield from _lines(lambda: tables.make_callbacks(experiment.run.callbacks, plugins))
-    asked = federation.clients_per_round
-    if clients and asked > clients:
+    cohort = federation.clients_per_round
+    if clients and cohort > clients:
         yield (
-            f"federation.clients_per_round: found {asked}; allowed is at most "
+            f"federation.clients_per_round: found {cohort}; allowed is at most "
             f"{clients} (data.partition.clients)"
         )
-    if federation.min_replies > asked:
+    if federation.min_replies > cohort:
         yield (
             f"federation.min_replies: found {federation.min_replies}; allowed is at most "
-            f"{asked} (federation.clients_per_round)"
+            f"{cohort} (federation.clients_per_round)"
         )
 
 
 def _sampling(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
-    """Yield what is wrong with the sampler; a cohort that follows what clients say is not private.
+    """Yield what is wrong with the sampler; a cohort that depends on replies is not private.
 
-    `poisson` is no sampler of a table: it draws from the secret of a private run.
+    `poisson` is in no table of samplers: it draws from the secret of a private run.
     """
     federation = experiment.federation
     if federation.sampling == "poisson":
@@ -153,18 +152,19 @@ def _engine(experiment: Experiment) -> Iterator[str]:
     if not chosen.shares_passes and engine.clients_per_pass not in (None, 1):
         yield (
             f"engine.clients_per_pass: found {engine.clients_per_pass!r} with engine.name = "
-            f"{engine.name!r}, which runs one client a process; allowed is 1, or 'local'"
+            f"{engine.name!r}, which trains one client at a time in a process; allowed is 1, or "
+            "engine.name = 'local'"
         )
     if chosen.deployed:
         yield from _deployment(experiment)
 
 
 def _deployment(experiment: Experiment) -> Iterator[str]:
-    """Yield what only a simulation can do, and that the number of sites is not said."""
+    """Yield settings that only a simulation has, and a missing number of sites."""
     if experiment.data.partition.clients is None:
         yield "data.partition.clients: not set; a deployment needs the number of its sites"
     if experiment.stability is not None:
-        yield "[stability]: simulates a world of clients; a deployment has a real one"
+        yield "[stability]: simulates clients that fail; a deployment has real ones. Leave it out"
     if experiment.federation.mode == "buffered":
         yield "federation.mode: found 'buffered', on a simulated clock; a deployment is synchronous"
     if experiment.federation.evaluate_clients:
@@ -182,10 +182,9 @@ def _data(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
         )
     yield from _lines(lambda: tables.partition_rule(scheme, plugins))
     if data.partition.options and scheme in PARTITIONS:
-        yield f"data.partition.options: {scheme} has none; its keys stand beside scheme"
-    dealt = scheme != "drawn"
-    if dealt and size and clients and clients > size:
+        yield f"data.partition.options: {scheme!r} has none; set its keys in [data.partition]"
+    if scheme != "drawn" and size and clients and clients > size:
         yield (
             f"data.partition.clients: found {clients} with {size} examples; "
-            "allowed is at most one client an example"
+            "allowed is at most one client for each example"
         )

@@ -1,4 +1,4 @@
-"""What `[privacy]` refuses: settings that would not protect, each with the reason."""
+"""Checks of `[privacy]`: settings that would not protect are refused, each with the reason."""
 
 from __future__ import annotations
 
@@ -59,26 +59,26 @@ def _outside(experiment: Experiment) -> Iterator[str]:
     if federation.min_replies > 1:
         yield (
             f"federation.min_replies: found {federation.min_replies} with privacy.mode = {mode!r}; "
-            "allowed is 1 (the default, and no minimum here): ending a run because few came tells "
-            "who came"
+            "allowed is 1 (the default, and no minimum here): ending a run because of few replies "
+            "reveals who replied"
         )
     if federation.evaluate_clients:
         yield (
-            f"federation.evaluate_clients: found true with privacy.mode = {mode!r}; figures client "
-            "by client use their labels, outside of clip and noise. Set it to false"
+            f"federation.evaluate_clients: found true with privacy.mode = {mode!r}; figures of "
+            "single clients use their labels without clip and noise. Set it to false"
         )
     if federation.mode != "synchronous":
         yield (
             f"federation.mode: found {federation.mode!r} with privacy.mode = {mode!r}; allowed is "
-            "'synchronous': epsilon counts a known schedule, and here the clock decides"
+            "'synchronous': epsilon counts a known schedule, and here the clock decides it"
         )
     if experiment.stability is not None:
         yield (
-            f"stability: found with privacy.mode = {mode!r}; who is asked and who answers then "
-            "depends on more than the schedule that epsilon counts. Leave the table out"
+            f"stability: found with privacy.mode = {mode!r}; it makes cohorts and replies depend "
+            "on more than the schedule that epsilon counts. Leave the table out"
         )
     if experiment.data.transforms.normalize == "dataset":
         yield (
             f"data.transforms.normalize: found 'dataset' with privacy.mode = {mode!r}; mean and "
-            "deviation of all clients' data are not noised. Use 'model', or a mean and a std"
+            "deviation of all clients' data would get no noise. Use 'model', or a mean and a std"
         )

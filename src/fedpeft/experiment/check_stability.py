@@ -1,4 +1,4 @@
-"""What the schema cannot see of `[stability]` and `[federation.buffered]`."""
+"""Checks of `[stability]` and `[federation.buffered]` beyond the schema."""
 
 from __future__ import annotations
 
@@ -14,21 +14,16 @@ _SUFFIXES = (".csv", ".jsonl")
 
 
 def stability_problems(experiment: Experiment) -> Iterator[str]:
-    """Yield every problem, a line each."""
+    """Yield every problem of the two tables, a line each."""
     yield from _buffered(experiment)
     yield from _trace(experiment)
     stability = experiment.stability
-    if stability and stability.stragglers == "none" and "straggler_shape" in _given(experiment):
+    given = stability.model_dump(exclude_defaults=True) if stability else {}
+    if stability and stability.stragglers == "none" and "straggler_shape" in given:
         yield (
             "stability.straggler_shape: found without stability.stragglers; set that to "
             "'lognormal' or 'pareto'"
         )
-
-
-def _given(experiment: Experiment) -> set[str]:
-    """Return the keys of `[stability]` that differ from their defaults."""
-    stability = experiment.stability
-    return set(stability.model_dump(exclude_defaults=True)) if stability else set()
 
 
 def _buffered(experiment: Experiment) -> Iterator[str]:
@@ -49,8 +44,8 @@ def _buffered(experiment: Experiment) -> Iterator[str]:
         )
     if stability and stability.choose_from == "available":
         yield (
-            "stability.choose_from: found with federation.mode = 'buffered', which always asks "
-            "clients that are available; leave the key out"
+            "stability.choose_from: found with federation.mode = 'buffered', which always draws "
+            "from available clients; leave the key out"
         )
     if stability and stability.over_selection != 1:
         yield (

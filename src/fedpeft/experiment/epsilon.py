@@ -1,7 +1,7 @@
-"""What the privacy of a resolved experiment costs.
+"""The epsilon of an experiment with privacy, and the noise that a given epsilon needs.
 
 epsilon given           the noise multiplier is calibrated; the run stops before exceeding it
-noise_multiplier given  epsilon is what comes out
+noise_multiplier given  epsilon is computed
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def resolve_privacy(experiment: Experiment) -> Experiment:
-    """Make the noise multiplier explicit.
+    """Calibrate the noise multiplier where only a target epsilon is given.
 
     Raises:
       PrivacyError: if no noise reaches the target.
@@ -41,7 +41,7 @@ def resolve_privacy(experiment: Experiment) -> Experiment:
 
 
 def epsilon_after(experiment: Experiment, rounds: int) -> float | None:
-    """Return what a resolved experiment has spent after so many rounds; None without a guarantee.
+    """Return the epsilon of a resolved experiment after some rounds; None without a guarantee.
 
     None also stands for an infinite epsilon (no noise).
     """
@@ -62,7 +62,7 @@ def may_go_on(experiment: Experiment, rounds: int) -> bool:
 
 
 def mechanism_of(experiment: Experiment) -> Mechanism:
-    """Return the mechanism that an experiment repeats; without noise where none is set yet."""
+    """Return the mechanism that an experiment repeats; its noise is 0 where none is set yet."""
     federation, clients = experiment.federation, num_clients(experiment)
     amplified = federation.sampling == "poisson" and clients is not None
     probability = federation.clients_per_round / clients if amplified and clients else None
@@ -71,10 +71,14 @@ def mechanism_of(experiment: Experiment) -> Mechanism:
 
 
 def uses_after(experiment: Experiment, rounds: int) -> int:
-    """Return how often the mechanism ran on one unit of data in so many rounds, for the busiest.
+    """Return how often the mechanism ran on one unit of data of the busiest client.
 
     Without amplification the schedule of cohorts is public and depends on seed and number of
-    clients alone, so its busiest client is known; where that number is not, each round counts.
+    clients alone, so that its busiest client is known; without that number each round counts.
+
+    Args:
+      experiment: resolved.
+      rounds: how many.
     """
     federation, clients = experiment.federation, num_clients(experiment)
     if federation.sampling == "fixed" and clients is not None:
@@ -83,7 +87,7 @@ def uses_after(experiment: Experiment, rounds: int) -> int:
 
 
 def uses_a_turn(experiment: Experiment) -> int:
-    """Return how often the mechanism runs on one unit of a client's data in one turn."""
+    """Return how often the mechanism runs on one unit of data in one turn of its client."""
     counts_epochs = PRIVACY_MODES[experiment.privacy.mode].counts_epochs
     return experiment.client.epochs if counts_epochs else 1
 

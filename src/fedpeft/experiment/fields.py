@@ -1,12 +1,12 @@
-"""Types of the values in an experiment file and in a site's file."""
+"""Tables of an experiment file and of a site's file: their base, and the types of their values."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, Field
 
-__all__ = ["STRICT", "Above", "Fraction", "NotNegative", "Options", "Port", "Positive"]
+__all__ = ["Above", "Fraction", "NotNegative", "Options", "Port", "Positive", "Table"]
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -15,5 +15,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Options = dict[str, Any]  # values are checked by the builder that the name selects
 
-STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
-"""No unknown key, no value of another type, no change after reading."""
+
+class Table(BaseModel, extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True):
+    """A table: no unknown key, no value of another type, no change after reading.
+
+    The docstring below a key is its description in the reference pages.
+    """

@@ -1,10 +1,10 @@
-"""Plug-ins: what installed packages add to the names that an experiment may use.
+"""Plug-ins: names that installed packages add to those that an experiment may use.
 
     [project.entry-points."fedpeft.algorithms"]        a package's own pyproject.toml
     coordinate_median = "my_package.rules:coordinate_median"
 
-A name is only looked up here; its package is imported when an experiment uses it. A name of ours is
-never replaced by a package's.
+Names are only looked up here; a package is imported when an experiment uses its name. No package
+can replace a name of ours.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from fedpeft.core.errors import ConfigError
 __all__ = ["GROUPS", "Origin", "Plugin", "Plugins", "installed", "origin_of"]
 
 GROUPS = ("algorithms", "callbacks", "methods", "partitions", "samplers", "stages", "tasks")
-"""What packages may add; the entry points of a group stand under `fedpeft.GROUP`."""
+"""Groups that packages may add to; the entry points of a group are under `fedpeft.GROUP`."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an object that an experiment used comes from.
+    """The origin of an object that an experiment used.
 
     Attributes:
       name: `package.module:name`; "" where it has none, such as a function inside a function.
@@ -48,7 +48,7 @@ class Plugin:
       name: as experiments write it.
       package: name of the installed package.
       version: of the package.
-      entry: says what to import.
+      entry: the entry point, which is imported by `load`.
     """
 
     group: str
@@ -58,14 +58,14 @@ class Plugin:
     entry: EntryPoint = field(repr=False)
 
     def load(self) -> object:
-        """Import the package and return what the name stands for.
+        """Import the package and return the object that the name stands for.
 
         Raises:
           ConfigError: if that fails.
         """
         try:
             return self.entry.load()
-        except Exception as error:  # whatever a foreign module does when it is imported
+        except Exception as error:  # a foreign module may raise anything
             raise ConfigError(
                 f"plug-in {self.name!r} of {self.package} {self.version} ({self.entry.value}) "
                 f"cannot be imported: {type(error).__name__}: {error}"
@@ -87,7 +87,7 @@ class Plugins:
         return self.found.get(group, {})
 
     def only(self, names: Collection[str]) -> Plugins:
-        """Return those with these names; a site keeps what its operator allows."""
+        """Return the plug-ins with these names; a site keeps those that its operator allows."""
         return Plugins(
             {
                 group: {name: plugin for name, plugin in rows.items() if name in names}
@@ -118,11 +118,11 @@ def installed() -> Plugins:
 
 
 def origin_of(*parts: object) -> Origin:
-    """Say where an object comes from, for the record of a run.
+    """Return where an object comes from, for the record of a run.
 
     Args:
-      parts: the object itself, or the functions that it is made of: the first that is no part of
-        this package counts. A function made inside another is named by the outer one.
+      parts: the object itself, or the functions that it is made of: the first one from outside
+        this package counts. A function made inside another has the name of the outer one.
     """
     described = [part if _is_code(part) else type(part) for part in parts]
     foreign = [code for code in described if not code.__module__.startswith("fedpeft.")]

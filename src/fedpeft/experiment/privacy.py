@@ -1,4 +1,4 @@
-"""`[privacy]`: its keys, and the one table of its modes.
+"""`[privacy]`: its keys, and the table of its modes.
 
     mode      protects   noise by   noise on                       promises
     none                                                           nothing
@@ -7,9 +7,9 @@
     example   example    client     a sum of clipped gradients     epsilon
     paper                           a batch's mean gradient        nothing
 
-Everything in which modes differ is in their row. What follows from a promise is the same for all of
-them: a constant denominator, weight 1 and no figures in replies, and no BatchNorm that trains.
-Builders import what they build: a site's light processes read this file too.
+All differences between modes are in their rows. Every mode with a guarantee has a constant
+denominator, weight 1 and no figures in replies, and no BatchNorm that trains. Builders import what
+they build, because the light processes of a site read this file too.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from fedpeft.experiment.fields import STRICT, Above, NotNegative
+from fedpeft.experiment.fields import Above, NotNegative, Table
 from fedpeft.wire.accounting import author_deviation, gaussian_deviation
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ class PrivacyMode:
     """One mode of `[privacy]`.
 
     Attributes:
-      unit: what epsilon protects; None promises nothing.
+      unit: what epsilon protects; None: there is no guarantee.
       noise_by: who adds the noise that epsilon counts, and keeps its secret root: the server in its
         checkpoint, or each client in its memory; None: there is no secret.
-      note: what outputs say of a run with noise; may hold `{variant}`.
+      note: the description of a run with noise in outputs; may hold `{variant}`.
       stage: builds the first stage of the way up; None: there is none.
-      gradient: builds what clients do to their gradients; None: nothing.
-      distance: how far one unit moves what is noised, in clip bounds: 2 where noise must hide which
-        of two values was sent.
+      gradient: builds how clients clip and noise their gradients; None: they do not.
+      distance: how far one unit moves what is noised, in units of `clip_norm`: 2 where noise must
+        hide which of two values was sent.
       counts_epochs: the mechanism runs once an epoch on a unit; else once a round.
       secret_cohorts: cohorts may be drawn by secret coins, which amplifies privacy.
       empty_rounds: a round without a reply is legal.
@@ -126,7 +126,7 @@ def _client_problems(chosen: PrivacyConfig, clients: int | None) -> Iterator[str
     if clients and chosen.delta * clients >= 1:
         yield (
             f"privacy.delta: found {chosen.delta} with {clients} clients; allowed is below 1 / "
-            f"{clients}: at that delta a mechanism may publish one client's update whole"
+            f"{clients}: a mechanism with that delta may publish the whole update of a client"
         )
 
 
@@ -181,27 +181,23 @@ else:
     ModeName = Literal[tuple(PRIVACY_MODES)]  # the schema allows what the table names
 
 
-class PrivacyConfig(BaseModel):
+class PrivacyConfig(Table):
     """`[privacy]`: differential privacy."""
 
-    model_config = STRICT
-    mode: ModeName = Field(
-        "none", description="where updates or gradients are noised; paper guarantees nothing"
-    )
-    variant: Literal["author", "corrected"] = Field(
-        "corrected", description="of mode paper: its code, or its correct formula"
-    )
-    epsilon: Above | None = Field(
-        None, description="the budget of the run; the noise is calibrated to it"
-    )
-    noise_multiplier: NotNegative | None = Field(
-        None, description="deviation of the noise over clip_norm; calibrated where not given"
-    )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-3, description="of (epsilon, delta)")
-    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="L2 bound of what is noised")
-    reproducible_noise: bool = Field(
-        False, description="noise from the seed, for tests: not private"
-    )
+    mode: ModeName = "none"
+    """Where updates or gradients get their noise; `paper` guarantees nothing."""
+    variant: Literal["author", "corrected"] = "corrected"
+    """Mode `paper`: the formula of the authors' code, or the correct one."""
+    epsilon: Above | None = None
+    """Privacy budget of the run; the noise is calibrated to it."""
+    noise_multiplier: NotNegative | None = None
+    """Standard deviation of the noise, in units of `clip_norm`; calibrated where not given."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    """Delta of the (epsilon, delta) guarantee."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """L2 bound of what is noised."""
+    reproducible_noise: bool = False
+    """Draw the noise from the seed, for tests: not private."""
 
     @property
     def deviation(self) -> float:

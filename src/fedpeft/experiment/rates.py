@@ -1,4 +1,4 @@
-"""The local learning rate of an experiment that names none."""
+"""The local learning rate of an experiment, and its defaults."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ BUNDLED_MODEL = "vit-glyphs-8"
 
 
 def learning_rate(experiment: Experiment) -> float:
-    """Return the local learning rate: as given, else the searched table, else the paper's."""
+    """Return the local learning rate: the given one, else the searched one, else the paper's."""
     lr, method = experiment.client.lr, experiment.tuning.method
     if isinstance(lr, float | int):
         return float(lr)
-    defaults = tables.PAPER_LR
-    if experiment.model.name == BUNDLED_MODEL:
-        defaults = {**defaults, **read_toml(None)["client"]["lr"]}
-    table = {**defaults, **(lr or {})}
+    searched = read_toml(None)["client"]["lr"] if experiment.model.name == BUNDLED_MODEL else {}
+    table = {**tables.PAPER_LR, **searched, **(lr or {})}
     return float(table.get(method, table["bias"]))

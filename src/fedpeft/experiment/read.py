@@ -1,4 +1,4 @@
-"""Reading an experiment: file, `--set` overrides, checks, defaults that depend on other keys.
+"""Reading an experiment: the file, `--set` overrides, checks.
 
 All problems of a file are listed together, each with its key, what was found and what is allowed.
 """
@@ -116,12 +116,12 @@ def validate(table: Mapping[str, Any], where: str, plugins: Plugins | None = Non
 
     Args:
       table: as TOML gives it.
-      where: names it in errors.
-      plugins: what names may mean beside ours; None: whatever is installed here.
+      where: the name of the table in errors.
+      plugins: names of installed packages that it may use; None: all that are installed here.
 
     Raises:
       ConfigError: listing every problem, one a line.
-      PrivacyError: the same, if all of them are privacy settings that would not protect.
+      PrivacyError: listing them, if all are privacy settings that would not protect.
     """
     lines: list[str] = []
     try:
@@ -148,7 +148,7 @@ def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without(table: Mapping[str, Any], paths: Iterable[Sequence[str]]) -> Experiment:
-    """Validate what is left without the places that have problems, to find further ones."""
+    """Validate a table without the places that have problems, to find further ones."""
     rest = _copy(table)
     for *parents, last in paths:
         inner: Any = rest

@@ -1,8 +1,8 @@
-"""Resolving an experiment: every default made explicit, every name taken for what it stands for.
+"""Resolving an experiment: all defaults become explicit, and names become objects.
 
 Experiment (a file's keys) ──resolve, once──> Resolved ──> model, data, engine, rounds
                                                  ^
-                      objects that a Python user passes, plug-ins
+                         plug-ins, objects that are passed from Python
 """
 
 from __future__ import annotations
@@ -21,12 +21,7 @@ from fedpeft.experiment import tables
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
-from fedpeft.experiment.experiment import (
-    Experiment,
-    ObjectConfig,
-    StabilityConfig,
-    num_clients,
-)
+from fedpeft.experiment.experiment import Experiment, ObjectConfig, StabilityConfig, num_clients
 from fedpeft.experiment.plugins import Plugins, installed, origin_of
 from fedpeft.experiment.rates import learning_rate
 from fedpeft.models.locate import BUNDLED
@@ -37,18 +32,18 @@ from fedpeft.server.traces import PHONES
 from fedpeft.tuning.methods import TuningMethod, resolve_options
 from fedpeft.wire.stages import Stage
 
-__all__ = ["Given", "Resolved", "asked_clients", "origins", "planned_turns", "resolve"]
+__all__ = ["Given", "Resolved", "origins", "planned_turns", "requested_clients", "resolve"]
 
 
 @dataclass(frozen=True)
 class Given:
-    """Objects that take the place of names; None leaves a place to the experiment.
+    """Objects that are passed from Python and replace names; None keeps the name.
 
     Attributes:
-      algorithm: instead of `federation.algorithm`.
-      up: instead of `wire.up`.
-      sampler: instead of `federation.sampling`.
-      callbacks: beside those of `run.callbacks`.
+      algorithm: replaces `federation.algorithm`.
+      up: replaces `wire.up`.
+      sampler: replaces `federation.sampling`.
+      callbacks: added to those of `run.callbacks`.
     """
 
     algorithm: Algorithm | None = None
@@ -59,15 +54,15 @@ class Given:
 
 @dataclass(frozen=True)
 class Resolved:
-    """An experiment with every default explicit, and what its names stand for.
+    """An experiment with all defaults explicit, and the objects that its names stand for.
 
-    Names are looked up when something is asked of them: a model is loaded without the algorithm
-    that trained it.
+    A name is looked up when its property is read: a model can be loaded where the plug-in of the
+    algorithm that trained it is missing.
 
     Attributes:
       experiment: complete; a run folder that holds it repeats the run.
-      plugins: what names may mean beside ours.
-      given: objects in the place of names.
+      plugins: names of installed packages that it may use.
+      given: objects that replace names.
     """
 
     experiment: Experiment
@@ -84,7 +79,7 @@ class Resolved:
 
     @property
     def sampler(self) -> Sampler:
-        """What chooses public cohorts."""
+        """The sampler of public cohorts."""
         federation = self.experiment.federation
         return self.given.sampler or tables.make_sampler(
             federation.sampling, federation.sampling_options, self.plugins
@@ -92,25 +87,25 @@ class Resolved:
 
     @property
     def up(self) -> tuple[Stage, ...]:
-        """Stages from client to server, without those of privacy."""
+        """The stages from client to server, without those of privacy."""
         if self.given.up is not None:
             return self.given.up
         return tables.make_stages(self.experiment.wire.up, "wire.up", self.plugins)
 
     @property
     def down(self) -> tuple[Stage, ...]:
-        """Stages from server to client."""
+        """The stages from server to client."""
         return tables.make_stages(self.experiment.wire.down, "wire.down", self.plugins)
 
     @property
     def callbacks(self) -> tuple[Callback, ...]:
-        """What else happens around rounds."""
+        """The callbacks that are named and those that are given, in this order."""
         named = tables.make_callbacks(self.experiment.run.callbacks, self.plugins)
         return (*named, *self.given.callbacks)
 
     @property
     def task(self) -> Task | str | None:
-        """The task of a plug-in, the name of one of ours, or None: the model tells it."""
+        """The task of a plug-in, the name of one of ours, or None: it follows from the model."""
         name = self.experiment.model.task
         return name and (tables.task_rule(name, self.plugins) or name)
 
@@ -125,7 +120,7 @@ class Resolved:
         return tables.partition_rule(self.experiment.data.partition.scheme, self.plugins)
 
     def changed(self, **tables: object) -> Resolved:
-        """Return this with some of the experiment's tables replaced."""
+        """Return a copy with some of the experiment's tables replaced."""
         return replace(self, experiment=self.experiment.model_copy(update=tables))
 
 
@@ -136,8 +131,8 @@ def resolve(
 
     Args:
       experiment: checked.
-      plugins: what names may mean beside ours; None: whatever is installed here.
-      given: objects in the place of names.
+      plugins: names of installed packages that it may use; None: all that are installed here.
+      given: objects that replace names.
 
     Raises:
       ConfigError: if an option is wrong.
@@ -181,11 +176,11 @@ def resolve(
     return replace(found, experiment=resolve_privacy(resolved))
 
 
-_RESUMES = "only when it is given again, from Python"
+_RESUMES = "only when it is passed again, from Python"
 
 
 def _given_parts(given: Given) -> dict[str, tuple[object, ...]]:
-    """Return the functions that each given object is made of, by the key that it stands for."""
+    """Return the functions that each given object is made of, by the key that it replaces."""
     parts: dict[str, tuple[object, ...]] = {}
     if given.algorithm is not None:
         made = given.algorithm
@@ -198,12 +193,12 @@ def _given_parts(given: Given) -> dict[str, tuple[object, ...]]:
 
 
 def _word(parts: tuple[object, ...]) -> str:
-    """Return what stands in the place of a name; a colon is in no name that can be looked up."""
+    """Return the name to record for an object; its colon keeps it apart from names of a table."""
     return origin_of(*parts).name or "object:without a name"
 
 
 def _named(experiment: Experiment, given: Given) -> dict[str, object]:
-    """Return the tables in which given objects take the place of names."""
+    """Return the tables whose names are replaced by given objects, with the names to record."""
     words = {key: _word(parts) for key, parts in _given_parts(given).items()}
     federation: dict[str, object] = {}
     if given.algorithm is not None:
@@ -218,9 +213,9 @@ def _named(experiment: Experiment, given: Given) -> dict[str, object]:
 
 
 def origins(resolved: Resolved) -> dict[str, ObjectConfig]:
-    """Say where everything comes from that is no part of this package, by its key.
+    """Return the origin of every object from outside this package, by its key.
 
-    What a run used is what its folder records; where an object has no name, the folder says so.
+    The run folder records these; an object without a name is recorded as such.
     """
     experiment, found = resolved.experiment, dict[str, ObjectConfig]()
     for key, parts in _given_parts(resolved.given).items():
@@ -245,7 +240,7 @@ def origins(resolved: Resolved) -> dict[str, ObjectConfig]:
     for group, used in names.items():
         for key, name in used.items():
             plugin = resolved.plugins.of(group).get(name)
-            if plugin is None or key in found or tables.is_ours(group, name):
+            if plugin is None or key in found or name in tables.OURS[group]:
                 continue
             origin = origin_of(plugin.load())
             found[key] = ObjectConfig(
@@ -258,13 +253,9 @@ def origins(resolved: Resolved) -> dict[str, ObjectConfig]:
 
 
 def _absolute(name: str) -> str:
-    """Make a local path independent of the folder that a command is called from."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() and not _is_bundled(name) else name
-
-
-def _is_bundled(name: str) -> bool:
-    return name in BUNDLED_DATASETS or name in BUNDLED
+    """Make a local path absolute; other names stay."""
+    path, bundled = Path(name).expanduser(), name in (*BUNDLED_DATASETS, *BUNDLED)
+    return str(path.resolve()) if path.exists() and not bundled else name
 
 
 def _workers(experiment: Experiment) -> int:
@@ -277,7 +268,7 @@ def _stability(experiment: Experiment, options: Mapping[str, object]) -> dict[st
 
     Args:
       experiment: checked.
-      options: of the algorithm, complete.
+      options: all options of the algorithm.
 
     Returns:
       both tables by name; buffered training always has a `[stability]` table.
@@ -302,12 +293,12 @@ def _stability(experiment: Experiment, options: Mapping[str, object]) -> dict[st
 
 
 def _trace_file(stability: StabilityConfig) -> dict[str, object]:
-    """Name a trace's file wherever a command is called from, and its content."""
+    """Make the path of a trace's file absolute, and record the digest of its content."""
     if stability.trace in (None, PHONES):
         return {}
     file = Path(str(stability.trace)).expanduser().resolve()
     if not file.is_file():
-        return {}  # a plan needs no trace; a run says that it is missing
+        return {}  # a plan needs no trace; a run reports that it is missing
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if stability.trace_sha256 not in (None, digest):
         raise ConfigError(
@@ -317,21 +308,21 @@ def _trace_file(stability: StabilityConfig) -> dict[str, object]:
     return {"trace": str(file), "trace_sha256": digest}
 
 
-def asked_clients(experiment: Experiment, num_clients: int) -> int:
-    """Return how many clients a synchronous round asks; more than it uses with over-selection."""
+def requested_clients(experiment: Experiment, num_clients: int) -> int:
+    """Return how many turns a synchronous round requests: more than it uses with over-selection."""
     cohort, stability = experiment.federation.clients_per_round, experiment.stability
     factor = stability.over_selection if stability else 1.0
     return min(num_clients, math.ceil(cohort * factor - 1e-9))
 
 
 def planned_turns(experiment: Experiment) -> tuple[int, int]:
-    """Return how many replies a round of a resolved experiment uses, and how many clients it asks.
+    """Return how many replies a round uses, and how many turns it requests.
 
-    Nobody fails in a plan.
+    The experiment is resolved. A plan assumes that no client fails.
     """
     federation = experiment.federation
     if federation.mode == "buffered":
         size = federation.buffered.size or federation.clients_per_round
         return size, size
     clients = experiment.data.partition.clients or federation.clients_per_round
-    return federation.clients_per_round, asked_clients(experiment, clients)
+    return federation.clients_per_round, requested_clients(experiment, clients)

@@ -1,4 +1,4 @@
-"""From what a schema says of a table to lines that a reader can act on: the one translation.
+"""From the errors of a schema to lines that a user can act on.
 
 client.epochs: found 0; allowed is greater than or equal to 1
 client.lrr: unknown key; did you mean 'lr'?
@@ -18,15 +18,15 @@ from fedpeft.core.words import nearest
 __all__ = ["Problem", "explain", "listed"]
 
 _BRANCHES = ("literal[", "dict[", "constrained-", "function-", "Normalization")
-"""How pydantic's names of the branches of a union begin."""
+"""Beginnings of pydantic's names for the branches of a union."""
 
 _SHOWN = 200
-"""Most characters of a value that are shown."""
+"""Largest number of characters of a value that are shown."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong at one place of a table.
+    """A problem at one place of a table.
 
     Attributes:
       path: keys that lead there.
@@ -38,7 +38,7 @@ class Problem:
 
 
 def explain(error: ValidationError, schema: type[BaseModel]) -> list[Problem]:
-    """Translate the errors of a schema; of a union, those of the branch that the user meant."""
+    """Translate the errors of a schema; for a union, those of the branch that the user meant."""
     items = _one_a_place([item for item in error.errors() if _fits_branch(item)])
     return [Problem(_path(item), _line(item, schema)) for item in items]
 
@@ -71,13 +71,13 @@ def _fits_branch(item: ErrorDetails) -> bool:
     branch = next((str(p) for p in item["loc"] if str(p).startswith(_BRANCHES)), None)
     if branch is None:
         return True
-    wants_table = branch.startswith(("dict[", "Normalization"))
+    is_table = branch.startswith(("dict[", "Normalization"))
     deep = str(item["loc"][-1]) != branch
-    return wants_table == (isinstance(item.get("input"), Mapping) or deep)
+    return is_table == (isinstance(item.get("input"), Mapping) or deep)
 
 
 def _one_a_place(items: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Of a number or a word, keep what is said of the one that was given."""
+    """Keep one error where a number or a word is allowed: that of the kind that was given."""
     words = {_path(item) for item in items if item["type"] == "literal_error"}
     both = words & {_path(item) for item in items if item["type"] != "literal_error"}
     return [

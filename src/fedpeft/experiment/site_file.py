@@ -1,4 +1,4 @@
-"""`site.toml`: what a site is, what it has and what it allows. Strict; all problems at once.
+"""`site.toml`: the name, data and permissions of a site. Strict; all problems at once.
 
 The site's owner writes it; no server can change or read it. Paths are relative to the file.
 """
@@ -10,29 +10,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.words import is_loopback, nearest
-from fedpeft.experiment.fields import STRICT, Above, Port, Positive
+from fedpeft.experiment.fields import Above, Port, Positive, Table
 from fedpeft.experiment.privacy import PRIVACY_MODES, ModeName
 from fedpeft.experiment.schema import explain, listed
 
-__all__ = [
-    "AllowConfig",
-    "SiteConfig",
-    "SiteDataConfig",
-    "SiteModelConfig",
-    "SitePrivacyConfig",
-    "SuperLinkConfig",
-    "WorkerConfig",
-    "read_site",
-    "site_problems",
-]
+__all__ = ["SiteConfig", "read_site", "site_problems"]
 
 
 def _absolute(value: str, info: ValidationInfo) -> str:
-    """Make a path absolute that is relative to the folder of the site's file."""
+    """Make a path absolute; it is relative to the folder of the site's file."""
     return str((info.context or Path()) / Path(value).expanduser())
 
 
@@ -48,115 +38,109 @@ def _key(value: str, info: ValidationInfo) -> str:
 Place = Annotated[str, AfterValidator(_absolute)]
 
 
-class SiteDataConfig(BaseModel):
+class SiteDataConfig(Table):
     """`[data]`: the site's own examples. Only this file can name them."""
 
-    model_config = STRICT
-    source: Annotated[str, AfterValidator(_source)] = Field(
-        description="a local file or folder, or a bundled name"
-    )
-    train_split: str | None = Field(None, description="`train` by default; a lone split is taken")
-    image: str | None = Field(None, description="column of the images; found by its name")
-    text: str | None = Field(None, description="column of the texts; found by its name")
-    video: str | None = Field(None, description="column of the clips; found by its name")
-    label: str | None = Field(None, description="column of the labels; found by its name")
-    classes: list[str] = Field(
-        default_factory=list,
-        description="all classes in the server's order, where this site's files do not hold them",
-    )
+    source: Annotated[str, AfterValidator(_source)]
+    """A local file or folder, or a bundled name."""
+    train_split: str | None = None
+    """Name of the split; by default `train`, or the only one."""
+    image: str | None = None
+    """Column of the images; found by its name."""
+    text: str | None = None
+    """Column of the texts; found by its name."""
+    video: str | None = None
+    """Column of the clips; found by its name."""
+    label: str | None = None
+    """Column of the labels; found by its name."""
+    classes: list[str] = Field(default_factory=list)
+    """All classes in the server's order, for a site whose files do not name them."""
 
 
-class SiteModelConfig(BaseModel):
-    """`[model]`: which backbones a server may ask for."""
+class SiteModelConfig(Table):
+    """`[model]`: the backbones that a server may use here."""
 
-    model_config = STRICT
-    allow: list[str] | None = Field(
-        None, description="names that may be loaded; bundled ones and presets by default"
-    )
-    folders: dict[str, Place] = Field(
-        default_factory=dict, description="the server's name of a model -> a folder of this site"
-    )
+    allow: list[str] | None = None
+    """Names of models that may be loaded; bundled ones and presets by default."""
+    folders: dict[str, Place] = Field(default_factory=dict)
+    """The server's name of a model -> a folder on this site."""
 
 
-class SuperLinkConfig(BaseModel):
-    """`[superlink]`: the server, and how this site knows it and is known by it."""
+class SuperLinkConfig(Table):
+    """`[superlink]`: the server, and how this site and the server authenticate each other."""
 
-    model_config = STRICT
-    address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
-    root_certificates: Place | None = Field(
-        None, description="PEM file that vouches for the server"
-    )
-    private_key: Place | None = Field(None, description="this site's key, registered at the server")
-    trusted_keys: list[Annotated[str, AfterValidator(_key)]] = Field(
-        default_factory=list,
-        description="`ssh-ed25519 ...` lines, or files with one: who may sign app bundles",
-    )
-    runtime_port: Port | None = Field(
-        None, description="of the SuperNode's own interface on loopback; a free one by default"
-    )
+    address: str = "127.0.0.1:8000"
+    """HOST:PORT of the SuperLink."""
+    root_certificates: Place | None = None
+    """PEM file of the authority that signed the server's certificate."""
+    private_key: Place | None = None
+    """This site's private key, whose public key is registered at the server."""
+    trusted_keys: list[Annotated[str, AfterValidator(_key)]] = Field(default_factory=list)
+    """Public keys that may sign app bundles: `ssh-ed25519 ...` lines, or files with one."""
+    runtime_port: Port | None = None
+    """Loopback port of the SuperNode's own interface; a free one by default."""
 
 
-class AllowConfig(BaseModel):
-    """`[allow]`: what an experiment may be."""
+class AllowConfig(Table):
+    """`[allow]`: limits on experiments."""
 
-    model_config = STRICT
-    methods: list[str] | None = Field(None, description="tuning methods; all by default")
-    max_rounds: Positive = Field(1000, description="of an experiment")
-    max_epochs: Positive = Field(100, description="of a turn")
-    max_message_bytes: Positive = Field(2_000_000_000, description="of a message, either way")
-    metrics: list[str] = Field(["loss"], description="figures of training that may go with a delta")
-    plugins: list[str] = Field(
-        default_factory=list,
-        description="names of installed packages that an experiment may use here; none by default",
-    )
-    num_examples: bool = Field(
-        True, description="whether the server may know how many examples there are"
-    )
-
-
-class SitePrivacyConfig(BaseModel):
-    """`[privacy]`: what this site demands of an experiment's privacy."""
-
-    model_config = STRICT
-    modes: list[ModeName] = Field(
-        ["none", "central", "local", "example"], description="modes in which it takes part"
-    )
-    epsilon: Above | None = Field(
-        None, description="most that all runs together may spend; for modes local and example"
-    )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="of (epsilon, delta)")
-    reproducible_noise: bool = Field(False, description="allow noise that the server knows: tests")
+    methods: list[str] | None = None
+    """Tuning methods; all by default."""
+    max_rounds: Positive = 1000
+    """Most rounds of an experiment."""
+    max_epochs: Positive = 100
+    """Most epochs of a turn."""
+    max_message_bytes: Positive = 2_000_000_000
+    """Largest message, either way."""
+    metrics: list[str] = Field(["loss"])
+    """Training figures that may be sent with a delta."""
+    plugins: list[str] = Field(default_factory=list)
+    """Names of plug-ins that an experiment may use here; none by default."""
+    num_examples: bool = True
+    """Whether the server may learn the number of examples."""
 
 
-class WorkerConfig(BaseModel):
+class SitePrivacyConfig(Table):
+    """`[privacy]`: the privacy that this site requires of experiments."""
+
+    modes: list[ModeName] = Field(["none", "central", "local", "example"])
+    """Privacy modes in which this site takes part."""
+    epsilon: Above | None = None
+    """Most that all runs together may spend, for modes `local` and `example`."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """Delta of the (epsilon, delta) guarantee."""
+    reproducible_noise: bool = False
+    """Allow noise that the server can reproduce, for tests."""
+
+
+class WorkerConfig(Table):
     """`[worker]`: the process that holds backbone and data."""
 
-    model_config = STRICT
-    device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:N`")
-    threads: Positive = Field(1, description="of torch; 1 gives the local engine's bits")
-    seconds: Above = Field(3600.0, description="longest turn that the app waits for")
-    resident: bool = Field(True, description="false: each message loads everything anew")
-    prefix_memory: Annotated[int, Field(ge=0)] = Field(
-        1024, description="MiB of memory for the output of frozen layers; at 0 none is kept"
-    )
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    threads: Positive = 1
+    """Number of threads of torch; 1 gives the same bits as the local engine."""
+    seconds: Above = 3600.0
+    """Longest turn that the app waits for."""
+    resident: bool = True
+    """False: model and data are loaded anew for each message."""
+    prefix_memory: Annotated[int, Field(ge=0)] = 1024
+    """MiB of memory for the output of frozen layers; 0 keeps none."""
 
 
-class SiteConfig(BaseModel):
+class SiteConfig(Table):
     """A whole site file."""
 
-    model_config = STRICT
-    name: str = Field(
-        description="of this client in the federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-    )
-    state: Place = Field(
-        "state", description="folder of memories, socket and budget; private", validate_default=True
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of this client in the federation."""
+    state: Place = Field("state", validate_default=True)
+    """Private folder of client memories, socket and privacy budget."""
     data: SiteDataConfig
-    model: SiteModelConfig = Field(default_factory=SiteModelConfig)
-    superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
-    allow: AllowConfig = Field(default_factory=AllowConfig)
-    privacy: SitePrivacyConfig = Field(default_factory=SitePrivacyConfig)
-    worker: WorkerConfig = Field(default_factory=WorkerConfig)
+    model: SiteModelConfig = SiteModelConfig()
+    superlink: SuperLinkConfig = SuperLinkConfig()
+    allow: AllowConfig = AllowConfig()
+    privacy: SitePrivacyConfig = SitePrivacyConfig()
+    worker: WorkerConfig = WorkerConfig()
 
 
 def read_site(file: Path) -> SiteConfig:
@@ -177,11 +161,11 @@ def read_site(file: Path) -> SiteConfig:
 
 
 def site_problems(site: SiteConfig, *, part: str = "all", unprotected: bool = False) -> list[str]:
-    """Return every problem that this machine shows: files, methods, addresses.
+    """Return every problem with a site file on this machine: files, methods, addresses.
 
     Args:
       site: with absolute paths.
-      part: `all`, `worker` or `supernode`: only what that process needs has to be there.
+      part: `all`, `worker` or `supernode`: only what that process needs is checked.
       unprotected: the owner accepts a network connection without TLS and authentication.
     """
     own = list(_missing(_own_files(site))) if part != "supernode" else []
@@ -233,7 +217,7 @@ def _contradictions(site: SiteConfig) -> Iterator[str]:
 
 
 def _open_network(site: SiteConfig, unprotected: bool) -> Iterator[str]:
-    """Refuse a network without TLS and authentication, unless told otherwise in plain words."""
+    """Yield what is missing on a network without TLS and authentication, unless it is accepted."""
     link = site.superlink
     if unprotected or is_loopback(link.address):
         return

@@ -39,9 +39,9 @@ class SweepRow:
     """One run of a sweep.
 
     Attributes:
-      name: of its folder inside the sweep's; unique.
-      overrides: dotted key -> value, what the row and `--over` set.
-      experiment: checked.
+      name: name of its folder inside the sweep's; unique.
+      overrides: dotted key -> value that the row and `--over` set.
+      experiment: the checked experiment of the row.
     """
 
     name: str
@@ -100,7 +100,7 @@ def parse_over(text: str) -> tuple[str, list[Any]]:
 
 
 def _points(rows: object, overs: Sequence[tuple[str, list[Any]]], where: str) -> list[Overrides]:
-    """Multiply the file's rows by the grid; a row of the file yields to `--over`."""
+    """Multiply the file's rows by the grid; `--over` replaces what a row sets."""
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise ConfigError(f"{where}: sweep: found {rows!r}; write rows as [[sweep]] tables")
     keys = [key for key, _ in overs]
@@ -112,7 +112,7 @@ def _points(rows: object, overs: Sequence[tuple[str, list[Any]]], where: str) ->
 
 
 def _merged(row: Overrides, point: Overrides) -> Overrides:
-    """Lay a point of the grid over a row; another method or algorithm drops the row's options."""
+    """Put a point of the grid on top of a row; a new method or algorithm drops the old options."""
     dropped = [
         f"{key.rpartition('.')[0]}.options."
         for key in ("tuning.method", "federation.algorithm")
@@ -149,7 +149,7 @@ def _in_order(row: Overrides) -> list[tuple[str, Any]]:
 
 
 def _names(rows: Sequence[Overrides]) -> list[str]:
-    """Name each row by what it sets; a digest where that is too long or not unique."""
+    """Name each row by what it sets, with a digest where that is too long or not unique."""
     plain = [_name(row) for row in rows]
     digests = [_digest(row) for row in rows]
     return [
@@ -172,6 +172,7 @@ def _digest(row: Overrides) -> str:
 
 
 def _joined(problems: Sequence[str], rows: int) -> str:
-    if len(problems) == 1 or len(set(p.rpartition("\n  in the row")[0] for p in problems)) > 1:
+    texts = {problem.rpartition("\n  in the row")[0] for problem in problems}
+    if len(problems) == 1 or len(texts) > 1:
         return "\n".join(problems)
-    return problems[0].rpartition("\n  in the row")[0] + f"\n  in {len(problems)} of {rows} rows"
+    return f"{texts.pop()}\n  in {len(problems)} of {rows} rows"

@@ -1,12 +1,12 @@
-"""From names to builders: the only place where a word of an experiment file meets code.
+"""From names to builders: the one place where names of an experiment file are looked up.
 
     federation.algorithm -> ALGORITHMS     wire.up / wire.down -> STAGES
     federation.sampling  -> SAMPLERS       run.callbacks       -> CALLBACKS
 
 A builder is a function whose keyword arguments are the options, each with its default; it refuses
-values out of range. Engines have their table in `engines.py`, privacy modes in `privacy.py`, and
-tuning methods, tasks, data sets and partitions in their own rooms. What installed packages add
-(`plugins.py`) is looked up beside ours.
+values that are out of range. Engines have their table in `engines.py`, privacy modes in
+`privacy.py`, and tuning methods, tasks, data sets and partitions in their own rooms. Names of
+installed packages (`plugins.py`) are looked up beside ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedpeft.core.errors import ConfigError, FedpeftError
 from fedpeft.core.words import nearest
 from fedpeft.data.schemes import PARTITIONS, Partition
 from fedpeft.experiment.callbacks import Callback
-from fedpeft.experiment.plugins import Plugins
+from fedpeft.experiment.plugins import Plugin, Plugins
 from fedpeft.models.tasks import TASKS, Task
 from fedpeft.server import algorithms, sampling
 from fedpeft.server.sampling import Sampler
@@ -31,11 +31,12 @@ from fedpeft.wire.stages import Stage
 __all__ = [
     "ALGORITHMS",
     "CALLBACKS",
+    "OURS",
     "PAPER_LR",
     "SAMPLERS",
     "STAGES",
     "algorithm_options",
-    "is_ours",
+    "load_plugin",
     "make_algorithm",
     "make_callbacks",
     "make_sampler",
@@ -76,7 +77,7 @@ PAPER_LR: Mapping[str, float] = {
     "adapter": 5e-3,
     "prompt": 1e-2,
 }
-"""Learning rates of the paper's scripts for CIFAR-100; `peft` types take bias's."""
+"""Learning rates of the paper's scripts for CIFAR-100; `peft` types take the one of `bias`."""
 
 
 def make_algorithm(name: str, options: Mapping[str, Any], plugins: Plugins) -> Algorithm:
@@ -85,18 +86,18 @@ def make_algorithm(name: str, options: Mapping[str, Any], plugins: Plugins) -> A
     Raises:
       ConfigError: for an unknown algorithm or option, or a value out of range.
     """
-    found = _find(ALGORITHMS, "algorithms", name, "federation.algorithm: ", plugins)
+    found = _find("algorithms", name, "federation.algorithm: ", plugins)
     return _build(found, name, options, "federation.options", Algorithm)
 
 
 def algorithm_options(name: str, options: Mapping[str, Any], plugins: Plugins) -> dict[str, object]:
-    """Return an algorithm's options, complete.
+    """Return all options of an algorithm, defaults included.
 
     Raises:
       ConfigError: as `make_algorithm`.
     """
     make_algorithm(name, options, plugins)
-    known = options_of(_find(ALGORITHMS, "algorithms", name, "", plugins))
+    known = options_of(_find("algorithms", name, "", plugins))
     return {key: _as_default(options.get(key, default), default) for key, default in known.items()}
 
 
@@ -106,7 +107,7 @@ def make_sampler(name: str, options: Mapping[str, Any], plugins: Plugins) -> Sam
     Raises:
       ConfigError: for an unknown sampler or option, or a value out of range.
     """
-    found = _find(SAMPLERS, "samplers", name, "federation.sampling: ", plugins)
+    found = _find("samplers", name, "federation.sampling: ", plugins)
     return _build(found, name, options, "federation.sampling_options", Sampler)
 
 
@@ -116,7 +117,7 @@ def make_callbacks(specs: Sequence[Mapping[str, Any]], plugins: Plugins) -> tupl
     Raises:
       ConfigError: for an unknown callback or option, or a value out of range.
     """
-    return _make_all(CALLBACKS, "callbacks", specs, "run.callbacks", Callback, plugins)
+    return _make_all("callbacks", specs, "run.callbacks", Callback, plugins)
 
 
 def make_stages(
@@ -127,10 +128,10 @@ def make_stages(
     Raises:
       ConfigError: for an unknown stage or option, or a value out of range.
     """
-    return _make_all(STAGES, "stages", specs, where, Stage, plugins)
+    return _make_all("stages", specs, where, Stage, plugins)
 
 
-_OURS: Mapping[str, Mapping[str, object]] = {
+OURS: Mapping[str, Mapping[str, object]] = {
     "algorithms": ALGORITHMS,
     "callbacks": CALLBACKS,
     "methods": METHODS,
@@ -139,52 +140,57 @@ _OURS: Mapping[str, Mapping[str, object]] = {
     "stages": STAGES,
     "tasks": TASKS,
 }
+"""This package's own names by the group that installed packages may add to."""
+
+_ROWS: Mapping[str, type] = {"methods": TuningMethod, "partitions": Partition, "tasks": Task}
+"""Groups whose names stand for rows of a table; in the others they stand for builders."""
 
 
-def is_ours(group: str, name: str) -> bool:
-    """Whether a name of a group is one of this package's own."""
-    return name in _OURS[group]
+def load_plugin(plugin: Plugin) -> object:
+    """Import the builder or the row that a plug-in's name stands for.
+
+    Raises:
+      ConfigError: if that fails, or gives something else than its group needs.
+    """
+    found, kind = plugin.load(), _ROWS.get(plugin.group)
+    if callable(found) if kind is None else isinstance(found, kind):
+        return found
+    raise ConfigError(
+        f"plug-in {plugin.name!r} of fedpeft.{plugin.group} is a {type(found).__name__}; it must "
+        f"be a {kind.__name__ if kind else 'function'}"
+    )
 
 
 def method_rule(name: str, plugins: Plugins) -> TuningMethod | None:
     """Return the tuning method of a plug-in; None for one of ours, or an unknown one."""
-    return _row(METHODS, "methods", name, TuningMethod, plugins)
+    return _row("methods", name, TuningMethod, plugins)
 
 
 def partition_rule(name: str, plugins: Plugins) -> Partition | None:
     """Return the partition of a plug-in; None for one of ours, or an unknown one."""
-    return _row(PARTITIONS, "partitions", name, Partition, plugins)
+    return _row("partitions", name, Partition, plugins)
 
 
 def task_rule(name: str, plugins: Plugins) -> Task | None:
     """Return the task of a plug-in; None for one of ours, or an unknown one."""
-    return _row(TASKS, "tasks", name, Task, plugins)
+    return _row("tasks", name, Task, plugins)
 
 
-def _row(ours: Mapping[str, T], group: str, name: str, kind: type[T], plugins: Plugins) -> T | None:
-    if name in ours or name not in plugins.of(group):
+def _row(group: str, name: str, kind: type[T], plugins: Plugins) -> T | None:
+    if name in OURS[group] or name not in plugins.of(group):
         return None
-    found = plugins.of(group)[name].load()
-    if not isinstance(found, kind):
-        raise ConfigError(
-            f"plug-in {name!r} of fedpeft.{group} is a {type(found).__name__}; it must be a "
-            f"{kind.__name__}"
-        )
+    found = load_plugin(plugins.of(group)[name])
+    assert isinstance(found, kind), "load_plugin has checked it"
     return found
 
 
 def _make_all(
-    ours: Mapping[str, Callable[..., T]],
-    group: str,
-    specs: Sequence[Mapping[str, Any]],
-    where: str,
-    kind: type[T],
-    plugins: Plugins,
+    group: str, specs: Sequence[Mapping[str, Any]], where: str, kind: type[T], plugins: Plugins
 ) -> tuple[T, ...]:
     made = []
     for i, spec in enumerate(specs):
         name, place = str(spec.get("name", "")), f"{where}[{i}]"
-        found = _find(ours, group, name, f"{place}: {group.removesuffix('s')} ", plugins)
+        found = _find(group, name, f"{place}: {group.removesuffix('s')} ", plugins)
         options = {key: value for key, value in spec.items() if key != "name"}
         made.append(_build(found, name, options, place, kind))
     return tuple(made)
@@ -200,29 +206,27 @@ def summary_of(build: Callable[..., object]) -> str:
     return (inspect.getdoc(build) or "-").splitlines()[0].rstrip(".")
 
 
-def _find(
-    ours: Mapping[str, Callable[..., T]], group: str, name: str, where: str, plugins: Plugins
-) -> Callable[..., T]:
-    if name in ours:
-        return ours[name]
-    added = plugins.of(group)
+def _find(group: str, name: str, where: str, plugins: Plugins) -> Callable[..., object]:
+    ours, added = OURS[group], plugins.of(group)
     if ":" in name:
         raise ConfigError(
-            f"{where}{name!r} was given as an object, in Python; give it again there: "
+            f"{where}{name!r} was passed as an object from Python; pass it again: "
             "fedpeft.simulate(..., out=...) goes on with the folder"
         )
-    if name not in added:
+    if name not in (*ours, *added):
         raise ConfigError(f"{where}{name!r} is unknown; {nearest(name, (*ours, *added))}")
-    return added[name].load()  # type: ignore[return-value]  # what it builds is checked
+    found = ours[name] if name in ours else load_plugin(added[name])
+    assert callable(found), "load_plugin has checked it"
+    return found
 
 
 def _build(
-    build: Callable[..., T], name: str, options: Mapping[str, Any], where: str, kind: type[T]
+    build: Callable[..., object], name: str, options: Mapping[str, Any], where: str, kind: type[T]
 ) -> T:
     known = options_of(build)
     for key in known:
         if known[key] is inspect.Parameter.empty and key not in options:
-            raise ConfigError(f"{where}.{key}: is missing; {name} cannot do without it")
+            raise ConfigError(f"{where}.{key}: is missing; {name} requires it")
     for key, value in options.items():
         if key not in known:
             raise ConfigError(f"{where}.{key}: {name} has no such option; {nearest(key, known)}")
@@ -235,14 +239,14 @@ def _build(
         raise ConfigError(f"{where}.{error}") from error
     if not isinstance(made, kind):
         raise ConfigError(
-            f"{where}: {name} gives {type(made).__name__}; a builder of this kind gives "
+            f"{where}: {name} returned {type(made).__name__}; a builder of this kind returns "
             f"{kind.__name__}"
         )
     return made
 
 
 def _fits(value: object, default: object) -> bool:
-    """Whether a value is of the kind of an option's default; a whole number is a number too."""
+    """Whether a value has the type of an option's default; a whole number is a number too."""
     if default is None or default is inspect.Parameter.empty:
         return True
     if isinstance(default, bool) or isinstance(value, bool):

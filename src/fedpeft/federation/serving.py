@@ -20,8 +20,14 @@ import numpy as np
 import torch
 
 from fedpeft.build.client_side import ClientSide
-from fedpeft.build.engine import payload_bytes, scorer_of
-from fedpeft.build.model import build_tuned, check_device, fit_labels, load_run_data
+from fedpeft.build.engine import scorer_of
+from fedpeft.build.model import (
+    build_tuned,
+    check_device,
+    fit_labels,
+    load_run_data,
+    payload_bytes,
+)
 from fedpeft.build.run import assemble
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated

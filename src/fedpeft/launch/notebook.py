@@ -1,4 +1,4 @@
-"""How a result looks where it is printed: one line, or in a notebook a table and a curve.
+"""The printed form of a result: one line, or in a notebook a table and a curve.
 
 Plain HTML and SVG in the notebook's own text colour: no scripts, readable on light and dark pages.
 """
@@ -46,7 +46,7 @@ def as_html(records: Sequence[Record], totals: Totals) -> str:
 
 
 def _figures(records: Sequence[Record], totals: Totals) -> Mapping[str, str]:
-    """Name the headline figures; epsilon is left out, for records hold no delta beside it."""
+    """Return the headline figures as text; epsilon is left out, because records hold no delta."""
     name, found = totals.metric.name, totals.last.get(totals.metric.name)
     figures = {
         "rounds": str(totals.rounds),
@@ -91,7 +91,7 @@ def _curve(records: Sequence[Record], totals: Totals) -> str:
 
 
 def _axes(totals: Totals, values: tuple[float, float], rounds: tuple[int, int]) -> str:
-    """Draw two axes with their ends named."""
+    """Draw two axes with labels at their ends."""
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     texts: list[tuple[float, float, str, str]] = [
         (_LEFT - 6, _down(value, *values) + 4, "end", _number(totals, value))

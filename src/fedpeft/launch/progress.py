@@ -12,11 +12,11 @@ from fedpeft.runs.watch import RoundDone
 __all__ = ["Report", "progress_line", "show_progress", "time_words"]
 
 Report: TypeAlias = Callable[[str, RoundDone | str], None]
-"""Called with the name of a run and its latest round, or with a word on how it ended."""
+"""Called with the name of a run, and its latest round or a text about its end."""
 
 
 def progress_line(done: RoundDone) -> str:
-    """Say in a line how far a run is: its last metric, bytes of all rounds so far, time left."""
+    """Return the progress of a run as a line: last metrics, bytes of all rounds, time left."""
     so_far = done.totals
     sent = byte_words(so_far.bytes_up + so_far.bytes_down)
     left = f"{time_words(done.seconds_left)} left" if so_far.rounds < done.rounds else "done"
@@ -63,18 +63,18 @@ def _bars(stream: TextIO) -> Iterator[Report]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[text]}"),
     )
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=Console(file=stream)) as bars:
 
         def report(name: str, event: RoundDone | str) -> None:
             if name not in tasks:
-                tasks[name] = bars.add_task(name, total=None, told="")
+                tasks[name] = bars.add_task(name, total=None, text="")
             if isinstance(event, RoundDone):
-                told, done = progress_line(event), event.totals.rounds
-                bars.update(tasks[name], told=told, completed=done, total=event.rounds)
+                text, done = progress_line(event), event.totals.rounds
+                bars.update(tasks[name], text=text, completed=done, total=event.rounds)
             else:
-                bars.update(tasks[name], told=event)
+                bars.update(tasks[name], text=event)
 
         yield report

@@ -1,9 +1,9 @@
-"""What a folder says of the objects that a simulation was given: what was used is what is recorded.
+"""The record of a simulation's model and data: the folder describes the objects that were used.
 
-    tuned model ──> [model] and [tuning] of experiment.toml ──> built again: equal frozen numbers?
+    tuned model ──> [model] and [tuning] of experiment.toml ──> rebuilt: equal frozen tensors?
 
-A module that was passed from Python has no name to load it by. Its folder says `object:NAME`; a
-simulation with the same object goes on with it, `fedpeft.load` refuses it.
+A module that was passed from Python cannot be loaded by a name. Its folder records `object:NAME`: a
+simulation with the same object can resume it, `fedpeft.load` refuses it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["check_recorded", "described"]
 
 
 def described(tuned: TunedModel, data: Federated, seed: object) -> dict[str, object]:
-    """Describe a model and its data as tables of an experiment with a seed."""
+    """Return the tables of an experiment with a seed that describe a model and its data."""
     tuning = {
         "method": tuned.method,
         "options": _plain(tuned.options),
@@ -44,10 +44,10 @@ def described(tuned: TunedModel, data: Federated, seed: object) -> dict[str, obj
 
 
 def check_recorded(experiment: Experiment, tuned: TunedModel) -> None:
-    """Build the model again from what a folder would say, and compare all that does not train.
+    """Rebuild the model from the record, and compare all tensors that do not train.
 
     Args:
-      experiment: resolved, with what `described` gives.
+      experiment: resolved, with the tables of `described`.
       tuned: the model of the simulation.
 
     Raises:
@@ -77,7 +77,7 @@ def check_recorded(experiment: Experiment, tuned: TunedModel) -> None:
 
 
 def _data_table(data: Federated, seed: object) -> dict[str, object]:
-    """Describe data; what was drawn from another seed than the experiment's is an object."""
+    """Describe data; data that was drawn from another seed than the experiment's is an object."""
     clients = {"clients": len(data.clients)}
     request = data.request
     if request is None or {request.seed, request.partition.seed} != {seed}:
@@ -95,7 +95,7 @@ def _data_table(data: Federated, seed: object) -> dict[str, object]:
 
 
 def _frozen(tuned: TunedModel) -> Mapping[str, Tensor]:
-    """Every tensor of the model that neither trains nor travels."""
+    """Return the tensors of the model that neither train nor are sent."""
     moving = {id(tensor) for tensor in [*tuned.parameters.values(), *tuned.buffers.values()]}
     named = [*tuned.model.named_parameters(), *tuned.model.named_buffers()]
     return {name: tensor for name, tensor in named if id(tensor) not in moving}
@@ -106,7 +106,7 @@ def _equal(ours: Tensor, theirs: Tensor | None) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Make what TOML can hold of an option's value; None is left out of tables."""
+    """Convert an option's value to what TOML can hold; tables lose keys that are None."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):

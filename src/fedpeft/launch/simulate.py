@@ -1,4 +1,4 @@
-"""From Python: run an experiment file, or a federation of the user's own model and data.
+"""From Python: run an experiment file, or a federation of your own model and data.
 
     fedpeft.run("experiment.toml", {"tuning.method": "lora"})
     fedpeft.simulate(tuned, data, {"federation.rounds": 20, "client.lr": 0.05})
@@ -18,10 +18,9 @@ from torch import nn
 from fedpeft.build.engine import engine_builder
 from fedpeft.build.model import check_device
 from fedpeft.build.run import BuiltRun, assemble
-from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
-from fedpeft.experiment.callbacks import Callback, ended, started, stops
+from fedpeft.experiment.callbacks import Callback, ended
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
@@ -29,7 +28,6 @@ from fedpeft.experiment.resolve import Given, Resolved, resolve
 from fedpeft.launch import start
 from fedpeft.launch.notebook import as_html, as_text
 from fedpeft.launch.recorded import check_recorded, described
-from fedpeft.rounds.buffered import advance
 from fedpeft.runs import loop
 from fedpeft.runs.folder import RunFolder
 from fedpeft.runs.load import apply_delta
@@ -48,12 +46,12 @@ Choose = Callable[[Sequence[str], int], Sequence[str]]
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a federation gave; a notebook shows its headline figures and the curve over rounds.
+    """The result of a simulation; a notebook shows its headline figures and the curve over rounds.
 
     Attributes:
-      model: with the final delta, in eval mode.
-      tuned: the same model with its delta's names.
-      records: one a round, as in `rounds.jsonl`.
+      model: the model with the final delta, in eval mode.
+      tuned: the same model with the names of its delta.
+      records: one for each round, as in `rounds.jsonl`.
       totals: bytes, seconds and the headline figures over all rounds.
     """
 
@@ -94,7 +92,13 @@ def run(
     Raises:
       ConfigError: listing every problem of the experiment.
       RunFolderError: if `out` cannot be used.
-      RoundError: if too few clients answered.
+      RoundError: if too few clients replied.
+
+    Example:
+      >>> quick = {"federation.rounds": 1, "client.epochs": 1, "engine.workers": 1}
+      >>> summary = fedpeft.run({"model": {"name": "preset:tiny-vit"}}, quick, out="example")
+      >>> summary["rounds"], summary["stopped"], summary["run_dir"]
+      (1, 'rounds', 'example')
     """
     checked = _experiment(experiment, settings)
     return start.run(checked, Path(out) if out else None, resume=resume, callbacks=callbacks)
@@ -113,34 +117,48 @@ def simulate(
     sampler: Sampler | Choose | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
-    """Train a tuned model of the user's own on data of the user's own.
+    """Train a tuned model on federated data, both of your own.
 
     Args:
-      tuned: from `tune` or `from_peft`; the simulation owns it from here on.
+      tuned: from `tune` or `from_peft`; the simulation trains this object.
       data: from `from_torch`, `from_datasets` or `load_data`.
       settings: keys of `[federation]`, `[stability]`, `[client]`, `[wire]`, `[engine]` and `seed`,
         such as `{"federation.rounds": 20, "client.lr": 0.05}`; defaults are those of the file.
-      privacy: keys of `[privacy]`, such as `{"mode": "central", "epsilon": 5.0}`; what a file may
-        not ask for is refused too. The records then hold `epsilon`; rounds end at the budget.
-      out: a folder that keeps records, checkpoints and the final delta; a simulation that finds its
-        own unfinished folder goes on with it. What `fedpeft.load` could not build again is refused,
-        but for modules from `wrap_module`, which the folder names as such. None keeps nothing.
+      privacy: keys of `[privacy]`, such as `{"mode": "central", "epsilon": 5.0}`; settings that are
+        refused in a file are refused here too. The records then hold `epsilon`, and rounds end at
+        the budget.
+      out: a folder for records, checkpoints and the final delta; a simulation resumes its own
+        unfinished folder. A model that `fedpeft.load` could not rebuild is refused, except modules
+        from `wrap_module`, which the folder records as such. None keeps nothing.
       on_round: called with the record of each round.
-      algorithm: an object in the place of `federation.algorithm`.
-      up: stages in the place of `wire.up`; those of privacy come first all the same.
-      sampler: an object in the place of `federation.sampling`, or a function
-        (clients, round) -> cohort.
+      algorithm: replaces `federation.algorithm`.
+      up: stages that replace `wire.up`; those of privacy still come first.
+      sampler: replaces `federation.sampling`; an object, or a function (clients, round) -> cohort.
       callbacks: called around rounds; one of them may end the run.
 
-    In a folder an object is recorded as `package.module:name` with the digest of its source; only
-    what is passed again with the same digest goes on with an unfinished folder.
+    A folder records an object as `package.module:name` with the digest of its source; an unfinished
+    folder is resumed only with objects of the same digest.
 
     Raises:
       ConfigError: if a setting is wrong or is of the model or the data, or the model cannot be
         recorded in a folder.
-      PrivacyError: if the privacy asked for would not protect.
+      PrivacyError: if the privacy settings would not protect.
       RunFolderError: if `out` holds something else.
-      RoundError: if too few clients answered.
+      RoundError: if too few clients replied.
+
+    Example:
+      >>> import torch
+      >>> net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+      >>> task = fedpeft.classification_task(lambda net, batch: net(batch["inputs"]))
+      >>> loaded = fedpeft.wrap_module(net, task=task, head=["2"])
+      >>> tuned = fedpeft.tune(loaded, fedpeft.TuningRequest("bias"))
+      >>> rows = [(torch.randn(2), i % 2) for i in range(40)]
+      >>> clients = fedpeft.PartitionRequest("iid", clients=4, min_examples=1)
+      >>> data = fedpeft.from_torch(rows, rows[:10], clients)
+      >>> settings = {"federation.rounds": 2, "federation.clients_per_round": 2}
+      >>> result = fedpeft.simulate(tuned, data, settings)
+      >>> [record["round"] for record in result.records], result.totals.bytes_up > 0
+      ([1, 2], True)
     """
     private = {f"privacy.{key}": value for key, value in (privacy or {}).items()}
     given = Given(
@@ -197,14 +215,11 @@ def _settings(
 
 def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
     """Run all rounds in memory and leave the final delta in the model."""
-    state, records, stopped = built.start, list[Record](), False
-    started(built.callbacks, loop.facts_of(built, state, None))
-    while built.privacy.goes_on(state.round) and not stopped:
-        state, record = advance(state, built.plan, built.engine)
-        records.append(loop.line_of(built, state, record))
-        on_round(records[-1])
-        stopped = stops(built.callbacks, records[-1])
-    ended(built.callbacks, loop.summary_of(built, totals(records), digest_of(state.delta)))
+    state, records = built.start, list[Record]()
+    for state, _, line in loop.rounds_of(built, built.start, None):  # noqa: B007  # the last is kept
+        records.append(line)
+        on_round(line)
+    ended(built.callbacks, loop.summary_of(built, totals(records), state))
     write_delta(built.tuned, state.delta)
     if built.tuned.buffers:
         write_buffers(built.tuned, state.buffers)

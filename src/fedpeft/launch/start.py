@@ -23,7 +23,7 @@ __all__ = ["DEPLOYMENTS", "run"]
 
 
 class Deploy(Protocol):
-    """Runs an experiment at a server elsewhere, waits for its end and gives the summary."""
+    """Runs an experiment at a server elsewhere, waits for its end and returns the summary."""
 
     def __call__(
         self,
@@ -38,7 +38,7 @@ class Deploy(Protocol):
 
 
 DEPLOYMENTS: Mapping[str, Deploy] = {"flower": deploy}
-"""What `engine.name` submits to, for engines whose rounds run elsewhere."""
+"""`engine.name` -> how to submit, for engines whose rounds run elsewhere."""
 
 
 def run(
@@ -54,11 +54,11 @@ def run(
     Nothing is written before model and data are loaded and found to fit.
 
     Args:
-      experiment: checked; need not be resolved.
+      experiment: checked; it need not be resolved.
       out: the run folder; None is `runs/<name>-<time>`.
-      resume: go on with what is in `out`; a finished run gives its summary.
+      resume: go on with the run in `out`; for a finished one, return its summary.
       on_round: called after each round, when its checkpoint is on the disk.
-      callbacks: beside those that the experiment names.
+      callbacks: added to those that the experiment names.
 
     Returns:
       the summary, as in `summary.json`.
@@ -66,7 +66,7 @@ def run(
     Raises:
       ConfigError: if the experiment is not possible.
       RunFolderError: if the folder is in use, corrupt, not empty or of another experiment.
-      RoundError: if too few clients answered.
+      RoundError: if too few clients replied.
       EngineError: if the engine failed.
     """
     if resume and out is None:
@@ -74,20 +74,20 @@ def run(
             "--resume: there is no --out; name the run folder to go on with: --out DIR"
         )
     resolved = resolve(experiment, given=Given(callbacks=tuple(callbacks)))
-    wanted = resolved.experiment
-    folder = RunFolder(out or default_out(wanted.name))
+    chosen = resolved.experiment
+    folder = RunFolder(out or default_out(chosen.name))
     finished = peek(resolved, folder, resume=resume)
     if finished is not None:
         return finished
-    if ENGINES[wanted.engine.name].deployed:
+    if ENGINES[chosen.engine.name].deployed:
         if callbacks:
             raise ConfigError(
-                f"callbacks: found objects with engine.name = {wanted.engine.name!r}, whose rounds "
+                f"callbacks: found objects with engine.name = {chosen.engine.name!r}, whose rounds "
                 "run at the server; name plug-ins of the server in run.callbacks"
             )
-        return DEPLOYMENTS[wanted.engine.name](wanted, folder, on_round, resume=resume)
+        return DEPLOYMENTS[chosen.engine.name](chosen, folder, on_round, resume=resume)
     if resume:
-        resolved = resolved.changed(engine=with_recorded_passes(wanted, folder).engine)
+        resolved = resolved.changed(engine=with_recorded_passes(chosen, folder).engine)
     built = build_run(resolved)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
 """A sweep: many runs, some side by side, each in a process and a folder of its own.
 
     rows ──> process ──> DIR/<row>/        a run folder
-         └─> process ──> DIR/<row>/        finished ones are skipped, partial ones go on
+         └─> process ──> DIR/<row>/        finished ones are skipped, partial ones resumed
     sweep.json                             one object a row, as `fedpeft sweep --json` prints
 
-Runs are processes, so that one that fails, or is killed, takes no other with it. A process ends
-when the sweep is gone, also after SIGKILL. How many run side by side cannot change a result.
+Runs are processes, so that one that fails, or is killed, stops no other. A process ends when the
+sweep has ended, also after SIGKILL. The number of runs side by side cannot change a result.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _PRELOADED = (
     "peft",
     "sklearn.datasets",
 )
-"""Imported once by the process that a sweep's runs are forked from, so that none imports alone."""
+"""Imported once, by the process that the runs of a sweep are forked from."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """A run goes on or begins."""
+    """A run starts or is resumed."""
 
     rounds: int
 
@@ -87,7 +87,7 @@ Watcher: TypeAlias = Callable[[SweepRow, Event], None]
 
 @dataclass(frozen=True)
 class RowResult:
-    """What became of one row."""
+    """The end of one row."""
 
     row: SweepRow
     end: Finished | Failed
@@ -96,15 +96,15 @@ class RowResult:
 def sweep(
     rows: Sequence[SweepRow], out: Path, watch: Watcher = lambda row, event: None
 ) -> list[RowResult]:
-    """Run all rows inside a folder; finished ones are skipped, partial ones go on.
+    """Run all rows inside a folder; finished ones are skipped, partial ones resumed.
 
     Args:
-      rows: checked.
+      rows: the checked rows.
       out: the sweep's folder.
-      watch: told what happens to each row, as it happens.
+      watch: called with each event of a row.
 
     Returns:
-      one result a row, in their order.
+      one result for each row, in their order.
 
     Raises:
       RunFolderError: if the folder holds something else, or another sweep is writing to it.
@@ -123,13 +123,13 @@ def sweep(
 def results_json(
     rows: Sequence[SweepRow], ends: dict[str, Finished | Failed], out: Path
 ) -> list[dict[str, object]]:
-    """One object a row: its summary, or its error, with what the row set."""
+    """Return one object for each row: its summary or its error, with its overrides."""
     return [_row_json(row, ends.get(row.name), out) for row in rows]
 
 
 def _row_json(row: SweepRow, end: Finished | Failed | None, out: Path) -> dict[str, object]:
     experiment = row.experiment
-    told: dict[str, object] = {
+    described: dict[str, object] = {
         "row": row.name,
         "overrides": dict(row.overrides),
         "status": "unfinished" if end is None else type(end).__name__.lower(),
@@ -138,8 +138,8 @@ def _row_json(row: SweepRow, end: Finished | Failed | None, out: Path) -> dict[s
         "run_dir": str(out / row.name),
     }
     if isinstance(end, Failed):
-        return {**told, "error": end.message, "exit_code": end.exit_code}
-    return told if end is None else {**told, **end.summary, "run_dir": told["run_dir"]}
+        return {**described, "error": end.message, "exit_code": end.exit_code}
+    return described | (end.summary if end else {}) | {"run_dir": described["run_dir"]}
 
 
 def _check_folder(out: Path) -> None:
@@ -158,7 +158,7 @@ def _check_folder(out: Path) -> None:
 def _run_all(
     rows: Sequence[SweepRow], out: Path, watch: Watcher
 ) -> Iterator[tuple[SweepRow, Finished | Failed]]:
-    """Start processes while there is room, and pass on what they tell."""
+    """Start processes while there is room, and pass on the events that they send."""
     waiting: list[SweepRow] = []
     for row in rows:
         end = _without_process(row, out)
@@ -185,7 +185,7 @@ def _run_all(
 
 
 def _without_process(row: SweepRow, out: Path) -> Finished | Failed | None:
-    """Return the end of a run that is finished already, or that cannot be started."""
+    """Return the end of a run that is already finished, or that cannot be started."""
     try:
         summary = peek(resolve(row.experiment), RunFolder(out / row.name), resume=True)
     except FedpeftError as error:
@@ -198,15 +198,13 @@ def _layout(rows: Sequence[SweepRow]) -> tuple[int, int]:
 
     Cores go to runs first: a run of one worker never waits for the slowest client of a round.
     """
-    if not rows:
-        return 1, 1
-    if any(row.experiment.engine.device != "cpu" for row in rows):
+    if not rows or any(row.experiment.engine.device != "cpu" for row in rows):
         return 1, 1
     if not all(ENGINES[row.experiment.engine.name].in_process for row in rows):
         return 1, num_cores()
-    asked = [row.experiment.engine.workers for row in rows]
-    if all(asked):
-        workers = max(number or 1 for number in asked)
+    given = [row.experiment.engine.workers for row in rows]
+    if all(given):
+        workers = max(number or 1 for number in given)
         return max(1, num_cores() // workers), workers
     room = min(len(rows), num_cores())
     return room, max(1, num_cores() // room)
@@ -221,7 +219,7 @@ class _Running:
 
 @contextmanager
 def _processes() -> Iterator[list[_Running]]:
-    """Hold a list of running processes; what is left at the end is stopped."""
+    """Hold a list of running processes; those that are left at the end are stopped."""
     running: list[_Running] = []
     try:
         yield running
@@ -262,7 +260,7 @@ def _receive(running: _Running) -> Event:
 
 
 def _run_one(row: SweepRow, out: Path, pipe: Connection[object, object]) -> None:
-    """The life of a run's process."""
+    """Run one row in its own process, and send its events."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, args=(pipe,), daemon=True).start()
     try:
@@ -270,12 +268,12 @@ def _run_one(row: SweepRow, out: Path, pipe: Connection[object, object]) -> None
         pipe.send(Finished(summary))
     except FedpeftError as error:
         pipe.send(Failed(str(error), error.exit_code))
-    except Exception:  # the sweep goes on, and says what happened
+    except Exception:  # the other runs go on; the sweep reports it
         pipe.send(Failed(traceback.format_exc(), _CRASHED))
 
 
 def _follow(pipe: Connection[object, object]) -> None:
-    """End this process when the sweep is gone: it never sends, so only an end can be read."""
+    """End this process when the sweep has ended: it never sends, so reading returns only then."""
     try:
         pipe.recv()
     except (EOFError, OSError):

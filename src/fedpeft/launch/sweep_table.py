@@ -21,19 +21,19 @@ class TableLine:
     """One line of the table; bytes are as encoded.
 
     Attributes:
-      label: what sets the line apart: the method, and other settings of the row.
-      finished: how many of the runs have finished.
-      runs: how many there are.
-      metric: name of the headline.
-      mean: of the metric over the finished runs; NaN where there is none.
+      label: the method, and other settings of the row.
+      finished: number of finished runs.
+      runs: number of runs.
+      metric: name of the headline metric.
+      mean: mean of the metric over the finished runs; NaN where there is none.
       deviation: sample deviation of the metric; NaN with fewer than two runs.
-      trained: trainable parameters.
-      payload_bytes: of one client, one way, in theory.
+      trained: number of trainable parameters.
+      payload_bytes: payload of one client, one way, in theory.
       up_per_turn: bytes from one client in one round.
       down_per_turn: bytes to one client in one round.
       total_bytes: both ways, all clients and rounds; the mean over the runs.
       seconds: wall time of a run; the mean over the runs.
-      errors: what went wrong in the others.
+      errors: messages of the runs that failed.
     """
 
     label: str
@@ -52,7 +52,7 @@ class TableLine:
 
 
 def table_lines(results: Sequence[Mapping[str, Any]]) -> list[TableLine]:
-    """Group a sweep's results, as in `sweep.json`, by all that they set but the seed."""
+    """Group a sweep's results, as in `sweep.json`, by all overrides except the seed."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         groups.setdefault(_label(result), []).append(result)

@@ -1,10 +1,10 @@
-"""Two figures of the method, read from plans and tuned modules: what is sent, where it sits.
+"""Two figures of the methods, from plans and tuned modules: bytes sent, and trained parts.
 
     cost    one bar a method: bytes that one client sends in one round, one way
     layer   one block a method, [CLS | patches | prompts] -> attention -> MLP -> adapter, with a
             mark on every part that has a tensor in the delta
 
-Nothing is drawn from knowledge of the methods: a part is marked where the delta names it.
+Marks follow from the names in the delta alone, not from a description of the methods.
 
 Reference: the figures follow Figs. 1 and 2 of Sun et al., Exploring Parameter-Efficient Fine-Tuning
 to Enable Foundation Models in Federated Learning, IEEE BigData 2024.
@@ -39,7 +39,7 @@ _PARTS = (
     ("mlp.fc1", "linear 1, GELU", (5.0, 6.9), 4.6),
     ("mlp.fc2", "linear 2", (5.0, 7.9), 4.6),
 )
-"""Part of a block, what stands in its box, the box's middle, its width."""
+"""Part of a block, text in its box, middle of the box, its width."""
 
 _FROZEN = "#eceff2"
 
@@ -55,9 +55,9 @@ def write_figures(experiment: Experiment, out: Path) -> list[Path]:
       The files.
 
     Raises:
-      ConfigError: if the model is no vision transformer, or cannot be sketched.
+      ConfigError: if the model is not a vision transformer, or its shapes cannot be built.
     """
-    layer = draw_layer(experiment)  # refuses what is no vision transformer
+    layer = draw_layer(experiment)  # refuses other models than vision transformers
     pictures = {"fig1-cost": draw_cost(experiment), "fig2-layer": layer}
     out.mkdir(parents=True, exist_ok=True)
     files = [write_picture(picture, out / name) for name, picture in pictures.items()]
@@ -101,7 +101,7 @@ def _cost_words(size: int, largest: int) -> str:
 
 def draw_layer(experiment: Experiment) -> Picture:
     """Draw one block for each of bias, adapter and prompt tuning, with what each trains."""
-    _names(experiment, "head")  # a method that fits every family, so that the error is of ours
+    _names(experiment, "head")  # fits every family, so that the family is what is refused
     with new_figure(9.6, 4.1, constrained=True) as figure:
         for axes, method in zip(figure.subplots(1, len(_LAYERS)), _LAYERS, strict=True):
             _draw_block(axes, _names(experiment, method), method)
@@ -109,12 +109,12 @@ def draw_layer(experiment: Experiment) -> Picture:
 
 
 def _names(experiment: Experiment, method: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a method's delta by name, after seeing that blocks can be drawn."""
+    """Return the shapes of a method's delta by name; refuse a model that cannot be drawn."""
     tuned = sketch_run(_with(experiment, method)).tuned
     if tuned.loaded.family.name != "vit":
         raise ConfigError(
             f"model.name: {experiment.model.name!r} is of the family "
-            f"{tuned.loaded.family.name!r}; figures are drawn of vision transformers (vit)"
+            f"{tuned.loaded.family.name!r}; figures need a vision transformer (vit)"
         )
     return dict(zip(tuned.spec.names, tuned.spec.shapes, strict=True))
 
@@ -148,7 +148,7 @@ def _draw_block(axes: Axes, names: Mapping[str, tuple[int, ...]], method: str) -
 
 
 def _lines(axes: Axes) -> None:
-    """The path of the tokens, and the two skips around attention and MLP."""
+    """Draw the path of the tokens, and the two skips around attention and MLP."""
     soft = LIGHT["soft"]
     axes.add_patch(
         FancyArrowPatch((5, 0.9), (5, 11.4), arrowstyle="-|>", mutation_scale=9, color=soft)
@@ -165,7 +165,7 @@ def _joins(axes: Axes) -> None:
 
 
 def _tokens(axes: Axes, names: Mapping[str, tuple[int, ...]], colour: str) -> None:
-    """The sequence at the block's entrance: CLS, patches and, where the delta has them, prompts."""
+    """Draw the input of the block: CLS, patches and, where the delta has them, prompts."""
     tokens = next((shape for name, shape in names.items() if name.endswith("prompt.tokens")), None)
     _box(axes, (1.6, 0.6), (1.3, 0.6), "CLS", None)
     _box(axes, (3.9, 0.6), (3.0, 0.6), "patches", None)

@@ -1,11 +1,11 @@
 """The plan of a run: parameters, bytes, memory, before any training.
 
-    total bytes = rounds * (replies * wire bytes up + asked * wire bytes down)
+    total bytes = rounds * (replies * wire bytes up + requests * wire bytes down)
 
-A round has as many replies as its cohort; it asks more with over-selection, and nobody fails.
+A round has as many replies as its cohort, and more requests with over-selection; no client fails.
 
 Sizes come from the encoding itself, run on tensors that have shapes and no memory. Neither weights
-nor a network are needed; where the data is at hand, the partition is shown too.
+nor a network are needed; where the data is on this machine, the partition is shown too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpeft.build.model import Sketch, load_run_data, sketch_run
+from fedpeft.build.model import Sketch, load_run_data, payload_bytes, sketch_run
 from fedpeft.build.prefix import planned_prefix
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Partition:
-    """Who has how many examples.
+    """The number of examples of each client.
 
     Attributes:
       clients: names.
@@ -53,11 +53,11 @@ class Partition:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will cost. Bytes are bytes; sizes of tensors are numbers.
+    """The cost of a run, before it trains.
 
     Attributes:
-      figures: by their names in JSON.
-      partition: None where the data is not at hand.
+      figures: parameters, bytes and epsilon by their names in JSON.
+      partition: None where the data is not on this machine.
     """
 
     figures: Mapping[str, object]
@@ -91,7 +91,7 @@ def make_plan(experiment: Experiment) -> Plan:
     sketch = sketch_run(experiment)
     federation, tuned = sketch.experiment.federation, sketch.tuned
     rounds = federation.rounds
-    replies, asked = planned_turns(sketch.experiment)
+    replies, requests = planned_turns(sketch.experiment)
     notes = PRIVATE_NOTES if sketch.privacy.private else TYPICAL_NOTES
     up = wire_bytes(tuned, sketch.resolved.up, notes)
     down = wire_bytes(tuned, sketch.resolved.down)
@@ -102,13 +102,13 @@ def make_plan(experiment: Experiment) -> Plan:
         "method": sketch.experiment.tuning.method,
         "trainable_parameters": tuned.spec.num_params,
         "total_parameters": sketch.total_parameters,
-        "payload_bytes": tuned.spec.num_bytes + tuned.buffer_spec.num_bytes,
+        "payload_bytes": payload_bytes(tuned),
         "trainable_payload_bytes": tuned.spec.num_bytes,
         "wire_bytes_up": up,
         "wire_bytes_down": down,
         "cohort": replies,
         "rounds": rounds,
-        "total_bytes": rounds * (replies * up + asked * down),
+        "total_bytes": rounds * (replies * up + requests * down),
         "memory_bytes": _memory(sketch),
         "kept_deltas_bytes": _kept_deltas(sketch),
         **planned_prefix(sketch.experiment, tuned, data).as_json(),
@@ -119,7 +119,7 @@ def make_plan(experiment: Experiment) -> Plan:
 
 
 def plan_rows(rows: Sequence[SweepRow]) -> dict[str, Plan]:
-    """Plan the rows of a sweep, by their names.
+    """Return the plans of the rows of a sweep by their names.
 
     Raises:
       ConfigError: as `make_plan`.
@@ -128,7 +128,7 @@ def plan_rows(rows: Sequence[SweepRow]) -> dict[str, Plan]:
 
 
 def check_shapes(experiment: Experiment) -> list[str]:
-    """Apply the tuning method to the model's shapes, where they are at hand.
+    """Apply the tuning method to the model's shapes, where they are on this machine.
 
     Returns:
       notes on what could not be checked without a network.
@@ -149,8 +149,8 @@ def check_shapes(experiment: Experiment) -> list[str]:
 def _memory(sketch: Sketch) -> int:
     """Estimate memory without activations: the model once, and each worker's copies of the delta.
 
-    A worker holds values, gradient, optimiser state, start and update, of each client of a pass;
-    the server a handful more.
+    A worker holds values, gradient, optimiser state, start and update for each client of a pass;
+    the server holds five more copies.
     """
     tuned, engine = sketch.tuned, sketch.experiment.engine
     delta = tuned.spec.num_bytes
@@ -162,18 +162,17 @@ def _memory(sketch: Sketch) -> int:
 
 
 def _kept_deltas(sketch: Sketch) -> int:
-    """Count what `run.keep_deltas` leaves on the disk: the start, and one delta a round."""
+    """Return the bytes that `run.keep_deltas` writes: the first delta, and one for each round."""
     if not sketch.experiment.run.keep_deltas:
         return 0
-    payload = sketch.tuned.spec.num_bytes + sketch.tuned.buffer_spec.num_bytes
-    return (sketch.experiment.federation.rounds + 1) * payload
+    return (sketch.experiment.federation.rounds + 1) * payload_bytes(sketch.tuned)
 
 
 def _data(resolved: Resolved) -> Federated | None:
     """Load and partition data that is on this machine; None where it is not, or cannot be read."""
     experiment = resolved.experiment
     if ENGINES[experiment.engine.name].deployed:
-        return None  # what is here is the server's; the sites have theirs
+        return None  # this machine has the server's data, not the sites'
     source = experiment.data.source
     if source not in BUNDLED_DATASETS and not Path(source).expanduser().exists():
         return None

@@ -1,1 +1,1 @@
-"""One run: its loop, its folder, and the model that it left."""
+"""One run: its loop, its folder, and the model that it trained."""

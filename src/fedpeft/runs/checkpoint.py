@@ -1,11 +1,11 @@
-"""Checkpoints: one safetensors file that holds all that survives a round.
+"""Checkpoints: one safetensors file with the whole state of a run after a round.
 
     checkpoints/round-00012.safetensors
       tensors    delta, buffers, root, server.* (algorithm and stages), client.* (clients' memories)
       metadata   format, round, committed, experiment, delta digest, digest of everything
 
-Server state and client memories are one file, so that they are committed in one atomic step. The
-file may hold the server's secrets and is readable by its owner only.
+Server state and client memories are in one file, so that they are committed in one atomic step.
+The file may hold the server's secrets and is readable by its owner only.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _NAME = re.compile(r"round-(\d{5,})\.safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after one of its rounds.
+    """The state of a run after one of its rounds.
 
     Attributes:
-      state: the server's.
-      memories: the clients', as the engine names them.
-      experiment: digest of the experiment, without what may change on resume.
+      state: of the server.
+      memories: of the clients, by the engine's names.
+      experiment: digest of the experiment, without the keys that may change on resume.
     """
 
     state: ServerState
@@ -96,10 +96,10 @@ def prune(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
-    """Read a checkpoint and verify every byte of it.
+    """Read a checkpoint and verify its digest.
 
     Raises:
-      RunFolderError: if it is not whole, or not a checkpoint; the file stays as it is.
+      RunFolderError: if it is incomplete, or not a checkpoint; the file is not changed.
     """
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
@@ -127,7 +127,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Name all tensors; copies, because a safetensors file refuses tensors that share memory."""
+    """Return all tensors by name; copies, because safetensors refuses tensors that share memory."""
     state = checkpoint.state
     named = {"delta": state.delta, "buffers": state.buffers, "root": state.root}
     named |= {f"server.{name}": tensor for name, tensor in state.memory.items()}
@@ -152,11 +152,8 @@ def _round_of(file: Path) -> int:
 
 def _corrupt(file: Path, problem: str) -> RunFolderError:
     others = [other.name for other in checkpoints(file.parent) if other != file]
-    advice = (
-        f"move it away, and --resume goes on from {others[-1]}"
-        if others
-        else "move it away, and --resume starts from the beginning"
-    )
+    advice = f"goes on from {others[-1]}" if others else "starts from the beginning"
     return RunFolderError(
-        f"{file}: the checkpoint is corrupt: {problem}. Nothing was changed; {advice}"
+        f"{file}: the checkpoint is corrupt: {problem}. Nothing was changed; move it away, and "
+        f"--resume {advice}"
     )

@@ -1,15 +1,16 @@
-"""The deltas of all rounds, kept in the run folder where `run.keep_deltas` is set.
+"""The deltas of all rounds, kept in the run folder if `run.keep_deltas` is set.
 
     deltas/round-00000.safetensors     before round 1
     deltas/round-00012.safetensors     after round 12; names as in delta.safetensors
 
-A round's delta is written before its checkpoint: a crash in between writes the same file again.
+A round's delta is written before its checkpoint: after a crash in between it is written again.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import safetensors
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -30,7 +31,7 @@ def delta_file(folder: RunFolder, round: int) -> Path:
 
 
 def start_deltas(built: BuiltRun, folder: RunFolder, state: ServerState) -> None:
-    """Write the delta before round 1, if this run keeps deltas and is at its start."""
+    """Write the delta before round 1, if this run keeps deltas and has done no round."""
     if built.experiment.run.keep_deltas and state.round == 0:
         folder.deltas.mkdir(exist_ok=True)
         keep_delta(built, folder, state)
@@ -40,17 +41,9 @@ def start_deltas(built: BuiltRun, folder: RunFolder, state: ServerState) -> None
 
 def keep_delta(built: BuiltRun, folder: RunFolder, state: ServerState) -> None:
     """Write a state's delta, if this run keeps deltas."""
-    if not built.experiment.run.keep_deltas:
-        return
-    tensors = built.plan.spec.unflatten(state.delta)
-    tensors |= built.plan.buffer_spec.unflatten(state.buffers)
-    metadata = {
-        "format": "fedpeft-delta-1",
-        "round": str(state.round),
-        "spec_digest": built.plan.spec.digest,
-        "delta_digest": digest_of(state.delta),
-    }
-    write_delta(delta_file(folder, state.round), tensors, metadata)
+    if built.experiment.run.keep_deltas:
+        file, metadata = delta_file(folder, state.round), {"round": str(state.round)}
+        write_delta(file, built.plan, state, metadata)
 
 
 def read_kept(folder: RunFolder, tuned: TunedModel, round: int) -> Tensor:
@@ -60,8 +53,6 @@ def read_kept(folder: RunFolder, tuned: TunedModel, round: int) -> Tensor:
       RunFolderError: if the file is missing, broken or changed.
       DeltaMismatchError: if it does not fit the model.
     """
-    import safetensors
-
     file = delta_file(folder, round)
     try:
         with safetensors.safe_open(file, framework="pt") as opened:

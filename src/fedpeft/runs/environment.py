@@ -1,4 +1,4 @@
-"""What a run ran on: versions and hardware, for `environment.json` and `fedpeft doctor`."""
+"""Versions and hardware of this machine, for `environment.json` and `fedpeft doctor`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def describe_environment(seed: int) -> dict[str, object]:
     """Describe this machine and its software.
 
     Args:
-      seed: of the run.
+      seed: root seed of the run.
     """
     return {"seed": seed, "versions": versions(), "hardware": _hardware()}
 
@@ -35,7 +35,7 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
 
 
 def memory_bytes() -> int:
-    """Return the size of this machine's memory."""
+    """Return the size of this machine's memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: temporary file, fsync, rename, fsync of the folder."""
+"""Files that are complete or absent: temporary file, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = [
 ]
 
 TEMPORARY = ".partial"
-"""Suffix of a file that is being written; one that is found later is the rest of a crash."""
+"""Suffix of a file that is being written; one that is found later was left by a crash."""
 
 
 def write_whole(file: Path, write: Callable[[Path], None], *, mode: int = 0o644) -> None:
-    """Write a file so that its name holds either the old content or all of the new.
+    """Write a file so that it holds either the old content or all of the new.
 
     Args:
-      file: the name to fill.
+      file: to write.
       write: gets the path of an empty temporary file and fills it.
       mode: permissions of the file.
     """
@@ -42,12 +42,12 @@ def write_whole(file: Path, write: Callable[[Path], None], *, mode: int = 0o644)
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write text as `write_whole` does."""
+    """Write text, completely or not at all."""
     write_whole(file, lambda partial: _fill(partial, text))
 
 
 def write_json(file: Path, value: object) -> None:
-    """Write a JSON value as `write_whole` does, readable by people too."""
+    """Write an indented JSON value, completely or not at all."""
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -76,7 +76,7 @@ def _broken(file: Path, problem: str) -> RunFolderError:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Delete what a crash left behind in a folder."""
+    """Delete the temporary files that a crash left in a folder."""
     for file in folder.glob("*" + TEMPORARY):
         file.unlink()
 

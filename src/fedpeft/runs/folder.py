@@ -22,17 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
-from torch import Tensor
 
 from fedpeft.build.passes import UNDECIDED
+from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
 from fedpeft.core.words import dotted
 from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved
+from fedpeft.rounds.round import RoundPlan
 from fedpeft.runs.files import TEMPORARY, read_object, write_whole
 from fedpeft.runs.lock import LOCK
+from fedpeft.server.state import ServerState
 
 __all__ = [
     "RunFolder",
@@ -51,6 +53,16 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class _Inside:
+    """A path inside a run folder, by its name there."""
+
+    name: str
+
+    def __get__(self, folder: RunFolder, owner: type[RunFolder]) -> Path:
+        return folder.path / self.name
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The paths of a run folder.
 
@@ -60,50 +72,24 @@ class RunFolder:
 
     path: Path
 
-    @property
-    def experiment(self) -> Path:
-        """The resolved experiment, complete."""
-        return self.path / "experiment.toml"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, hardware and seed."""
-        return self.path / "environment.json"
-
-    @property
-    def partition(self) -> Path:
-        """Examples of each client by label, where there are labels."""
-        return self.path / "partition.json"
-
-    @property
-    def rounds(self) -> Path:
-        """One record a round."""
-        return self.path / "rounds.jsonl"
-
-    @property
-    def diagnostics(self) -> Path:
-        """True figures of a private simulation; its first line says "not private"."""
-        return self.path / "diagnostics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """The headline figures; it exists when the run is finished."""
-        return self.path / "summary.json"
-
-    @property
-    def delta(self) -> Path:
-        """The final delta."""
-        return self.path / "delta.safetensors"
-
-    @property
-    def deltas(self) -> Path:
-        """The delta before round 1 and after each round, where `run.keep_deltas` is set."""
-        return self.path / "deltas"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The newest checkpoints."""
-        return self.path / "checkpoints"
+    experiment = _Inside("experiment.toml")
+    """The resolved experiment, complete."""
+    environment = _Inside("environment.json")
+    """Versions, hardware and seed."""
+    partition = _Inside("partition.json")
+    """Examples of each client by label, where there are labels."""
+    rounds = _Inside("rounds.jsonl")
+    """One record a round."""
+    diagnostics = _Inside("diagnostics.jsonl")
+    """True figures of a private simulation; its first line says "not private"."""
+    summary = _Inside("summary.json")
+    """The headline figures; it exists when the run is finished."""
+    delta = _Inside("delta.safetensors")
+    """The final delta."""
+    deltas = _Inside("deltas")
+    """The delta before round 1 and after each round, where `run.keep_deltas` is set."""
+    checkpoints = _Inside("checkpoints")
+    """The newest checkpoints."""
 
 
 def default_out(name: str) -> Path:
@@ -133,7 +119,7 @@ def may_start(folder: RunFolder, *, resume: bool) -> None:
     if resume:
         raise RunFolderError(
             f"{path}: holds no experiment.toml, so it is no run folder (found {shown}). Nothing "
-            "was changed; name the folder of a run, or a new one"
+            "was changed; name the folder of a run, or a new folder"
         )
     raise RunFolderError(
         f"{path}: the folder is not empty (found {shown}) and nothing is overwritten. Choose "
@@ -144,8 +130,8 @@ def may_start(folder: RunFolder, *, resume: bool) -> None:
 def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
     """Compare a resolved experiment with the one that the folder holds, if it holds one.
 
-    Only a larger `federation.rounds` may differ, and `engine.workers`: it cannot change a result.
-    Where `engine.clients_per_pass` is left open, the number in the folder stands.
+    Only a larger `federation.rounds` may differ, and keys that cannot change a result, such as
+    `engine.workers`. Where `engine.clients_per_pass` is left open, the number in the folder counts.
 
     Raises:
       RunFolderError: naming the keys that differ.
@@ -163,9 +149,9 @@ def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
         for key in sorted(set(ours) | set(theirs))
         if ours.get(key) != theirs.get(key)
     ]
-    wanted, there = experiment.federation.rounds, stored.federation.rounds
-    if wanted < there:
-        problems.append(f"federation.rounds is {wanted} here and {there} in the folder")
+    here, there = experiment.federation.rounds, stored.federation.rounds
+    if here < there:
+        problems.append(f"federation.rounds is {here} here and {there} in the folder")
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise RunFolderError(
@@ -175,7 +161,7 @@ def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
 
 
 def experiment_digest(experiment: Experiment) -> str:
-    """SHA-256 (hex) of all of an experiment that can change a round's result."""
+    """Return the SHA-256 (hex) of all keys of an experiment that can change a round's result."""
     text = json.dumps(_comparable(experiment), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -213,9 +199,9 @@ def with_recorded_passes(experiment: Experiment, folder: RunFolder) -> Experimen
 
 def finished_summary(folder: RunFolder, rounds: int) -> dict[str, object] | None:
     """Return the summary of a run that has done `rounds` rounds, or None if there is more to do."""
-    if not folder.summary.exists():
+    summary = read_object(folder.summary)
+    if summary is None:
         return None
-    summary = read_summary(folder)
     done = int(str(summary.get("rounds", 0))) >= rounds
     return summary if done or summary.get("stopped") == "privacy budget" else None
 
@@ -244,23 +230,39 @@ def recorded_metric(folder: RunFolder) -> Metric | None:
     return metric_in([], recorded) if recorded else None
 
 
-def write_delta(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write named tensors as safetensors, whole or not at all."""
+def write_delta(
+    file: Path, plan: RoundPlan, state: ServerState, metadata: Mapping[str, str]
+) -> None:
+    """Write the delta and the buffers of a state as safetensors, whole or not at all.
+
+    Args:
+      file: to write.
+      plan: names the tensors.
+      state: of the server.
+      metadata: of the file, beside its format and digests.
+    """
+    tensors = plan.spec.unflatten(state.delta) | plan.buffer_spec.unflatten(state.buffers)
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(file, lambda partial: safetensors.torch.save_file(copies, partial, dict(metadata)))
+    described = {
+        **metadata,
+        "format": "fedpeft-delta-1",
+        "spec_digest": plan.spec.digest,
+        "delta_digest": digest_of(state.delta),
+    }
+    write_whole(file, lambda partial: safetensors.torch.save_file(copies, partial, described))
 
 
 def _content(path: Path) -> list[str]:
-    """List what a folder holds, but for a lock and the rests of a crash."""
+    """List what a folder holds, without a lock and the temporary files of a crash."""
     names = sorted(item.name for item in path.iterdir()) if path.exists() else []
     return [name for name in names if name != LOCK and not name.endswith(TEMPORARY)]
 
 
 def _comparable(experiment: Experiment) -> dict[str, object]:
-    """An experiment without what may differ when a run is resumed."""
+    """Return an experiment as a table without the keys that may differ when a run is resumed."""
     table = experiment.model_dump(mode="json", exclude={"sweep"}, exclude_none=True)
     table["federation"].pop("rounds")
-    table["run"].pop("callbacks", None)  # they look on
+    table["run"].pop("callbacks", None)  # they change no result
     for key in PLACE:
         table["engine"].pop(key, None)
     if table["engine"].get("clients_per_pass") in (1, *UNDECIDED):
@@ -273,13 +275,13 @@ def _shown(value: object) -> str:
 
 
 def peek(resolved: Resolved, folder: RunFolder, *, resume: bool) -> dict[str, object] | None:
-    """Check that a folder may be used by an experiment; changes nothing.
+    """Check that a resolved experiment may use a folder, and change nothing.
 
     Returns:
-      the summary if nothing is left to do, else None.
+      the summary of a finished run, else None.
 
     Raises:
-      RunFolderError: if the folder holds something, or, with `resume`, something else.
+      RunFolderError: if the folder is not empty, or, with `resume`, holds another experiment.
     """
     may_start(folder, resume=resume)
     if not resume:

@@ -1,9 +1,9 @@
-"""What a deployment leaves beside the rounds: who its sites are, and what happened when.
+"""What a deployment records beside the rounds: its sites, and a log of events.
 
     sites.json     run id, and for each site: facts, first and last contact, turns, bytes, failures
     events.jsonl   one line an event: time, event, round, client, bytes, reason ...
 
-`fedpeft status` reads both. Where the privacy of a run rests on a secret cohort, neither says who
+`fedpeft status` reads both. Where the privacy of a run rests on secret cohorts, neither says who
 took part in which round.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
-from fedpeft.runs.files import write_json
+from fedpeft.runs.files import read_object, write_json
 
 __all__ = ["Ledger", "read_ledger"]
 
@@ -43,21 +43,21 @@ class Ledger:
 
     @property
     def run_id(self) -> str:
-        """Ours: drawn once for a folder, kept over every resume."""
+        """The id of the run: drawn once for a folder, and kept when the run is resumed."""
         return str(self._table["run_id"])
 
     @property
     def names(self) -> Sequence[str]:
-        """All sites of the run, once they have been met; else empty."""
+        """All sites of the run, once they have answered; empty before."""
         return tuple(self._table["names"])
 
     def fix(self, names: Sequence[str]) -> None:
-        """Write down who takes part in this run."""
+        """Record which sites take part in this run."""
         self._table |= {"names": list(names), "expected": len(names)}
         write_json(self._sites, self._table)
 
     def watch(self, event: str, facts: Mapping[str, object]) -> None:
-        """Take note of an event, as an engine tells it."""
+        """Record an event that an engine reports."""
         client = str(facts.get("client", ""))
         private = self._secret and event in ("asked", "answered", "failed", "dropped")
         if not private:
@@ -106,19 +106,13 @@ def read_ledger(folder: Path) -> dict[str, Any] | None:
       RunFolderError: if it cannot be read.
     """
     file = folder / "sites.json"
-    if not file.exists():
-        return None
-    try:
-        table = json.loads(file.read_text("utf-8"))
-        known = isinstance(table, dict) and {"run_id", "names", "sites", "refused"} <= set(table)
-    except ValueError:
-        known = False
-    if not known:
+    table = read_object(file)
+    if table is not None and not table.keys() >= {"run_id", "names", "sites", "refused"}:
         raise RunFolderError(
-            f"{file}: cannot be read. It names the run and its sites; put the file back as it was, "
-            "or start again in another folder"
+            f"{file}: lacks a key that names the run or its sites. Restore the file, or start "
+            "again in another folder"
         )
-    return dict(table)
+    return table
 
 
 def _now() -> str:

@@ -1,9 +1,9 @@
-"""Loading a result: a run folder or an export of any method becomes a model in eval mode.
+"""Loading: a run folder or an export of any method becomes a model in eval mode.
 
     run folder    experiment.toml + delta.safetensors              pretrained model + delta
     export        fedpeft.json + (model | base/ + delta.safetensors)
 
-The delta's digest, and an export's backbone fingerprint, are compared with what was written down.
+The delta's digest, and an export's backbone fingerprint, are compared with the recorded ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 __all__ = ["EXPORT_FILE", "ExportInfo", "FinishedRun", "apply_delta", "load", "load_run"]
 
 EXPORT_FILE = "fedpeft.json"
-"""What an export is; its presence makes a folder an export."""
+"""Name of the file that describes an export; a folder with it is an export."""
 
 _FORMAT = "fedpeft-export-1"
 
@@ -44,10 +44,10 @@ class FinishedRun:
     """A run that has finished, with its final delta in the model.
 
     Attributes:
-      folder: of the run.
+      folder: the run folder.
       experiment: resolved.
       summary: the headline figures.
-      tuned: holds the final delta, and the final buffers where they travel.
+      tuned: the model, which holds the final delta, and the final buffers where they travel.
     """
 
     folder: Path
@@ -58,15 +58,16 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """What `fedpeft.json` of an export says.
+    """The content of `fedpeft.json` in an export.
 
     Attributes:
-      kind: `merged` (an ordinary model), `peft` (stock peft loads it) or `fedpeft` (only we do).
+      kind: `merged` (an ordinary model), `peft` (stock peft loads it), `fedpeft` (only this package
+        loads it).
       experiment: of the run.
       base: the folder of the backbone inside the export, or None where it is on the hub or merged.
-      fresh: our names of the parameters of the head that the original files did not hold.
+      fresh: our names of the head's parameters that are not in the original files.
       delta_digest: of the final delta.
-      backbone: fingerprint of what is frozen; "" for a merged model.
+      backbone: fingerprint of the frozen weights; "" for a merged model.
     """
 
     kind: str
@@ -104,6 +105,13 @@ def load(folder: str | Path) -> nn.Module:
       RunFolderError: if the folder is neither, is not finished, or is corrupt.
       DeltaMismatchError: if the delta does not fit the model.
       ModelError: if the pretrained model cannot be found.
+
+    Example:
+      >>> quick = {"federation.rounds": 1, "client.epochs": 1, "engine.workers": 1}
+      >>> summary = fedpeft.run({"model": {"name": "preset:tiny-vit"}}, quick, out="example")
+      >>> model = fedpeft.load(summary["run_dir"])
+      >>> type(model).__name__, model.training
+      ('ViTForImageClassification', False)
     """
     path = Path(folder)
     if (path / EXPORT_FILE).is_file():
@@ -133,10 +141,10 @@ def load_run(folder: Path) -> FinishedRun:
 
 
 def apply_delta(tuned: TunedModel, file: Path, digest: str) -> None:
-    """Put a saved delta into the live model, after comparing it with its digest.
+    """Write a saved delta into the model, after comparing it with its digest.
 
     Raises:
-      RunFolderError: if the file is missing or corrupt, or of another run.
+      RunFolderError: if the file is missing, corrupt or from another run.
       DeltaMismatchError: if the delta does not fit the model.
     """
     tensors = _read_tensors(file)
@@ -178,7 +186,8 @@ def _load_export(folder: Path) -> nn.Module:
         request = ModelRequest(name=str(folder.resolve()), task=Resolved(info.experiment).task)
         return load_model(request).module.eval()
     loaded = _load_base(folder, info)
-    found = fingerprint(loaded.module, loaded.family, exclude=_delta_names(folder))
+    exclude = frozenset(_read_tensors(folder / "delta.safetensors"))
+    found = fingerprint(loaded.module, loaded.family, exclude=exclude)
     if found != info.backbone:
         raise RunFolderError(
             f"{folder}: the backbone's fingerprint is {found[:12]}…, expected "
@@ -189,12 +198,8 @@ def _load_export(folder: Path) -> nn.Module:
     return tuned.model.eval()
 
 
-def _delta_names(folder: Path) -> frozenset[str]:
-    return frozenset(_read_tensors(folder / "delta.safetensors"))
-
-
 def _load_base(folder: Path, info: ExportInfo) -> LoadedModel:
-    """Load the backbone of an export; which parameters are new is as it was in the run."""
+    """Load the backbone of an export; the same parameters are new as in the run."""
     model = info.experiment.model
     loaded = load_model(
         ModelRequest(

@@ -1,9 +1,9 @@
-"""A lock that keeps two runs out of one folder, and that dies with its owner.
+"""A lock that keeps two runs out of one folder, and ends with its owner.
 
     .fedpeft.lock = {"pid": 4711, "host": "box"}
 
 The operating system holds the lock (`flock`, through the `filelock` library) and releases it when
-its owner ends, however it ends; the file's text only says who that is.
+its owner ends, however it ends; the text of the file only names the owner.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def locked(folder: Path, *, patience: float = 3.0) -> Iterator[None]:
 
     Args:
       folder: to lock.
-      patience: seconds to wait for a live owner to end; those of a killed sweep take a moment.
+      patience: seconds to wait for a live owner to end; runs of a killed sweep take a moment.
 
     Raises:
       RunFolderError: if a live process holds it.
@@ -50,7 +50,7 @@ def locked(folder: Path, *, patience: float = 3.0) -> Iterator[None]:
             file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             yield
         finally:
-            file.unlink(missing_ok=True)  # while it is held: whoever waits for it looks again
+            file.unlink(missing_ok=True)  # while it is held: other processes that wait check again
 
 
 def holder(folder: Path) -> dict[str, object] | None:
@@ -61,12 +61,12 @@ def holder(folder: Path) -> dict[str, object] | None:
     try:
         with FileLock(file).acquire(blocking=False):
             return None
-    except (Timeout, PermissionError):  # somebody else's folder: its lock file says who is there
+    except (Timeout, PermissionError):  # another user's folder: its lock file names the owner
         return _owner(file)
 
 
 def _owner(file: Path) -> dict[str, object]:
-    """Return what a lock's file says of its owner; nothing where it is only now written."""
+    """Return the owner that a lock file names; {} while the file is being written."""
     try:
         owner = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""The run loop: rounds, evaluation, records, checkpoints, and going on after any crash.
+"""The run loop: rounds, evaluation, records, checkpoints, and resuming after any crash.
 
     for each round:  advance -> evaluate -> line in rounds.jsonl (fsync) -> checkpoint (rename)
 
-The checkpoint is the commit: what comes before it is done again after a crash, from the same state
+The checkpoint commits the round: after a crash, a round without one is repeated from the same state
 and the same seeds, and so with the same result.
 """
 
@@ -53,7 +53,7 @@ from fedpeft.runs.records import (
 from fedpeft.runs.watch import RoundDone, done_of
 from fedpeft.server.state import ServerState
 
-__all__ = ["evaluated", "facts_of", "line_of", "run_experiment", "summary_of"]
+__all__ = ["rounds_of", "run_experiment", "summary_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,27 +71,52 @@ def run_experiment(
       RunFolderError: if the folder's newest checkpoint or its records cannot be used.
     """
     experiment, metric = built.experiment, built.tuned.loaded.task.headline
-    state = _restore(built, folder)
+    state = first = _restore(built, folder)
     records = [brief(record) for record in cut_records(folder.rounds, state.round)]
     _write_head(built, folder)
     digest = experiment_digest(experiment)
     start_deltas(built, folder, state)
     if built.privacy.private:
         cut_diagnostics(folder.diagnostics, state.round)
-    started(built.callbacks, facts_of(built, state, folder.path))
-    stopped = False
-    while built.privacy.goes_on(state.round) and not stopped:
-        state, record = _one_round(built, state, folder)
-        append_record(folder.rounds, record)
+    for state, record, line in rounds_of(built, first, folder.path):
+        if built.privacy.private:
+            true = built.privacy.diagnostics(record, built.plan.spec.num_params)
+            append_record(folder.diagnostics, true)
+        append_record(folder.rounds, line)
         keep_delta(built, folder, state)
         memories = built.engine.memories(state.committed)
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
-        records.append(brief(record))
-        on_round(done_of(record, totals(records, metric), experiment.federation.rounds))
-        stopped = stops(built.callbacks, record)
+        records.append(brief(line))
+        on_round(done_of(line, totals(records, metric), experiment.federation.rounds))
     summary = _finish(built, folder, state, totals(records, metric))
     ended(built.callbacks, summary)
     return summary
+
+
+def rounds_of(
+    built: BuiltRun, state: ServerState, run_dir: Path | None
+) -> Iterator[tuple[ServerState, RoundRecord, Record]]:
+    """Run rounds until all are done, the privacy budget is used up or a callback ends the run.
+
+    Callbacks get a round after the caller has kept it.
+
+    Args:
+      built: the run.
+      state: of the server before the first of these rounds.
+      run_dir: of the run, for callbacks; None in memory.
+
+    Yields:
+      the state after a round, the round, and its line of `rounds.jsonl`.
+    """
+    experiment = built.experiment.model_dump(mode="json", exclude_none=True)
+    path = str(run_dir) if run_dir else None
+    started(built.callbacks, {"experiment": experiment, "run_dir": path, "round": state.round})
+    stopped = False
+    while built.privacy.goes_on(state.round) and not stopped:
+        state, record = advance(state, built.plan, built.engine)
+        line = _line_of(built, state, record)
+        yield state, record, line
+        stopped = stops(built.callbacks, line)
 
 
 def _restore(built: BuiltRun, folder: RunFolder) -> ServerState:
@@ -131,7 +156,7 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
 
 
 def _partition(data: Federated) -> dict[str, object] | None:
-    """Describe who has how many examples of which label; None without labels, or for a crowd."""
+    """Count each client's examples by label; None without labels, or for very many clients."""
     if data.labels is None or data.num_labels is None or len(data.clients) > MOST_SHOWN:
         return None
     names = data.label_names or tuple(str(label) for label in range(data.num_labels))
@@ -139,33 +164,17 @@ def _partition(data: Federated) -> dict[str, object] | None:
     return {"clients": list(data.clients), "labels": list(names), "counts": counts}
 
 
-def _one_round(
-    built: BuiltRun, state: ServerState, folder: RunFolder
-) -> tuple[ServerState, Record]:
-    state, record = advance(state, built.plan, built.engine)
-    if built.privacy.private:
-        true = built.privacy.diagnostics(record, built.plan.spec.num_params)
-        append_record(folder.diagnostics, true)
-    return state, line_of(built, state, record)
-
-
-def line_of(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record:
-    """Make the line of a round: evaluated where that is due, and with what privacy adds."""
+def _line_of(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record:
+    """Make the line of a round: with an evaluation where one is due, and what privacy adds."""
     private = built.privacy.record(record, _planned_bytes(built))
     last = not built.privacy.goes_on(state.round)
-    due = last or state.round % built.experiment.federation.eval_every == 0
-    return evaluated(built, state, record, due=due) | private
-
-
-def evaluated(built: BuiltRun, state: ServerState, record: RoundRecord, *, due: bool) -> Record:
-    """Make the line of a round, with the evaluation of its state where one is due."""
-    if not due:
-        return record_of(record, {})
+    if not last and state.round % built.experiment.federation.eval_every:
+        return record_of(record, {}) | private
     began = time.perf_counter()
     line = record_of(record, built.evaluate(state), time.perf_counter() - began)
     if built.evaluate_clients is not None:
         line["client_metrics"] = dict(built.evaluate_clients(state))
-    return line
+    return line | private
 
 
 def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
@@ -180,39 +189,21 @@ def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
 def _finish(
     built: BuiltRun, folder: RunFolder, state: ServerState, so_far: Totals
 ) -> dict[str, object]:
-    """Write the final delta, then the summary: a summary means that all is there."""
-    digest = digest_of(state.delta)
-    tensors = built.plan.spec.unflatten(state.delta)
-    tensors |= built.plan.buffer_spec.unflatten(state.buffers)
-    metadata = {
-        "format": "fedpeft-delta-1",
-        "method": built.experiment.tuning.method,
-        "spec_digest": built.plan.spec.digest,
-        "delta_digest": digest,
-        "rounds": str(state.round),
-    }
-    write_delta(folder.delta, tensors, metadata)
+    """Write the final delta, then the summary: where there is one, the run folder is complete."""
+    metadata = {"method": built.experiment.tuning.method, "rounds": str(state.round)}
+    write_delta(folder.delta, built.plan, state, metadata)
     spent = built.privacy.client_epsilons(_read_late(folder.rounds))
-    summary = summary_of(built, so_far, digest) | spent | {"run_dir": str(folder.path)}
+    summary = summary_of(built, so_far, state) | spent | {"run_dir": str(folder.path)}
     write_json(folder.summary, summary)
     return summary
 
 
 def _read_late(file: Path) -> Iterator[Record]:
-    """Yield the lines of a file that is read when somebody asks for the first one."""
+    """Yield the lines of a file; it is read when the first one is taken."""
     yield from read_records(file)
 
 
-def facts_of(built: BuiltRun, state: ServerState, path: Path | None) -> dict[str, object]:
-    """Return what callbacks are told when a run starts."""
-    return {
-        "experiment": built.experiment.model_dump(mode="json", exclude_none=True),
-        "run_dir": str(path) if path else None,
-        "round": state.round,
-    }
-
-
-def summary_of(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object]:
+def summary_of(built: BuiltRun, so_far: Totals, state: ServerState) -> dict[str, object]:
     """Return the summary of a run after some rounds, without its folder."""
     experiment, plan = built.experiment, built.plan
     done = so_far.rounds >= experiment.federation.rounds
@@ -234,6 +225,6 @@ def summary_of(built: BuiltRun, so_far: Totals, digest: str) -> dict[str, object
         "seconds": round(so_far.seconds, 3),
         **built.prefix.as_json(),
         **built.privacy.summary(so_far.rounds),
-        "delta_digest": digest,
+        "delta_digest": digest_of(state.delta),
         "stopped": "rounds" if done else "callback" if goes_on else "privacy budget",
     }

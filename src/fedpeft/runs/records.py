@@ -2,7 +2,7 @@
 
     {"round": 1, "cohort": [...], "failures": {}, "metrics": {...}, "update_norm": ..., ...}
 
-A line is on the disk before its checkpoint is. A crash between the two leaves a line too many, or
+A line is written to disk before its checkpoint. A crash between the two leaves an extra line, or
 half a line: resuming cuts the file back to the checkpoint's round.
 """
 
@@ -45,12 +45,12 @@ class Totals:
     """Sums and extremes over the rounds so far.
 
     Attributes:
-      rounds: how many.
-      bytes_up: as encoded, all clients.
-      bytes_down: as encoded, all clients.
+      rounds: number of rounds.
+      bytes_up: from all clients, as encoded.
+      bytes_down: to all clients, as encoded.
       seconds: wall time of rounds and evaluations.
       last: the metrics of the last evaluation; {} before the first.
-      metric: the headline.
+      metric: the headline metric.
       best: its best value so far; None before the first evaluation.
     """
 
@@ -85,7 +85,7 @@ def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float 
 
 
 def append_record(file: Path, record: Record) -> None:
-    """Add a line and see it to the disk."""
+    """Add a line and sync it to disk."""
     with file.open("a", encoding="utf-8") as opened:
         opened.write(json.dumps(record, ensure_ascii=False) + "\n")
         opened.flush()
@@ -119,7 +119,7 @@ def read_records(file: Path, *, whole: bool = False) -> list[Record]:
 
 
 def cut_records(file: Path, rounds: int) -> list[Record]:
-    """Keep the lines of the first `rounds` rounds, and return them.
+    """Cut the file to the lines of the first `rounds` rounds, and return them.
 
     Raises:
       RunFolderError: if there are fewer.
@@ -138,7 +138,7 @@ def cut_records(file: Path, rounds: int) -> list[Record]:
 
 
 def cut_diagnostics(file: Path, rounds: int) -> None:
-    """Write the first line of `diagnostics.jsonl`, and keep what is there of so many rounds."""
+    """Cut `diagnostics.jsonl` to its warning and the lines of the first `rounds` rounds."""
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     whole = [line for line in lines[1:] if line.endswith("}")]
     kept = [line for line in whole if json.loads(line)["round"] <= rounds]
@@ -146,7 +146,7 @@ def cut_diagnostics(file: Path, rounds: int) -> None:
 
 
 def brief(record: Record) -> Record:
-    """Keep of a line what `totals` needs: nothing that is as long as a cohort."""
+    """Return the keys of a line that `totals` needs, without those that grow with the cohort."""
     return {
         name: record[name] for name in ("round", "metrics", "bytes_up", "bytes_down", "seconds")
     }
@@ -157,7 +157,7 @@ def totals(records: list[Record], metric: Metric | None = None) -> Totals:
 
     Args:
       records: whole lines, or what `brief` keeps of them.
-      metric: the headline; None is told from the figures, as `metric_in` does.
+      metric: the headline metric; None: found from the figures by `metric_in`.
     """
     metrics = [_metrics(record) for record in records]
     evaluated = [each for each in metrics if "loss" in each]

@@ -1,10 +1,10 @@
-"""`fedpeft status`: how a run stands, from the files of its folder alone.
+"""`fedpeft status`: the state of a run, from the files of its folder alone.
 
     experiment.toml + rounds.jsonl + summary.json  ->  rounds, accuracy, bytes, epsilon
     sites.json (a deployment)                      ->  sites: last contact, turns, bytes, failures
-    .fedpeft.lock                                  ->  whether somebody is at work
+    .fedpeft.lock                                  ->  whether a process is running it
 
-Only reading: it may be asked at any moment, while a run writes.
+It only reads, and works while a run writes.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def read_status(path: Path, *, now: float | None = None) -> dict[str, Any]:
-    """Describe how a run stands.
+    """Return the state of a run.
 
     Args:
       path: its folder.
       now: seconds since 1970; for tests.
 
     Returns:
-      words and figures, as `fedpeft status --json` prints them. `state` is `finished`, `running` or
-      `stopped`: unfinished, and nobody is at work.
+      texts and figures, as `fedpeft status --json` prints them. `state` is `finished`, `running` or
+      `stopped`: unfinished, and no process is running it.
 
     Raises:
-      RunFolderError: if it is no run folder, or a file of it cannot be read.
+      RunFolderError: if it is not a run folder, or a file in it cannot be read.
     """
     folder = RunFolder(path)
     experiment = stored_experiment(folder)
     records = read_records(folder.rounds)
     so_far = totals(records, recorded_metric(folder))
     summary = read_summary(folder) if folder.summary.exists() else None
-    at_work = holder(path)
+    process = holder(path)
     done = summary is not None and int(str(summary["rounds"])) == so_far.rounds
     ledger = read_ledger(path) or {"sites": {}, "refused": {}, "names": []}
     last = records[-1] if records else {}
@@ -53,8 +53,8 @@ def read_status(path: Path, *, now: float | None = None) -> dict[str, Any]:
         "name": experiment.name,
         "engine": experiment.engine.name,
         "method": experiment.tuning.method,
-        "state": "running" if at_work else "finished" if done else "stopped",
-        "process": at_work,
+        "state": "running" if process else "finished" if done else "stopped",
+        "process": process,
         "round": so_far.rounds,
         "rounds": experiment.federation.rounds,
         "metrics": dict(so_far.last),

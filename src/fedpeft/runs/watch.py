@@ -1,4 +1,4 @@
-"""What whoever watches a run is told after each round."""
+"""The progress of a run, reported after each round."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["RoundDone", "done_of"]
 
 @dataclass(frozen=True)
 class RoundDone:
-    """What a watcher is told after each round.
+    """The progress of a run after one of its rounds.
 
     Attributes:
       record: the line of `rounds.jsonl`.
       totals: over all rounds so far, those before a resume included.
-      rounds: how many rounds the run will have.
+      rounds: number of rounds of the whole run.
       seconds_left: an estimate from the rounds so far.
     """
 
@@ -27,6 +27,6 @@ class RoundDone:
 
 
 def done_of(record: Record, so_far: Totals, rounds: int) -> RoundDone:
-    """Say how far a run of `rounds` rounds is: its newest line, and the totals so far."""
+    """Make the report of a run of `rounds` rounds, with an estimate of the time left."""
     left = so_far.seconds / so_far.rounds * (rounds - so_far.rounds)
     return RoundDone(record, so_far, rounds, left)
