@@ -125,7 +125,7 @@ def test_an_object_is_recorded_by_its_name_and_source(tmp_path):
     found = table["objects"]["federation.algorithm"]
     assert table["federation"]["algorithm"] == found["name"]
     assert found["name"].endswith("test_doors:halved") and len(found["sha256"]) == 64
-    assert "given again" in found["resumes"]
+    assert "passed again" in found["resumes"]
 
 
 def test_only_what_is_given_again_goes_on(tmp_path):
