@@ -33,10 +33,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedpeft.client.frozen.tail import last_block, short_tail
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.masks import with_spread_mask
-from fedpeft.client.passes.batches import Pass
-from fedpeft.client.passes.forms import Live
+from fedpeft.client.passes.client_axis import Live
 from fedpeft.client.passes.gradients import Gradients, stacked_gradients
-from fedpeft.client.passes.places import Place, find_places
+from fedpeft.client.passes.joint_batches import Pass
+from fedpeft.client.passes.layers import Place, find_places
 from fedpeft.client.private import _Probe, _slots
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import mean_loss

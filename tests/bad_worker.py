@@ -12,7 +12,7 @@ import torch
 from fedpeft.engines.flower.requests import Answer, Request
 from fedpeft.experiment.site_file import read_site
 from fedpeft.federation.resident import serve
-from fedpeft.federation.site_side import make_site
+from fedpeft.federation.site_setup import make_site
 from fedpeft.wire import messages
 
 FAULTS = {

@@ -19,7 +19,7 @@ from fedpeft.build.prefix import cache_folder, content_digest, prefix_digest
 from fedpeft.client.local import LocalSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
-from fedpeft.data.pictures import Canvas, LazyPixels, StoredPixels
+from fedpeft.data.images import Canvas, LazyPixels, StoredPixels
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.transforms import View
 from fedpeft.experiment.read import apply_overrides, validate

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedpeft.client.evaluate import evaluate
 from fedpeft.client.local import LocalSettings, local_trainer
 from fedpeft.client.turns import DELTA, ClientTurn
-from fedpeft.data import pictures
+from fedpeft.data import images as pictures
 from fedpeft.data.examples import ClientData
 from fedpeft.data.load import load_data
 from fedpeft.data.request import DataRequest

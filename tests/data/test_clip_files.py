@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from fedpeft.core.errors import DataError
 from fedpeft.data.clip_files import ClipFile, read_clip_file, read_clip_folder
 from fedpeft.data.clips import read_clips
-from fedpeft.data.pictures import Canvas
+from fedpeft.data.images import Canvas
 from fedpeft.data.request import DataRequest
 from fedpeft.data.source import read_source
 

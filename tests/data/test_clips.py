@@ -10,8 +10,8 @@ import torch
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.clips import ClipExamples, LazyClips, pick_frames, read_clips
+from fedpeft.data.images import Canvas
 from fedpeft.data.load import load_data
-from fedpeft.data.pictures import Canvas
 from fedpeft.data.request import DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.data.transforms import View

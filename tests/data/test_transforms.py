@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.pictures import StoredPixels
+from fedpeft.data.images import StoredPixels
 from fedpeft.data.request import TransformSpec
 from fedpeft.data.tensors import ImageExamples
 from fedpeft.data.transforms import canvas_of, pixel_statistics, view_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.words import is_loopback
+from fedpeft.core.text import is_loopback
 from fedpeft.experiment.site_file import read_site, site_problems
 
 SMALL = 'name = "a"\n[data]\nsource = "digits"\n'

@@ -16,7 +16,7 @@ from fedpeft.engines.flower.requests import Answer
 from fedpeft.experiment.read import dump_experiment, read_experiment
 from fedpeft.experiment.site_file import read_site
 from fedpeft.federation.serving import serve
-from fedpeft.federation.site_side import make_site
+from fedpeft.federation.site_setup import make_site
 from fedpeft.federation.split import ServerAddress, split
 from fedpeft.launch.start import run
 from fedpeft.runs.folder import RunFolder, read_summary

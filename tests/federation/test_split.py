@@ -16,7 +16,7 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, dump_experiment, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.site_file import read_site, site_problems
-from fedpeft.federation.site_side import make_site
+from fedpeft.federation.site_setup import make_site
 from fedpeft.federation.split import ServerAddress, split
 from fedpeft.rounds.job import Failure, Job, Reply
 from fedpeft.rounds.round import run_round, turn_seed

@@ -45,11 +45,11 @@ from fedpeft.client.frozen.prefix import (
 from fedpeft.client.local import LocalSettings
 from fedpeft.core import seeds
 from fedpeft.core.errors import FedpeftError
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.data.clips import LazyClips
 from fedpeft.data.drawn import DrawnClients
 from fedpeft.data.examples import ExampleSet, Federated
-from fedpeft.data.pictures import LazyPixels
+from fedpeft.data.images import LazyPixels
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.models.families import block_of, canonical, canonical_names
 from fedpeft.models.fingerprint import fingerprint

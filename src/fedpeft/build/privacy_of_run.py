@@ -32,7 +32,7 @@ from fedpeft.server.algorithms import constant_denominator
 from fedpeft.server.sampling import Sampler, poisson
 from fedpeft.server.state import Algorithm, ServerState
 from fedpeft.tuning.tuned import TunedModel
-from fedpeft.wire.accounting import epsilon_of, rdp_epsilon_of
+from fedpeft.wire.privacy_accounting import epsilon_of, rdp_epsilon_of
 from fedpeft.wire.stages import Stage
 
 __all__ = ["SIMULATION", "PrivacyOfRun", "privacy_words"]

@@ -86,7 +86,7 @@ def _handshake(run: Path, sets: Sequence[str], *, as_json: bool) -> None:
 
 
 def _status_lines(found: Mapping[str, Any]) -> list[str]:
-    from fedpeft.core.words import byte_words
+    from fedpeft.core.text import byte_words
 
     names = dict.fromkeys((found["metric"], "loss"))
     metrics = [f"{n} {found['metrics'][n]:.4g}" for n in names if n in found["metrics"]]
@@ -105,7 +105,7 @@ def _status_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _site_cells(row: Mapping[str, Any]) -> list[str]:
-    from fedpeft.core.words import byte_words
+    from fedpeft.core.text import byte_words
     from fedpeft.launch.progress import time_words
 
     since = row["seconds_since"]

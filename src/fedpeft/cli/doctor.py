@@ -10,7 +10,7 @@ from typing import Any
 
 from fedpeft.cli.printing import show
 from fedpeft.core.errors import EngineError, FedpeftError
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.runs.environment import describe_environment, versions
 
 __all__ = ["doctor_command"]

@@ -11,7 +11,7 @@ import typer
 
 from fedpeft.cli.printing import show_table
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.words import nearest
+from fedpeft.core.text import nearest
 
 if TYPE_CHECKING:
     from fedpeft.data.schemes import Partition

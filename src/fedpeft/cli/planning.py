@@ -12,7 +12,7 @@ import typer
 
 from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.printing import show
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.data.summary import MOST_SHOWN
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import read_experiment

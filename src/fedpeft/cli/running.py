@@ -17,7 +17,7 @@ from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.ending import Interrupted
 from fedpeft.cli.garbage import leave_alone
 from fedpeft.cli.printing import show, show_table
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.experiment.read import read_experiment, read_toml
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.launch.progress import Report, show_progress, time_words

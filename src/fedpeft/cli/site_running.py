@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.words import is_loopback
+from fedpeft.core.text import is_loopback
 from fedpeft.experiment.schema import listed
 from fedpeft.experiment.site_file import SiteConfig, read_site, site_problems
 from fedpeft.federation.resident import SECONDS, SITE, SOCKET, serve
@@ -73,7 +73,7 @@ def _check_part(part: str) -> None:
 
 def _work(site: SiteConfig) -> None:
     """Run the worker in this process."""
-    from fedpeft.federation.site_side import make_site
+    from fedpeft.federation.site_setup import make_site
 
     goes_on, parent = _until_signal(), os.environ.get(_PARENT)
     serve(

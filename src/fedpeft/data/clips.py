@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
-from fedpeft.data.pictures import MEMORY_LIMIT, Canvas, LazyPixels, Pixels, StoredPixels
+from fedpeft.data.images import MEMORY_LIMIT, Canvas, LazyPixels, Pixels, StoredPixels
 from fedpeft.data.tables import Column
 from fedpeft.data.transforms import View, apply_view
 from fedpeft.models.tasks import Batch

@@ -23,9 +23,9 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 from fedpeft.data.clips import ClipExamples, read_clips
 from fedpeft.data.examples import ExampleSet, Federated
+from fedpeft.data.images import read_pixels
 from fedpeft.data.labels import Classes, encode_labels, read_names
 from fedpeft.data.partition import partition
-from fedpeft.data.pictures import read_pixels
 from fedpeft.data.request import DataRequest
 from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source

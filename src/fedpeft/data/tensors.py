@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpeft.data.pictures import Pixels
+from fedpeft.data.images import Pixels
 from fedpeft.data.transforms import View, apply_view
 from fedpeft.models.tasks import Batch
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
-from fedpeft.data.pictures import Canvas, Pixels
+from fedpeft.data.images import Canvas, Pixels
 from fedpeft.data.request import TransformSpec
 from fedpeft.models.loaded import ImageInput
 

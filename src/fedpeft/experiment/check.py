@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedpeft.core.errors import FedpeftError
-from fedpeft.core.words import nearest
+from fedpeft.core.text import nearest
 from fedpeft.data.schemes import PARTITIONS
 from fedpeft.experiment import tables
 from fedpeft.experiment.check_privacy import privacy_problems, refuse_combination

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedpeft.core.words import is_loopback
+from fedpeft.core.text import is_loopback
 from fedpeft.experiment.fields import Above, NotNegative, Port, Positive, Table
 
 __all__ = ["DEADLINE", "ENGINES", "PLACE", "WAIT", "EngineConfig", "EngineKind"]

@@ -12,7 +12,7 @@ import math
 from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.server.sampling import fixed_cohort
-from fedpeft.wire.accounting import Mechanism, calibrate, epsilon_of
+from fedpeft.wire.privacy_accounting import Mechanism, calibrate, epsilon_of
 
 __all__ = [
     "epsilon_after",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from fedpeft.experiment.fields import Above, NotNegative, Table
-from fedpeft.wire.accounting import author_deviation, gaussian_deviation
+from fedpeft.wire.privacy_accounting import author_deviation, gaussian_deviation
 
 if TYPE_CHECKING:
     from fedpeft.client.private import GradientPrivacy

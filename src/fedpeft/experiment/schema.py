@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedpeft.core.words import nearest
+from fedpeft.core.text import nearest
 
 __all__ = ["Problem", "explain", "listed"]
 

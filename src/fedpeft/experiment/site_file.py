@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.words import is_loopback, nearest
+from fedpeft.core.text import is_loopback, nearest
 from fedpeft.experiment.fields import Above, Port, Positive, Table
 from fedpeft.experiment.privacy import PRIVACY_MODES, ModeName
 from fedpeft.experiment.schema import explain, listed

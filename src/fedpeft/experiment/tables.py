@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fedpeft.core.errors import ConfigError, FedpeftError
-from fedpeft.core.words import nearest
+from fedpeft.core.text import nearest
 from fedpeft.data.schemes import PARTITIONS, Partition
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.plugins import Plugin, Plugins

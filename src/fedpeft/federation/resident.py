@@ -63,7 +63,7 @@ def answer(request: Request, node: Mapping[str, object]) -> Answer:
             return ask(Path(str(node[SOCKET])), request, timeout=seconds)
         if SITE in node:
             from fedpeft.experiment.site_file import read_site
-            from fedpeft.federation.site_side import make_site
+            from fedpeft.federation.site_setup import make_site
 
             return make_site(read_site(Path(str(node[SITE])))).take(request)
         raise EngineError("this node was not started by `fedpeft node`: it names no site")

@@ -38,7 +38,7 @@ from fedpeft.experiment.engines import DEADLINE, WAIT, EngineConfig
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment, validate
 from fedpeft.experiment.resolve import Resolved
-from fedpeft.federation.site_side import shared_facts
+from fedpeft.federation.site_setup import shared_facts
 from fedpeft.rounds.handshake import compare, write_facts
 from fedpeft.runs.files import write_text
 from fedpeft.runs.folder import RunFolder, peek

@@ -20,7 +20,7 @@ from fedpeft.experiment.epsilon import uses_a_turn
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.site_file import SiteConfig
-from fedpeft.wire.accounting import Mechanism, epsilon_of
+from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of
 
 __all__ = ["charge", "spent"]
 

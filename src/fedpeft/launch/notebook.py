@@ -9,7 +9,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.pictures.style import LIGHT
 from fedpeft.results.table import seconds_text
 from fedpeft.runs.records import Record, Totals

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TextIO, TypeAlias
 
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.runs.watch import RoundDone
 
 __all__ = ["Report", "progress_line", "show_progress", "time_words"]

@@ -23,7 +23,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TypeAlias
 
-from fedpeft.core.cores import num_cores
+from fedpeft.core.cpus import num_cores
 from fedpeft.core.errors import FedpeftError, RunFolderError
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.pictures.style import Picture
 from fedpeft.report.factors import budgets, curve_parts, forests
 from fedpeft.report.figures import Axis, curve_of, draw_budgets, draw_curves, drawn_axes

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.pictures.labels import Label, place_labels
 from fedpeft.pictures.style import LIGHT, Picture, Stroke, new_figure, note, picture_of, strokes
 from fedpeft.results.runs import Group, Panel

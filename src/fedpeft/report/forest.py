@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedpeft.core.metrics import Metric
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.pictures.style import LIGHT, Picture, Stroke, new_figure, note, picture_of
 from fedpeft.report.figures import marked, metric_axis
 from fedpeft.results.runs import Group, Panel

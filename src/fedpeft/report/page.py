@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.core.metrics import Metric
 from fedpeft.core.templates import read_template
-from fedpeft.core.words import dotted
+from fedpeft.core.text import dotted
 from fedpeft.pictures.style import DARK, LIGHT, Picture, strokes
 from fedpeft.report.detail import commands, configuration, diagnosed
 from fedpeft.report.sentences import claims_words, leader, listed, worth

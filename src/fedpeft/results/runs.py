@@ -18,7 +18,7 @@ from typing import Any
 
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
-from fedpeft.core.words import dotted
+from fedpeft.core.text import dotted
 from fedpeft.results.names import describe, distinguishing
 from fedpeft.runs.files import read_object
 from fedpeft.runs.records import read_records

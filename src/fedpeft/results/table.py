@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedpeft.core.metrics import Metric
-from fedpeft.core.words import byte_words
+from fedpeft.core.text import byte_words
 from fedpeft.results.runs import Group, Panel, Run
 
 __all__ = [

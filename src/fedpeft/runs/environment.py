@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Mapping
 
-from fedpeft.core.cores import num_cores
+from fedpeft.core.cpus import num_cores
 
 __all__ = ["PACKAGES", "describe_environment", "memory_bytes", "versions"]
 

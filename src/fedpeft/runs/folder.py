@@ -27,7 +27,7 @@ from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
-from fedpeft.core.words import dotted
+from fedpeft.core.text import dotted
 from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.words import nearest
+from fedpeft.core.text import nearest
 from fedpeft.server.clock import uniform
 
 __all__ = ["DAY", "PHONES", "Trace", "available_until", "next_opening", "phones", "read_trace"]

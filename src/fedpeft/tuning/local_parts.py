@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import TuningError
-from fedpeft.core.words import nearest
+from fedpeft.core.text import nearest
 from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["keep_local"]

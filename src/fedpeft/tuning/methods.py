@@ -15,7 +15,7 @@ from operator import contains
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import TuningError
-from fedpeft.core.words import nearest
+from fedpeft.core.text import nearest
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.adapter import adapter
 from fedpeft.tuning.bias import bias

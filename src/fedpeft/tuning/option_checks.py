@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from fedpeft.core.words import nearest
+from fedpeft.core.text import nearest
 
 __all__ = ["Option", "ResolvedOptions", "resolve_own", "unknown_option"]
 

@@ -17,10 +17,10 @@ import transformers as hf
 
 from fedpeft.client.local import LocalSettings, local_trainer
 from fedpeft.client.optimizers import OptimizerSettings, make_step
-from fedpeft.client.passes import batches as many_batches
 from fedpeft.client.passes import gradients as many_gradients
+from fedpeft.client.passes import joint_batches as many_batches
 from fedpeft.client.passes import many
-from fedpeft.client.passes.batches import ClientBatch, join, split_by_size
+from fedpeft.client.passes.joint_batches import ClientBatch, join, split_by_size
 from fedpeft.client.passes.many import MANY_METHODS, many_trainer, why_one_by_one
 from fedpeft.client.private import GradientPrivacy
 from fedpeft.client.turns import DELTA, ClientTurn

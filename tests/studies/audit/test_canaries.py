@@ -30,7 +30,7 @@ from fedpeft.studies.audit.statistics import (
     lower_bound,
 )
 from fedpeft.wire import stages
-from fedpeft.wire.accounting import Mechanism, epsilon_of
+from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of
 from fedpeft.wire.private_stages import Guard, central, local
 
 SIZE, COUNT, DELTA = 3000, 300, 1e-5

@@ -25,7 +25,7 @@ from fedpeft.studies.audit.statistics import (
     lower_bound,
     p_value,
 )
-from fedpeft.wire.accounting import Mechanism, epsilon_of
+from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of
 
 CLAIM = Trial(Mechanism(2.0), 1, 200, 1e-5, 0.95, 1.9)
 

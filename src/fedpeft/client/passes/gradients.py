@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fedpeft.client.flat import active_mask
 from fedpeft.client.local import LocalSettings, autocast, to_device
-from fedpeft.client.passes.batches import Pass
-from fedpeft.client.passes.forms import Live
-from fedpeft.client.passes.places import Place, in_place
+from fedpeft.client.passes.client_axis import Live
+from fedpeft.client.passes.joint_batches import Pass
+from fedpeft.client.passes.layers import Place, in_place
 from fedpeft.core.noise import clip_rows
 from fedpeft.tuning.tuned import TunedModel
 

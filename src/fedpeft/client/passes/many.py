@@ -24,7 +24,14 @@ from torch import Tensor
 from fedpeft.client.frozen.tail import last_block
 from fedpeft.client.local import LocalSettings, dropout_keys, local_trainer, take_batch
 from fedpeft.client.optimizers import make_step
-from fedpeft.client.passes.batches import (
+from fedpeft.client.passes.client_axis import Live
+from fedpeft.client.passes.gradients import (
+    Gradients,
+    PassGradients,
+    clipped_by_example,
+    stacked_gradients,
+)
+from fedpeft.client.passes.joint_batches import (
     ClientBatch,
     Pass,
     client_batches,
@@ -32,14 +39,7 @@ from fedpeft.client.passes.batches import (
     num_steps,
     split_by_size,
 )
-from fedpeft.client.passes.forms import Live
-from fedpeft.client.passes.gradients import (
-    Gradients,
-    PassGradients,
-    clipped_by_example,
-    stacked_gradients,
-)
-from fedpeft.client.passes.places import Place, find_places
+from fedpeft.client.passes.layers import Place, find_places
 from fedpeft.client.private import RowGradients, check_rows, draw, kept_root, noised, with_root
 from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.models.tasks import Batch

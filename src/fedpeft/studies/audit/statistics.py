@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedpeft.wire.accounting import Mechanism
+from fedpeft.wire.privacy_accounting import Mechanism
 
 __all__ = [
     "Evidence",

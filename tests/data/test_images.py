@@ -11,7 +11,7 @@ from PIL import Image
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.files import ImageFiles
-from fedpeft.data.pictures import Canvas, LazyPixels, StoredPixels, read_pixels
+from fedpeft.data.images import Canvas, LazyPixels, StoredPixels, read_pixels
 
 CANVAS = Canvas(8, 8, 3)
 

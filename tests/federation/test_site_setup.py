@@ -16,9 +16,9 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, dump_experiment
 from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.experiment.site_file import SiteConfig
-from fedpeft.federation import site_side as sites
+from fedpeft.federation import site_setup as sites
 from fedpeft.federation.site_budget import charge, spent
-from fedpeft.federation.site_side import agree, make_site, prepare
+from fedpeft.federation.site_setup import agree, make_site, prepare
 
 BASE = {
     "model": {"name": "preset:tiny-vit", "num_labels": 10},

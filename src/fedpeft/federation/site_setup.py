@@ -24,7 +24,7 @@ from fedpeft.build.client_side import client_side
 from fedpeft.build.model import build_tuned, check_device
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.build.requests import data_request, model_request
-from fedpeft.core.cores import num_cores
+from fedpeft.core.cpus import num_cores
 from fedpeft.core.errors import ConfigError, DataError, PrivacyError
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.data.load import load_data

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from fedpeft.client.passes.forms import Live, Own, Run, layer_norm, linear, vmapped
+from fedpeft.client.passes.client_axis import Live, Own, Run, layer_norm, linear, vmapped
 from fedpeft.tuning.prompt import Prompt
 from fedpeft.tuning.tuned import TunedModel
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import pytest
 
 from fedpeft.core.errors import PrivacyError
-from fedpeft.wire.accounting import (
+from fedpeft.wire.privacy_accounting import (
     Mechanism,
     author_deviation,
     calibrate,
