@@ -19,14 +19,14 @@ from torch import Tensor
 from bench.contestants.work import plain_path, save_delta
 from fedpeft.build.requests import model_request
 from fedpeft.build.run import BuiltRun, build_run
-from fedpeft.client.local import batches
+from fedpeft.client.batches import batches
 from fedpeft.client.turns import ClientTurn
 from fedpeft.data.examples import ClientData, ExampleSet
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
 from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.models.source import load_model
-from fedpeft.rounds.round import turn_seed
+from fedpeft.rounds.round_plan import turn_seed
 from fedpeft.server.sampling import fixed_cohort
 from fedpeft.tuning.prepared import ADAPTER_ROOT
 from fedpeft.tuning.tuned import TunedModel

@@ -16,7 +16,8 @@ from bench.figures import Report, check, figure
 from bench.machine import others
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.rounds.job import Job, Reply
-from fedpeft.rounds.round import RoundPlan, run_round
+from fedpeft.rounds.round import run_round
+from fedpeft.rounds.round_plan import RoundPlan
 from fedpeft.server.algorithms import fedavg
 from fedpeft.server.sampling import sampler_of
 from fedpeft.wire import messages

@@ -19,7 +19,7 @@ from fedpeft.models.families import PLAIN
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.tasks import Batch, Scores, Task
 from fedpeft.rounds.client_half import ClientHalf
-from fedpeft.rounds.round import RoundPlan
+from fedpeft.rounds.round_plan import RoundPlan
 from fedpeft.server.algorithms import fedavg
 from fedpeft.server.sampling import fixed_cohort, sampler_of
 from fedpeft.server.state import Algorithm

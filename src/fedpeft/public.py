@@ -20,7 +20,7 @@ from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import Scores, Task, classification_task, custom_task
 from fedpeft.models.wrap import wrap_module
 from fedpeft.rounds.job import Engine
-from fedpeft.rounds.round import RoundRecord
+from fedpeft.rounds.round_plan import RoundRecord
 from fedpeft.runs.load import load
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.state import Algorithm

@@ -3,9 +3,10 @@ from __future__ import annotations
 import support
 import torch
 
+from fedpeft.client.batches import batches
 from fedpeft.client.evaluate import evaluate
 from fedpeft.client.flat import FlatDelta
-from fedpeft.client.local import batches, local_trainer
+from fedpeft.client.local import local_trainer
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn
 from fedpeft.data.examples import ClientData

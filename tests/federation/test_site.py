@@ -16,7 +16,8 @@ from fedpeft.engines.flower.requests import Request
 from fedpeft.federation.site import Limits, Prepared, Site
 from fedpeft.federation.turn_store import TurnStore
 from fedpeft.rounds.handshake import write_facts
-from fedpeft.rounds.round import run_round, turn_seed
+from fedpeft.rounds.round import run_round
+from fedpeft.rounds.round_plan import turn_seed
 from fedpeft.runs.files import write_whole
 from fedpeft.tuning.tuned import read_buffers, read_delta
 from fedpeft.wire import messages

@@ -18,7 +18,8 @@ from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation import site_setup as sites
 from fedpeft.federation.site_budget import charge, spent
-from fedpeft.federation.site_setup import agree, make_site, prepare
+from fedpeft.federation.site_policy import agree
+from fedpeft.federation.site_setup import make_site, prepare
 
 BASE = {
     "model": {"name": "preset:tiny-vit", "num_labels": 10},

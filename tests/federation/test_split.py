@@ -19,7 +19,8 @@ from fedpeft.experiment.site_file import read_site, site_problems
 from fedpeft.federation.site_setup import make_site
 from fedpeft.federation.split import ServerAddress, split
 from fedpeft.rounds.job import Failure, Job, Reply
-from fedpeft.rounds.round import run_round, turn_seed
+from fedpeft.rounds.round import run_round
+from fedpeft.rounds.round_plan import turn_seed
 
 PICTURES = {
     "model": {"name": "preset:tiny-vit"},

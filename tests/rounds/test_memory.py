@@ -11,7 +11,8 @@ import torch
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.data.drawn import Names
 from fedpeft.rounds.job import Job, Reply
-from fedpeft.rounds.round import RoundPlan, run_round
+from fedpeft.rounds.round import run_round
+from fedpeft.rounds.round_plan import RoundPlan
 from fedpeft.runs.records import brief, totals
 from fedpeft.server.algorithms import fedavg
 from fedpeft.server.sampling import sampler_of

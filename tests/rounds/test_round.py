@@ -14,7 +14,8 @@ from fedpeft.client.turns import DELTA
 from fedpeft.core.deltas import DeltaSpec, digest_of
 from fedpeft.core.errors import DeltaMismatchError, RoundError
 from fedpeft.rounds.job import Failure, Reply
-from fedpeft.rounds.round import RoundPlan, run_round, turn_seed, write_job
+from fedpeft.rounds.round import run_round, write_job
+from fedpeft.rounds.round_plan import RoundPlan, turn_seed
 from fedpeft.server import algorithms
 from fedpeft.server.sampling import sampler_of
 from fedpeft.server.state import RoundContext, Update

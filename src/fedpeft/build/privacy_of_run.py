@@ -27,7 +27,7 @@ from fedpeft.experiment.epsilon import (
 )
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES, PrivacyMode
-from fedpeft.rounds.round import RoundRecord
+from fedpeft.rounds.round_plan import RoundRecord
 from fedpeft.server.algorithms import constant_denominator
 from fedpeft.server.sampling import Sampler, poisson
 from fedpeft.server.state import Algorithm, ServerState

@@ -25,7 +25,7 @@ from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved, requested_clients
 from fedpeft.rounds.job import RunEngine
-from fedpeft.rounds.round import RoundPlan
+from fedpeft.rounds.round_plan import RoundPlan
 from fedpeft.server.state import ServerState
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, read_delta
 

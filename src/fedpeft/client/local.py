@@ -15,11 +15,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedpeft.client.batches import batches, dropout_keys, take_batch
 from fedpeft.client.flat import FlatDelta
 from fedpeft.client.frozen.tail import short_tail
 from fedpeft.client.optimizers import OptimizerSettings, make_step
@@ -34,27 +33,15 @@ from fedpeft.client.private import (
     with_root,
 )
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
-from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
 from fedpeft.core.noise import clip_rows
-from fedpeft.data.examples import in_epoch
 from fedpeft.models.tasks import Batch, Scores, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
 
-__all__ = [
-    "LocalSettings",
-    "autocast",
-    "batches",
-    "dropout_keys",
-    "local_trainer",
-    "take_batch",
-    "to_device",
-]
+__all__ = ["LocalSettings", "autocast", "local_trainer"]
 
 _OWN = "own"
 """Key, in a client's memory, of the parts of the delta that stay at the client."""
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -183,50 +170,6 @@ def _set_mode(tuned: TunedModel, *, training: bool) -> None:
     """Switch the model's mode if needed: walking the modules outweighs a small model's step."""
     if tuned.model.training != training:
         tuned.model.train(training)
-
-
-def batches(
-    turn: ClientTurn, batch_size: int, epoch: int, whole_batches: bool = False
-) -> list[Rows]:
-    """Shuffle a client's positions for one epoch and cut them into batches.
-
-    Args:
-      turn: turn of the client, for its seed and number of examples.
-      batch_size: examples per batch; the last batch may be smaller.
-      epoch: number of the epoch, from 0.
-      whole_batches: append a last batch of a single example to the previous one, because BatchNorm
-        has no statistics over one example.
-
-    Returns:
-      Positions in the client's own data, int64.
-    """
-    generator = seeds.generator(turn.seed, "order", epoch)
-    order = torch.randperm(len(turn.data), generator=generator).numpy()
-    cuts = list(range(batch_size, len(order), batch_size))
-    if whole_batches and cuts and len(order) - cuts[-1] == 1:
-        cuts.pop()
-    return np.split(order, cuts) if len(order) else []
-
-
-def take_batch(turn: ClientTurn, rows: Rows, epoch: int, device: str) -> Batch:
-    """Collate examples at some positions of a client's data, with an epoch's augmentation."""
-    data = turn.data
-    examples = in_epoch(data.examples, epoch)
-    seed = seeds.derive(turn.seed, "augment", epoch)
-    return to_device(examples.batch(data.indices[rows].tolist(), seed=seed), device)
-
-
-def dropout_keys(turn: ClientTurn, rows: Rows, step: int) -> Tensor:
-    """Return one key per example [B], from the turn's seed, the step and the position."""
-    base = seeds.derive(turn.seed, "dropout", step)
-    return torch.from_numpy(rows.astype(np.int64)) * 2_654_435_761 + base
-
-
-def to_device(batch: Batch, device: str) -> Batch:
-    """Move a batch to a device; to a GPU through pinned memory, asynchronously."""
-    if device == "cpu":
-        return batch
-    return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def autocast(settings: LocalSettings) -> contextlib.AbstractContextManager[object]:

@@ -30,7 +30,7 @@ from fedpeft.engines.scoring import Scorer, score_all
 from fedpeft.engines.workers import Died, WorkerPool, one_thread
 from fedpeft.rounds.client_half import ClientHalf, run_turns
 from fedpeft.rounds.job import Failure, Job, Reply
-from fedpeft.rounds.round import turn_seed
+from fedpeft.rounds.round_plan import turn_seed
 
 __all__ = ["LocalEngine", "block_size", "passes_of"]
 

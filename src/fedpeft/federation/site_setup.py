@@ -12,9 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,22 +23,20 @@ from fedpeft.build.model import build_tuned, check_device
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.build.requests import data_request, model_request
 from fedpeft.core.cpus import num_cores
-from fedpeft.core.errors import ConfigError, DataError, PrivacyError
+from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.plugins import installed
-from fedpeft.experiment.privacy import PRIVACY_MODES
-from fedpeft.experiment.read import validate
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.experiment.schema import explain
 from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation.site import Limits, Prepared, Site
 from fedpeft.federation.site_budget import charge
+from fedpeft.federation.site_policy import agree
 from fedpeft.federation.turn_store import TurnStore
-from fedpeft.models.locate import BUNDLED
 from fedpeft.models.source import sketch_model
 from fedpeft.rounds.handshake import VERSIONS, label_fact, model_facts
 from fedpeft.runs.environment import versions
@@ -48,9 +44,7 @@ from fedpeft.runs.files import write_whole
 from fedpeft.runs.folder import experiment_digest
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["agree", "make_site", "prepare", "refusals", "shared_facts"]
-
-_NORMALIZE = "'model', or a mean and a std, because 'dataset' needs statistics of all clients' data"
+__all__ = ["make_site", "prepare", "shared_facts"]
 
 
 def make_site(site: SiteConfig) -> Site:
@@ -97,44 +91,6 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
     )
 
 
-def agree(server: Experiment, site: SiteConfig) -> Experiment:
-    """Return the experiment that the site runs: the allowed part of the server's, and its own data.
-
-    Raises:
-      ConfigError: listing everything that this site does not allow.
-      PrivacyError: the same, if only the privacy settings are not allowed.
-    """
-    wrong, unsafe = list(refusals(server, site)), list(_weak_privacy(server, site))
-    if wrong or unsafe:
-        kind = ConfigError if wrong else PrivacyError
-        lines = "\n".join(f"  {line}" for line in [*wrong, *unsafe])
-        raise kind(f"this site does not take part:\n{lines}")
-    allowed = installed().only(site.allow.plugins)
-    return validate(_allowed_part(server, site), "the server's experiment", allowed)
-
-
-def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
-    """Yield one line for each setting of an experiment that the site does not allow."""
-    model, allow, client = server.model, site.allow, server.client
-    method, normalize = server.tuning.method, server.data.transforms.normalize
-    precision, rounds = server.engine.precision, server.federation.rounds
-    preset = model.config is None or model.config.startswith("preset:")
-    bf16_on_cpu = precision == "bf16" and site.worker.device == "cpu"
-    models = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
-    methods = [method] if allow.methods is None else allow.methods
-    for key, found, is_allowed, allowed in (
-        ("model.name", model.name, _model_name(server, site) is not None, ", ".join(models)),
-        ("model.config", model.config, preset, "preset:NAME"),
-        ("tuning.method", method, method in methods, ", ".join(methods)),
-        ("federation.rounds", rounds, rounds <= allow.max_rounds, allow.max_rounds),
-        ("client.epochs", client.epochs, client.epochs <= allow.max_epochs, allow.max_epochs),
-        ("data.transforms.normalize", normalize, normalize != "dataset", _NORMALIZE),
-        ("engine.precision", precision, not bf16_on_cpu, "'fp32', because it trains on a CPU"),
-    ):
-        if not is_allowed:
-            yield f"{key}: found {found!r}; this site allows {allowed}"
-
-
 def shared_facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:
     """Return the facts that both sides exchange in a handshake and compare.
 
@@ -164,52 +120,6 @@ def _read(text: str) -> Experiment:
         f"the server's experiment cannot be read here: {reason}. Use the same release of fedpeft "
         "on both sides, and no keys of your own"
     )
-
-
-def _model_name(server: Experiment, site: SiteConfig) -> str | None:
-    """Return where this site finds the server's model; None if it does not allow it."""
-    name, allowed = server.model.name, site.model.allow
-    if name in site.model.folders:
-        return site.model.folders[name]
-    usual = name in BUNDLED or name.startswith("preset:")
-    return name if (usual if allowed is None else name in allowed) else None
-
-
-def _weak_privacy(server: Experiment, site: SiteConfig) -> Iterator[str]:
-    chosen, demanded = server.privacy, site.privacy
-    if chosen.mode not in demanded.modes:
-        yield f"privacy.mode: found {chosen.mode!r}; this site allows {', '.join(demanded.modes)}"
-    if chosen.reproducible_noise and not demanded.reproducible_noise:
-        yield (
-            "privacy.reproducible_noise: found true: the server would know the noise; this site "
-            "allows false"
-        )
-    own_noise = PRIVACY_MODES[chosen.mode].noise_by == "client"
-    if own_noise and chosen.noise_multiplier is None:
-        yield "privacy.noise_multiplier: not set; the server must send the one it calibrated"
-    elif own_noise and "none" not in demanded.modes and not chosen.noise_multiplier:
-        yield "privacy.noise_multiplier: found 0; this site requires noise above 0"
-
-
-def _allowed_part(server: Experiment, site: SiteConfig) -> dict[str, Any]:
-    """Return the allow-list: every key that is used of the server's experiment, and no other."""
-    given = server.model_dump(mode="python", exclude_none=True)
-    data = {"transforms": given["data"]["transforms"]}
-    if server.data.max_length is not None:
-        data["max_length"] = server.data.max_length
-    calibrated = PRIVACY_MODES[server.privacy.mode].unit is not None
-    privacy = {k: v for k, v in given["privacy"].items() if k != "epsilon" or not calibrated}
-    return {
-        "seed": server.seed,
-        "model": given["model"] | {"name": _model_name(server, site)},
-        "tuning": given["tuning"],
-        "client": given["client"],
-        "wire": given["wire"],
-        "privacy": privacy,
-        "federation": {"rounds": server.federation.rounds, "clients_per_round": 1},
-        "data": data | {"source": site.data.source, "partition": {"scheme": "iid", "clients": 1}},
-        "engine": {"device": site.worker.device, "precision": server.engine.precision},
-    }
 
 
 def _load(experiment: Experiment, site: SiteConfig) -> Federated:

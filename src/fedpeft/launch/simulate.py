@@ -33,6 +33,7 @@ from fedpeft.runs.folder import RunFolder
 from fedpeft.runs.load import apply_delta
 from fedpeft.runs.lock import locked
 from fedpeft.runs.records import Record, Totals, read_records, totals
+from fedpeft.runs.summary import summary_of
 from fedpeft.server.sampling import Sampler, sampler_of
 from fedpeft.server.state import Algorithm
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
@@ -219,7 +220,7 @@ def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
     for state, _, line in loop.rounds_of(built, built.start, None):  # noqa: B007  # the last is kept
         records.append(line)
         on_round(line)
-    ended(built.callbacks, loop.summary_of(built, totals(records), state))
+    ended(built.callbacks, summary_of(built, totals(records), state))
     write_delta(built.tuned, state.delta)
     if built.tuned.buffers:
         write_buffers(built.tuned, state.buffers)

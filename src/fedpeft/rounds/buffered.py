@@ -29,7 +29,8 @@ from fedpeft.core.errors import RoundError
 from fedpeft.rounds.attendance import Buffering, Call, simulated
 from fedpeft.rounds.inflight import Flight, Turn, pack_flight, unpack_flight, without_flight
 from fedpeft.rounds.job import Engine, Failure, Job
-from fedpeft.rounds.round import RoundPlan, RoundRecord, run_round, settle, write_job
+from fedpeft.rounds.round import run_round, settle, write_job
+from fedpeft.rounds.round_plan import RoundPlan, RoundRecord
 from fedpeft.server.availability import Conditions, available, opening, outcome
 from fedpeft.server.clock import clock_memory, read_clock
 from fedpeft.server.state import RoundContext, ServerState

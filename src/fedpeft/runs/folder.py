@@ -31,7 +31,7 @@ from fedpeft.core.text import dotted
 from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved
-from fedpeft.rounds.round import RoundPlan
+from fedpeft.rounds.round_plan import RoundPlan
 from fedpeft.runs.files import TEMPORARY, read_object, write_whole
 from fedpeft.runs.lock import LOCK
 from fedpeft.server.state import ServerState

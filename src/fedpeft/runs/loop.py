@@ -14,16 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedpeft.build.run import BuiltRun
-from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import RunFolderError
 from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table
 from fedpeft.experiment.callbacks import ended, started, stops
 from fedpeft.experiment.read import dump_experiment
-from fedpeft.experiment.resolve import planned_turns
 from fedpeft.rounds.buffered import advance
 from fedpeft.rounds.client_half import PRIVATE_NOTES
-from fedpeft.rounds.round import RoundRecord
+from fedpeft.rounds.round_plan import RoundRecord
 from fedpeft.rounds.sizes import wire_bytes
 from fedpeft.runs.checkpoint import (
     Checkpoint,
@@ -37,23 +35,21 @@ from fedpeft.runs.files import remove_temporary, write_json, write_text
 from fedpeft.runs.folder import (
     RunFolder,
     experiment_digest,
-    write_delta,
 )
 from fedpeft.runs.records import (
     Record,
-    Totals,
     append_record,
     brief,
     cut_diagnostics,
     cut_records,
-    read_records,
     record_of,
     totals,
 )
+from fedpeft.runs.summary import finish_run
 from fedpeft.runs.watch import RoundDone, done_of
 from fedpeft.server.state import ServerState
 
-__all__ = ["rounds_of", "run_experiment", "summary_of"]
+__all__ = ["rounds_of", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +84,7 @@ def run_experiment(
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records.append(brief(line))
         on_round(done_of(line, totals(records, metric), experiment.federation.rounds))
-    summary = _finish(built, folder, state, totals(records, metric))
+    summary = finish_run(built, folder, state, totals(records, metric))
     ended(built.callbacks, summary)
     return summary
 
@@ -184,47 +180,3 @@ def _planned_bytes(built: BuiltRun) -> tuple[int, int] | None:
     sizing = built.plan.up[len(built.privacy.stages) :]  # those of privacy change no size
     up = wire_bytes(built.tuned, sizing, PRIVATE_NOTES)
     return wire_bytes(built.tuned, built.plan.down), up
-
-
-def _finish(
-    built: BuiltRun, folder: RunFolder, state: ServerState, so_far: Totals
-) -> dict[str, object]:
-    """Write the final delta, then the summary: where there is one, the run folder is complete."""
-    metadata = {"method": built.experiment.tuning.method, "rounds": str(state.round)}
-    write_delta(folder.delta, built.plan, state, metadata)
-    spent = built.privacy.client_epsilons(_read_late(folder.rounds))
-    summary = summary_of(built, so_far, state) | spent | {"run_dir": str(folder.path)}
-    write_json(folder.summary, summary)
-    return summary
-
-
-def _read_late(file: Path) -> Iterator[Record]:
-    """Yield the lines of a file; it is read when the first one is taken."""
-    yield from read_records(file)
-
-
-def summary_of(built: BuiltRun, so_far: Totals, state: ServerState) -> dict[str, object]:
-    """Return the summary of a run after some rounds, without its folder."""
-    experiment, plan = built.experiment, built.plan
-    done = so_far.rounds >= experiment.federation.rounds
-    goes_on = built.privacy.goes_on(so_far.rounds)
-    return {
-        "name": experiment.name,
-        "method": experiment.tuning.method,
-        "seed": experiment.seed,
-        "rounds": so_far.rounds,
-        **so_far.last,
-        "metric": so_far.metric.name,
-        **({} if so_far.best is None else {f"best_{so_far.metric.name}": so_far.best}),
-        "trainable_parameters": plan.spec.num_params,
-        "total_parameters": sum(p.numel() for p in built.tuned.model.parameters()),
-        "payload_bytes": plan.spec.num_bytes + plan.buffer_spec.num_bytes,
-        "cohort": planned_turns(experiment)[0],
-        "bytes_up": so_far.bytes_up,
-        "bytes_down": so_far.bytes_down,
-        "seconds": round(so_far.seconds, 3),
-        **built.prefix.as_json(),
-        **built.privacy.summary(so_far.rounds),
-        "delta_digest": digest_of(state.delta),
-        "stopped": "rounds" if done else "callback" if goes_on else "privacy budget",
-    }

@@ -20,7 +20,7 @@ from fedpeft.core.metrics import Metric, metric_in
 from fedpeft.runs.files import write_text
 
 if TYPE_CHECKING:
-    from fedpeft.rounds.round import RoundRecord  # only the type: pages are made without torch
+    from fedpeft.rounds.round_plan import RoundRecord
 
 __all__ = [
     "Record",

@@ -21,7 +21,8 @@ from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.tasks import Batch, Scores, Task
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.job import Engine, Failure, Job, Reply
-from fedpeft.rounds.round import RoundPlan, RoundRecord, run_round
+from fedpeft.rounds.round import run_round
+from fedpeft.rounds.round_plan import RoundPlan, RoundRecord
 from fedpeft.server.algorithms import fedavg
 from fedpeft.server.sampling import fixed
 from fedpeft.server.state import Algorithm, ServerState

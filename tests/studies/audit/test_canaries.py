@@ -13,7 +13,7 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import RoundError
 from fedpeft.core.noise import seeded_root
 from fedpeft.rounds.client_half import ClientHalf
-from fedpeft.rounds.round import RoundPlan
+from fedpeft.rounds.round_plan import RoundPlan
 from fedpeft.server.algorithms import constant_denominator, fedadam, fedavg
 from fedpeft.server.sampling import fixed_cohort, poisson, sampler_of
 from fedpeft.studies.audit.canaries import CanaryEngine, canary_trainer, draw_canaries, watch_rounds

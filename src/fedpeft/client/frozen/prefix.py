@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedpeft.client.batches import to_device
 from fedpeft.client.frozen.feature_file import FeatureFile, bytes_of
-from fedpeft.client.local import LocalSettings, autocast, to_device
+from fedpeft.client.local import LocalSettings, autocast
 from fedpeft.data.examples import ExampleSet
 from fedpeft.models.bypass import PREFIX, apart
 from fedpeft.models.tasks import Batch

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.client.local import LocalSettings, Rows, batches, dropout_keys, take_batch
+from fedpeft.client.batches import Rows, batches, dropout_keys, take_batch
+from fedpeft.client.local import LocalSettings
 from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import DataError
 from fedpeft.models.tasks import Batch

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpeft.client.batches import dropout_keys, take_batch
 from fedpeft.client.frozen.tail import last_block
-from fedpeft.client.local import LocalSettings, dropout_keys, local_trainer, take_batch
+from fedpeft.client.local import LocalSettings, local_trainer
 from fedpeft.client.optimizers import make_step
 from fedpeft.client.passes.client_axis import Live
 from fedpeft.client.passes.gradients import (

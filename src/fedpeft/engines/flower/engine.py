@@ -28,7 +28,7 @@ from fedpeft.engines.flower.requests import Answer, Request
 from fedpeft.engines.memories import Memories
 from fedpeft.engines.scoring import Scorer, score_all
 from fedpeft.rounds.job import Failure, Job, Reply
-from fedpeft.rounds.round import turn_seed
+from fedpeft.rounds.round_plan import turn_seed
 from fedpeft.wire import messages
 
 if TYPE_CHECKING:

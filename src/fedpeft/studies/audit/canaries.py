@@ -35,7 +35,8 @@ from fedpeft.core.errors import RoundError
 from fedpeft.data.examples import NO_DATA
 from fedpeft.rounds.client_half import ClientHalf, run_turn
 from fedpeft.rounds.job import Engine, Failure, Job, Reply
-from fedpeft.rounds.round import RoundPlan, RoundRecord, run_round, turn_seed
+from fedpeft.rounds.round import run_round
+from fedpeft.rounds.round_plan import RoundPlan, RoundRecord, turn_seed
 from fedpeft.server.sampling import Sampler, sampler_of
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
 from fedpeft.studies.audit.statistics import Flags, Floats

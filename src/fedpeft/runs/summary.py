@@ -1,0 +1,60 @@
+"""The end of a run: its summary and its final delta."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedpeft.build.run import BuiltRun
+from fedpeft.core.deltas import digest_of
+from fedpeft.experiment.resolve import planned_turns
+from fedpeft.runs.files import write_json
+from fedpeft.runs.folder import RunFolder, write_delta
+from fedpeft.runs.records import Record, Totals, read_records
+from fedpeft.server.state import ServerState
+
+__all__ = ["finish_run", "summary_of"]
+
+
+def finish_run(
+    built: BuiltRun, folder: RunFolder, state: ServerState, so_far: Totals
+) -> dict[str, object]:
+    """Write the final delta, then the summary: where there is one, the run folder is complete."""
+    metadata = {"method": built.experiment.tuning.method, "rounds": str(state.round)}
+    write_delta(folder.delta, built.plan, state, metadata)
+    spent = built.privacy.client_epsilons(_read_late(folder.rounds))
+    summary = summary_of(built, so_far, state) | spent | {"run_dir": str(folder.path)}
+    write_json(folder.summary, summary)
+    return summary
+
+
+def _read_late(file: Path) -> Iterator[Record]:
+    """Yield the lines of a file; it is read when the first one is taken."""
+    yield from read_records(file)
+
+
+def summary_of(built: BuiltRun, so_far: Totals, state: ServerState) -> dict[str, object]:
+    """Return the summary of a run after some rounds, without its folder."""
+    experiment, plan = built.experiment, built.plan
+    done = so_far.rounds >= experiment.federation.rounds
+    goes_on = built.privacy.goes_on(so_far.rounds)
+    return {
+        "name": experiment.name,
+        "method": experiment.tuning.method,
+        "seed": experiment.seed,
+        "rounds": so_far.rounds,
+        **so_far.last,
+        "metric": so_far.metric.name,
+        **({} if so_far.best is None else {f"best_{so_far.metric.name}": so_far.best}),
+        "trainable_parameters": plan.spec.num_params,
+        "total_parameters": sum(p.numel() for p in built.tuned.model.parameters()),
+        "payload_bytes": plan.spec.num_bytes + plan.buffer_spec.num_bytes,
+        "cohort": planned_turns(experiment)[0],
+        "bytes_up": so_far.bytes_up,
+        "bytes_down": so_far.bytes_down,
+        "seconds": round(so_far.seconds, 3),
+        **built.prefix.as_json(),
+        **built.privacy.summary(so_far.rounds),
+        "delta_digest": digest_of(state.delta),
+        "stopped": "rounds" if done else "callback" if goes_on else "privacy budget",
+    }
