@@ -106,8 +106,8 @@ def test_the_command_writes_picture_and_measures(runs, tmp_path, capsys):
 @pytest.mark.parametrize(("args", "message"), [
     ([], "found nothing to compare"),
     (["a", "b"], "found 2 runs (a, b); a plane needs at least 3"),
-    (["a", "b", "c", "--data", "digits"], "--data does not go with run folders"),
-    (["a", "b", "c", "--model", "x"], "--model does not go with run folders"),
+    (["a", "b", "c", "--data", "digits"], "--data was given with run folders"),
+    (["a", "b", "c", "--model", "x"], "--model was given with run folders"),
     (["a", "b", "c", "--reference", "d"], "--reference: no run 'd'; found are a, b, c"),
 ])  # fmt: skip
 def test_wrong_options_are_explained(args, message, capsys):
