@@ -17,6 +17,7 @@ from support import TINY
 
 from fedpeft.cli import main
 from fedpeft.cli.listing import LISTS
+from fedpeft.experiment.plugins import Plugins
 
 OPTIONS = {
     "run": {"--set", "--out", "--resume", "--json"},
@@ -194,7 +195,7 @@ def test_list_prints_rows_with_names(call: Call, what: str) -> None:
 
 
 def test_a_list_without_rows_says_so(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedpeft.experiment.plugins.entry_points", lambda group: ())
+    monkeypatch.setattr("fedpeft.experiment.plugins.installed", Plugins)
     assert call("list", "callbacks", "--json")[:2] == (0, "[]\n")
     code, out, _ = call("list", "callbacks")
     assert code == 0 and out.startswith("no callbacks: ")

