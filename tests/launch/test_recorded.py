@@ -53,8 +53,8 @@ def logits(model, data):
 USED = [
     ("lora", {"lora_alpha": 64}),
     ("lora", {"r": 2, "target_modules": ("q_proj", "fc1"), "rank_pattern": {"fc1": 3}}),
-    ("vera", {"r": 4}),
-    ("adapter", {"reduction": 4}),
+    pytest.param("vera", {"r": 4}, marks=pytest.mark.slow),
+    pytest.param("adapter", {"reduction": 4}, marks=pytest.mark.slow),
 ]
 
 

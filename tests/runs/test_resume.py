@@ -99,9 +99,8 @@ def test_another_seed_is_noticed(results) -> None:
     assert results["another seed"][0]["digest"] != results["straight"][0]["digest"]
 
 
-@pytest.mark.parametrize(
-    "writes", [(23,), pytest.param((17, 23, 26, 47), marks=pytest.mark.slow)], ids=["one", "four"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("writes", [(23,), (17, 23, 26, 47)], ids=["one", "four"])
 def test_buffered_training_killed_anywhere_equals_uninterrupted(
     tmp_path: Path, writes: tuple[int, ...]
 ) -> None:
