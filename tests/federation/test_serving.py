@@ -14,6 +14,7 @@ from fedpeft.engines.flower import sites as flower_sites
 from fedpeft.engines.flower.app import AppFailure, client_app, server_app
 from fedpeft.engines.flower.requests import Answer
 from fedpeft.experiment.read import dump_experiment, read_experiment
+from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.site_file import read_site
 from fedpeft.federation.serving import serve
 from fedpeft.federation.site_setup import make_site
@@ -89,7 +90,8 @@ def quick(monkeypatch):
 
 
 def configuration(file: Path, out: Path, task: str = "run", *, resume: bool = False, sets=()):
-    text = dump_experiment(read_experiment(file, sets))
+    """What `fedpeft run` submits: the experiment, resolved."""
+    text = dump_experiment(resolve(read_experiment(file, sets)).experiment)
     return {"task": task, "experiment": text, "out": str(out), "resume": resume}
 
 
@@ -132,6 +134,22 @@ def test_sites_get_the_same_words_wherever_the_server_is(parts, tmp_path):
         grid.app = client_app(heard)
         serve(grid, configuration(file, tmp_path / "out", "handshake", sets=sets))
     assert len(set(texts)) == 1 and "superlink" not in texts[0]
+
+
+def test_names_that_mean_something_to_the_server_alone_stay_there(parts, tmp_path):
+    sites, file, *_ = parts
+    grid, texts = SiteGrid(sites), []
+    honest = grid.answer
+
+    def heard(request, node):
+        texts.append(request.experiment)
+        return honest(request, node)
+
+    grid.app = client_app(heard)
+    sets = ["federation.algorithm=fedavgm", "federation.rounds=1"]
+    serve(grid, configuration(file, tmp_path / "out", sets=sets))
+    assert texts and all("fedavgm" not in text for text in texts)
+    assert "fedavgm" in (tmp_path / "out" / "experiment.toml").read_text()
 
 
 def test_a_handshake_trains_nothing(parts, tmp_path):

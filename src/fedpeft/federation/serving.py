@@ -48,7 +48,7 @@ from fedpeft.runs.loop import run_experiment
 from fedpeft.runs.watch import RoundDone
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["serve"]
+__all__ = ["for_sites", "serve"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +83,16 @@ def serve(grid: Grid, configuration: Mapping[str, str | bool | int | float]) -> 
 @dataclass(frozen=True)
 class _Server:
     resolved: Resolved
-    text: str
     tuned: TunedModel
     data: Federated
 
     @property
     def experiment(self) -> Experiment:
         return self.resolved.experiment
+
+    @property
+    def text(self) -> str:
+        return dump_experiment(for_sites(self.experiment))
 
 
 def _prepare(experiment: Experiment) -> _Server:
@@ -104,14 +107,14 @@ def _prepare(experiment: Experiment) -> _Server:
     resolved = fit_labels(resolved, data)
     experiment = resolved.experiment
     tuned = build_tuned(resolved, experiment.model.num_labels)
-    return _Server(resolved, _text_for_sites(experiment), tuned, data)
+    return _Server(resolved, tuned, data)
 
 
-def _text_for_sites(experiment: Experiment) -> str:
+def for_sites(experiment: Experiment) -> Experiment:
     """Return the experiment as sites get it, the same after every resume and on every machine.
 
-    A site recognises a repeated request by its bytes, so the text holds only what a turn depends
-    on; settings that mean something to the server alone are left out.
+    A site recognises a repeated request by its bytes, and both sides compare a digest of what a
+    turn depends on; so settings that mean something to the server alone are left out.
     """
     own = experiment.engine
     plain = {"algorithm": "fedavg", "options": {}, "sampling": "fixed", "sampling_options": {}}
@@ -121,7 +124,7 @@ def _text_for_sites(experiment: Experiment) -> str:
         "run": experiment.run.model_copy(update={"callbacks": []}),
         "objects": {},
     }
-    return dump_experiment(experiment.model_copy(update=changed))
+    return experiment.model_copy(update=changed)
 
 
 def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
@@ -161,7 +164,7 @@ def _greet(grid: Grid, server: _Server, folder: RunFolder) -> None:
 def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
     """Run the handshake with every site of the experiment."""
     experiment = server.experiment
-    facts = shared_facts(experiment, server.tuned, server.data)
+    facts = shared_facts(for_sites(experiment), server.tuned, server.data)
     judge = functools.partial(compare, facts)
     greeting = Greeting(server.text, ledger.run_id, write_facts(facts), judge)
     sites = Sites(grid, greeting, names=ledger.names, watch=ledger.watch)
