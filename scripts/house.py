@@ -75,6 +75,12 @@ def imports_of(text: str, module: str, files: Mapping[str, Path]) -> Mapping[str
                 home = inner if inner in files else node.module
                 if home in files and home != module:
                     found[home].add(alias.name)
+                if (
+                    home == inner
+                    and node.module in files
+                    and node.module not in (module, "fedpeft")
+                ):
+                    found[node.module].add(alias.name)  # the package itself is run, too
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name in files and alias.name != module:

@@ -85,7 +85,7 @@ def run(
       fedpeft run my.toml --out runs/mine
       fedpeft run my.toml --out runs/mine --resume
     """
-    from fedpeft.cli import running
+    import fedpeft.cli.running as running
 
     running.run_command(experiment, sets or [], out, resume=resume, as_json=json)
 
@@ -110,7 +110,7 @@ def sweep(
       fedpeft sweep --over seed=1,42,3407 --out runs/seeds
       fedpeft sweep my.toml --over tuning.method=head,bias,lora --over client.lr=0.01,0.1
     """
-    from fedpeft.cli import running
+    import fedpeft.cli.running as running
 
     code = running.sweep_command(experiment, (sets or [], over or []), out, as_json=json)
     raise typer.Exit(code)
@@ -129,7 +129,7 @@ def plan(experiment: File = None, sets: Sets = None, json: Json = False) -> None
       fedpeft plan --set model.name=preset:vit-base-patch16-224 --set model.num_labels=100
       fedpeft plan my.toml --json
     """
-    from fedpeft.cli import planning
+    import fedpeft.cli.planning as planning
 
     planning.plan_command(experiment, sets or [], as_json=json)
 
@@ -146,7 +146,7 @@ def check(experiment: File = None, sets: Sets = None) -> None:
       fedpeft check my.toml
       fedpeft check my.toml --set tuning.method=lora
     """
-    from fedpeft.cli import planning
+    import fedpeft.cli.planning as planning
 
     planning.check_command(experiment, sets or [])
 
@@ -170,7 +170,7 @@ def list_(
       fedpeft list methods
       fedpeft list models --json
     """
-    from fedpeft.cli import listing
+    import fedpeft.cli.listing as listing
 
     listing.list_command(what, as_json=json)
 
@@ -225,7 +225,7 @@ def claims(
     Examples:
       fedpeft claims runs/small/table1 runs/small/table2 runs/small/table4
     """
-    from fedpeft.cli import claiming
+    import fedpeft.cli.claiming as claiming
 
     claiming.claims_command(sweeps, as_json=json)
 
@@ -310,7 +310,7 @@ def doctor(json: Json = False) -> None:
     Examples:
       fedpeft doctor
     """
-    from fedpeft.cli import doctor as examine
+    import fedpeft.cli.doctor as examine
 
     examine.doctor_command(as_json=json)
 
@@ -360,7 +360,7 @@ def gap(
       fedpeft gap --reference seen=glyphs@train --data glyphs@test --data digits --json
       fedpeft gap runs/head runs/bias runs/full --out runs/gap-methods
     """
-    from fedpeft.cli import analysis
+    import fedpeft.cli.analysis as analysis
 
     choice = analysis.GapChoice(
         runs or [], model, reference, data or [], split, normalize, sample, seed, expect or []
@@ -390,6 +390,6 @@ def theorem(
       fedpeft run --set run.keep_deltas=true --set federation.rounds=5 --out runs/kept
       fedpeft theorem runs/kept
     """
-    from fedpeft.cli import analysis
+    import fedpeft.cli.analysis as analysis
 
     analysis.theorem_command(run, analysis.theorem_request(sample, every, points), as_json=json)

@@ -44,7 +44,7 @@ def node(
       fedpeft node site.toml
       fedpeft node site.toml --part worker
     """
-    from fedpeft.cli import site_running
+    import fedpeft.cli.site_running as site_running
 
     if check:
         raise typer.Exit(site_running.check_command(site, part, unprotected=unprotected))

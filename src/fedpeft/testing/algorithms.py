@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+import fedpeft.testing.world as world
 from fedpeft.client.turns import DELTA
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext
-from fedpeft.testing import world
 from fedpeft.tuning.tuned import read_buffers, read_delta
 
 __all__ = ["check_algorithm"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import fedpeft.testing.world as world
 from fedpeft.data.examples import Federated
 from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.job import Engine
-from fedpeft.testing import world
 from fedpeft.wire.stages import float16, top_k
 
 __all__ = ["check_engine"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import fedpeft.testing.world as world
 from fedpeft.client.turns import DELTA, ClientTurn, Memory
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.data.examples import ClientData
 from fedpeft.rounds.sizes import wire_bytes
-from fedpeft.testing import world
 from fedpeft.wire import messages
 from fedpeft.wire.stages import Stage, decode_all, encode_all, start_memory
 
