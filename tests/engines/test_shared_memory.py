@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,7 +14,7 @@ import wide
 from fedpeft.rounds.round import run_round
 from fedpeft.tuning.tuned import TunedModel, read_delta
 
-WIDTH = 3000
+WIDTH = 5000
 BACKBONE = 4 * WIDTH**2  # bytes of the frozen layers, but for the small ones
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/smaps_rollup")
@@ -43,9 +43,10 @@ def total(tuned: TunedModel, num_workers: int, *, copied: bool = False) -> int:
         engine.close()
 
 
-@functools.cache
-def third_adds_to_a_small_model() -> int:
-    return third_adds(10)
+def growths(*, copied: bool = False) -> Iterator[int]:
+    """Yield what a third worker adds to the wide model beyond what it adds to a small one."""
+    for _ in range(4):
+        yield third_adds(WIDTH, copied=copied) - third_adds(10)
 
 
 def third_adds(width: int, *, copied: bool = False) -> int:
@@ -58,17 +59,15 @@ def third_adds(width: int, *, copied: bool = False) -> int:
 
 def test_a_further_worker_adds_no_backbone():
     """The system adds memory of its own now and then: the least of some tries counts."""
-    added = (third_adds(WIDTH) - third_adds_to_a_small_model() for _ in range(3))
-    assert any(each < 0.1 * BACKBONE for each in added)
+    assert any(grown < 0.1 * BACKBONE for grown in growths())
 
 
 def test_a_worker_that_copies_adds_a_backbone():
     """The negative control."""
-    added = (third_adds(WIDTH, copied=True) - third_adds_to_a_small_model() for _ in range(3))
-    assert any(each > 0.9 * BACKBONE for each in added)
+    assert any(grown > 0.9 * BACKBONE for grown in growths(copied=True))
 
 
 @pytest.mark.slow
 def test_spawned_workers_share_it_too(monkeypatch):
     monkeypatch.setattr("fedpeft.engines.workers.sys.platform", "darwin")
-    assert third_adds(WIDTH) - third_adds_to_a_small_model() < 0.1 * BACKBONE
+    assert any(grown < 0.1 * BACKBONE for grown in growths())
