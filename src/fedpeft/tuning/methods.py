@@ -8,7 +8,7 @@ config fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import contains
@@ -29,15 +29,7 @@ from fedpeft.tuning.prompt import prompt
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.tuning.whole import full, head, scratch
 
-__all__ = [
-    "METHODS",
-    "MethodRow",
-    "TuningMethod",
-    "TuningRequest",
-    "list_methods",
-    "resolve_options",
-    "tune",
-]
+__all__ = ["METHODS", "TuningMethod", "TuningRequest", "resolve_options", "tune"]
 
 
 @dataclass(frozen=True)
@@ -104,23 +96,6 @@ class TuningMethod:
     merges: bool = False
 
 
-@dataclass(frozen=True)
-class MethodRow:
-    """A line of `fedpeft list methods`.
-
-    Attributes:
-      name: name of the method.
-      source: `fedpeft` or `peft`.
-      summary: one line.
-      kinds: kind of model -> "yes", or the reason of the refusal.
-    """
-
-    name: str
-    source: str
-    summary: str
-    kinds: Mapping[str, str]
-
-
 def tune(loaded: LoadedModel, request: TuningRequest) -> TunedModel:
     """Apply a tuning method to a pretrained model.
 
@@ -180,19 +155,6 @@ def _row(method: str, rule: TuningMethod | None) -> TuningMethod:
     if method not in METHODS:
         raise TuningError(f"tuning.method {method!r}: no such method; {nearest(method, METHODS)}")
     return METHODS[method]
-
-
-def list_methods() -> Sequence[MethodRow]:
-    """Return one row for each method, our own first; does not import `peft`."""
-    return [
-        MethodRow(
-            name,
-            method.source,
-            method.summary,
-            {kind: method.refused.get(kind, "yes") for kind in KINDS},
-        )
-        for name, method in METHODS.items()
-    ]
 
 
 def _is_count(value: object, *, least: int) -> bool:
