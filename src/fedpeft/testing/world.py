@@ -41,6 +41,7 @@ __all__ = [
     "run_rounds",
     "same_state",
     "same_tensors",
+    "score",
 ]
 
 
@@ -61,7 +62,8 @@ class _Net(nn.Module):
         return logits
 
 
-def _score(model: nn.Module, batch: Batch) -> Scores:
+def score(model: nn.Module, batch: Batch) -> Scores:
+    """Score logits of points by cross-entropy."""
     logits, labels = model(batch["x"]), batch["labels"]
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     return Scores(losses, torch.ones_like(losses), (logits.argmax(-1) == labels).float())
@@ -107,7 +109,7 @@ def make_tuned(*, norm: bool = False, dropout: float = 0.2, seed: int = 3) -> Tu
         model = _Net(keys, norm=norm, dropout=dropout)
     parameters = dict(sorted(model.named_parameters()))
     buffers = {n: b for n, b in sorted(model.named_buffers()) if b.is_floating_point()}
-    loaded = LoadedModel(model, Task("points", _score), PLAIN, ("head",), None, "net")
+    loaded = LoadedModel(model, Task("points", score), PLAIN, ("head",), None, "net")
     return TunedModel(
         model,
         loaded,
@@ -145,10 +147,15 @@ def make_engine(
 
 
 def make_plan(
-    algorithm: Algorithm | None = None, up: Sequence[Stage] = (), *, cohort: int = 4, seed: int = 1
+    algorithm: Algorithm | None = None,
+    up: Sequence[Stage] = (),
+    *,
+    cohort: int = 4,
+    norm: bool = False,
+    seed: int = 1,
 ) -> RoundPlan:
     """Make a plan of rounds with `cohort` clients each."""
-    model = make_tuned()
+    model = make_tuned(norm=norm)
     return RoundPlan(
         algorithm or fedavg(), fixed(), model.spec, model.buffer_spec, seed, float(cohort), up=up
     )
