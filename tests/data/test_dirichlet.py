@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedpeft.data.dirichlet import MAX_TRIES, DirichletRule, deal_dirichlet
+from fedpeft.data.schemes import MAX_TRIES, PartitionRequest, deal_dirichlet
 
 CIFAR = np.repeat(np.arange(100), 500)
-RULE = DirichletRule(clients=64, alpha=0.1, min_examples=10, seed=1, capped=True)
+RULE = PartitionRequest(clients=64, alpha=0.1, min_examples=10, seed=1)
 
 
-def plain(labels, rule):
+def plain(labels, rule, capped):
     """One try after the other, index lists and numpy's own Dirichlet."""
     rng = np.random.RandomState(rule.seed)
     for tries in range(1, 1000):
@@ -23,7 +23,7 @@ def plain(labels, rule):
             members = np.where(labels == label)[0]
             rng.shuffle(members)
             p = rng.dirichlet([rule.alpha] * rule.clients)
-            if rule.capped:
+            if capped:
                 share = len(labels) / rule.clients
                 p = np.array([x * (len(part) < share) for x, part in zip(p, parts, strict=True)])
             p = p / p.sum()
@@ -41,20 +41,21 @@ def plain(labels, rule):
 @pytest.mark.parametrize("seed", range(6))
 def test_deal_equals_plain_implementation(seed, capped):
     labels = np.random.RandomState(100 + seed).randint(0, 20, 900)
-    rule = DirichletRule(16, 0.15, 30, seed, capped)
-    expected, tries = plain(labels, rule)
-    deal = deal_dirichlet(labels, rule)
+    rule = PartitionRequest(clients=16, alpha=0.15, min_examples=30, seed=seed)
+    expected, tries = plain(labels, rule, capped)
+    deal = deal_dirichlet(labels, rule, capped=capped)
     assert deal.tries == tries
     assert [part.tolist() for part in deal.parts] == expected
 
 
 def test_comparison_meets_many_tries():
     labels = np.random.RandomState(101).randint(0, 20, 900)
-    assert plain(labels, DirichletRule(16, 0.15, 30, 1, False))[1] > 100
+    rule = PartitionRequest(clients=16, alpha=0.15, min_examples=30, seed=1)
+    assert plain(labels, rule, capped=False)[1] > 100
 
 
 def test_cap_changes_the_deal():
-    capped, free = (deal_dirichlet(CIFAR, replace(RULE, capped=c)) for c in (True, False))
+    capped, free = (deal_dirichlet(CIFAR, RULE, capped=c) for c in (True, False))
     assert max(map(len, capped.parts)) < max(map(len, free.parts))
 
 

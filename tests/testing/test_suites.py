@@ -11,8 +11,7 @@ import torch
 
 from fedpeft import testing
 from fedpeft.client.turns import DELTA
-from fedpeft.data.dirichlet import Deal
-from fedpeft.data.schemes import PARTITIONS
+from fedpeft.data.schemes import PARTITIONS, Deal
 from fedpeft.engines.local import LocalEngine
 from fedpeft.experiment.tables import ALGORITHMS, SAMPLERS, STAGES
 from fedpeft.rounds.job import Reply

@@ -22,9 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.dirichlet import MAX_TRIES, Deal
 from fedpeft.data.drawn import DrawnClients, Names
-from fedpeft.data.schemes import PARTITIONS, PartitionRequest, num_clients, row_of
+from fedpeft.data.schemes import (
+    MAX_TRIES,
+    PARTITIONS,
+    Deal,
+    PartitionRequest,
+    num_clients,
+    row_of,
+)
 
 __all__ = ["partition"]
 

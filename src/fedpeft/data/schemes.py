@@ -1,9 +1,22 @@
 """Partition schemes: a table from names to functions that deal examples to clients.
 
+Dirichlet label skew has a plain rule, and the capped one of the FedPEFT experiments. For each class
+c in label order: shuffle its examples, draw p ~ Dir(alpha), leave out every client that already
+holds its fair share n/N (the capped rule only), and divide the class in proportion.
+
+    client   0      1   2            p after the cap, renormalised
+    class c |xxxxxx|xx|xxxxxxxxx|    edges = floor(cumsum(p) * n_c)
+
+A try deals all classes; the first try in which the smallest client has enough examples is taken.
+Legend: B tries, C classes, N clients.
+
 References:
   McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017
   (`iid`, and sorted shards, of which `pathological` is the exact form);
-  Li, Diao, Chen, He, Federated Learning on Non-IID Data Silos, 2022 (`quantity`).
+  Li, Diao, Chen, He, Federated Learning on Non-IID Data Silos, 2022 (`quantity`);
+  Hsu, Qi, Brown, Measuring the Effects of Non-Identical Data Distribution, 2019 (the plain rule);
+  Sun, Mendieta, Yang, Chen, Conquering the Communication Constraints to Enable Large Pre-Trained
+  Models in Federated Learning, 2022 (the capped rule, as its published code has it).
 """
 
 from __future__ import annotations
@@ -16,11 +29,24 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.dirichlet import Deal, DirichletRule, deal_dirichlet
 
-__all__ = ["PARTITIONS", "Partition", "PartitionRequest", "num_clients", "row_of"]
+__all__ = [
+    "MAX_TRIES",
+    "PARTITIONS",
+    "Deal",
+    "Partition",
+    "PartitionRequest",
+    "deal_dirichlet",
+    "num_clients",
+    "row_of",
+]
+
+MAX_TRIES = 10_000
+_BLOCK = 32
+
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,6 +96,22 @@ class Partition:
     deal: Callable[[IntArray, PartitionRequest, int], Deal] | None
 
 
+@dataclass(frozen=True)
+class Deal:
+    """The outcome of a deal.
+
+    Attributes:
+      parts: N index arrays, one for each client; None where no try succeeded.
+      tries: number of tries.
+      smallest: examples of the smallest client: in the deal, or where none succeeded in the best
+        try.
+    """
+
+    parts: list[IntArray] | None
+    tries: int
+    smallest: int
+
+
 def row_of(request: PartitionRequest) -> Partition | None:
     """Return the partition that a request names; None if there is none of that name."""
     return request.rule or PARTITIONS.get(request.scheme)
@@ -93,12 +135,101 @@ def _iid(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
     return _judge(np.array_split(order, num_clients(request)), request)
 
 
-def _dirichlet(
-    labels: IntArray, request: PartitionRequest, max_tries: int, *, capped: bool = True
+def deal_dirichlet(
+    labels: IntArray, request: PartitionRequest, max_tries: int = MAX_TRIES, *, capped: bool = True
 ) -> Deal:
-    clients, least = num_clients(request), request.min_examples
-    rule = DirichletRule(clients, request.alpha, least, request.seed, capped)
-    return deal_dirichlet(labels, rule, max_tries=max_tries)
+    """Deal examples to clients; all tries draw from one stream of random numbers.
+
+    Sizes are computed for a block of tries at once; only the try that is taken is dealt in full, by
+    drawing its numbers again.
+
+    Args:
+      labels: class of each example; only classes that occur are dealt.
+      request: the number of clients, `alpha`, `min_examples` and the seed.
+      max_tries: number of tries after which to give up, >= 1.
+      capped: whether clients that hold n/N examples get no more.
+    """
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    counts = [len(member) for member in members]
+    rng = np.random.RandomState(request.seed)
+    smallest = -1
+    for start in (0, *range(1, max_tries, _BLOCK)):  # the first try alone is the usual case
+        size = min(_BLOCK if start else 1, max_tries - start)
+        state = rng.get_state()
+        edges_BCN, valid_B = _edges(_gammas(rng, counts, request, size), counts, capped=capped)
+        sizes_BN = np.diff(edges_BCN, axis=2, prepend=0).sum(1)
+        least_B = np.where(valid_B, sizes_BN.min(1), -1)
+        smallest = max(smallest, int(least_B.max()))
+        found = np.flatnonzero(least_B >= request.min_examples)
+        if len(found):
+            rng.set_state(state)
+            _gammas(rng, counts, request, int(found[0]))
+            parts = _deal(rng, members, edges_BCN[found[0]], request)
+            return Deal(parts, start + int(found[0]) + 1, int(least_B[found[0]]))
+    return Deal(None, max_tries, max(smallest, 0))
+
+
+def _gammas(
+    rng: np.random.RandomState, counts: Sequence[int], request: PartitionRequest, tries: int
+) -> FloatArray:
+    """Draw the random numbers of some tries; return the gamma variates [B, C, N].
+
+    For each class, a try draws a shuffle of its examples and N gamma variates.
+    """
+    scratch = [np.arange(count) for count in counts]
+    gammas_BCN = np.empty((tries, len(counts), num_clients(request)))
+    for row_CN in gammas_BCN:
+        for index, order in enumerate(scratch):
+            rng.shuffle(order)
+            row_CN[index] = rng.standard_gamma(request.alpha, len(row_CN[index]))
+    return gammas_BCN
+
+
+def _edges(
+    gammas_BCN: FloatArray, counts: Sequence[int], *, capped: bool
+) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """Return where to divide every class, [B, C, N], and which tries are valid, [B].
+
+    A try is invalid if all clients were full before a class was dealt.
+    """
+    tries, classes, clients = gammas_BCN.shape
+    share = sum(counts) / clients if capped else np.inf
+    # A Dirichlet draw is gamma variates over their sum, added in order: numpy's own arithmetic.
+    totals_BC1 = np.cumsum(gammas_BCN, axis=2)[:, :, -1:]
+    p_BCN = gammas_BCN * (1 / np.maximum(totals_BC1, np.finfo(float).tiny))
+    edges_BCN = np.empty((tries, classes, clients), np.int64)
+    held_BN = np.zeros((tries, clients), np.int64)
+    valid_B = np.ones(tries, np.bool_)
+    for index, count in enumerate(counts):
+        p_BN = p_BCN[:, index] * (held_BN < share)
+        left_B1 = p_BN.sum(1, keepdims=True)
+        valid_B &= left_B1[:, 0] > 0
+        p_BN = p_BN / np.where(left_B1 > 0, left_B1, 1)
+        edges_BN = (np.cumsum(p_BN, axis=1) * count).astype(np.int64)
+        edges_BN[:, -1] = count
+        edges_BCN[:, index] = edges_BN
+        held_BN += np.diff(edges_BN, axis=1, prepend=0)
+    return edges_BCN, valid_B
+
+
+def _deal(
+    rng: np.random.RandomState,
+    members: Sequence[IntArray],
+    edges_CN: IntArray,
+    request: PartitionRequest,
+) -> list[IntArray]:
+    """Deal one try in full, from a generator in the state in which the try began."""
+    shares: list[list[IntArray]] = [[] for _ in range(num_clients(request))]
+    for member, edges_N in zip(members, edges_CN, strict=True):
+        order = member.copy()
+        rng.shuffle(order)
+        rng.standard_gamma(request.alpha, len(shares))
+        for share, piece in zip(shares, np.split(order, edges_N[:-1]), strict=True):
+            share.append(piece)
+    parts = [np.concatenate(share) for share in shares]
+    for part in parts:
+        rng.shuffle(part)
+    return parts
 
 
 def _quantity(labels: IntArray, request: PartitionRequest, max_tries: int) -> Deal:
@@ -153,13 +284,13 @@ PARTITIONS: Mapping[str, Partition] = {
         "label skew; a client that holds n/N examples gets no more (the FedPEFT experiments' rule)",
         ("clients", "alpha"),
         "labels",
-        _dirichlet,
+        deal_dirichlet,
     ),
     "dirichlet-plain": Partition(
         "label skew without the cap",
         ("clients", "alpha"),
         "labels",
-        functools.partial(_dirichlet, capped=False),
+        functools.partial(deal_dirichlet, capped=False),
     ),
     "pathological": Partition(
         "each client sees a few classes only",
