@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ from fedpeft.runs.files import write_json, write_text
 from fedpeft.runs.load import EXPORT_FILE, ExportInfo, FinishedRun, load_run
 from fedpeft.tuning.methods import METHODS
 from fedpeft.tuning.peft_export import save_peft
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["export_run"]
 
@@ -67,21 +70,6 @@ class _Job:
     run: FinishedRun
     labels: tuple[str, ...]
     folder: Path
-
-
-class _HasLabels(Protocol):
-    """A config of `transformers`."""
-
-    id2label: dict[int, str]
-    label2id: dict[str, int]
-
-
-class _Saves(Protocol):
-    """A model of `transformers`."""
-
-    config: _HasLabels
-
-    def save_pretrained(self, folder: str) -> None: ...
 
 
 def export_run(run: Path, to: Path) -> Path:
@@ -225,7 +213,7 @@ def _save_model(module: nn.Module, folder: Path, labels: Sequence[str]) -> None:
     if isinstance(module, ShuffleNet):
         save_shufflenet(module, folder)
         return
-    model = cast(_Saves, module)
+    model = cast("PreTrainedModel", module)
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedpeft.core.errors import ModelError
 from fedpeft.models.architectures import tensor_sizes
 from fedpeft.models.locate import BUNDLED, Bundled
-from fedpeft.models.presets import PRESETS
+from fedpeft.models.presets import PRESETS, Preset
 
 __all__ = ["model_rows"]
 
@@ -18,17 +18,19 @@ def model_rows() -> list[dict[str, object]]:
       `parameters` (None if the model's package is not installed), whether it is `pretrained` or an
       architecture only, and `what` it is.
     """
-    models = {name: (row, _count(row), True) for name, row in sorted(BUNDLED.items())}
-    presets = {f"preset:{n}": (row, row.parameters, False) for n, row in sorted(PRESETS.items())}
+    rows: dict[str, tuple[Bundled | Preset, int | None]] = {
+        **{name: (row, _count(row)) for name, row in sorted(BUNDLED.items())},
+        **{f"preset:{name}": (row, row.parameters) for name, row in sorted(PRESETS.items())},
+    }
     return [
         {
             "name": name,
             "task": row.task,
             "parameters": parameters,
-            "pretrained": pretrained,
+            "pretrained": isinstance(row, Bundled),
             "what": row.about,
         }
-        for name, (row, parameters, pretrained) in {**models, **presets}.items()
+        for name, (row, parameters) in rows.items()
     ]
 
 

@@ -47,7 +47,6 @@ class Family:
       mlp: path of the module whose output an adapter takes, before the skip addition; `{}` is the
         block's number.
       block: path of a block; `{}` is the block's number.
-      hidden_size: attribute of the config that holds the width.
       targets: `peft` type -> default `target_modules` (suffixes of in-memory paths); the key `*` is
         for all other types.
       feedforward: the targets of IA3 whose input is scaled.
@@ -61,7 +60,6 @@ class Family:
     late_head: tuple[str, ...] = ()
     mlp: str = ""
     block: str = ""
-    hidden_size: str = "hidden_size"
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     feedforward: tuple[str, ...] = ()
     any_size: bool = False
@@ -134,10 +132,10 @@ def hidden_size(module: nn.Module, family: Family) -> int:
     Raises:
       ModelError: if there is no config, or no such number in it.
     """
-    size = getattr(getattr(module, "config", None), family.hidden_size, None)
+    size = getattr(getattr(module, "config", None), "hidden_size", None)
     if not isinstance(size, int):
         raise ModelError(
-            f"model of family {family.name!r}: its config has no number {family.hidden_size!r}, "
+            f"model of family {family.name!r}: its config has no number 'hidden_size', "
             "which gives the width of its blocks; use a model of a known family"
         )
     return size

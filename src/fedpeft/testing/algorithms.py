@@ -57,7 +57,7 @@ def check_algorithm(algorithm: Algorithm) -> None:
     again = algorithm.apply(start, algorithm.combine(iter(updates), context))
     assert world.same_state(after, again), "combine, apply: equal updates give different states"
     _check_everyone_matters(algorithm, updates, context)
-    _check_rounds(algorithm)
+    world.check_rounds(world.make_plan(algorithm), where="rounds")
 
 
 def _check_everyone_matters(
@@ -71,15 +71,3 @@ def _check_everyone_matters(
         assert not torch.equal(whole, part), (
             f"combine: the update of {left_out.client} changes nothing"
         )
-
-
-def _check_rounds(algorithm: Algorithm) -> None:
-    data, plan = world.make_data(), world.make_plan(algorithm)
-    straight, _ = world.run_rounds(plan, world.make_engine(data))
-    backwards, _ = world.run_rounds(
-        plan, world.make_engine(data), change=lambda answers: answers[::-1]
-    )
-    assert world.same_state(straight, backwards), "the order in which replies arrive changes a run"
-    halfway, _ = world.run_rounds(plan, world.make_engine(data), 1)
-    resumed, _ = world.run_rounds(plan, world.make_engine(data), 2, state=halfway)
-    assert world.same_state(straight, resumed), "a run that resumes differs from one in one go"

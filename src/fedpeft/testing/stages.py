@@ -45,7 +45,7 @@ def check_stage(stage: Stage, *, unbiased: bool = False, feeds_back: bool = Fals
         assert bool(torch.isfinite(back).all()), f"{stage.name}: {name} comes back not finite"
     _check_purity(stage, update)
     _check_sizes(stage)
-    _check_rounds(stage)
+    world.check_rounds(world.make_plan(up=(stage,)), where=stage.name)
     if unbiased:
         _check_mean(stage, update)
     if feeds_back:
@@ -88,25 +88,6 @@ def _check_sizes(stage: Stage) -> None:
     sent, _ = encode_all((stage,), {DELTA: update}, memory, _turn())
     found = len(messages.encode(sent))
     assert planned == found, f"{stage.name}: {planned} bytes are planned, {found} are sent"
-
-
-def _check_rounds(stage: Stage) -> None:
-    data, plan = world.make_data(), world.make_plan(up=(stage,))
-    straight, _ = world.run_rounds(plan, world.make_engine(data, (stage,)))
-    backwards, _ = world.run_rounds(
-        plan, world.make_engine(data, (stage,), block=2), change=lambda answers: answers[::-1]
-    )
-    assert world.same_state(straight, backwards), (
-        f"{stage.name}: the order of replies changes a round"
-    )
-    engine = world.make_engine(data, (stage,))
-    halfway, _ = world.run_rounds(plan, engine, 1)
-    fresh = world.make_engine(data, (stage,))
-    fresh.restore(engine.memories(halfway.committed), halfway.committed)
-    resumed, _ = world.run_rounds(plan, fresh, 2, state=halfway)
-    assert world.same_state(straight, resumed), (
-        f"{stage.name}: a run that resumes differs from one in one go"
-    )
 
 
 def _check_mean(stage: Stage, update: Tensor) -> None:

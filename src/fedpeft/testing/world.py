@@ -32,6 +32,7 @@ from fedpeft.wire.stages import Stage
 
 __all__ = [
     "Points",
+    "check_rounds",
     "make_data",
     "make_engine",
     "make_half",
@@ -213,3 +214,26 @@ def same_state(one: ServerState, two: ServerState) -> bool:
 def same_tensors(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
     """Return whether two memories hold equal tensors under the same names."""
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def check_rounds(plan: RoundPlan, *, where: str) -> None:
+    """Check that the order of replies changes nothing, and that a run can resume.
+
+    Args:
+      plan: the plan of the rounds.
+      where: start of a message, such as the name of a stage.
+
+    Raises:
+      AssertionError: if one of the laws does not hold.
+    """
+    data = make_data()
+    straight, _ = run_rounds(plan, make_engine(data, plan.up))
+    backwards, _ = run_rounds(
+        plan, make_engine(data, plan.up, block=2), change=lambda answers: answers[::-1]
+    )
+    assert same_state(straight, backwards), f"{where}: the order of replies changes a run"
+    engine, fresh = make_engine(data, plan.up), make_engine(data, plan.up)
+    halfway, _ = run_rounds(plan, engine, 1)
+    fresh.restore(engine.memories(halfway.committed), halfway.committed)
+    resumed, _ = run_rounds(plan, fresh, 2, state=halfway)
+    assert same_state(straight, resumed), f"{where}: a run that resumes differs from one in one go"
