@@ -234,10 +234,9 @@ def _start(row: SweepRow, out: Path, workers: int) -> _Running:
     """Start a run. Processes come from a server that has imported torch and never computed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_PRELOADED, run.__module__])
-    engine = row.experiment.engine
+    experiment, engine = row.experiment, row.experiment.engine
     if engine.device == "cpu":
-        engine = engine.model_copy(update={"workers": engine.workers or workers})
-    experiment = row.experiment.model_copy(update={"engine": engine})
+        experiment = experiment.changed(engine={"workers": engine.workers or workers})
     ours, theirs = context.Pipe()
     child = SweepRow(row.name, row.overrides, resolve_privacy(experiment))  # calibrated once here
     process = context.Process(target=_run_one, args=(child, out, theirs), name=row.name)

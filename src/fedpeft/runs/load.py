@@ -17,8 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedpeft.build.model import build_tuned
-from fedpeft.build.requests import tuning_request
+from fedpeft.build.model import build_tuned, tuning_request
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import DeltaMismatchError, RunFolderError
 from fedpeft.experiment.experiment import Experiment
