@@ -82,21 +82,21 @@ def sweep_command(
     place = out or default_out(f"{read_toml(file).get('name', 'fedpeft')}-sweep")
     try:
         with show_progress(sys.stderr) as report:
-            results = sweep(rows, place, partial(_report_event, report))
+            ends = sweep(rows, place, partial(_report_event, report))
     except KeyboardInterrupt as stop:
         again = ["fedpeft", "sweep", *([str(file)] if file else [])]
         again += [*_options("--set", sets), *_options("--over", overs), "--out", str(place)]
         raise Interrupted(f"interrupted; go on with: {shlex.join(again)}") from stop
-    found = results_json(rows, {result.row.name: result.end for result in results}, place)
+    found = results_json(rows, ends, place)
     if as_json:
         typer.echo(json.dumps(found))
     else:
         _print_table(table_lines(found))
         typer.echo(f"sweep folder: {place}   next: fedpeft report {place}")
-    failed = [(result.row.name, result.end) for result in results if isinstance(result.end, Failed)]
-    for name, end in failed:
+    failed = {row.name: end for row in rows if isinstance(end := ends[row.name], Failed)}
+    for name, end in failed.items():
         typer.echo(f"error: {name}: {end.message}", err=True)
-    return max((end.exit_code for _, end in failed), default=0)
+    return max((end.exit_code for end in failed.values()), default=0)
 
 
 def _options(name: str, values: Sequence[str]) -> list[str]:
