@@ -22,7 +22,7 @@ from fedpeft.launch.sweep import (
 )
 from fedpeft.launch.sweep_table import table_lines
 from fedpeft.runs.lock import LOCK
-from fedpeft.runs.watch import RoundDone
+from fedpeft.runs.records import RoundDone
 
 ROWS = """
 [[sweep]]

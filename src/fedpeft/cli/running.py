@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shlex
@@ -15,7 +16,6 @@ import typer
 
 from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.ending import Interrupted
-from fedpeft.cli.garbage import leave_alone
 from fedpeft.cli.printing import show, show_table
 from fedpeft.core.text import byte_words
 from fedpeft.experiment.read import read_experiment, read_toml
@@ -25,7 +25,7 @@ from fedpeft.launch.start import run
 from fedpeft.launch.sweep import Event, Failed, Finished, results_json, sweep
 from fedpeft.launch.sweep_table import TableLine, headline_of, table_lines
 from fedpeft.runs.folder import RunFolder, default_out
-from fedpeft.runs.watch import RoundDone
+from fedpeft.runs.records import RoundDone
 
 __all__ = ["run_command", "sweep_command"]
 
@@ -42,7 +42,7 @@ def run_command(
     if resume and file is None and out is not None and RunFolder(out).experiment.exists():
         source = RunFolder(out).experiment  # the folder alone is enough to resume
     experiment = read_experiment(source, sets)
-    leave_alone()
+    gc.freeze()  # what the imports made lives to the end: no collection scans it
     place = out if out or resume else default_out(experiment.name)
     again = ["fedpeft", "run", *([str(file)] if file else []), *_options("--set", sets)]
     try:
@@ -78,7 +78,7 @@ def sweep_command(
     """
     sets, overs = overrides
     rows = read_rows(file, sets, overs)
-    leave_alone()
+    gc.freeze()  # what the imports made lives to the end: no collection scans it
     place = out or default_out(f"{read_toml(file).get('name', 'fedpeft')}-sweep")
     try:
         with show_progress(sys.stderr) as report:

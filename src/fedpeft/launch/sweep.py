@@ -33,7 +33,7 @@ from fedpeft.launch.start import run
 from fedpeft.runs.files import write_json
 from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.lock import LOCK, locked
-from fedpeft.runs.watch import RoundDone
+from fedpeft.runs.records import RoundDone
 
 __all__ = ["Failed", "Finished", "results_json", "sweep"]
 
