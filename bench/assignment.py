@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from bench.contestants.work import plain_path, save_delta
-from fedpeft.build.requests import model_request
+from fedpeft.build.model import model_request
 from fedpeft.build.run import BuiltRun, build_run
 from fedpeft.client.batches import batches
 from fedpeft.client.turns import ClientTurn

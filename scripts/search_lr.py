@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
-from fedpeft.launch.sweep import Finished, RowResult, sweep
+from fedpeft.launch.sweep import Failed, Finished, sweep
 from fedpeft.runs.records import read_records
 
 METHODS = ("scratch", "full", "head", "bias", "adapter", "prompt", "lora")
@@ -38,8 +38,7 @@ def main() -> None:
         ["data.evaluate_on=validation", "seed=1"],
         [f"tuning.method={_listed(METHODS)}", f"client.lr={_listed(GRID)}"],
     )
-    results = sweep(rows, out, _say)
-    scores = _scores(results)
+    scores = _scores(rows, sweep(rows, out, _say))
     DOCS.mkdir(exist_ok=True)
     (DOCS / "learning-rates.json").write_text(json.dumps(scores, indent=1) + "\n", "utf-8")
     (DOCS / "learning-rates.md").write_text(_page(scores), "utf-8")
@@ -56,21 +55,21 @@ def _say(row: SweepRow, event: object) -> None:
         print(f"{row.name}: {event.summary['accuracy']:.3f}", flush=True)
 
 
-def _scores(results: Sequence[RowResult]) -> Scores:
+def _scores(rows: Sequence[SweepRow], ends: Mapping[str, Finished | Failed]) -> Scores:
     """Mean validation accuracy of the last rounds; 0 for a run that diverged."""
     scores: Scores = {method: {} for method in METHODS}
-    for result in results:
-        experiment = result.row.experiment
+    for row in rows:
+        experiment = row.experiment
         rate = experiment.client.lr
         assert isinstance(rate, float)
-        scores[experiment.tuning.method][rate] = _last_rounds(result)
+        scores[experiment.tuning.method][rate] = _last_rounds(ends[row.name])
     return scores
 
 
-def _last_rounds(result: RowResult) -> float:
-    if not isinstance(result.end, Finished):
+def _last_rounds(end: Finished | Failed) -> float:
+    if not isinstance(end, Finished):
         return 0.0
-    records = read_records(Path(str(result.end.summary["run_dir"])) / "rounds.jsonl")
+    records = read_records(Path(str(end.summary["run_dir"])) / "rounds.jsonl")
     metrics = [record["metrics"] for record in records[-LAST:]]
     values = [float(m["accuracy"]) for m in metrics if isinstance(m, dict)]
     return float(round(sum(values) / len(values), 4))

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
-from fedpeft.launch.sweep import Finished, RowResult, sweep
+from fedpeft.launch.sweep import Failed, Finished, sweep
 from fedpeft.runs.records import read_records
 
 METHODS = ("head", "bias", "adapter", "prompt", "full")
@@ -52,7 +52,8 @@ def main() -> None:
     found: Scores = {}
     for mode in MODES:
         if (given.out / mode).exists() and not _unfinished(mode, given.out):
-            found |= _scores(mode, sweep(_rows(mode), given.out / mode))
+            rows = _rows(mode)
+            found |= _scores(mode, rows, sweep(rows, given.out / mode))
     (DOCS / "privacy-rates.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     table = _table(found)
     (DOCS / "privacy-rates.md").write_text(_page(table), "utf-8")
@@ -94,21 +95,21 @@ def _unfinished(mode: str, out: Path) -> bool:
     return any(not (out / mode / row.name / "summary.json").exists() for row in _rows(mode))
 
 
-def _scores(mode: str, results: Sequence[RowResult]) -> Scores:
+def _scores(mode: str, rows: Sequence[SweepRow], ends: Mapping[str, Finished | Failed]) -> Scores:
     """Mean validation accuracy of the last rounds; 0 for a run that diverged."""
     scores: Scores = {}
-    for result in results:
-        experiment = result.row.experiment
+    for row in rows:
+        experiment = row.experiment
         where = f"{mode} {experiment.tuning.method}"
         point = f"C {experiment.privacy.clip_norm:g}, lr {experiment.client.lr:g}"
-        scores.setdefault(where, {})[point] = _last_rounds(result)
+        scores.setdefault(where, {})[point] = _last_rounds(ends[row.name])
     return scores
 
 
-def _last_rounds(result: RowResult) -> float:
-    if not isinstance(result.end, Finished):
+def _last_rounds(end: Finished | Failed) -> float:
+    if not isinstance(end, Finished):
         return 0.0
-    records = read_records(Path(str(result.end.summary["run_dir"])) / "rounds.jsonl")
+    records = read_records(Path(str(end.summary["run_dir"])) / "rounds.jsonl")
     metrics = [record["metrics"] for record in records[-LAST:]]
     values = [float(m["accuracy"]) for m in metrics if isinstance(m, dict)]
     return float(round(sum(values) / len(values), 4))

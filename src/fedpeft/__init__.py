@@ -25,90 +25,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its threads
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
 
 if TYPE_CHECKING:
-    from fedpeft.public import (
-        Algorithm,
-        Callback,
-        Columns,
-        DataRequest,
-        Engine,
-        FedpeftError,
-        LocalTrainer,
-        Metric,
-        ModelRequest,
-        Partition,
-        PartitionRequest,
-        Result,
-        RoundRecord,
-        Sampler,
-        Scores,
-        Stage,
-        Task,
-        TransformSpec,
-        TunedModel,
-        TuningMethod,
-        TuningRequest,
-        classification_task,
-        custom_task,
-        from_datasets,
-        from_peft,
-        from_torch,
-        init_head,
-        load,
-        load_data,
-        load_model,
-        run,
-        simulate,
-        tune,
-        wrap_module,
-    )
-
-__all__ = [
-    "Algorithm",
-    "Callback",
-    "Columns",
-    "DataRequest",
-    "Engine",
-    "FedpeftError",
-    "LocalTrainer",
-    "Metric",
-    "ModelRequest",
-    "Partition",
-    "PartitionRequest",
-    "Result",
-    "RoundRecord",
-    "Sampler",
-    "Scores",
-    "Stage",
-    "Task",
-    "TransformSpec",
-    "TunedModel",
-    "TuningMethod",
-    "TuningRequest",
-    "classification_task",
-    "custom_task",
-    "from_datasets",
-    "from_peft",
-    "from_torch",
-    "init_head",
-    "load",
-    "load_data",
-    "load_model",
-    "run",
-    "simulate",
-    "tune",
-    "wrap_module",
-]
+    from fedpeft.public import *  # noqa: F403  # for type checkers; see `__getattr__`
 
 __version__ = VERSION
 
 
 def __getattr__(name: str) -> object:
-    if name in __all__:
-        from fedpeft import public  # late: see there
+    """Look a public name, or the list of them, up in `public.py`: it imports torch, so only now."""
+    if name == "__all__" or not name.startswith("_"):
+        import fedpeft.public as public
 
-        return getattr(public, name)
+        if name == "__all__" or name in public.__all__:
+            return getattr(public, name)
     raise AttributeError(f"module 'fedpeft' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    import fedpeft.public as public
+
+    return sorted([*public.__all__, "__version__"])

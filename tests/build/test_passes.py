@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedpeft.build import passes
+from fedpeft.build.model import local_settings
 from fedpeft.build.passes import default_passes, measure_passes
-from fedpeft.build.requests import local_settings
 from fedpeft.build.run import build_run
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.read import read_experiment

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fedpeft.build.model import sketch_run
-from fedpeft.build.run import build_run
-from fedpeft.build.score import scored_once
+from fedpeft.build.run import build_run, scored_once
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.resolve import resolve

@@ -10,7 +10,6 @@ import pytest
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.rates import learning_rate
 from fedpeft.experiment.read import (
     apply_overrides,
     dump_experiment,
@@ -18,7 +17,7 @@ from fedpeft.experiment.read import (
     read_experiment,
     validate,
 )
-from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.resolve import learning_rate, resolve
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 

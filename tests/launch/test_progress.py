@@ -6,13 +6,12 @@ import pytest
 
 from fedpeft.core.metrics import ACCURACY
 from fedpeft.launch.progress import progress_line, show_progress, time_words
-from fedpeft.runs.records import Totals
-from fedpeft.runs.watch import RoundDone
+from fedpeft.runs.records import RoundDone, Totals
 
 
 def done(rounds: int) -> RoundDone:
     so_far = Totals(rounds, 1_000_000, 500_000, 8.0, {"accuracy": 0.5, "loss": 2.0}, ACCURACY, 0.5)
-    return RoundDone({}, so_far, 4, 24.0)
+    return RoundDone({}, so_far, 4)
 
 
 class Terminal(io.StringIO):

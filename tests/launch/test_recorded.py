@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fedpeft
-from fedpeft.build.requests import data_request
+from fedpeft.build.model import data_request
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, DataError, ModelError
 from fedpeft.experiment.read import read_experiment, read_toml

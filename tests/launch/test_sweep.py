@@ -17,13 +17,12 @@ from fedpeft.experiment.sweep_rows import parse_over, read_rows
 from fedpeft.launch.sweep import (
     Failed,
     Finished,
-    RowResult,
-    Started,
     results_json,
     sweep,
 )
 from fedpeft.launch.sweep_table import table_lines
 from fedpeft.runs.lock import LOCK
+from fedpeft.runs.records import RoundDone
 
 ROWS = """
 [[sweep]]
@@ -115,17 +114,17 @@ def test_one_key_twice_is_refused() -> None:
 def test_sweep_runs_all_rows_and_skips_them_the_next_time(file: Path, tmp_path: Path) -> None:
     rows, out = read_rows(file), tmp_path / "out"
     events: list[tuple[str, object]] = []
-    results = sweep(rows, out, lambda row, event: events.append((row.name, event)))
-    ends = [result.end for result in results]
+    found = sweep(rows, out, lambda row, event: events.append((row.name, event)))
+    ends = [found[row.name] for row in rows]
     assert [type(end) for end in ends] == [Finished, Finished, Failed]
     assert isinstance(ends[2], Failed) and ends[2].exit_code == 2
     assert "min_examples" in ends[2].message
     assert not (out / rows[2].name).exists(), "a bad config leaves no folder"
-    assert sum(isinstance(event, Started) for _, event in events) == 3
+    assert sum(isinstance(event, RoundDone) for _, event in events) == 4
     listed = json.loads((out / "sweep.json").read_text())
     assert [entry["status"] for entry in listed] == ["finished", "finished", "failed"]
 
-    again = [result.end for result in sweep(rows[:2], out)]
+    again = list(sweep(rows[:2], out).values())
     assert [end.skipped for end in again if isinstance(end, Finished)] == [True, True]
     assert [end.summary for end in again if isinstance(end, Finished)] == [
         end.summary for end in ends if isinstance(end, Finished)
@@ -150,12 +149,14 @@ def test_killed_sweep_takes_its_runs_with_it_and_goes_on(tmp_path: Path) -> None
     assert owners and time.monotonic() < deadline, "the runs end with the sweep"
     rows = read_rows(tmp_path / "long.toml", [], ["seed=1,2"])
     resumed, straight = sweep(rows, out), sweep(rows, tmp_path / "straight")
-    assert [digest(r) for r in resumed] == [digest(r) for r in straight]
+    assert [digest(resumed[row.name]) for row in rows] == [
+        digest(straight[row.name]) for row in rows
+    ]
 
 
-def digest(found: RowResult) -> object:
-    assert isinstance(found.end, Finished)
-    return found.end.summary["delta_digest"]
+def digest(end: Finished | Failed) -> object:
+    assert isinstance(end, Finished)
+    return end.summary["delta_digest"]
 
 
 def test_folder_of_something_else_is_refused(file: Path, tmp_path: Path) -> None:

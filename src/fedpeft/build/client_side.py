@@ -20,11 +20,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.build.model import build_tuned, load_run_data, up_stages
+from fedpeft.build.model import build_tuned, load_run_data, local_settings, up_stages
 from fedpeft.build.passes import resolve_passes
 from fedpeft.build.prefix import PrefixNote, with_prefix
 from fedpeft.build.privacy_of_run import PrivacyOfRun
-from fedpeft.build.requests import local_settings
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.passes.many import many_trainer
 from fedpeft.client.turns import ClientTurn

@@ -1,21 +1,29 @@
-"""From a resolved experiment to its model, its data and its client half."""
+"""From a resolved experiment to its model, its data and the settings of its clients.
+
+The rooms below take plain values: requests and settings are made from the experiment's tables here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from fedpeft.build.privacy_of_run import PrivacyOfRun
-from fedpeft.build.requests import data_request, model_request, tuning_request
+from fedpeft.client.local import LocalSettings
+from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
+from fedpeft.data.request import Columns, DataRequest, TransformSpec
+from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.resolve import Resolved, resolve
-from fedpeft.models.source import load_model, sketch_model
-from fedpeft.tuning.methods import tune
+from fedpeft.experiment.resolve import Resolved, learning_rate, resolve
+from fedpeft.models.source import ModelRequest, load_model, sketch_model
+from fedpeft.models.tasks import Task
+from fedpeft.tuning.methods import TuningRequest, tune
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.stages import Stage
 
@@ -23,10 +31,14 @@ __all__ = [
     "Sketch",
     "build_tuned",
     "check_device",
+    "data_request",
     "fit_labels",
     "load_run_data",
+    "local_settings",
+    "model_request",
     "payload_bytes",
     "sketch_run",
+    "tuning_request",
     "up_stages",
 ]
 
@@ -105,7 +117,7 @@ def fit_labels(resolved: Resolved, data: Federated) -> Resolved:
             "labels. Leave the key out, or set it to at least that"
         )
     labels = given or data.num_labels
-    return resolved.changed(model=experiment.model.model_copy(update={"num_labels": labels}))
+    return resolved.changed(model={"num_labels": labels})
 
 
 def check_device(experiment: Experiment) -> None:
@@ -120,3 +132,68 @@ def check_device(experiment: Experiment) -> None:
             f"engine.device: found {device!r}, but torch {torch.__version__} sees no GPU here. "
             "Use 'cpu', or install a CUDA build of torch"
         )
+
+
+def model_request(resolved: Resolved, num_labels: int | None) -> ModelRequest:
+    """Return the request for an experiment's model, with so many labels."""
+    experiment = resolved.experiment
+    model = experiment.model
+    return ModelRequest(
+        name=model.name,
+        task=resolved.task,
+        num_labels=num_labels,
+        config=model.config,
+        revision=model.revision,
+        head_init=experiment.tuning.head_init,
+        seed=experiment.seed,
+    )
+
+
+def tuning_request(resolved: Resolved) -> TuningRequest:
+    """Return the request for an experiment's tuning method."""
+    tuning, seed = resolved.experiment.tuning, resolved.experiment.seed
+    blocks = (tuning.blocks[0], tuning.blocks[1]) if tuning.blocks else None
+    return TuningRequest(tuning.method, tuning.options, blocks, seed, resolved.method)
+
+
+def data_request(resolved: Resolved, task: str | Task) -> DataRequest:
+    """Return the request for an experiment's data, for a task.
+
+    Each key of `[data]` is the field of that name in `DataRequest` or one of its parts.
+    """
+    seed = resolved.experiment.seed
+    keys = resolved.experiment.data.model_dump(exclude={"num_examples"})
+    transforms, partition = keys.pop("transforms"), keys.pop("partition")
+    columns = {name: keys.pop(name) for name in ("image", "text", "label", "client", "video")}
+    if isinstance(given := transforms["normalize"], Mapping):
+        transforms["normalize"] = (tuple(given["mean"]), tuple(given["std"]))
+    partition |= {"min_examples": partition["min_examples"] or 1}
+    return DataRequest(
+        **keys,
+        task=task,
+        seed=seed,
+        columns=Columns(**columns),
+        transforms=TransformSpec(**transforms),
+        partition=PartitionRequest(**partition, seed=seed, rule=resolved.partition),
+    )
+
+
+def local_settings(resolved: Resolved) -> LocalSettings:
+    """Return how an experiment's clients train."""
+    experiment = resolved.experiment
+    client, engine = experiment.client, experiment.engine
+    return LocalSettings(
+        epochs=client.epochs,
+        batch_size=client.batch_size,
+        optimizer=OptimizerSettings(
+            name=client.optimizer,
+            lr=learning_rate(experiment),
+            momentum=client.momentum,
+            nesterov=client.nesterov,
+            weight_decay=client.weight_decay,
+        ),
+        prox_mu=client.prox_mu or 0.0,
+        device=engine.device,
+        precision=engine.precision,
+        privacy=PrivacyOfRun(experiment).gradient,
+    )

@@ -85,8 +85,7 @@ def resolve_passes(
             if given == "measure"
             else default_passes(tuned, settings, cohort)
         )
-    engine = experiment.engine.model_copy(update={"clients_per_pass": chosen})
-    return experiment.model_copy(update={"engine": engine})
+    return experiment.changed(engine={"clients_per_pass": chosen})
 
 
 def default_passes(tuned: TunedModel, settings: LocalSettings, cohort: int) -> int:

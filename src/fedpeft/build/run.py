@@ -10,26 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedpeft.build.client_side import client_side
 from fedpeft.build.engine import BuildEngine, engine_builder
 from fedpeft.build.model import build_tuned, check_device, fit_labels, load_run_data, up_stages
 from fedpeft.build.prefix import PrefixNote
 from fedpeft.build.privacy_of_run import PrivacyOfRun
-from fedpeft.build.score import score_clients, scored_once
-from fedpeft.build.stability import make_buffering, make_conditions
+from fedpeft.client.evaluate import Evaluation
 from fedpeft.client.local import LocalSettings
 from fedpeft.core.errors import ConfigError
+from fedpeft.data.drawn import Sizes
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.callbacks import Callback
-from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.experiment import Experiment, StabilityConfig
 from fedpeft.experiment.resolve import Resolved, requested_clients
+from fedpeft.rounds.attendance import Buffering
 from fedpeft.rounds.job import RunEngine
 from fedpeft.rounds.round_plan import RoundPlan
+from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
+from fedpeft.server.availability import Conditions
+from fedpeft.server.clock import Costs, Stragglers
 from fedpeft.server.state import ServerState
+from fedpeft.server.traces import PHONES, Trace, phones, read_trace
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, read_delta
 
-__all__ = ["BuiltRun", "assemble", "build_run"]
+__all__ = ["BuiltRun", "assemble", "build_run", "scored_once"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def assemble(
         side.settings,
         start,
         lambda state: tuned.loaded.task.metrics(*score(state).sums()),
-        (lambda state: score_clients(score(state), tuned, data))
+        (lambda state: _score_clients(score(state), tuned, data))
         if resolved.experiment.federation.evaluate_clients
         else None,
         side.prefix,
@@ -136,6 +142,92 @@ def _round_plan(
         up=up_stages(resolved),
         down=resolved.down,
         min_replies=privacy.min_replies,
-        conditions=make_conditions(resolved, tuned, data),
-        buffering=make_buffering(resolved),
+        conditions=_conditions(resolved, tuned, data),
+        buffering=_buffering(resolved),
     )
+
+
+def _conditions(resolved: Resolved, tuned: TunedModel, data: Federated) -> Conditions | None:
+    """Build the conditions of a run; None without a `[stability]` table.
+
+    Raises:
+      ConfigError: if the trace cannot be read.
+    """
+    experiment = resolved.experiment
+    stability = experiment.stability
+    if stability is None:
+        return None
+    epochs = experiment.client.epochs
+    return Conditions(
+        seed=experiment.seed,
+        examples=Sizes(data.clients, epochs),
+        bytes_up=wire_bytes(tuned, resolved.up, TYPICAL_NOTES),
+        costs=Costs(
+            rate=stability.examples_per_second,
+            down=stability.bytes_down_per_second,
+            up=stability.bytes_up_per_second,
+            speed_spread=stability.speed_spread,
+            link_spread=stability.link_spread,
+            stragglers=Stragglers(stability.stragglers, stability.straggler_shape),
+        ),
+        dropout=stability.dropout,
+        deadline=stability.deadline,
+        enough=experiment.federation.clients_per_round if stability.over_selection > 1 else None,
+        trace=_trace(stability, tuple(data.clients), experiment.seed),
+        from_available=stability.choose_from == "available",
+    )
+
+
+def _trace(stability: StabilityConfig, clients: tuple[str, ...], seed: int) -> Trace | None:
+    if stability.trace is None:
+        return None
+    if stability.trace == PHONES:
+        return phones(clients, seed=seed)
+    return read_trace(Path(stability.trace), clients, stability.trace_period)
+
+
+def _buffering(resolved: Resolved) -> Buffering | None:
+    """Build the options of buffered training; None where rounds are synchronous."""
+    federation = resolved.experiment.federation
+    if federation.mode != "buffered":
+        return None
+    options, cohort = federation.buffered, federation.clients_per_round
+    return Buffering(
+        size=options.size or cohort,
+        concurrency=options.concurrency or cohort,
+        exponent=options.exponent,
+        max_staleness=options.max_staleness,
+    )
+
+
+def scored_once(score: Callable[[ServerState], Evaluation]) -> Callable[[ServerState], Evaluation]:
+    """Keep the newest evaluation: figures of the whole set and of the clients come from one."""
+    last: list[tuple[ServerState, Evaluation]] = []
+
+    def scored(state: ServerState) -> Evaluation:
+        if not last or last[0][0] is not state:
+            last[:] = [(state, score(state))]
+        return last[0][1]
+
+    return scored
+
+
+def _score_clients(evaluation: Evaluation, tuned: TunedModel, data: Federated) -> dict[str, float]:
+    """Score each client: on its own test rows, or by class in the client's own proportions."""
+    task = tuned.loaded.task
+
+    def scored(rows: list[int]) -> float:
+        return task.metrics(*evaluation.sums(rows))[task.headline.name]
+
+    if data.test_clients:
+        return {client: scored(rows.tolist()) for client, rows in data.test_clients.items()}
+    if data.labels is None or data.num_labels is None:
+        return {}
+    by_class = [
+        scored((evaluation.label_N == label).nonzero().flatten().tolist())
+        for label in range(data.num_labels)
+    ]
+    return {
+        client: sum(by_class[label] for label in data.labels[rows]) / len(rows)
+        for client, rows in data.clients.items()
+    }

@@ -40,7 +40,7 @@ def doctor_command(*, as_json: bool) -> None:
 
 
 def _bundled_model() -> str:
-    from fedpeft.experiment.rates import BUNDLED_MODEL
+    from fedpeft.experiment.resolve import BUNDLED_MODEL
     from fedpeft.models.locate import locate
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shlex
@@ -15,7 +16,6 @@ import typer
 
 from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.ending import Interrupted
-from fedpeft.cli.garbage import leave_alone
 from fedpeft.cli.printing import show, show_table
 from fedpeft.core.text import byte_words
 from fedpeft.experiment.read import read_experiment, read_toml
@@ -25,7 +25,7 @@ from fedpeft.launch.start import run
 from fedpeft.launch.sweep import Event, Failed, Finished, results_json, sweep
 from fedpeft.launch.sweep_table import TableLine, headline_of, table_lines
 from fedpeft.runs.folder import RunFolder, default_out
-from fedpeft.runs.watch import RoundDone
+from fedpeft.runs.records import RoundDone
 
 __all__ = ["run_command", "sweep_command"]
 
@@ -42,7 +42,7 @@ def run_command(
     if resume and file is None and out is not None and RunFolder(out).experiment.exists():
         source = RunFolder(out).experiment  # the folder alone is enough to resume
     experiment = read_experiment(source, sets)
-    leave_alone()
+    gc.freeze()  # what the imports made lives to the end: no collection scans it
     place = out if out or resume else default_out(experiment.name)
     again = ["fedpeft", "run", *([str(file)] if file else []), *_options("--set", sets)]
     try:
@@ -78,25 +78,25 @@ def sweep_command(
     """
     sets, overs = overrides
     rows = read_rows(file, sets, overs)
-    leave_alone()
+    gc.freeze()  # what the imports made lives to the end: no collection scans it
     place = out or default_out(f"{read_toml(file).get('name', 'fedpeft')}-sweep")
     try:
         with show_progress(sys.stderr) as report:
-            results = sweep(rows, place, partial(_report_event, report))
+            ends = sweep(rows, place, partial(_report_event, report))
     except KeyboardInterrupt as stop:
         again = ["fedpeft", "sweep", *([str(file)] if file else [])]
         again += [*_options("--set", sets), *_options("--over", overs), "--out", str(place)]
         raise Interrupted(f"interrupted; go on with: {shlex.join(again)}") from stop
-    found = results_json(rows, {result.row.name: result.end for result in results}, place)
+    found = results_json(rows, ends, place)
     if as_json:
         typer.echo(json.dumps(found))
     else:
         _print_table(table_lines(found))
         typer.echo(f"sweep folder: {place}   next: fedpeft report {place}")
-    failed = [(result.row.name, result.end) for result in results if isinstance(result.end, Failed)]
-    for name, end in failed:
+    failed = {row.name: end for row in rows if isinstance(end := ends[row.name], Failed)}
+    for name, end in failed.items():
         typer.echo(f"error: {name}: {end.message}", err=True)
-    return max((end.exit_code for _, end in failed), default=0)
+    return max((end.exit_code for end in failed.values()), default=0)
 
 
 def _options(name: str, values: Sequence[str]) -> list[str]:

@@ -36,8 +36,7 @@ def resolve_privacy(experiment: Experiment) -> Experiment:
         return experiment
     uses = uses_after(experiment, experiment.federation.rounds)
     multiplier = calibrate(mechanism_of(experiment), uses, chosen.delta, chosen.epsilon)
-    filled = chosen.model_copy(update={"noise_multiplier": multiplier})
-    return experiment.model_copy(update={"privacy": filled})
+    return experiment.changed(privacy={"noise_multiplier": multiplier})
 
 
 def epsilon_after(experiment: Experiment, rounds: int) -> float | None:

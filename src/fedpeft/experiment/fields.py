@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field
 
@@ -21,3 +22,14 @@ class Table(BaseModel, extra="forbid", strict=True, frozen=True, use_attribute_d
 
     The docstring below a key is its description in the reference pages.
     """
+
+    def changed(self, **keys: object) -> Self:
+        """Return a copy with other values: a mapping changes some keys of the table inside.
+
+        Values are not checked again.
+        """
+        for key, value in keys.items():
+            inner = getattr(self, key)
+            if isinstance(inner, Table) and isinstance(value, Mapping):
+                keys[key] = inner.changed(**value)
+        return self.model_copy(update=keys)

@@ -21,9 +21,15 @@ from fedpeft.experiment import tables
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
-from fedpeft.experiment.experiment import Experiment, ObjectConfig, StabilityConfig, num_clients
+from fedpeft.experiment.experiment import (
+    Experiment,
+    FederationConfig,
+    ObjectConfig,
+    StabilityConfig,
+    num_clients,
+)
 from fedpeft.experiment.plugins import Plugins, installed, origin_of
-from fedpeft.experiment.rates import learning_rate
+from fedpeft.experiment.read import read_toml
 from fedpeft.models.locate import BUNDLED
 from fedpeft.models.tasks import Task
 from fedpeft.server.sampling import Sampler
@@ -32,7 +38,29 @@ from fedpeft.server.traces import PHONES
 from fedpeft.tuning.methods import TuningMethod, resolve_options
 from fedpeft.wire.stages import Stage
 
-__all__ = ["Given", "Resolved", "origins", "planned_turns", "requested_clients", "resolve"]
+__all__ = [
+    "BUNDLED_MODEL",
+    "Given",
+    "Resolved",
+    "learning_rate",
+    "origins",
+    "planned_turns",
+    "requested_clients",
+    "resolve",
+]
+
+BUNDLED_MODEL = "vit-glyphs-8"
+"""The model for which the quickstart holds searched learning rates."""
+
+PAPER_LR: Mapping[str, float] = {
+    "full": 1e-3,
+    "scratch": 1e-2,
+    "head": 5e-3,
+    "bias": 1e-2,
+    "adapter": 5e-3,
+    "prompt": 1e-2,
+}
+"""Learning rates of the paper's scripts for CIFAR-100; `peft` types take the one of `bias`."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +148,8 @@ class Resolved:
         return tables.partition_rule(self.experiment.data.partition.scheme, self.plugins)
 
     def changed(self, **tables: object) -> Resolved:
-        """Return a copy with some of the experiment's tables replaced."""
-        return replace(self, experiment=self.experiment.model_copy(update=tables))
+        """Return a copy with other values in the experiment; see `Table.changed`."""
+        return replace(self, experiment=self.experiment.changed(**tables))
 
 
 def resolve(
@@ -138,42 +166,43 @@ def resolve(
       ConfigError: if an option is wrong.
     """
     given = given or Given()
-    experiment = experiment.model_copy(update=_named(experiment, given))
+    experiment = experiment.changed(**_named(given))
     found = Resolved(experiment, installed() if plugins is None else plugins, given)
     tuning, data, client = experiment.tuning, experiment.data, experiment.client
-    partition, federation = data.partition, experiment.federation
-    smallest = 1 if data.source in BUNDLED_DATASETS else 10
-    algorithm, options = found.algorithm, federation.options
-    if found.given.algorithm is None:
+    federation, algorithm = experiment.federation, found.algorithm
+    options = dict(federation.options)
+    if given.algorithm is None:
         options = tables.algorithm_options(federation.algorithm, options, found.plugins)
-    partition = partition.model_copy(
-        update={
-            "min_examples": partition.min_examples or smallest,
-            "clients": num_clients(experiment) or partition.clients,
-        }
-    )
-    model = experiment.model.model_copy(update={"name": _absolute(experiment.model.name)})
-    data = data.model_copy(update={"source": _absolute(data.source)})
-    resolved = experiment.model_copy(
-        update={
-            "model": model,
-            "tuning": tuning.model_copy(
-                update={"options": resolve_options(tuning.method, tuning.options, found.method)}
-            ),
-            "data": data.model_copy(update={"partition": partition}),
-            "client": client.model_copy(
-                update={
-                    "lr": learning_rate(experiment),
-                    "prox_mu": algorithm.prox_mu if client.prox_mu is None else client.prox_mu,
-                }
-            ),
-            **_stability(experiment, options),
-            "engine": experiment.engine.model_copy(update={"workers": _workers(experiment)}),
-            "sweep": [],
-            "objects": origins(found),
-        }
+    smallest = 1 if data.source in BUNDLED_DATASETS else 10
+    partition = {
+        "min_examples": data.partition.min_examples or smallest,
+        "clients": num_clients(experiment) or data.partition.clients,
+    }
+    resolved = experiment.changed(
+        model={"name": _absolute(experiment.model.name)},
+        tuning={"options": resolve_options(tuning.method, tuning.options, found.method)},
+        data={"source": _absolute(data.source), "partition": partition},
+        client={
+            "lr": learning_rate(experiment),
+            "prox_mu": algorithm.prox_mu if client.prox_mu is None else client.prox_mu,
+        },
+        federation={"options": options, "buffered": _buffered(federation)},
+        stability=_stability(experiment),
+        engine={"workers": _workers(experiment)},
+        sweep=[],
+        objects=origins(found),
     )
     return replace(found, experiment=resolve_privacy(resolved))
+
+
+def learning_rate(experiment: Experiment) -> float:
+    """Return the local learning rate: the given one, else the searched one, else the paper's."""
+    lr, method = experiment.client.lr, experiment.tuning.method
+    if isinstance(lr, float | int):
+        return float(lr)
+    searched = read_toml(None)["client"]["lr"] if experiment.model.name == BUNDLED_MODEL else {}
+    table = {**PAPER_LR, **searched, **(lr or {})}
+    return float(table.get(method, table["bias"]))
 
 
 _RESUMES = "only when it is passed again, from Python"
@@ -197,19 +226,16 @@ def _word(parts: tuple[object, ...]) -> str:
     return origin_of(*parts).name or "object:without a name"
 
 
-def _named(experiment: Experiment, given: Given) -> dict[str, object]:
-    """Return the tables whose names are replaced by given objects, with the names to record."""
+def _named(given: Given) -> dict[str, object]:
+    """Return the keys whose names are replaced by given objects, with the names to record."""
     words = {key: _word(parts) for key, parts in _given_parts(given).items()}
     federation: dict[str, object] = {}
     if given.algorithm is not None:
         federation = {"algorithm": words["federation.algorithm"], "options": {}}
     if given.sampler is not None:
         federation |= {"sampling": words["federation.sampling"], "sampling_options": {}}
-    changed: dict[str, object] = {"federation": experiment.federation.model_copy(update=federation)}
-    if given.up is not None:
-        up = [{"name": words[f"wire.up[{i}]"]} for i in range(len(given.up))]
-        changed["wire"] = experiment.wire.model_copy(update={"up": up})
-    return changed
+    up = [{"name": words[f"wire.up[{i}]"]} for i in range(len(given.up or ()))]
+    return {"federation": federation, "wire": {} if given.up is None else {"up": up}}
 
 
 def origins(resolved: Resolved) -> dict[str, ObjectConfig]:
@@ -263,49 +289,34 @@ def _workers(experiment: Experiment) -> int:
     return ENGINES[experiment.engine.name].workers(experiment.engine, most)
 
 
-def _stability(experiment: Experiment, options: Mapping[str, object]) -> dict[str, object]:
-    """Make the defaults of `[federation]` and `[stability]` explicit.
+def _buffered(federation: FederationConfig) -> dict[str, object]:
+    """Return the sizes of buffered training; {} where rounds are synchronous."""
+    options, cohort = federation.buffered, federation.clients_per_round
+    if federation.mode != "buffered":
+        return {}
+    return {"size": options.size or cohort, "concurrency": options.concurrency or cohort}
 
-    Args:
-      experiment: checked.
-      options: all options of the algorithm.
 
-    Returns:
-      both tables by name; buffered training always has a `[stability]` table.
+def _stability(experiment: Experiment) -> StabilityConfig | None:
+    """Return `[stability]`, which buffered training always has, with its trace's path and digest.
 
     Raises:
       ConfigError: if the trace's file is not the one that the experiment began with.
     """
-    federation, stability = experiment.federation, experiment.stability
-    changes: dict[str, object] = {"options": dict(options)}
-    if federation.mode == "buffered":
-        buffered, cohort = federation.buffered, federation.clients_per_round
-        sizes = {
-            "size": buffered.size or cohort,
-            "concurrency": buffered.concurrency or cohort,
-        }
-        changes["buffered"] = buffered.model_copy(update=sizes)
-        stability = stability or StabilityConfig()
-    resolved: dict[str, object] = {"federation": federation.model_copy(update=changes)}
-    if stability is not None:
-        resolved["stability"] = stability.model_copy(update=_trace_file(stability))
-    return resolved
-
-
-def _trace_file(stability: StabilityConfig) -> dict[str, object]:
-    """Make the path of a trace's file absolute, and record the digest of its content."""
-    if stability.trace in (None, PHONES):
-        return {}
+    buffered = experiment.federation.mode == "buffered"
+    stability = experiment.stability or (StabilityConfig() if buffered else None)
+    if stability is None or stability.trace in (None, PHONES):
+        return stability
     file = Path(str(stability.trace)).expanduser().resolve()
     if not file.is_file():
-        return {}  # a plan needs no trace; a run reports that it is missing
+        return stability  # a plan needs no trace; a run reports that it is missing
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if stability.trace_sha256 not in (None, digest):
         raise ConfigError(
             f"stability.trace: {file} has changed: its SHA-256 is {digest}, the experiment began "
             f"with {stability.trace_sha256}. Put the file back, or leave stability.trace_sha256 out"
         )
-    return {"trace": str(file), "trace_sha256": digest}
+    return stability.changed(trace=str(file), trace_sha256=digest)
 
 
 def requested_clients(experiment: Experiment, num_clients: int) -> int:

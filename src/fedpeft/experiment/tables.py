@@ -32,7 +32,6 @@ __all__ = [
     "ALGORITHMS",
     "CALLBACKS",
     "OURS",
-    "PAPER_LR",
     "SAMPLERS",
     "STAGES",
     "algorithm_options",
@@ -68,16 +67,6 @@ STAGES: Mapping[str, Callable[..., Stage]] = {
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {"fixed": sampling.fixed}
 
 CALLBACKS: Mapping[str, Callable[..., Callback]] = {}
-
-PAPER_LR: Mapping[str, float] = {
-    "full": 1e-3,
-    "scratch": 1e-2,
-    "head": 5e-3,
-    "bias": 1e-2,
-    "adapter": 5e-3,
-    "prompt": 1e-2,
-}
-"""Learning rates of the paper's scripts for CIFAR-100; `peft` types take the one of `bias`."""
 
 
 def make_algorithm(name: str, options: Mapping[str, Any], plugins: Plugins) -> Algorithm:

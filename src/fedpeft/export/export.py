@@ -184,12 +184,13 @@ def _pristine(job: _Job) -> LoadedModel:
 def _info(job: _Job, kind: str, *, base: str | None, backbone: str) -> ExportInfo:
     loaded = job.run.tuned.loaded
     return ExportInfo(
+        format="fedpeft-export-1",
         kind=kind,
         experiment=_portable(job.run.experiment),
         base=base,
         fresh=tuple(sorted(canonical(loaded.family, name) for name in loaded.fresh)),
         delta_digest=str(job.run.summary["delta_digest"]),
-        backbone=backbone,
+        backbone_fingerprint=backbone,
     )
 
 

@@ -27,8 +27,7 @@ from fedpeft.federation.bundle import STORE_PORT, read_signature
 from fedpeft.federation.control import Control, Link, RunState, Unreachable
 from fedpeft.runs.folder import RunFolder, read_summary
 from fedpeft.runs.ledger import read_ledger
-from fedpeft.runs.records import Record, read_records, totals
-from fedpeft.runs.watch import RoundDone, done_of
+from fedpeft.runs.records import Record, RoundDone, read_records, totals
 
 __all__ = ["deploy", "greet_sites", "link_of"]
 
@@ -130,7 +129,7 @@ class _Watcher:
         """Report the rounds that are new."""
         records = self._records()
         for count in range(self.reported + 1, len(records) + 1):
-            self._on_round(done_of(records[count - 1], totals(records[:count]), self._rounds))
+            self._on_round(RoundDone(records[count - 1], totals(records[:count]), self._rounds))
         self.reported = max(self.reported, len(records))
 
     def _records(self) -> list[Record]:

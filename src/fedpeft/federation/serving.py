@@ -45,7 +45,7 @@ from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.ledger import Ledger
 from fedpeft.runs.lock import locked
 from fedpeft.runs.loop import run_experiment
-from fedpeft.runs.watch import RoundDone
+from fedpeft.runs.records import RoundDone
 from fedpeft.tuning.tuned import TunedModel
 
 __all__ = ["for_sites", "serve"]

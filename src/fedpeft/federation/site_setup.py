@@ -19,9 +19,8 @@ import torch
 from pydantic import ValidationError
 
 from fedpeft.build.client_side import client_side
-from fedpeft.build.model import build_tuned, check_device
+from fedpeft.build.model import build_tuned, check_device, data_request, model_request
 from fedpeft.build.privacy_of_run import PrivacyOfRun
-from fedpeft.build.requests import data_request, model_request
 from fedpeft.core.cpus import num_cores
 from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.data.examples import ClientData, Federated

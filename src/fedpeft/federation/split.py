@@ -21,8 +21,7 @@ import numpy.typing as npt
 import tomli_w
 import torch
 
-from fedpeft.build.model import load_run_data
-from fedpeft.build.requests import data_request, model_request
+from fedpeft.build.model import data_request, load_run_data, model_request
 from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.data.clips import ClipExamples, StoredClips
 from fedpeft.data.examples import Federated

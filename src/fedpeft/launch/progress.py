@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TextIO, TypeAlias
 
 from fedpeft.core.text import byte_words
-from fedpeft.runs.watch import RoundDone
+from fedpeft.runs.records import RoundDone
 
 __all__ = ["Report", "progress_line", "show_progress", "time_words"]
 

@@ -17,7 +17,7 @@ from fedpeft.federation.deploying import deploy
 from fedpeft.runs.folder import RunFolder, default_out, peek, with_recorded_passes
 from fedpeft.runs.lock import locked
 from fedpeft.runs.loop import run_experiment
-from fedpeft.runs.watch import RoundDone
+from fedpeft.runs.records import RoundDone
 
 __all__ = ["DEPLOYMENTS", "run"]
 

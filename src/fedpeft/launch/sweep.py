@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -33,9 +33,9 @@ from fedpeft.launch.start import run
 from fedpeft.runs.files import write_json
 from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.lock import LOCK, locked
-from fedpeft.runs.watch import RoundDone
+from fedpeft.runs.records import RoundDone
 
-__all__ = ["Failed", "Finished", "RowResult", "Started", "results_json", "sweep"]
+__all__ = ["Failed", "Finished", "results_json", "sweep"]
 
 _FILE = "sweep.json"
 _CRASHED = 4
@@ -46,13 +46,6 @@ _PRELOADED = (
     "sklearn.datasets",
 )
 """Imported once, by the process that the runs of a sweep are forked from."""
-
-
-@dataclass(frozen=True)
-class Started:
-    """A run starts or is resumed."""
-
-    rounds: int
 
 
 @dataclass(frozen=True)
@@ -81,21 +74,13 @@ class Failed:
     exit_code: int
 
 
-Event: TypeAlias = Started | RoundDone | Finished | Failed
+Event: TypeAlias = RoundDone | Finished | Failed
 Watcher: TypeAlias = Callable[[SweepRow, Event], None]
-
-
-@dataclass(frozen=True)
-class RowResult:
-    """The end of one row."""
-
-    row: SweepRow
-    end: Finished | Failed
 
 
 def sweep(
     rows: Sequence[SweepRow], out: Path, watch: Watcher = lambda row, event: None
-) -> list[RowResult]:
+) -> Mapping[str, Finished | Failed]:
     """Run all rows inside a folder; finished ones are skipped, partial ones resumed.
 
     Args:
@@ -104,7 +89,7 @@ def sweep(
       watch: called with each event of a row.
 
     Returns:
-      one result for each row, in their order.
+      the end of each row by its name.
 
     Raises:
       RunFolderError: if the folder holds something else, or another sweep is writing to it.
@@ -117,11 +102,11 @@ def sweep(
         for row, end in _run_all(rows, out, watch):
             ends[row.name] = end
             write_json(out / _FILE, results_json(rows, ends, out))
-    return [RowResult(row, ends[row.name]) for row in rows]
+    return ends
 
 
 def results_json(
-    rows: Sequence[SweepRow], ends: dict[str, Finished | Failed], out: Path
+    rows: Sequence[SweepRow], ends: Mapping[str, Finished | Failed], out: Path
 ) -> list[dict[str, object]]:
     """Return one object for each row: its summary or its error, with its overrides."""
     return [_row_json(row, ends.get(row.name), out) for row in rows]
@@ -171,9 +156,7 @@ def _run_all(
     with _processes() as running:
         while waiting or running:
             while waiting and len(running) < room:
-                row = waiting.pop(0)
-                watch(row, Started(row.experiment.federation.rounds))
-                running.append(_start(row, out, workers))
+                running.append(_start(waiting.pop(0), out, workers))
             pipes = [process.pipe for process in running]
             for process in [p for p in running if p.pipe in wait(pipes)]:
                 event = _receive(process)
@@ -234,10 +217,9 @@ def _start(row: SweepRow, out: Path, workers: int) -> _Running:
     """Start a run. Processes come from a server that has imported torch and never computed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_PRELOADED, run.__module__])
-    engine = row.experiment.engine
+    experiment, engine = row.experiment, row.experiment.engine
     if engine.device == "cpu":
-        engine = engine.model_copy(update={"workers": engine.workers or workers})
-    experiment = row.experiment.model_copy(update={"engine": engine})
+        experiment = experiment.changed(engine={"workers": engine.workers or workers})
     ours, theirs = context.Pipe()
     child = SweepRow(row.name, row.overrides, resolve_privacy(experiment))  # calibrated once here
     process = context.Process(target=_run_one, args=(child, out, theirs), name=row.name)

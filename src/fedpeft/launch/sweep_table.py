@@ -33,7 +33,6 @@ class TableLine:
       down_per_turn: bytes to one client in one round.
       total_bytes: both ways, all clients and rounds; the mean over the runs.
       seconds: wall time of a run; the mean over the runs.
-      errors: messages of the runs that failed.
     """
 
     label: str
@@ -48,7 +47,6 @@ class TableLine:
     down_per_turn: float
     total_bytes: float
     seconds: float
-    errors: tuple[str, ...]
 
 
 def table_lines(results: Sequence[Mapping[str, Any]]) -> list[TableLine]:
@@ -92,7 +90,6 @@ def _line(label: str, members: Sequence[Mapping[str, Any]]) -> TableLine:
         down_per_turn=_mean([m["bytes_down"] / n for m, n in zip(done, turns, strict=True)]),
         total_bytes=_mean([m["bytes_up"] + m["bytes_down"] for m in done]),
         seconds=_mean([m["seconds"] for m in done]),
-        errors=tuple(str(m["error"]) for m in members if "error" in m),
     )
 
 

@@ -193,8 +193,7 @@ def with_recorded_passes(experiment: Experiment, folder: RunFolder) -> Experimen
     if experiment.engine.clients_per_pass not in UNDECIDED or not folder.experiment.exists():
         return experiment
     recorded = stored_experiment(folder).engine.clients_per_pass or 1
-    engine = experiment.engine.model_copy(update={"clients_per_pass": recorded})
-    return experiment.model_copy(update={"engine": engine})
+    return experiment.changed(engine={"clients_per_pass": recorded})
 
 
 def finished_summary(folder: RunFolder, rounds: int) -> dict[str, object] | None:

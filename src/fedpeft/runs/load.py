@@ -9,16 +9,16 @@ The delta's digest, and an export's backbone fingerprint, are compared with the 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedpeft.build.model import build_tuned
-from fedpeft.build.requests import tuning_request
+from fedpeft.build.model import build_tuned, tuning_request
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import DeltaMismatchError, RunFolderError
 from fedpeft.experiment.experiment import Experiment
@@ -35,8 +35,6 @@ __all__ = ["EXPORT_FILE", "ExportInfo", "FinishedRun", "apply_delta", "load", "l
 
 EXPORT_FILE = "fedpeft.json"
 """Name of the file that describes an export; a folder with it is an export."""
-
-_FORMAT = "fedpeft-export-1"
 
 
 @dataclass(frozen=True)
@@ -56,38 +54,31 @@ class FinishedRun:
     tuned: TunedModel
 
 
-@dataclass(frozen=True)
-class ExportInfo:
+class ExportInfo(BaseModel, frozen=True):
     """The content of `fedpeft.json` in an export.
 
     Attributes:
+      format: of the file.
       kind: `merged` (an ordinary model), `peft` (stock peft loads it), `fedpeft` (only this package
         loads it).
-      experiment: of the run.
       base: the folder of the backbone inside the export, or None where it is on the hub or merged.
       fresh: our names of the head's parameters that are not in the original files.
       delta_digest: of the final delta.
-      backbone: fingerprint of the frozen weights; "" for a merged model.
+      backbone_fingerprint: fingerprint of the frozen weights; "" for a merged model.
+      experiment: of the run.
     """
 
+    format: Literal["fedpeft-export-1"]
     kind: str
-    experiment: Experiment
     base: str | None
     fresh: tuple[str, ...]
     delta_digest: str
-    backbone: str
+    backbone_fingerprint: str
+    experiment: Experiment
 
     def to_json(self) -> dict[str, object]:
         """Return the content of the file."""
-        return {
-            "format": _FORMAT,
-            "kind": self.kind,
-            "base": self.base,
-            "fresh": list(self.fresh),
-            "delta_digest": self.delta_digest,
-            "backbone_fingerprint": self.backbone,
-            "experiment": self.experiment.model_dump(mode="json", exclude_none=True),
-        }
+        return {**self.model_dump(mode="json", exclude_none=True), "base": self.base}
 
 
 def load(folder: str | Path) -> nn.Module:
@@ -188,10 +179,11 @@ def _load_export(folder: Path) -> nn.Module:
     loaded = _load_base(folder, info)
     exclude = frozenset(_read_tensors(folder / "delta.safetensors"))
     found = fingerprint(loaded.module, loaded.family, exclude=exclude)
-    if found != info.backbone:
+    if found != info.backbone_fingerprint:
         raise RunFolderError(
             f"{folder}: the backbone's fingerprint is {found[:12]}…, expected "
-            f"{info.backbone[:12]}…: the delta was trained on other weights; export the run again"
+            f"{info.backbone_fingerprint[:12]}…: the delta was trained on other weights; export "
+            "the run again"
         )
     tuned = tune(loaded, tuning_request(Resolved(info.experiment)))
     apply_delta(tuned, folder / "delta.safetensors", info.delta_digest)
@@ -218,18 +210,8 @@ def _load_base(folder: Path, info: ExportInfo) -> LoadedModel:
 
 def _read_info(file: Path) -> ExportInfo:
     try:
-        found = json.loads(file.read_text("utf-8"))
-        if found["format"] != _FORMAT:
-            raise ValueError(f"format {found['format']!r}, expected {_FORMAT!r}")
-        return ExportInfo(
-            kind=str(found["kind"]),
-            experiment=Experiment.model_validate(found["experiment"]),
-            base=found["base"],
-            fresh=tuple(found["fresh"]),
-            delta_digest=str(found["delta_digest"]),
-            backbone=str(found["backbone_fingerprint"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{file}: cannot be read: {type(error).__name__}: {error}. Export the run again"
-        ) from error
+        return ExportInfo.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join([".".join(map(str, first["loc"])) or "the file", first["msg"]])
+        raise RunFolderError(f"{file}: cannot be read: {problem}. Export the run again") from error

@@ -38,6 +38,7 @@ from fedpeft.runs.folder import (
 )
 from fedpeft.runs.records import (
     Record,
+    RoundDone,
     append_record,
     brief,
     cut_diagnostics,
@@ -46,7 +47,6 @@ from fedpeft.runs.records import (
     totals,
 )
 from fedpeft.runs.summary import finish_run
-from fedpeft.runs.watch import RoundDone, done_of
 from fedpeft.server.state import ServerState
 
 __all__ = ["rounds_of", "run_experiment"]
@@ -83,7 +83,7 @@ def run_experiment(
         memories = built.engine.memories(state.committed)
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records.append(brief(line))
-        on_round(done_of(line, totals(records, metric), experiment.federation.rounds))
+        on_round(RoundDone(line, totals(records, metric), experiment.federation.rounds))
     summary = finish_run(built, folder, state, totals(records, metric))
     ended(built.callbacks, summary)
     return summary

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Record",
+    "RoundDone",
     "Totals",
     "append_record",
     "brief",
@@ -61,6 +62,26 @@ class Totals:
     last: Mapping[str, float]
     metric: Metric
     best: float | None
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """The progress of a run after one of its rounds.
+
+    Attributes:
+      record: the line of `rounds.jsonl`.
+      totals: over all rounds so far, those before a resume included.
+      rounds: number of rounds of the whole run.
+    """
+
+    record: Record
+    totals: Totals
+    rounds: int
+
+    @property
+    def seconds_left(self) -> float:
+        """An estimate from the rounds so far."""
+        return self.totals.seconds / self.totals.rounds * (self.rounds - self.totals.rounds)
 
 
 def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float = 0.0) -> Record:

@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedpeft.build.model import load_run_data
-from fedpeft.build.requests import model_request, tuning_request
+from fedpeft.build.model import load_run_data, model_request, tuning_request
 from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.data.examples import ExampleSet

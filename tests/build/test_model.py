@@ -1,10 +1,10 @@
-"""From the keys of an experiment to the plain values that the layers take."""
+"""From the keys of an experiment to the plain values that the rooms below take."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from fedpeft.build.requests import data_request
+from fedpeft.build.model import data_request
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.experiment import PartitionConfig
 from fedpeft.experiment.read import read_experiment
