@@ -176,8 +176,8 @@ def test_rows_that_never_began_are_listed(tmp_path):
     }
     (tmp_path / "sweep.json").write_text(json.dumps([{**row, "error": "no such model"}]))
     (grid,) = read_grids([tmp_path])
-    assert [(row.label, row.absent[0].why) for row in grid.missing] == [
-        ("method lora", "failed: no such model")
+    assert [(row.label, row.absent) for row in grid.missing] == [
+        ("method lora", {7: "failed: no such model"})
     ]
     assert "Rows without any run" in text_of([tmp_path], tmp_path / "out")
 
