@@ -11,8 +11,7 @@ import tomli_w
 from fedpeft.cli import main
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import ACCURACY
-from fedpeft.report.factors import budgets, curve_parts, forests, parts, varied
-from fedpeft.report.page import claims_section
+from fedpeft.report.draw import budgets, curve_parts, forests, parts, varied
 from fedpeft.report.sentences import claims_words
 from fedpeft.report.write import ReportOptions, write_report
 from fedpeft.results.claims import check_claims
@@ -177,8 +176,8 @@ def test_rows_that_never_began_are_listed(tmp_path):
     }
     (tmp_path / "sweep.json").write_text(json.dumps([{**row, "error": "no such model"}]))
     (grid,) = read_grids([tmp_path])
-    assert [(row.label, row.absent[0].why) for row in grid.missing] == [
-        ("method lora", "failed: no such model")
+    assert [(row.label, row.absent) for row in grid.missing] == [
+        ("method lora", {7: "failed: no such model"})
     ]
     assert "Rows without any run" in text_of([tmp_path], tmp_path / "out")
 
@@ -200,7 +199,10 @@ def test_each_sweep_is_a_grid_and_single_runs_are_one(tmp_path):
 
 def test_claims_of_the_page_are_those_of_the_command(page, grid):
     verdicts = check_claims(map(read_run, find_runs([grid])))
-    assert claims_section(verdicts) in page
+    section = page[page.index('<section id="claims">') : page.index('<section id="grid-0">')]
+    shown = re.findall(r'<td class="verdict [^>]*><span[^>]*>.</span> ([^<]+)</td>', section)
+    assert shown == [verdict.verdict for verdict in verdicts] and len(shown) == 8
+    assert all(html.escape(verdict.claim) in section for verdict in verdicts)
     assert "8 claims" in claims_words(verdicts) or not claims_words(verdicts)
 
 
@@ -229,7 +231,7 @@ def panel_of(root, table):
 def test_what_varies_chooses_the_figures(factors):
     two = panel_of(factors, "table2")
     assert varied(two) == ["data.partition.scheme", "data.partition.clients"]
-    assert [f.sections[0].heading for f in forests(two)] == ["16 clients", "16 clients"]
+    assert [next(iter(f.sections)) for f in forests(two)] == ["16 clients", "16 clients"]
     assert len(parts(two)) == 4
     assert budgets(panel_of(factors, "table4")) and not budgets(two)
     assert varied(panel_of(factors, "table1")) == []

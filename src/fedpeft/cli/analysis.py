@@ -12,8 +12,7 @@ import typer
 from fedpeft.cli.printing import show
 from fedpeft.core.errors import ConfigError
 from fedpeft.studies.gap.analysis import analyse_gap, analyse_runs
-from fedpeft.studies.gap.features import GapRequest
-from fedpeft.studies.gap.runs import RunsRequest, label_runs
+from fedpeft.studies.gap.features import GapRequest, RunsRequest, label_runs
 from fedpeft.studies.theorem.bound import TheoremRequest, check_theorem
 from fedpeft.studies.theorem.smoothness import Search
 

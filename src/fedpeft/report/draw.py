@@ -1,21 +1,31 @@
-"""The figures of one panel, chosen by what varies in it, each for a wide and for a narrow page."""
+"""The figures of one panel, chosen by what varies in it, each for a wide and for a narrow page.
+
+    only the number of examples      accuracy against it, one line for each method
+    several settings, filled         dots in a section for each setting; one picture for each scheme
+    a list of rows                   dots, one line for each row
+
+A setting counts as varied if it differs between rows of one method; a learning rate that depends
+only on the method does not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from fedpeft.core.text import byte_words
 from fedpeft.pictures.style import Picture
-from fedpeft.report.factors import budgets, curve_parts, forests
 from fedpeft.report.figures import Axis, curve_of, draw_budgets, draw_curves, drawn_axes
-from fedpeft.report.forest import draw_forest
+from fedpeft.report.forest import Forest, draw_forest, forest_of
 from fedpeft.report.page import DrawnPanel, Figure
-from fedpeft.results.runs import Panel
+from fedpeft.results.names import describe, distinguishing
+from fedpeft.results.runs import Group, Panel
 from fedpeft.results.table import row_of
 
-__all__ = ["draw_panel"]
+__all__ = ["budgets", "curve_parts", "draw_panel", "forests", "parts", "varied"]
 
 _WIDE, _NARROW = 5.8, 3.6  # inches; the narrow one is the width of a phone
 _WHOLE = 11.4  # inches: the width of the page
@@ -24,6 +34,9 @@ _AGAINST = {"bytes": "bytes sent", "rounds": "rounds", "time": "simulated time"}
 _MOST_CURVES = 12
 _MOST_PARTS = 16
 _TUNED = ("bias", "adapter", "prompt")
+_FILLED = 0.75
+_BUDGET = "data.budget"
+_SCHEME = "data.partition.scheme"
 
 
 class _Draw(Protocol):
@@ -136,3 +149,84 @@ def _reached(panel: Panel, target: float | None) -> str:
         return " No row reached the target."
     text = ", ".join(f"{label} after {byte_words(cost)}" for cost, label in sorted(there))
     return f" Target reached by {text}." + (f" Not by {', '.join(missed)}." if missed else "")
+
+
+def varied(panel: Panel) -> list[str]:
+    """Return the settings that span the grid besides the method; [] if rows are only a list."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for group in panel.groups:
+        kinds.setdefault(group.method, []).append(group.settings)
+    keys = [
+        key
+        for key in panel.differing
+        if key != "tuning.method"
+        and any(len({str(settings.get(key)) for settings in same}) > 1 for same in kinds.values())
+    ]
+    chosen = distinguishing(keys, [group.settings for group in panel.groups])
+    points = {_point(group, chosen) for group in panel.groups}
+    full = len(points) * len(kinds)
+    is_grid = len(points) > 1 and len(panel.groups) >= _FILLED * full
+    return chosen if is_grid else []
+
+
+def _point(group: Group, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(group.settings.get(key)) for key in keys)
+
+
+def parts(panel: Panel) -> list[tuple[str, Panel]]:
+    """Split a grid by everything but the method: (common settings, rows labelled by method)."""
+    keys = varied(panel)
+    if not keys:
+        return [("", panel)]
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for group in panel.groups:
+        found.setdefault(_point(group, keys), []).append(group)
+    split = []
+    for members in found.values():
+        counts = Counter(group.method for group in members)
+        short = [
+            dataclasses.replace(group, label=group.method) if counts[group.method] == 1 else group
+            for group in members
+        ]
+        heading = describe(keys, members[0].settings)
+        split.append((heading, dataclasses.replace(panel, groups=tuple(short))))
+    return split
+
+
+def curve_parts(panel: Panel) -> list[tuple[str, Panel]]:
+    """Split a grid for its curves: like `parts`, but training modes share a picture."""
+    if "federation.mode" not in varied(panel):
+        return parts(panel)
+    found: dict[str, list[Group]] = {}
+    for group in panel.groups:
+        found.setdefault(group.method, []).append(group)
+    return [(name, dataclasses.replace(panel, groups=tuple(same))) for name, same in found.items()]
+
+
+def budgets(panel: Panel) -> bool:
+    """Whether only the number of training examples varies."""
+    keys = varied(panel)
+    return keys == [_BUDGET] and all(
+        isinstance(group.settings.get(_BUDGET), int) for group in panel.groups
+    )
+
+
+def forests(panel: Panel) -> list[Forest]:
+    """Return the dot plots of a panel: one, or one for each partition scheme."""
+    keys = varied(panel)
+    by_scheme = _SCHEME in keys and len(keys) > 1
+    others = [key for key in keys if key != _SCHEME]
+    sections: dict[str, dict[str, tuple[Group, ...]]] = {}
+    for name, part in parts(panel):
+        settings = part.groups[0].settings
+        scheme = describe([_SCHEME], settings) if by_scheme else ""
+        heading = _heading(describe(others, settings) if by_scheme else name, part)
+        found = sections.setdefault(scheme, {})
+        found[heading] = (*found.get(heading, ()), *part.groups)
+    return [forest_of(panel, found, scheme) for scheme, found in sections.items()]
+
+
+def _heading(name: str, part: Panel) -> str:
+    """Return the heading of a section, with the runs' note on their privacy."""
+    notes = list(dict.fromkeys(group.privacy_note for group in part.groups if group.privacy_note))
+    return f"{name} ({notes[0]})" if len(notes) == 1 else name

@@ -13,7 +13,7 @@ comparison is the same picture with columns for the costs of the rows.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -33,24 +33,11 @@ from fedpeft.results.table import (
     seconds_text,
 )
 
-__all__ = ["Forest", "Section", "comparison", "draw_forest", "limits"]
+__all__ = ["Forest", "draw_forest", "forest_of"]
 
 _WIDE = 5.0  # inches
 _COLUMN = 0.85  # inches
 _COSTS = ("trained", "a message", "both ways", "time")
-
-
-@dataclass(frozen=True)
-class Section:
-    """Rows under one heading.
-
-    Attributes:
-      heading: the heading; "" for none.
-      rows: the groups, drawn one below the other.
-    """
-
-    heading: str
-    rows: tuple[Group, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,7 @@ class Forest:
       title: title of the picture.
       axis: label of the metric's axis.
       metric: the metric of the scores.
-      sections: from top to bottom.
+      sections: heading ("" for none) -> its rows, from top to bottom.
       span: smallest and largest metric shown; pictures side by side share it.
       costs: whether there are columns for the costs of each row.
     """
@@ -69,32 +56,34 @@ class Forest:
     title: str
     axis: str
     metric: Metric
-    sections: tuple[Section, ...]
+    sections: Mapping[str, tuple[Group, ...]]
     span: tuple[float, float]
     costs: bool = False
 
 
-def limits(groups: Sequence[Group]) -> tuple[float, float]:
-    """Return a span that holds every seed of every group, with a margin; 0 to 1 for none."""
-    scores = [score for group in groups for score in group.scores]
-    if not scores:
-        return 0.0, 1.0
-    low, high = min(scores), max(scores)
-    margin = max(0.08 * (high - low), 0.01)
-    return low - margin, high + margin
+def forest_of(
+    panel: Panel,
+    sections: Mapping[str, tuple[Group, ...]],
+    scheme: str = "",
+    *,
+    costs: bool = False,
+) -> Forest:
+    """Return the dot plot of some sections of a panel.
 
-
-def comparison(panel: Panel) -> Forest:
-    """Return the dot plot of a panel's table, with its costs as columns."""
+    Args:
+      panel: all rows; they decide the span.
+      sections: as in `Forest`.
+      scheme: the partition scheme that the sections share; "" if they need not be told apart by it.
+      costs: as in `Forest`.
+    """
     axis = metric_axis(panel, log=False)
-    return Forest(
-        f"{axis}, and what it cost, {panel.source}",
-        axis,
-        panel.metric,
-        (Section("", panel.groups),),
-        limits(panel.groups),
-        costs=True,
+    where = ", ".join(filter(None, [panel.source, scheme]))
+    shown = "and what it cost, " if costs else ""
+    title = f"{axis}, {shown}{where}" + (
+        "" if costs else ": rows with their seeds and 95 % intervals"
     )
+    label = ", ".join(filter(None, [axis, scheme]))
+    return Forest(title, label, panel.metric, sections, _limits(panel.groups), costs)
 
 
 def draw_forest(forest: Forest, *, width: float = 5.8) -> Picture:
@@ -140,12 +129,12 @@ def draw_forest(forest: Forest, *, width: float = 5.8) -> Picture:
 
 def _lines(forest: Forest, *, most: int) -> list[tuple[str, Group | None, Stroke | None]]:
     lines: list[tuple[str, Group | None, Stroke | None]] = []
-    for section in forest.sections:
-        if section.heading:
-            lines.append((section.heading, None, None))
+    for heading, rows in forest.sections.items():
+        if heading:
+            lines.append((heading, None, None))
         lines += [
             ("\n".join(textwrap.wrap(group.label, most)), group, mark)
-            for group, mark in marked(section.rows)
+            for group, mark in marked(rows)
         ]
     return lines
 
@@ -187,12 +176,22 @@ def _costs(group: Group) -> tuple[str, ...]:
 
 def _text(forest: Forest) -> str:
     texts = []
-    for section in forest.sections:
+    for heading, groups in forest.sections.items():
         rows = []
-        for group in section.rows:
+        for group in groups:
             spread = Spread.of(group.scores)
             ends = spread.interval(forest.metric) if spread else None
             interval = f", 95 % interval {interval_text(ends, forest.metric)}" if ends else ""
             rows.append(f"{group.label} {metric_text(spread, forest.metric)}{interval}")
-        texts.append(": ".join(filter(None, [section.heading, "; ".join(rows)])))
+        texts.append(": ".join(filter(None, [heading, "; ".join(rows)])))
     return ". ".join(texts) + "."
+
+
+def _limits(groups: Sequence[Group]) -> tuple[float, float]:
+    """Return a span that holds every seed of every group, with a margin; 0 to 1 for none."""
+    scores = [score for group in groups for score in group.scores]
+    if not scores:
+        return 0.0, 1.0
+    low, high = min(scores), max(scores)
+    margin = max(0.08 * (high - low), 0.01)
+    return low - margin, high + margin

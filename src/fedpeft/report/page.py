@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedpeft.core.metrics import Metric
 from fedpeft.core.templates import read_template
@@ -26,18 +25,7 @@ from fedpeft.results.grid import Grid
 from fedpeft.results.runs import Group, Panel, Run
 from fedpeft.results.table import TEXTS, Row, as_csv
 
-if TYPE_CHECKING:
-    from jinja2.environment import TemplateModule
-
-__all__ = [
-    "DrawnGrid",
-    "DrawnPanel",
-    "DrawnPartition",
-    "Figure",
-    "Page",
-    "claims_section",
-    "html_of",
-]
+__all__ = ["DrawnGrid", "DrawnPanel", "Figure", "Page", "html_of"]
 
 _OPTIONS = "tuning.options"
 
@@ -85,36 +73,20 @@ class DrawnGrid:
 
 
 @dataclass(frozen=True)
-class DrawnPartition:
-    """A partition: its pictures (or none), its description, and the runs that share it."""
-
-    pictures: tuple[Picture, ...]
-    text: str
-    runs: tuple[str, ...]
-    heading: str = "Which client holds what."
-    spans: bool = False
-
-    @property
-    def caption(self) -> str:
-        """The text below its pictures."""
-        return f"{self.text}. Shared by {listed(self.runs)}."
-
-
-@dataclass(frozen=True)
 class Page:
     """The content of a page.
 
     Attributes:
       title: its heading.
       grids: in the order in which they were requested.
-      partitions: the partitions of all grids.
+      partitions: the partitions of all grids; some have no picture.
       verdicts: on the paper's claims; () if there is nothing to compare.
       diagnostics: whether measurements that are not private are shown.
     """
 
     title: str
     grids: tuple[DrawnGrid, ...]
-    partitions: tuple[DrawnPartition, ...]
+    partitions: tuple[Figure, ...]
     verdicts: tuple[Verdict, ...] = ()
     diagnostics: bool = False
 
@@ -172,28 +144,17 @@ class Page:
 
 def html_of(page: Page) -> str:
     """Return the whole page as HTML."""
-    return str(_macros(page).document()).strip() + "\n"  # type: ignore[attr-defined] # a macro
-
-
-def claims_section(verdicts: Sequence[Verdict]) -> str:
-    """Return the section of the paper's claims as HTML; its id is `claims`."""
-    return str(_macros(None).claims_section(verdicts))  # type: ignore[attr-defined] # a macro
-
-
-def _macros(page: Page | None) -> TemplateModule:
-    """Return the template's macros, for one page."""
     from markupsafe import Markup
 
     ids = count()
     template = read_template(Path(__file__).parent / "page.html.jinja", _FILTERS, markup=True)
-    return template.make_module(
-        {
-            "page": page,
-            "light": LIGHT,
-            "dark": DARK,
-            "inline": lambda picture: Markup(picture.inline(f"p{next(ids)}")),
-        }
+    text = template.render(
+        page=page,
+        light=LIGHT,
+        dark=DARK,
+        inline=lambda picture: Markup(picture.inline(f"p{next(ids)}")),
     )
+    return text.strip() + "\n"
 
 
 def _best_of(rows: Iterable[Row], metric: Metric) -> Row | None:

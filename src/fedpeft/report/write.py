@@ -23,9 +23,10 @@ from pathlib import Path
 from fedpeft.core.errors import ConfigError
 from fedpeft.pictures.style import Picture, write_picture
 from fedpeft.report.draw import draw_panel
-from fedpeft.report.forest import comparison, draw_forest
-from fedpeft.report.page import DrawnGrid, DrawnPanel, DrawnPartition, Page, html_of
+from fedpeft.report.forest import draw_forest, forest_of
+from fedpeft.report.page import DrawnGrid, DrawnPanel, Figure, Page, html_of
 from fedpeft.report.partition import draw_partition
+from fedpeft.report.sentences import listed
 from fedpeft.results.claims import Verdict, check_claims
 from fedpeft.results.grid import Grid, read_grids
 from fedpeft.results.runs import Partition, Run, describe_partition
@@ -128,17 +129,18 @@ def _beside(place: Path, what: str) -> Path:
 def _write_figures(panel: DrawnPanel, place: Path, suffix: str) -> None:
     for figure in panel.figures:
         write_picture(figure.pictures[0], _beside(place, f"{figure.what}{suffix}"))
-    table = draw_forest(comparison(panel.panel), width=_WIDTH_OF_TABLE)
+    rows = {"": panel.panel.groups}
+    table = draw_forest(forest_of(panel.panel, rows, costs=True), width=_WIDTH_OF_TABLE)
     write_picture(table, _beside(place, f"table{suffix}"))
 
 
-def _draw_partitions(grids: Sequence[Grid], place: Path) -> list[DrawnPartition]:
+def _draw_partitions(grids: Sequence[Grid], place: Path) -> list[Figure]:
     """Draw one partition of each kind, up to four kinds, and describe the others."""
     shared: dict[Partition, list[Run]] = {}
     for run in (run for grid in grids for run in grid.runs):
         if run.partition is not None and any(map(any, run.partition.counts)):
             shared.setdefault(run.partition, []).append(run)
-    drawn: list[DrawnPartition] = []
+    drawn: list[Figure] = []
     kinds: set[tuple[str, ...]] = set()
     for partition, users in shared.items():
         kind = tuple(str(users[0].settings.get(key)) for key in _KIND)
@@ -148,6 +150,7 @@ def _draw_partitions(grids: Sequence[Grid], place: Path) -> list[DrawnPartition]
             kinds.add(kind)
             pictures = (draw_partition(partition), draw_partition(partition, width=_NARROW))
             write_picture(pictures[0], _beside(place, f"partition{suffix}"))
-        names = dict.fromkeys(f"{run.method} (seed {run.seed})" for run in users)
-        drawn.append(DrawnPartition(pictures, describe_partition(partition), tuple(names)))
+        names = list(dict.fromkeys(f"{run.method} (seed {run.seed})" for run in users))
+        caption = f"{describe_partition(partition)}. Shared by {listed(names)}."
+        drawn.append(Figure("partition", pictures, caption, "Which client holds what."))
     return drawn

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
-from fedpeft.results.runs import Absent, Group, Panel, Run, find_runs, panels_of, read_run
+from fedpeft.results.runs import Group, Panel, Run, find_runs, panels_of, read_run
 
 __all__ = ["Grid", "MissingRow", "read_grids"]
 
@@ -28,10 +28,10 @@ _SweepRow = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class MissingRow:
-    """A row of a sweep without any run folder, and the reason for each seed."""
+    """A row of a sweep without any run folder: its label, and seed -> reason."""
 
     label: str
-    absent: tuple[Absent, ...]
+    absent: Mapping[int, str]
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,15 @@ def _key(row: _SweepRow) -> str:
 
 def _with_absent(panel: Panel, rows: Mapping[str, _SweepRow], seeds: list[int]) -> Panel:
     groups = tuple(
-        dataclasses.replace(group, absent=tuple(_absent(group, rows, seeds)))
+        dataclasses.replace(group, absent=dict(_absent(group, rows, seeds)))
         for group in panel.groups
     )
     return dataclasses.replace(panel, groups=groups)
 
 
-def _absent(group: Group, rows: Mapping[str, _SweepRow], seeds: Sequence[int]) -> Iterator[Absent]:
+def _absent(
+    group: Group, rows: Mapping[str, _SweepRow], seeds: Sequence[int]
+) -> Iterator[tuple[int, str]]:
     """Yield the seeds of a row without a finished run, with the error that the sweep recorded."""
     runs = {run.seed: run for run in group.runs}
     keys = {_key(rows[run.folder.name]) for run in group.runs if run.folder.name in rows}
@@ -153,11 +155,11 @@ def _absent(group: Group, rows: Mapping[str, _SweepRow], seeds: Sequence[int]) -
             continue
         done = f"{len(run.rounds)} of {run.planned_rounds} rounds" if run is not None else "no run"
         if row is not None and "error" in row:
-            yield Absent(seed, f"failed after {done}: {_first_line(row['error'])}")
+            yield seed, f"failed after {done}: {_first_line(row['error'])}"
         elif run is not None:
-            yield Absent(seed, f"unfinished: {done}")
+            yield seed, f"unfinished: {done}"
         else:
-            yield Absent(seed, "no run")
+            yield seed, "no run"
 
 
 def _first_line(text: object) -> str:
@@ -175,9 +177,10 @@ def _missing_rows(rows: Mapping[str, _SweepRow], known: set[str]) -> Iterator[Mi
     for members in found.values():
         texts = [f"{k.rpartition('.')[2]} {v}" for k, v in members[0]["overrides"].items()]
         label = ", ".join(text for text in texts if not text.startswith("seed ")) or "run"
-        reasons = [
-            f"failed: {_first_line(row['error'])}" if "error" in row else "not begun"
+        absent = {
+            int(row.get("seed", 0)): (
+                f"failed: {_first_line(row['error'])}" if "error" in row else "not begun"
+            )
             for row in members
-        ]
-        seeds = [int(row.get("seed", 0)) for row in members]
-        yield MissingRow(label, tuple(map(Absent, seeds, reasons)))
+        }
+        yield MissingRow(label, absent)

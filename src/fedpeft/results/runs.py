@@ -24,7 +24,6 @@ from fedpeft.runs.files import read_object
 from fedpeft.runs.records import read_records
 
 __all__ = [
-    "Absent",
     "Group",
     "Panel",
     "Partition",
@@ -139,26 +138,18 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Absent:
-    """A seed without a finished run, and the reason."""
-
-    seed: int
-    why: str
-
-
-@dataclass(frozen=True)
 class Group:
     """Runs that differ only in the seed: one row of the table, one curve.
 
     Attributes:
       label: the method and the settings that distinguish it from the other groups of its panel.
       runs: one run for each seed, ordered by seed.
-      absent: seeds that failed or were never run.
+      absent: seed without a finished run -> the reason.
     """
 
     label: str
     runs: tuple[Run, ...]
-    absent: tuple[Absent, ...] = ()
+    absent: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def counted(self) -> tuple[Run, ...]:
@@ -179,11 +170,6 @@ class Group:
     def scores(self) -> list[float]:
         """The metric of each counted run after its last evaluated round."""
         return [run.last for run in self.counted if run.last is not None]
-
-    @property
-    def reasons(self) -> dict[int, str]:
-        """Seed without a finished run -> reason."""
-        return {each.seed: each.why for each in self.absent}
 
     @property
     def is_finished(self) -> bool:

@@ -12,7 +12,7 @@ from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.studies.gap.analysis import matching
 from fedpeft.studies.gap.features import GapRequest, read_features
 from fedpeft.studies.gap.measures import (
-    align,
+    Gap,
     balance,
     frechet,
     linear_mmd,
@@ -104,7 +104,11 @@ def test_sets_of_one_distribution_have_no_gap_and_shifted_ones_do():
 def test_alignment_undoes_a_turn_and_a_mirror():
     points = np.array([[0.0, 0], [3, 1], [-1, 2], [5, 5]])
     turn = np.array([[0.6, -0.8], [-0.8, -0.6]])
-    assert points @ turn @ align(points @ turn, points) == pytest.approx(points)
+    straight, turned = (
+        Gap("a", {n: p[None] for n, p in zip("abcd", rows, strict=True)}, {}, 2)
+        for rows in (points, points @ turn)
+    )
+    assert np.concatenate([*plane_of(turned, straight).values()]) == pytest.approx(points)
     assert not np.allclose(points @ turn, points)
 
 

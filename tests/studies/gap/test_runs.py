@@ -11,9 +11,14 @@ from finished_runs import experiment, write_finished
 
 from fedpeft.cli import main
 from fedpeft.core.errors import ConfigError, RunFolderError
-from fedpeft.studies.gap.features import GapRequest, read_features
+from fedpeft.studies.gap.features import (
+    GapRequest,
+    RunsRequest,
+    label_runs,
+    read_features,
+    read_run_features,
+)
 from fedpeft.studies.gap.measures import linear_mmd, measure_gap
-from fedpeft.studies.gap.runs import RunsRequest, label_runs, read_run_features
 
 METHODS = ("head", "bias", "full", "prompt", "lora")
 

@@ -13,10 +13,14 @@ from typing import Any, TypeAlias
 
 from fedpeft.pictures.style import Picture, write_picture
 from fedpeft.runs.files import write_json
-from fedpeft.studies.gap.features import GapRequest, read_features
+from fedpeft.studies.gap.features import (
+    GapRequest,
+    RunsRequest,
+    read_features,
+    read_run_features,
+)
 from fedpeft.studies.gap.measures import MEASURES, Gap, balance, measure_gap
 from fedpeft.studies.gap.picture import draw_gap, draw_runs
-from fedpeft.studies.gap.runs import RunsRequest, read_run_features
 
 __all__ = ["analyse_gap", "analyse_runs", "matching"]
 

@@ -3,38 +3,62 @@
     picture ── backbone ──> [CLS, patches ...] ── final norm ──> CLS ──> (head)
                                                                   └──> feature
 
+    sets of one backbone    each set through the pretrained model, label = set
+    runs on one test set    the same examples through each run's own tuned model, label = run
+
 For a ViT or DeiT that is the CLS token after the final norm; for DINOv2 the CLS token beside the
 mean of the patches; for networks with pooling (ResNet, ConvNeXt, ShuffleNet, Swin) the pooled map;
 for BERT-like encoders the CLS token before the pooler; for decoders the last token that is not
-padding.
+padding. Runs of one backbone on one data set can be compared; the distances show how differently
+tuning methods have changed the input of the head. Head-tuning leaves the backbone's own features.
+
+Reference: Fig. 4 of Sun et al., Exploring Parameter-Efficient Fine-Tuning to Enable Foundation
+Models in Federated Learning, IEEE BigData 2024; the procedure for runs is our reading of their
+code.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedpeft.build.model import load_run_data
 from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError, ModelError
 from fedpeft.data.examples import ExampleSet
 from fedpeft.data.load import load_data
 from fedpeft.data.request import DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import Batch
+from fedpeft.runs.folder import RunFolder, stored_experiment
+from fedpeft.runs.load import load_run
+from fedpeft.studies.gap.measures import Array, sample_of
 
-__all__ = ["SPLITS", "GapRequest", "check_option", "features_of", "read_features", "sample_of"]
+__all__ = [
+    "GapRequest",
+    "RunFeatures",
+    "RunsRequest",
+    "features_of",
+    "label_runs",
+    "read_features",
+    "read_run_features",
+]
 
 _BATCH = 256
-SPLITS = ("test", "train")
-"""The splits of a data set that features can be computed of."""
+_SPLITS = ("test", "train")
 _DECODER_HEADS = ("score", "lm_head")
+_FREE = {"partition", "budget", "num_examples"}
+"""Keys of `[data]` that do not change the test examples."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,41 @@ class GapRequest:
     seed: int = 1
 
 
-def read_features(request: GapRequest) -> dict[str, NDArray[np.float64]]:
+@dataclass(frozen=True)
+class RunsRequest:
+    """The runs of an analysis.
+
+    Attributes:
+      runs: label -> run folder.
+      split: `test` or `train`.
+      sample: largest number of examples, the same for every run; None takes all.
+      seed: seed of the sample.
+    """
+
+    runs: Mapping[str, Path]
+    split: str = "test"
+    sample: int | None = None
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class RunFeatures:
+    """Features of the same examples in several runs.
+
+    Attributes:
+      rows: label -> features [N, D].
+      methods: label -> tuning method.
+      model: as in `model.name`.
+      source: as in `data.source`.
+    """
+
+    rows: Mapping[str, Array]
+    methods: Mapping[str, str]
+    model: str
+    source: str
+
+
+def read_features(request: GapRequest) -> dict[str, Array]:
     """Load the model and every set, and compute the features.
 
     Returns:
@@ -68,25 +126,62 @@ def read_features(request: GapRequest) -> dict[str, NDArray[np.float64]]:
     Raises:
       ConfigError: if the model or a set cannot be loaded, or an option is wrong.
     """
-    check_option("--split", request.split, SPLITS)
-    check_option("--normalize", request.normalize, ("model", "dataset"))
+    _check_option("--split", request.split, _SPLITS)
+    _check_option("--normalize", request.normalize, ("model", "dataset"))
     loaded = load_model(ModelRequest(request.model, seed=request.seed))
     return {name: _set_features(loaded, name, request) for name in request.sources}
 
 
-def check_option(option: str, found: str, allowed: Sequence[str]) -> None:
-    """Check the value of an option of `fedpeft gap`.
+def label_runs(texts: Sequence[str]) -> dict[str, Path]:
+    """Read `[NAME=]DIR`; an unnamed run takes its folder's name.
 
     Raises:
-      ConfigError: if the value is not allowed.
+      ConfigError: if two runs would have one label.
     """
-    if found not in allowed:
-        raise ConfigError(f"gap: {option}: found {found!r}; allowed are {', '.join(allowed)}")
+    runs: dict[str, Path] = {}
+    for text in texts:
+        name, sign, folder = text.partition("=")
+        named = bool(sign) and not Path(text).exists()
+        label, path = (name, Path(folder)) if named else (Path(text).name, Path(text))
+        label = label or path.resolve().name
+        if label in runs:
+            raise ConfigError(
+                f"gap: two runs are called {label!r} ({runs[label]} and {path}); "
+                "give one of them a name: NAME=DIR"
+            )
+        runs[label] = path
+    return runs
 
 
-def features_of(
-    loaded: LoadedModel, examples: ExampleSet, rows: Sequence[int]
-) -> NDArray[np.float64]:
+def read_run_features(request: RunsRequest) -> RunFeatures:
+    """Load every run's final model and compute the features of the runs' common examples.
+
+    Raises:
+      ConfigError: if an option is wrong, or the runs differ in model or data.
+      RunFolderError: if a folder is not a finished run.
+    """
+    _check_option("--split", request.split, _SPLITS)
+    if not request.runs:
+        raise ConfigError("gap: found no runs; name three run folders or more")
+    experiments = {
+        label: stored_experiment(RunFolder(folder)) for label, folder in request.runs.items()
+    }
+    named, first = next(iter(experiments.items()))
+    for label, experiment in experiments.items():
+        _check_alike((named, first), (label, experiment))
+    data = load_run_data(Resolved(first))
+    examples = data.test if request.split == "test" else data.train
+    rows = sample_of(len(examples), request.sample, seeds.derive(request.seed, "gap", "sample"))
+    features = {}
+    for label, folder in request.runs.items():
+        tuned = load_run(folder).tuned
+        loaded = dataclasses.replace(tuned.loaded, module=tuned.model.eval())
+        features[label] = features_of(loaded, examples, rows)
+    methods = {label: experiment.tuning.method for label, experiment in experiments.items()}
+    return RunFeatures(features, methods, first.model.name, first.data.source)
+
+
+def features_of(loaded: LoadedModel, examples: ExampleSet, rows: Sequence[int]) -> Array:
     """Compute the features of some examples.
 
     Args:
@@ -101,7 +196,7 @@ def features_of(
       ModelError: if the head is not known or not called, or its input is not pooled.
     """
     path, first = _place(loaded)
-    parts: list[NDArray[np.float64]] = []
+    parts: list[Array] = []
     caught: list[Tensor] = []
 
     def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -156,7 +251,7 @@ def _no_feature(loaded: LoadedModel, found: str) -> str:
     )
 
 
-def _set_features(loaded: LoadedModel, name: str, request: GapRequest) -> NDArray[np.float64]:
+def _set_features(loaded: LoadedModel, name: str, request: GapRequest) -> Array:
     source, split = _source_of(request, name)
     data = load_data(
         DataRequest(
@@ -178,14 +273,27 @@ def _set_features(loaded: LoadedModel, name: str, request: GapRequest) -> NDArra
 def _source_of(request: GapRequest, name: str) -> tuple[str, str]:
     """Return a set's source and split."""
     source, sign, split = request.sources[name].rpartition("@")
-    if sign and split in SPLITS:
+    if sign and split in _SPLITS:
         return source, split
     return request.sources[name], request.split
 
 
-def sample_of(count: int, size: int | None, seed: int) -> list[int]:
-    """Draw `size` of `count` rows, in ascending order; all rows if `size` is None or too large."""
-    if size is None or size >= count:
-        return list(range(count))
-    drawn = np.random.default_rng(seed).choice(count, size, replace=False)
-    return [int(row) for row in np.sort(drawn)]
+def _check_option(option: str, found: str, allowed: Sequence[str]) -> None:
+    if found not in allowed:
+        raise ConfigError(f"gap: {option}: found {found!r}; allowed are {', '.join(allowed)}")
+
+
+def _check_alike(first: tuple[str, Experiment], other: tuple[str, Experiment]) -> None:
+    """Compare the settings that decide the examples and the width of the features."""
+    parts = [
+        {"model.name": experiment.model.name, **experiment.data.model_dump(exclude=_FREE)}
+        for _, experiment in (first, other)
+    ]
+    for key, value in parts[0].items():
+        if parts[1][key] != value:
+            where = key if "." in key else f"data.{key}"
+            raise ConfigError(
+                f"gap: runs can be compared on one backbone and the same examples only: {where} "
+                f"is {value!r} in {first[0]!r} and {parts[1][key]!r} in {other[0]!r}; "
+                "leave one of them out"
+            )

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +27,18 @@ from fedpeft.core.errors import DataError
 
 __all__ = [
     "MEASURES",
+    "Array",
     "Gap",
-    "align",
     "balance",
     "frechet",
     "linear_mmd",
     "measure_gap",
     "plane_of",
+    "sample_of",
     "sliced_wasserstein",
 ]
 
-Array = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.float64]
 
 MEASURES: Mapping[str, str] = {
     "lda2": "centroids, LDA plane",
@@ -115,14 +117,21 @@ def measure_gap(features: Mapping[str, Array], reference: str, *, paired: bool =
     return Gap(reference, plane, distances, features[reference].shape[1])
 
 
+def sample_of(count: int, size: int | None, seed: int) -> list[int]:
+    """Draw `size` of `count` rows, in ascending order; all rows if `size` is None or too large."""
+    if size is None or size >= count:
+        return list(range(count))
+    drawn = np.random.default_rng(seed).choice(count, size, replace=False)
+    return [int(row) for row in np.sort(drawn)]
+
+
 def balance(features: Mapping[str, Array], *, seed: int) -> dict[str, Array]:
     """Draw as many examples of each set as the smallest set has, without replacement."""
-    size = min(len(rows) for rows in features.values())
-    drawn = {}
-    for name, rows in features.items():
-        rng = np.random.default_rng(seeds.derive(seed, "gap", "balance", name))
-        drawn[name] = rows[np.sort(rng.choice(len(rows), size, replace=False))]
-    return drawn
+    size = min(map(len, features.values()))
+    return {
+        name: rows[sample_of(len(rows), size, seeds.derive(seed, "gap", "balance", name))]
+        for name, rows in features.items()
+    }
 
 
 def frechet(first: Array, second: Array) -> float:
@@ -169,26 +178,20 @@ def sliced_wasserstein(first: Array, second: Array) -> float:
     return float(np.mean([wasserstein_distance(one, two) for one, two in shadows]))
 
 
-def align(points: Array, target: Array) -> Array:
-    """Return the orthogonal matrix [C, C] that rotates `points` [S, C] closest to `target`.
+def plane_of(gap: Gap, like: Gap) -> dict[str, Array]:
+    """Return a gap's plane, rotated so that its centroids are closest to those of another.
 
-    The sign and rotation of an LDA plane are arbitrary; `points @ align(points, target)` can be
-    compared with `target`.
+    The sign and rotation of an LDA plane are arbitrary.
 
     References:
       Schönemann, A Generalized Solution of the Orthogonal Procrustes Problem, 1966.
     """
-    left, _, right = np.linalg.svd(points.T @ target)
-    return np.asarray(left @ right, dtype=np.float64)
+    from scipy.linalg import orthogonal_procrustes
 
-
-def plane_of(gap: Gap, like: Gap) -> dict[str, Array]:
-    """Return a gap's plane, rotated so that its centroids are closest to those of another."""
-    names = list(gap.plane)
     ours, theirs = (
-        np.stack([found.plane[name].mean(0) for name in names]) for found in (gap, like)
+        np.stack([found.plane[name].mean(0) for name in gap.plane]) for found in (gap, like)
     )
-    turn = align(ours, theirs)
+    turn, _ = orthogonal_procrustes(ours, theirs)
     return {name: rows @ turn for name, rows in gap.plane.items()}
 
 

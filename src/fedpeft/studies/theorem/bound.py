@@ -15,8 +15,9 @@ have no second derivatives.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from torch import Tensor, nn
 from fedpeft.build.model import load_run_data, model_request, tuning_request
 from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError, RunFolderError
-from fedpeft.data.examples import ExampleSet
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.source import load_model
@@ -35,17 +35,17 @@ from fedpeft.pictures.style import write_picture
 from fedpeft.runs.deltas import read_kept
 from fedpeft.runs.files import write_json
 from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
+from fedpeft.studies.theorem.picture import draw_theorem
 from fedpeft.studies.theorem.smoothness import (
     Bound,
+    Parts,
     Search,
-    Surface,
     beta_on_segment,
     bound_between,
     peak_at,
-    surface_of,
 )
 from fedpeft.tuning.methods import tune
-from fedpeft.tuning.tuned import TunedModel
+from fedpeft.tuning.tuned import TunedModel, write_delta
 
 __all__ = ["TheoremRequest", "check_theorem", "control"]
 
@@ -71,19 +71,22 @@ class TheoremRequest:
 
 @dataclass(frozen=True)
 class _Space:
-    """The parameters of a model as one flat point: theta, then delta."""
+    """The parameters of a model as one flat point.
+
+    Attributes:
+      tuned: the model, in float64.
+      live: name -> parameter: those of theta, then those of delta.
+      num_theta: number of elements of theta.
+    """
 
     tuned: TunedModel
-    names: tuple[str, ...]
+    live: Mapping[str, Tensor]
     num_theta: int
 
     def point(self, flat: Tensor) -> Tensor:
-        """Return the point of a delta, float64."""
-        delta = self.tuned.spec.unflatten(flat)
-        live = dict(self.tuned.model.named_parameters())
-        ours = {id(p): name for name, p in self.tuned.parameters.items()}
-        parts = [delta.get(ours.get(id(live[name]), ""), live[name]) for name in self.names]
-        return torch.cat([part.detach().double().reshape(-1) for part in parts])
+        """Write a delta into the model, and return its point."""
+        write_delta(self.tuned, flat)
+        return torch.cat([tensor.detach().reshape(-1) for tensor in self.live.values()])
 
 
 class _Loss(nn.Module):
@@ -126,18 +129,20 @@ def check_theorem(
         )
     rounds = int(str(read_summary(folder)["rounds"]))
     tuned = _load(experiment)
-    space, surface = _surface(tuned, experiment, request.sample)
+    space = _space_of(tuned)
+    parts = _parts(space, _batches(experiment, request.sample))
     start = space.point(read_kept(folder, tuned, 0))
-    peak = peak_at(surface, start, request.search)
+    peak = peak_at(parts, start, request.search)
     found = []
     for number in _chosen(rounds, request.every):
         on_round(number)
         end = space.point(read_kept(folder, tuned, number))
-        beta = beta_on_segment(surface, start, end, request.search, peak)
-        bound = bound_between(surface, (start, end), space.num_theta, beta=beta)
+        beta = beta_on_segment(parts, start, end, request.search, peak)
+        bound = bound_between(parts, (start, end), space.num_theta, beta=beta)
         found.append({"round": number, **_figures(bound)})
     result = _result(experiment, request, space, found)
-    _write(run, result)
+    write_picture(draw_theorem(result), run / "theorem")
+    write_json(run / "theorem.json", result)
     return result
 
 
@@ -148,9 +153,8 @@ def control() -> dict[str, bool]:
       `holds`, `equality` (the Hessian is beta times the identity) and `hundredth_holds`, which
       must be false.
     """
-    surface = surface_of([lambda w: 0.5 * _CONTROL_BETA * w @ w])
     ends = (torch.ones(6, dtype=torch.float64), torch.arange(6, dtype=torch.float64))
-    bound = bound_between(surface, ends, 2, beta=_CONTROL_BETA)
+    bound = bound_between([lambda w: 0.5 * _CONTROL_BETA * w @ w], ends, 2, beta=_CONTROL_BETA)
     small = dataclasses.replace(bound, beta=_CONTROL_BETA / 100)
     return {
         "holds": bound.holds,
@@ -172,44 +176,43 @@ def _load(experiment: Experiment) -> TunedModel:
     return tuned
 
 
-def _surface(tuned: TunedModel, experiment: Experiment, sample: int) -> tuple[_Space, Surface]:
-    """Return the loss on a fixed sample as a function of all parameters."""
+def _space_of(tuned: TunedModel) -> _Space:
+    """Make a model float64 and order its parameters: the backbone's, then the delta's."""
     head = tuple(f"{path}." for path in tuned.loaded.head)
-    live = dict(tuned.model.named_parameters())
+    live = dict(tuned.model.double().eval().named_parameters())
     trained = {id(parameter) for parameter in tuned.parameters.values()}
     whole = tuned.method in _WHOLE
 
     def is_delta(name: str) -> bool:
         return id(live[name]) in trained and (not whole or name.startswith(head))
 
-    names = tuple(sorted(live, key=is_delta))
-    num_theta = sum(live[name].numel() for name in names if not is_delta(name))
-    shapes = [live[name].shape for name in names]
-    sizes = [live[name].numel() for name in names]
-    for tensor in [*tuned.model.parameters(), *tuned.model.buffers()]:
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.double()
-    module = _Loss(tuned.model.eval(), tuned.loaded.task)
-    batches = _batches(load_run_data(Resolved(experiment)).train, experiment.seed, sample)
+    ordered = {name: live[name] for name in sorted(live, key=is_delta)}
+    num_theta = sum(tensor.numel() for name, tensor in live.items() if not is_delta(name))
+    return _Space(tuned, ordered, num_theta)
+
+
+def _parts(space: _Space, batches: Sequence[Batch]) -> Parts:
+    """Return the mean loss on some batches as a function of all parameters, batch by batch."""
+    module = _Loss(space.tuned.model, space.tuned.loaded.task)
+    sizes = [tensor.numel() for tensor in space.live.values()]
     with torch.no_grad():
         total = sum(float(module(batch)[1]) for batch in batches)
 
-    def part(batch: Batch) -> Callable[[Tensor], Tensor]:
-        def loss(point: Tensor) -> Tensor:
-            views = zip(names, torch.split(point, sizes), shapes, strict=True)
-            tensors = {f"model.{name}": view.view(shape) for name, view, shape in views}
-            summed: Tensor = torch.func.functional_call(module, tensors, (batch,))[0]
-            return summed / total
+    def loss(batch: Batch, point: Tensor) -> Tensor:
+        flat = zip(space.live.items(), torch.split(point, sizes), strict=True)
+        tensors = {f"model.{name}": part.view(old.shape) for (name, old), part in flat}
+        summed: Tensor = torch.func.functional_call(module, tensors, (batch,))[0]
+        return summed / total
 
-        return loss
-
-    return _Space(tuned, names, num_theta), surface_of([part(batch) for batch in batches])
+    return [partial(loss, batch) for batch in batches]
 
 
-def _batches(examples: ExampleSet, seed: int, sample: int) -> list[Batch]:
-    order = torch.randperm(len(examples), generator=seeds.generator(seed, "theorem", "sample"))
-    rows = order[:sample].sort().values.tolist()
-    batches = [examples.batch(rows[i : i + _CHUNK], seed=None) for i in range(0, len(rows), _CHUNK)]
+def _batches(experiment: Experiment, sample: int) -> list[Batch]:
+    """Draw training examples with the run's seed; floating inputs are float64."""
+    examples = load_run_data(Resolved(experiment)).train
+    generator = seeds.generator(experiment.seed, "theorem", "sample")
+    rows = torch.randperm(len(examples), generator=generator)[:sample].sort().values
+    batches = [examples.batch(chunk.tolist(), seed=None) for chunk in torch.split(rows, _CHUNK)]
     return [
         {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
         for batch in batches
@@ -252,10 +255,3 @@ def _result(
         "rounds": found,
         "note": "beta is estimated on a segment: this checks the bound and does not prove it",
     }
-
-
-def _write(run: Path, result: Mapping[str, Any]) -> None:
-    from fedpeft.studies.theorem.picture import draw_theorem
-
-    write_picture(draw_theorem(result), run / "theorem")
-    write_json(run / "theorem.json", dict(result))

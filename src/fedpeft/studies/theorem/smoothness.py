@@ -16,39 +16,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import vhp, vjp
 
 from fedpeft.core import seeds
 
 __all__ = [
     "Bound",
+    "Parts",
     "Peak",
     "Search",
-    "Surface",
     "beta_on_segment",
     "bound_between",
+    "gradient_at",
+    "hessian_product",
     "peak_at",
-    "surface_of",
 ]
 
+Parts: TypeAlias = Sequence[Callable[[Tensor], Tensor]]
+"""A loss as a sum of twice differentiable functions from a flat point [P] to a scalar.
+
+They are evaluated one by one to bound memory.
+"""
+
 _ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Surface:
-    """A loss over flat points [P].
-
-    Attributes:
-      loss: the value at a point.
-      gradient: the gradient at a point, [P].
-      hessian: the Hessian at a point, as a function from a direction [P] to its product with it.
-    """
-
-    loss: Callable[[Tensor], float]
-    gradient: Callable[[Tensor], Tensor]
-    hessian: Callable[[Tensor], Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -133,61 +127,31 @@ class Bound:
         return abs(self.remainder) <= self.p_theta + self.p_delta + _ROUNDING * scale
 
 
-def surface_of(parts: Sequence[Callable[[Tensor], Tensor]]) -> Surface:
-    """Return the surface of a sum of functions, which are evaluated one by one to bound memory.
-
-    The Hessian at a point keeps the graph of the first part's gradient for all products; the graphs
-    of the other parts are rebuilt for each product.
-
-    Args:
-      parts: twice differentiable functions from a point [P] to a scalar.
-    """
-
-    def loss(point: Tensor) -> float:
-        with torch.no_grad():
-            return float(sum(float(part(point)) for part in parts))
-
-    def gradient(point: Tensor) -> Tensor:
-        total = torch.zeros_like(point)
-        for part in parts:
-            w = point.detach().clone().requires_grad_(True)
-            total += torch.autograd.grad(part(w), w)[0]
-        return total
-
-    def hessian(point: Tensor) -> Callable[[Tensor], Tensor]:
-        first = _slope(parts[0], point)
-
-        def times(direction: Tensor) -> Tensor:
-            total = _product(*first, direction, keep=True)
-            for part in parts[1:]:
-                total = total + _product(*_slope(part, point), direction, keep=False)
-            return total
-
-        return times
-
-    return Surface(loss, gradient, hessian)
+def gradient_at(parts: Parts, point: Tensor) -> Tensor:
+    """Return the gradient at a point, [P]."""
+    total = torch.zeros_like(point)
+    for part in parts:
+        total += vjp(part, point)[1]  # type: ignore[no-untyped-call] # torch has no types for it
+    return total
 
 
-def _slope(part: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
-    w = point.detach().clone().requires_grad_(True)
-    return w, torch.autograd.grad(part(w), w, create_graph=True)[0]
+def hessian_product(parts: Parts, point: Tensor, direction: Tensor) -> Tensor:
+    """Return the product of the Hessian at a point with a direction [P]."""
+    total = torch.zeros_like(point)
+    for part in parts:
+        total += vhp(part, point, direction)[1]  # type: ignore[no-untyped-call] # as above
+    return total
 
 
-def _product(w: Tensor, slope: Tensor, direction: Tensor, *, keep: bool) -> Tensor:
-    if not slope.requires_grad:
-        return torch.zeros_like(direction)
-    return torch.autograd.grad(slope, w, direction, retain_graph=keep)[0]
-
-
-def peak_at(surface: Surface, point: Tensor, search: Search) -> Peak:
+def peak_at(parts: Parts, point: Tensor, search: Search) -> Peak:
     """Estimate the Hessian's spectral norm at a point, from a random direction."""
     generator = seeds.generator(search.seed, "beta")
     direction = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point)
-    return _power(surface.hessian(point), direction, search)
+    return _power(parts, point, direction, search)
 
 
 def beta_on_segment(
-    surface: Surface, start: Tensor, end: Tensor, search: Search, at_start: Peak | None = None
+    parts: Parts, start: Tensor, end: Tensor, search: Search, at_start: Peak | None = None
 ) -> float:
     """Estimate the smoothness constant on a segment.
 
@@ -195,39 +159,38 @@ def beta_on_segment(
     previous one. It approaches a spectral norm from below, hence `search.factor`.
 
     Args:
-      surface: the loss.
+      parts: the loss.
       start: one end of the segment, [P].
       end: the other end, [P].
       search: points, iterations and factor.
       at_start: the result of `peak_at` for `start`, if segments share it; None computes it.
     """
-    peak = peak_at(surface, start, search) if at_start is None else at_start
+    peak = peak_at(parts, start, search) if at_start is None else at_start
     largest = peak.norm
     for share in torch.linspace(0, 1, search.points).tolist()[1:]:
-        hessian = surface.hessian(start + share * (end - start))
-        peak = _power(hessian, peak.direction, search)
+        peak = _power(parts, start + share * (end - start), peak.direction, search)
         largest = max(largest, peak.norm)
     return search.factor * largest
 
 
 def bound_between(
-    surface: Surface, points: tuple[Tensor, Tensor], num_theta: int, *, beta: float
+    parts: Parts, points: tuple[Tensor, Tensor], num_theta: int, *, beta: float
 ) -> Bound:
     """Evaluate the lemma between two points.
 
     Args:
-      surface: the loss.
+      parts: the loss.
       points: w_0 and w_t, [P].
       num_theta: number of leading coordinates that are the backbone; the rest is the delta.
       beta: the constant.
     """
     start, end = points
-    move, slope = end - start, surface.gradient(start)
+    move, slope = end - start, gradient_at(parts, start)
     theta, delta = slice(None, num_theta), slice(num_theta, None)
     return Bound(
         beta,
-        surface.loss(start),
-        surface.loss(end),
+        _value_at(parts, start),
+        _value_at(parts, end),
         float(slope[theta] @ move[theta]),
         float(slope[delta] @ move[delta]),
         float(move[theta] @ move[theta]),
@@ -235,12 +198,17 @@ def bound_between(
     )
 
 
-def _power(hessian: Callable[[Tensor], Tensor], direction: Tensor, search: Search) -> Peak:
-    """Run the power method from a direction."""
+def _value_at(parts: Parts, point: Tensor) -> float:
+    with torch.no_grad():
+        return float(sum(float(part(point)) for part in parts))
+
+
+def _power(parts: Parts, point: Tensor, direction: Tensor, search: Search) -> Peak:
+    """Run the power method at a point, from a direction."""
     unit = direction / direction.norm()
     before = 0.0
     for _ in range(search.iterations):
-        image = hessian(unit)
+        image = hessian_product(parts, point, unit)
         norm = float(image.norm())
         if norm == 0.0:
             return Peak(0.0, unit)
