@@ -91,6 +91,7 @@ def _half(tuned: TunedModel, settings: LocalSettings, resolved: Resolved) -> Cli
         resolved.down,
         tuned.spec,
         PrivacyOfRun(experiment).private,
+        tuned.buffer_spec,
     )
 
 
@@ -110,7 +111,7 @@ def take(request: Request, memory: bytes) -> tuple[Answer, bytes]:
     torch.set_num_threads(1)
     try:
         half, federated = _of_process(request.experiment)
-        kept = messages.decode(memory)[0] if memory else {}
+        kept = messages.decode(memory, most_header=2**20)[0] if memory else {}
         data = ClientData(federated.train, federated.clients[request.client])
         turn = ClientTurn(request.round, request.client, data, kept, request.seed, request.version)
         blob, after = run_turn(half, request.blob, turn)

@@ -144,6 +144,7 @@ def _round_plan(
         min_replies=privacy.min_replies,
         conditions=_conditions(resolved, tuned, data),
         buffering=_buffering(resolved),
+        metrics=frozenset() if privacy.private else frozenset({"loss"}),
     )
 
 

@@ -57,6 +57,9 @@ class ClientTurn:
       memory: the memory that this client returned in its last committed turn.
       seed: seed of everything random in this turn.
       version: version of the server state from which the turn started.
+      expected: in a stage's `decode`, the tensors that it must give back, by their names: of the
+        right types and shapes, on the `meta` device, without numbers; {} elsewhere. It bounds what
+        `decode` may take in memory, whatever a message claims.
     """
 
     round: int
@@ -65,6 +68,7 @@ class ClientTurn:
     memory: Memory
     seed: int
     version: int
+    expected: Payload = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

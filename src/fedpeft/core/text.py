@@ -1,4 +1,4 @@
-"""Helpers for messages and keys: suggestions for misspelt names, sizes in bytes, dotted keys."""
+"""Helpers for messages and keys: misspelt names, sizes in bytes, dotted keys, foreign text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["byte_words", "dotted", "is_loopback", "nearest"]
+__all__ = ["byte_words", "dotted", "is_loopback", "nearest", "plain"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -35,6 +35,18 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inside = isinstance(value, Mapping)
         flat |= dotted(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
     return flat
+
+
+def plain(text: object, most: int = 500) -> str:
+    """Return foreign text as one line of at most `most` characters, fit for files and terminals.
+
+    White space becomes single blanks; other characters that cannot be printed (control characters,
+    surrogates, which no file can hold) are written as escapes.
+    """
+    line = " ".join(str(text)[: 2 * most].split())[:most]
+    if not line.isprintable():
+        line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+    return line[:most]
 
 
 def is_loopback(address: str) -> bool:

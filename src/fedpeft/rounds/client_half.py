@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Memory
+from fedpeft.client.turns import BUFFERS, ClientTurn, LocalResult, LocalTrainer, Memory, Payload
 from fedpeft.core.deltas import DeltaSpec
+from fedpeft.core.errors import DeltaMismatchError
+from fedpeft.core.text import plain
+from fedpeft.rounds.gate import open_message
 from fedpeft.wire import messages
-from fedpeft.wire.stages import Stage, decode_all, encode_all, start_memory
+from fedpeft.wire.forms import form_of
+from fedpeft.wire.stages import Stage, encode_all, start_memory
 
 __all__ = ["PRIVATE_NOTES", "ClientHalf", "reply_notes", "run_turn", "run_turns"]
 
@@ -27,6 +31,8 @@ class ClientHalf:
       spec: spec of the delta, checked on every broadcast.
       private: whether the reply holds nothing but the stages' output: its weight is 1, and it has
         no metrics.
+      buffer_spec: spec of the buffers that are sent, checked like the delta; None: any number of
+        them is taken.
     """
 
     trainer: LocalTrainer
@@ -34,6 +40,7 @@ class ClientHalf:
     down: Sequence[Stage]
     spec: DeltaSpec
     private: bool = False
+    buffer_spec: DeltaSpec | None = None
 
 
 def run_turn(half: ClientHalf, broadcast: bytes, turn: ClientTurn) -> tuple[bytes, Memory]:
@@ -59,13 +66,33 @@ def run_turns(
     Raises:
       DeltaMismatchError: if the broadcast does not fit this client's model.
     """
-    tensors, _ = messages.decode(broadcast)
-    payload = decode_all(half.down, tensors, turns[0])
-    half.spec.check_flat(payload[DELTA])
+    payload = _opened(half, broadcast, turns[0])
     memories = [turn.memory or start_memory(half.up, half.spec) for turn in turns]
     ready = [replace(t, memory=memory) for t, memory in zip(turns, memories, strict=True)]
     taken = zip(turns, memories, half.trainer(payload, ready), strict=True)
     return [_reply(half, turn, memory, result) for turn, memory, result in taken]
+
+
+def _opened(half: ClientHalf, broadcast: bytes, turn: ClientTurn) -> Payload:
+    """Open a broadcast through the gate.
+
+    Raises:
+      DeltaMismatchError: if anything is wrong with it.
+    """
+    try:
+        buffer_spec = half.buffer_spec or _claimed_buffers(broadcast)
+        form = form_of(half.down, half.spec, buffer_spec)
+        return open_message(broadcast, form, turn, advice="the server's training diverged")[0]
+    except DeltaMismatchError:
+        raise
+    except Exception as error:  # a server may send anything, too
+        raise DeltaMismatchError(f"broadcast refused: {plain(error)}") from error
+
+
+def _claimed_buffers(broadcast: bytes) -> DeltaSpec | None:
+    """Return a spec of as many buffers as a broadcast holds."""
+    found = messages.decode(broadcast)[0].get(BUFFERS)
+    return None if found is None else DeltaSpec((BUFFERS,), ((found.numel(),),), found.dtype)
 
 
 def _reply(

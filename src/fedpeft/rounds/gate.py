@@ -1,26 +1,53 @@
-"""The gate: what a client sends becomes a checked update, or a failure of that client.
+"""The gate: whatever comes from elsewhere is checked here, by one function, before it is used.
 
-Reply bytes ──decode──> tensors ──stages, reversed──> payload ──check──> ClientUpdate
-                              any of it goes wrong: a reason in the record, no update
+    reply bytes ──size──> decode ──form──> stages, reversed ──form──> numbers, weight, metrics
+                                                                            │
+    anything wrong, of any kind: a failure of its sender, in words          └──> a checked update
+
+Sizes follow from the delta's spec and the stages, and are compared before memory is taken. The same
+steps open a broadcast at a client or a site, which refuses it by an error instead.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from fedpeft.client.turns import BUFFERS, DELTA, Payload
+from fedpeft.client.turns import DELTA, ClientTurn, Payload
 from fedpeft.core.errors import DeltaMismatchError, RoundError
+from fedpeft.core.text import plain
 from fedpeft.rounds.job import Failure, Reply
 from fedpeft.rounds.round_plan import RoundPlan, server_turn
 from fedpeft.server.state import ClientUpdate, RoundContext
 from fedpeft.wire import messages
-from fedpeft.wire.stages import decode_all
+from fedpeft.wire.forms import Form, decode_exactly, form_of
 
-__all__ = ["Tally", "decode_reply", "usable_updates"]
+__all__ = ["Checked", "Tally", "check_reply", "open_message", "usable_updates"]
+
+_LARGEST = 1e15
+"""Largest magnitude of a number in a reply: squares and sums of such numbers fit into float32."""
+
+_LARGEST_METRIC = 1e12
+_NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A reply that passed the gate.
+
+    Attributes:
+      update: the decoded update.
+      metrics: the client's own figures, of those that the run asked for.
+      norm: L2 norm of the update.
+    """
+
+    update: ClientUpdate
+    metrics: Mapping[str, float]
+    norm: float
 
 
 @dataclass
@@ -30,51 +57,44 @@ class Tally:
     failures: dict[str, str] = field(default_factory=dict)
     answered: list[str] = field(default_factory=list)
     bytes_up: int = 0
-    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    figures: dict[str, Mapping[str, float]] = field(default_factory=dict)
     weights: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
 
-    def add(self, update: ClientUpdate, notes: Mapping[str, str], norm: float) -> None:
+    def add(self, checked: Checked) -> None:
         """Count one checked update, with the figures that its client reports."""
-        self.answered.append(update.client)
-        self.weights.append(update.weight)
-        self.norms.append(norm)
-        self.figures[update.client] = {
-            key.removeprefix("metric."): float(value)
-            for key, value in notes.items()
-            if key.startswith("metric.")
-        }
+        self.answered.append(checked.update.client)
+        self.weights.append(checked.update.weight)
+        self.norms.append(checked.norm)
+        self.figures[checked.update.client] = checked.metrics
 
     def means(self) -> dict[str, float]:
         """Return the weighted means of the clients' own metrics."""
-        total, sums = 0.0, dict[str, float]()
+        totals, sums = dict[str, float](), dict[str, float]()
         for weight, figures in zip(self.weights, self.figures.values(), strict=True):
-            total += weight
             for name, value in figures.items():
-                sums[f"train_{name}"] = sums.get(f"train_{name}", 0.0) + value * weight
-        return {name: value / total for name, value in sums.items() if total}
+                totals[name] = totals.get(name, 0.0) + weight
+                sums[name] = sums.get(name, 0.0) + value * weight
+        return {f"train_{name}": value / totals[name] for name, value in sums.items()}
 
 
 def usable_updates(
     answers: Iterable[Reply | Failure], plan: RoundPlan, context: RoundContext, tally: Tally
 ) -> Iterator[ClientUpdate]:
-    """Decode and check answers one by one; unusable ones are counted as failures.
+    """Check answers one by one; unusable ones are counted as failures.
 
     Raises:
       RoundError: after the last answer, if too few were usable.
     """
     for answer in answers:
-        if isinstance(answer, Failure):
-            tally.failures[answer.client] = answer.reason
+        if isinstance(answer, Reply):
+            tally.bytes_up += len(answer.blob)
+        checked = check_reply(answer, plan, context) if isinstance(answer, Reply) else answer
+        if isinstance(checked, Failure):
+            tally.failures[checked.client] = plain(checked.reason)
             continue
-        tally.bytes_up += len(answer.blob)
-        try:
-            update, notes, norm = decode_reply(answer, plan, context)
-        except (DeltaMismatchError, ValueError, LookupError, RuntimeError) as error:
-            tally.failures[answer.client] = f"reply refused: {error}"
-            continue
-        tally.add(update, notes, norm)
-        yield update
+        tally.add(checked)
+        yield checked.update
     if len(tally.answered) < plan.min_replies:
         reasons = "; ".join(f"{c}: {r}" for c, r in list(tally.failures.items())[:3])
         raise RoundError(
@@ -84,26 +104,109 @@ def usable_updates(
         )
 
 
-def decode_reply(
-    reply: Reply, plan: RoundPlan, context: RoundContext
-) -> tuple[ClientUpdate, dict[str, str], float]:
-    """Decode and check a reply; return the update, the notes and the update's L2 norm."""
-    tensors, notes = messages.decode(reply.blob)
-    payload: Payload = tensors
-    if plan.up:
-        payload = decode_all(plan.up, tensors, server_turn(context, reply.client))
+def check_reply(reply: Reply, plan: RoundPlan, context: RoundContext) -> Checked | Failure:
+    """Decode and check a reply; whatever is wrong with it makes it a failure of its client.
+
+    Args:
+      reply: the reply; its bytes may be anything.
+      plan: the plan of the run.
+      context: the round.
+    """
+    try:
+        return _checked(reply, plan, context)
+    except Exception as error:  # nothing that a client sends may end a round
+        reason = str(error) if isinstance(error, DeltaMismatchError | ValueError) else repr(error)
+        return Failure(reply.client, f"reply refused: {plain(reason, 400)}")
+
+
+def _checked(reply: Reply, plan: RoundPlan, context: RoundContext) -> Checked:
     spec = plan.spec_of(reply.client)
-    spec.check_flat(payload[DELTA])
-    if plan.buffer_spec.names:
-        plan.buffer_spec.check_flat(payload[BUFFERS])
-    norms = {name: float(torch.linalg.vector_norm(tensor)) for name, tensor in payload.items()}
-    for name, norm in norms.items():
-        # a finite norm shows that all numbers are finite; an infinite one may be an overflow
-        if not math.isfinite(norm) and not bool(torch.isfinite(payload[name]).all()):
-            raise ValueError(
-                f"{name} has numbers that are not finite (training diverged: lower client.lr)"
-            )
-    weight = float(notes.get("weight", "1"))
-    if not 0 < weight < float("inf"):
-        raise ValueError(f"weight is {weight}; allowed is a finite number above 0")
-    return ClientUpdate(reply.client, payload, weight, spec), notes, norms[DELTA]
+    turn = server_turn(context, reply.client)
+    form = form_of(plan.up, spec, plan.buffer_spec)
+    payload, notes = open_message(reply.blob, form, turn, advice=_DIVERGED)
+    weight = _weight(notes.pop("weight", "1"))
+    metrics = {name: _metric(name, notes.pop(f"metric.{name}", None)) for name in plan.metrics}
+    if notes:
+        names = ", ".join(sorted(notes)[:3])
+        raise ValueError(f"it holds notes that this run did not ask for: {plain(names, 100)}")
+    given = {name: value for name, value in metrics.items() if value is not None}
+    norm = float(torch.linalg.vector_norm(payload[DELTA]))
+    return Checked(ClientUpdate(reply.client, payload, weight, spec), given, norm)
+
+
+_DIVERGED = "training diverged: lower client.lr"
+
+
+def open_message(
+    blob: bytes, form: Form, turn: ClientTurn, *, advice: str = "it was not sent whole"
+) -> tuple[Payload, dict[str, str]]:
+    """Decode a message whose form is known, and check every tensor in it.
+
+    Args:
+      blob: the message, which may be anything.
+      form: the tensors that it must hold, and its stages.
+      turn: the turn, for the stages.
+      advice: why numbers may be out of range, and what to do.
+
+    Returns:
+      the payload: exactly the tensors of the form's first step, of its types and shapes, each
+      number finite and at most 1e15 in magnitude; and the notes.
+
+    Raises:
+      DeltaMismatchError, ValueError: saying what is wrong; a stage may raise anything else.
+    """
+    if len(blob) > form.max_bytes:
+        raise DeltaMismatchError(
+            f"message of {len(blob)} bytes; allowed are at most {form.max_bytes} for this delta"
+        )
+    tensors, notes = messages.decode(blob, most_header=form.max_header)
+    payload = decode_exactly(form, tensors, turn)
+    for name, tensor in payload.items():
+        _check_numbers(name, tensor, advice)
+    return payload, notes
+
+
+def _check_numbers(name: str, tensor: Tensor, advice: str) -> None:
+    """Check that all numbers of a tensor are finite and within bounds.
+
+    Raises:
+      ValueError: if one is not.
+    """
+    if not tensor.numel():
+        return
+    low, high = map(float, torch.aminmax(tensor))  # both are NaN where any number is
+    if not -float("inf") < low <= high < float("inf"):
+        raise ValueError(f"{name} has numbers that are not finite ({advice})")
+    if max(-low, high) > _LARGEST:
+        raise ValueError(
+            f"{name} has numbers up to {max(-low, high):.3g}; allowed is {_LARGEST:g} ({advice})"
+        )
+
+
+def _weight(text: str) -> float:
+    weight = _number("weight", text)
+    if not 0 < weight <= 2**53:
+        raise ValueError(f"weight is {weight:g}; allowed is a finite number above 0")
+    return weight
+
+
+def _metric(name: str, text: str | None) -> float | None:
+    """Read a figure; None where the client does not report it.
+
+    Raises:
+      ValueError: if it is no finite number, or out of range.
+    """
+    if text is None:
+        return None
+    value = _number(name, text)
+    if not abs(value) <= _LARGEST_METRIC:
+        raise ValueError(
+            f"{name} is {value:g}; allowed is at most {_LARGEST_METRIC:g} ({_DIVERGED})"
+        )
+    return value
+
+
+def _number(name: str, text: str) -> float:
+    if len(text) > 48 or not _NUMBER.fullmatch(text):
+        raise ValueError(f"{name} is {plain(text, 40)}; allowed is a finite number")
+    return float(text)

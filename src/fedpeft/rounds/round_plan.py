@@ -46,6 +46,7 @@ class RoundPlan:
       buffering: options of buffered asynchronous training; None: rounds are synchronous.
       client_specs: client -> spec of its delta, for clients whose delta is not `spec`, such as
         clients with another rank; the algorithm must be able to combine them.
+      metrics: names of the figures that clients report of their own training; no others are taken.
     """
 
     algorithm: Algorithm
@@ -61,6 +62,7 @@ class RoundPlan:
     conditions: Conditions | None = None
     buffering: Buffering | None = None
     client_specs: Mapping[str, DeltaSpec] = field(default_factory=dict)
+    metrics: frozenset[str] = frozenset({"loss"})
 
     def choose(
         self, clients: Sequence[str], number: int, state: ServerState, size: int | None = None

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Payload
-from fedpeft.data.examples import NO_DATA
+from fedpeft.core.errors import ConfigError
 from fedpeft.rounds.client_half import reply_notes
 from fedpeft.tuning.tuned import TunedModel
+from fedpeft.wire.forms import form_of
 from fedpeft.wire.messages import encoded_size
-from fedpeft.wire.stages import Stage, encode_all, start_memory
+from fedpeft.wire.stages import Stage
 
 __all__ = ["TYPICAL_NOTES", "wire_bytes"]
 
@@ -31,12 +27,16 @@ def wire_bytes(
       tuned: the tuned model, whose shapes are used; may be on the `meta` device.
       stages: the stages of one direction, in order.
       notes: the notes of the message.
+
+    Raises:
+      ConfigError: if a stage's output depends on the numbers that it gets.
     """
-    with FakeTensorMode():  # shapes and types are followed, no number is computed
-        payload: dict[str, Tensor] = {DELTA: torch.empty(tuned.spec.num_params)}
-        if tuned.buffer_spec.names:
-            payload[BUFFERS] = torch.empty(tuned.buffer_spec.num_params)
-        memory = start_memory(stages, tuned.spec)
-        turn = ClientTurn(1, "client", NO_DATA, {}, seed=1, version=0)
-        encoded: Payload = encode_all(stages, payload, memory, turn)[0]
-    return encoded_size(encoded, notes)
+    form = form_of(stages, tuned.spec, tuned.buffer_spec)
+    sent = form.steps[-1]
+    if sent is None:
+        name = stages[form.steps.index(None) - 1].name
+        raise ConfigError(
+            f"stage {name!r}: the size of its messages is data-dependent; its encode must give "
+            "types and shapes that are known before training"
+        )
+    return encoded_size(sent, notes)

@@ -136,7 +136,8 @@ def make_half(
 ) -> ClientHalf:
     """Build the client half of the tiny model."""
     model = make_tuned(norm=norm)
-    return ClientHalf(local_trainer(model, settings or make_settings()), up, (), model.spec)
+    trainer = local_trainer(model, settings or make_settings())
+    return ClientHalf(trainer, up, (), model.spec, buffer_spec=model.buffer_spec)
 
 
 def make_engine(

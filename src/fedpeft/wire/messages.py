@@ -14,7 +14,8 @@ import math
 import struct
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import safetensors.torch
 import torch
@@ -22,8 +23,14 @@ from torch import Tensor
 
 from fedpeft.client.turns import Payload
 from fedpeft.core.errors import DeltaMismatchError
+from fedpeft.core.text import plain
 
-__all__ = ["decode", "encode", "encoded_size"]
+__all__ = ["LONGEST_HEADER", "decode", "encode", "encoded_size"]
+
+LONGEST_HEADER = 32 * 1024
+"""Largest header of a message whose tensors are not known beforehand, in bytes."""
+
+_MOST_AXES = 8
 
 
 def encode(payload: Payload, notes: Mapping[str, str] | None = None) -> bytes:
@@ -33,28 +40,65 @@ def encode(payload: Payload, notes: Mapping[str, str] | None = None) -> bytes:
     return blob
 
 
-def decode(blob: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+def decode(
+    blob: bytes, *, most_header: int = LONGEST_HEADER
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Decode the bytes of `encode` into tensors and notes.
 
     The tensors are views of the bytes, so that combining a thousand replies costs no more than
     reading them. They must not be written to: copy a tensor before changing it in place.
+
+    A message may come from anywhere: types and sizes are compared with its length before anything
+    is made, so a message of n bytes takes memory in proportion to n.
+
+    Args:
+      blob: the message.
+      most_header: largest header that is read, in bytes.
 
     Raises:
       DeltaMismatchError: if the bytes are not a whole message.
     """
     try:
         (length,) = struct.unpack_from("<Q", blob)
-        if length > len(blob) - 8:
-            raise ValueError(f"its header claims {length} bytes")
-        header = json.loads(blob[8 : 8 + length])
-        notes = header.pop("__metadata__", {})
-        tensors = _views(header, blob, 8 + length)
-        return tensors, {str(name): str(text) for name, text in notes.items()}
-    except (struct.error, ValueError, TypeError, LookupError, AttributeError) as error:
+        most = min(len(blob) - 8, most_header)
+        if length > most:
+            raise ValueError(f"its header claims {length} bytes; at most {most} are possible")
+        text = blob[8 : 8 + length].decode()
+        header = json.loads(text, object_pairs_hook=_table, parse_constant=_no_number)
+        notes = _notes(header.pop("__metadata__", {}))
+        return _views(header, blob, 8 + length), notes
+    except Exception as error:  # a header can be wrong in any way, nested too deeply among them
         raise DeltaMismatchError(
-            f"message of {len(blob)} bytes cannot be decoded: {error}. "
+            f"message of {len(blob)} bytes cannot be decoded: {plain(error, 200)}. "
             "It was cut short or is not a message of this package"
         ) from error
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict.
+
+    Raises:
+      ValueError: if a name stands in it twice.
+    """
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return table
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"its header holds {name}")
+
+
+def _notes(notes: object) -> dict[str, str]:
+    """Check that notes are texts.
+
+    Raises:
+      ValueError: if they are not.
+    """
+    if not isinstance(notes, dict) or not all(isinstance(each, str) for each in notes.values()):
+        raise ValueError("its notes are not texts")
+    return notes
 
 
 def _views(header: Mapping[str, Any], blob: bytes, start: int) -> dict[str, Tensor]:
@@ -64,21 +108,52 @@ def _views(header: Mapping[str, Any], blob: bytes, start: int) -> dict[str, Tens
       ValueError: if the entries do not cover all bytes exactly once.
     """
     _silence_warning()
+    entries = {name: _entry(name, each) for name, each in header.items()}
     tensors, offset = {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        dtype, shape = _TYPES[entry["dtype"]], entry["shape"]
-        begin, end = entry["data_offsets"]
-        size = math.prod(shape)
-        fits = begin == offset and end - begin == size * dtype.itemsize
-        if not fits or not all(isinstance(axis, int) and axis >= 0 for axis in shape):
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
+        size = math.prod(entry.shape)
+        fits = entry.begin == offset and entry.end - offset == size * entry.dtype.itemsize
+        if not fits or entry.end > len(blob) - start or (start + offset) % entry.dtype.itemsize:
             raise ValueError(
-                f"tensor {name!r} of shape {shape} does not fit bytes {begin} to {end}"
+                f"tensor {name!r} of shape {list(entry.shape)} does not fit bytes {entry.begin} to "
+                f"{entry.end}"
             )
-        offset = end
-        tensors[name] = _view(blob, dtype, size, start + begin).view(shape)
+        tensors[name] = _view(blob, entry.dtype, size, start + offset).view(entry.shape)
+        offset = entry.end
     if start + offset != len(blob):
         raise ValueError(f"found {len(blob) - start} bytes of tensors, its header claims {offset}")
     return tensors
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _entry(name: str, entry: object) -> _Entry:
+    """Check an entry of a header by itself.
+
+    Raises:
+      ValueError: if it is not a type, a shape and two offsets.
+    """
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {name!r} has no type, shape and offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in _TYPES:
+        raise ValueError(f"tensor {name!r} has type {plain(code, 20)}")
+    if not _counts(shape) or not _counts(offsets) or len(shape) > _MOST_AXES or len(offsets) != 2:
+        raise ValueError(f"tensor {name!r} of shape {plain(shape, 40)} does not fit its bytes")
+    return _Entry(_TYPES[code], tuple(shape), *offsets)
+
+
+def _counts(value: object) -> TypeGuard[list[int]]:
+    """Whether a value is a list of whole numbers from 0 to 2**53."""
+    return isinstance(value, list) and all(
+        type(each) is int and 0 <= each <= 2**53 for each in value
+    )
 
 
 @functools.cache
@@ -92,8 +167,6 @@ def _silence_warning() -> None:
 def _view(blob: bytes, dtype: torch.dtype, count: int, offset: int) -> Tensor:
     if count == 0:
         return torch.empty(0, dtype=dtype)
-    if offset + count * dtype.itemsize > len(blob):
-        raise ValueError("it ends too early")
     return torch.frombuffer(blob, dtype=dtype, count=count, offset=offset)
 
 

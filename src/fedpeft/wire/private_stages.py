@@ -59,7 +59,7 @@ def central(guard: Guard) -> Stage:
         noise_P = gaussian(context.root, update.delta.numel(), spread, "noise", context.round)
         return dataclasses.replace(update, delta=update.delta + noise_P), memory
 
-    return Stage("central", encode=encode, decode=decode, finish=finish)
+    return Stage("central", encode=encode, decode=decode, finish=finish, keeps_shapes=True)
 
 
 def local(guard: Guard) -> Stage:
@@ -74,4 +74,4 @@ def local(guard: Guard) -> Stage:
         noise_P = gaussian(root, clipped_P.numel(), guard.deviation, "noise", turn.round)
         return {DELTA: clipped_P + noise_P}, memory
 
-    return Stage("local", init=init, encode=encode)
+    return Stage("local", init=init, encode=encode, keeps_shapes=True)

@@ -46,9 +46,13 @@ class Stage:
       name: name of the stage, as in the experiment's file.
       init: delta's spec -> the memory with which a client starts.
       encode: the client half: (payload, memory, turn) -> (payload, memory); stages run in order.
-      decode: the server half for each reply: (payload, turn) -> payload; in reversed order.
+      decode: the server half for each reply: (payload, turn) -> payload; in reversed order. It
+        gives back the tensors of `turn.expected`, and takes no memory beyond theirs because of what
+        a message claims.
       finish: the server half once a round: (update, memory, context) -> (update, memory); in
         reversed order.
+      keeps_shapes: whether `encode` changes no name, type or shape, so that the form of messages is
+        known without it.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Stage:
     encode: Encode = lambda payload, memory, turn: (payload, memory)
     decode: Decode = lambda payload, turn: payload
     finish: Finish = lambda update, memory, context: (update, memory)
+    keeps_shapes: bool = False
 
 
 def start_memory(stages: Sequence[Stage], spec: DeltaSpec) -> Memory:
@@ -136,8 +141,15 @@ def int8(chunk: int = 256) -> Stage:
         return {**payload, DELTA: flat, "delta.scales": scales.reshape(-1)}, memory
 
     def decode(payload: Payload, turn: ClientTurn) -> Payload:
-        rows = _rows(payload[DELTA].to(torch.float32), chunk)
-        flat = (rows * payload["delta.scales"].unsqueeze(1)).reshape(-1)
+        levels, scales = payload[DELTA], payload["delta.scales"]
+        if len(scales) != -(-len(levels) // chunk):
+            raise ValueError(f"int8: found {len(scales)} scales for {len(levels)} numbers")
+        if not bool(torch.isfinite(scales).all()) or bool((scales < 0).any()):
+            raise ValueError(
+                "int8: a scale is negative or not finite (training diverged: lower client.lr)"
+            )
+        rows = _rows(levels.to(torch.float32), chunk)
+        flat = (rows * scales.unsqueeze(1)).reshape(-1)
         rest = {key: value for key, value in payload.items() if key != "delta.scales"}
         return {**rest, DELTA: flat[: payload[DELTA].numel()]}
 
@@ -176,10 +188,15 @@ def top_k(fraction: float = 0.1) -> Stage:
 
     def decode(payload: Payload, turn: ClientTurn) -> Payload:
         size, places = int(payload["delta.size"]), payload["delta.places"].long()
+        expected = turn.expected.get(DELTA) if turn else None  # none outside a round
+        if expected is not None and size != expected.numel():
+            raise ValueError(f"top_k: its delta claims {size} numbers, not {expected.numel()}")
         if len(places) != max(1, round(fraction * size)) or len(places) != len(payload[DELTA]):
             raise ValueError(f"top_k: found {len(places)} of {size} places, not {fraction} of them")
         if not 0 <= int(places.min()) <= int(places.max()) < size:
             raise ValueError(f"top_k: places {int(places.min())} to {int(places.max())} of {size}")
+        if not bool((places[1:] > places[:-1]).all()):
+            raise ValueError("top_k: places are not in order, each once")
         full = torch.zeros(size, dtype=payload[DELTA].dtype)
         full[places] = payload[DELTA]
         rest = {k: v for k, v in payload.items() if k not in ("delta.places", "delta.size")}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from fedpeft.client.evaluate import Evaluation
-from fedpeft.core.errors import DeltaMismatchError
+from fedpeft.core.text import plain
 from fedpeft.engines.flower.grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
 from fedpeft.engines.flower.messages import error_words, read_answer, write_request
 from fedpeft.engines.flower.requests import Answer, Request
@@ -39,6 +39,7 @@ __all__ = ["FlowerEngine", "FlowerSettings", "Roster", "reply_limit"]
 logger = logging.getLogger(__name__)
 
 _HALF_A_DAY = 43_200.0
+_MEMORY_HEADER = 2**20
 
 
 class Roster(Protocol):
@@ -235,20 +236,24 @@ class FlowerEngine:
         if reply.has_error():
             return Failure(turn.client, error_words(reply.error.code, reply.error.reason))
         try:
-            answer, memory = read_answer(reply.content, limit=self._settings.limit)
-            kept = messages.decode(memory)[0] if memory else {}
-        except (DeltaMismatchError, ValueError, TypeError) as error:
-            return Failure(turn.client, f"reply refused: {error}")
+            keeps = self._settings.keeps_memories
+            answer, memory = read_answer(
+                reply.content, limit=self._settings.limit, with_memory=keeps
+            )
+            kept = messages.decode(memory, most_header=_MEMORY_HEADER)[0] if memory else {}
+        except Exception as error:  # nothing that a client sends may end a run
+            return Failure(turn.client, f"reply refused: {plain(error)}")
         reason = _mismatch(answer, turn)
         if reason:
             return Failure(turn.client, reason)
-        if kept and self._settings.keeps_memories:
+        if kept:
             self._memories.keep(turn.client, kept, committed=turn.committed, turn=turn.number)
         return Reply(turn.client, answer.blob, answer.seconds)
 
     def _reported(self, answer: Reply | Failure, number: int) -> Reply | Failure:
         facts: dict[str, object] = {"round": number, "client": answer.client}
         if isinstance(answer, Failure):
+            answer = Failure(answer.client, plain(answer.reason))
             logger.warning("client %s: %s", answer.client, answer.reason)
             self._watch("failed", facts | {"reason": answer.reason})
         else:
@@ -264,7 +269,7 @@ def _replies_to(reply: Message | Unreadable, sent: str) -> bool:
 def _mismatch(answer: Answer, turn: _Pending) -> str:
     """Return why an answer does not belong to a request; "" if it does."""
     if answer.client != turn.client:
-        return f"reply refused: it is from client {answer.client[:80]!r}"
+        return f"reply refused: it is from client {plain(answer.client, 80)!r}"
     if answer.refused:
         return answer.refused[:500]
     if answer.round != turn.number:

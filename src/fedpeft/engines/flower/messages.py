@@ -10,11 +10,11 @@ here. An answer comes from outside, so its form and size are checked before anyt
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import DeltaMismatchError, EngineError
+from fedpeft.core.text import plain
 from fedpeft.engines.flower.requests import Answer, Request
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _WORDS = "fedpeft"
 _BUFFERS = "buffers"
 _STYPE = "fedpeft.bytes"
 _SLACK = 65_536
+_LONGEST_LINE = 2000
+_LONGEST_TURN = 1e9
 
 
 def require_flower(*, simulation: bool = False) -> None:
@@ -94,42 +96,66 @@ def write_answer(answer: Answer, memory: bytes = b"") -> RecordDict:
     return _content(vars(answer) | {"seconds": float(answer.seconds), "facts": facts}, memory)
 
 
-def read_answer(content: RecordDict, *, limit: int) -> tuple[Answer, bytes]:
+def read_answer(
+    content: RecordDict, *, limit: int, with_memory: bool = True
+) -> tuple[Answer, bytes]:
     """Return the answer and the memory in a client's message, which may hold anything.
+
+    Its reasons and facts become single lines without control characters.
 
     Args:
       content: content of the message.
       limit: largest size of the reply's buffer, in bytes.
+      with_memory: whether a client's memory may come with it (simulation).
 
     Raises:
       DeltaMismatchError: if it is not an answer, or too long.
     """
-    words, buffers = _parts(content, limit=limit)
-    seconds = words.get("seconds", 0.0)
-    if not isinstance(seconds, float) or not math.isfinite(seconds):
-        raise DeltaMismatchError(f"answer: seconds is {_shown(seconds)}; allowed is a number")
     try:
-        facts = json.loads(_text(words, "facts"))
-    except ValueError as error:
-        raise DeltaMismatchError(f"answer: facts cannot be read: {error}") from error
+        words, buffers = _parts(content, limit=limit, with_memory=with_memory)
+        answer = Answer(
+            _text(words, "client"),
+            _number(words, "round"),
+            buffers["blob"],
+            _seconds(words.get("seconds", 0.0)),
+            _line(words, "refused"),
+            _facts(_text(words, "facts")),
+        )
+    except DeltaMismatchError:
+        raise
+    except Exception as error:  # a record can be wrong in any way
+        raise DeltaMismatchError(f"answer: cannot be read: {plain(repr(error), 200)}") from error
+    return answer, buffers["memory"]
+
+
+def _line(words: Mapping[str, object], name: str) -> str:
+    return plain(_text(words, name), _LONGEST_LINE)
+
+
+def _seconds(value: object) -> float:
+    if not isinstance(value, float) or not 0 <= value <= _LONGEST_TURN:
+        raise DeltaMismatchError(
+            f"answer: seconds is {_shown(value)}; allowed is a number from 0 to {_LONGEST_TURN:g}"
+        )
+    return value
+
+
+def _facts(text: str) -> dict[str, str]:
+    """Read the facts of a site: a JSON table, whose values become lines of text."""
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DeltaMismatchError(f"answer: facts cannot be read: {plain(error, 200)}") from error
     if not isinstance(facts, dict):
         raise DeltaMismatchError(f"answer: facts are {_shown(facts)}; allowed is a table")
-    answer = Answer(
-        _text(words, "client"),
-        _number(words, "round"),
-        buffers["blob"],
-        seconds,
-        _text(words, "refused"),
-        {str(name): str(value) for name, value in facts.items()},
-    )
-    return answer, buffers["memory"]
+    return {plain(name, 80): plain(value, _LONGEST_LINE) for name, value in facts.items()}
 
 
 def error_words(code: int, reason: str | None) -> str:
     """Describe what Flower's error of a message means for a turn."""
-    details = (reason or "").strip()
+    details = plain(reason or "", 300)
     meaning = _ERRORS.get(code, f"Flower's error {code}")
-    return f"{meaning}: {details[:300]}" if details else meaning
+    return f"{meaning}: {details}" if details else meaning
 
 
 _ERRORS: Mapping[int, str] = {
@@ -159,7 +185,9 @@ def _content(fields: Mapping[str, Any], memory: bytes) -> RecordDict:
     return RecordDict(records | ({_BUFFERS: ArrayRecord(arrays)} if arrays else {}))
 
 
-def _parts(content: RecordDict, *, limit: int | None) -> tuple[dict[str, object], dict[str, bytes]]:
+def _parts(
+    content: RecordDict, *, limit: int | None, with_memory: bool = True
+) -> tuple[dict[str, object], dict[str, bytes]]:
     """Return the fields and the buffers of a message, after a check of forms and sizes."""
     from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -170,7 +198,7 @@ def _parts(content: RecordDict, *, limit: int | None) -> tuple[dict[str, object]
     if not isinstance(arrays, ArrayRecord) or not isinstance(words, ConfigRecord):
         raise DeltaMismatchError("message: its records are not of this package's form")
     for name, array in arrays.items():
-        if name not in ("blob", "memory"):
+        if name not in (("blob", "memory") if with_memory else ("blob",)):
             raise DeltaMismatchError(f"message: a buffer is named {name[:40]!r}")
         if name == "blob" and limit is not None and len(array.data) > limit:
             raise DeltaMismatchError(
@@ -202,4 +230,4 @@ def _number(words: Mapping[str, object], name: str) -> int:
 
 
 def _shown(value: object) -> str:
-    return repr(value)[:60]
+    return plain(repr(value), 60)

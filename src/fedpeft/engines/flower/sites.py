@@ -9,6 +9,7 @@ up again; a site that reconnects with another node gets a new handshake and cont
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ _LIMIT = 2**20
 _POLL = 0.5
 _AGAIN = 15.0
 _ROUND_PATIENCE = 30.0
-_LONGEST_NAME = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ class Sites:
         if reply.has_error():
             return "", error_words(reply.error.code, reply.error.reason), {}
         try:
-            answer, _ = read_answer(reply.content, limit=_LIMIT)
-        except (DeltaMismatchError, ValueError, TypeError) as error:
+            answer, _ = read_answer(reply.content, limit=_LIMIT, with_memory=False)
+        except DeltaMismatchError as error:
             return "", f"its answer cannot be read: {error}", {}
         name = _name_of(answer)
         reasons = [answer.refused] if answer.refused else list(self._greeting.judge(answer.facts))
@@ -206,4 +207,4 @@ class Sites:
 
 def _name_of(answer: Answer) -> str:
     name = answer.facts.get("site", answer.client)
-    return name if len(name) <= _LONGEST_NAME and name.isprintable() else ""
+    return name if _NAME.fullmatch(name) else ""
