@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from fedpeft.federation.split import ServerAddress, split
 from fedpeft.launch.start import run
 from fedpeft.runs.folder import RunFolder, read_summary
 from fedpeft.runs.status import read_status
+from fedpeft.wire import messages
 
 SETS = [
     "model.name=preset:tiny-vit",
@@ -174,6 +176,55 @@ def test_a_site_with_another_backbone_is_refused(parts, tmp_path):
     grid.app = client_app(lie)
     with pytest.raises(RoundError, match=r"1 of 2 sites.*backbone: the server has"):
         serve(grid, config)
+
+
+def claiming(grid, **said):
+    """Let site 2 say something else in its replies, and in its handshake."""
+    honest = grid.answer
+
+    def lie(request, node):
+        answer = honest(request, node)
+        if node["number"] != 2:
+            return answer
+        if request.action == "handshake":
+            return dataclasses.replace(answer, facts={**answer.facts, **said.get("facts", {})})
+        tensors, notes = messages.decode(answer.blob)
+        blob = messages.encode(tensors, notes | said.get("notes", {}))
+        return dataclasses.replace(answer, blob=blob)
+
+    grid.app = client_app(lie)
+    return grid
+
+
+def test_a_site_weighs_no_more_than_it_announced(parts, tmp_path):
+    sites, file, *_ = parts
+    serve(
+        claiming(SiteGrid(sites), notes={"weight": "1e18"}), configuration(file, tmp_path / "out")
+    )
+    for line in lines(tmp_path / "out"):
+        assert "that many examples it announced" in line["failures"][sites[1].name]
+    table = json.loads((tmp_path / "out" / "sites.json").read_text())
+    assert set(table["examples"]) == {site.name for site in sites}
+
+
+def test_what_a_site_announced_stays_for_the_run(parts, tmp_path):
+    """A site that comes back and announces more is not believed."""
+    sites, file, *_ = parts
+    grid, out = SiteGrid(sites), tmp_path / "out"
+    grid.stops_after = 2 + 2 + 1
+    with pytest.raises(KeyboardInterrupt):
+        serve(grid, configuration(file, out))
+    again = claiming(SiteGrid(sites), facts={"examples": "900000"}, notes={"weight": "900000"})
+    serve(again, configuration(file, out, resume=True))
+    assert "it announced" in lines(out)[-1]["failures"][sites[1].name]
+
+
+def test_a_site_that_announces_too_much_is_refused(parts, tmp_path):
+    sites, file, *_ = parts
+    sets = ["engine.wait=5", f"federation.site_examples={{{sites[1].name} = 5}}"]
+    config = configuration(file, tmp_path / "out", sets=sets)
+    with pytest.raises(RoundError, match=r"examples: the site announces \d+, at most 5 are"):
+        serve(SiteGrid(sites), config)
 
 
 def test_a_head_alone_is_tuned_at_sites_too(parts, tmp_path):

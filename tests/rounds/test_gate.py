@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 
@@ -13,10 +14,14 @@ import fuzz_replies
 from fedpeft.client.turns import DELTA
 from fedpeft.core.errors import DeltaMismatchError
 from fedpeft.core.text import plain
+from fedpeft.data.drawn import Sizes
 from fedpeft.rounds.client_half import run_turn
 from fedpeft.rounds.gate import Checked, Tally, check_reply
 from fedpeft.rounds.job import Failure, Reply
+from fedpeft.server.algorithms import fedavg, weighted_mean
 from fedpeft.server.state import RoundContext
+from fedpeft.server.weights import Weights
+from fedpeft.testing import world as testing
 from fedpeft.wire import messages
 from fedpeft.wire.forms import decode_exactly, form_of
 from fedpeft.wire.stages import Stage, int8, top_k
@@ -148,6 +153,45 @@ def test_the_mean_of_a_metric_is_over_those_who_report_it():
     for client, note in (("a", {"metric.loss": "4"}), ("b", {})):
         tally.add(check_reply(Reply(client, blob(note), 0.0), PLAN, CONTEXT))
     assert tally.means() == {"train_loss": 4.0}
+
+
+def liar(answers):
+    """The first client claims the weight of a million million clients."""
+    first = answers[0]
+    tensors, notes = messages.decode(first.blob)
+    return [
+        Reply(first.client, messages.encode(tensors, notes | {"weight": "1e18"}), 0.0),
+        *answers[1:],
+    ]
+
+
+def test_a_weight_over_what_was_announced_is_a_failure():
+    data = testing.make_data()
+    plan = dataclasses.replace(testing.make_plan(), weights=Weights(Sizes(data.clients)))
+    _, records = testing.run_rounds(plan, testing.make_engine(data), change=liar)
+    for record in records:
+        (reason,) = record.failures.values()
+        assert "weight is 1e+18; allowed is" in reason and "it announced" in reason
+    _, records = testing.run_rounds(plan, testing.make_engine(data))
+    assert not any(record.failures for record in records)
+
+
+def test_no_client_is_more_than_its_share_of_a_round():
+    """Where the share is below one n-th, the mean is that of equal weights."""
+    data, seen = testing.make_data(), []
+
+    def combine(updates, context):
+        found = list(updates)
+        seen.append([update.weight for update in found])
+        return weighted_mean(found, context)
+
+    for share in (1.0, 0.4, 0.1):
+        plan = testing.make_plan(dataclasses.replace(fedavg(), combine=combine))
+        plan = dataclasses.replace(plan, weights=Weights(Sizes(data.clients), max_share=share))
+        testing.run_rounds(plan, testing.make_engine(data), 1)
+    free, held, equal = seen
+    assert max(free) / sum(free) > 0.4 >= max(held) / sum(held) - 1e-9
+    assert set(equal) == {1.0}
 
 
 @pytest.mark.parametrize("change", [

@@ -11,6 +11,7 @@ import torch
 
 from fedpeft.core.errors import DeltaMismatchError
 from fedpeft.models.loaded import ImageInput, TextInput
+from fedpeft.rounds import handshake
 from fedpeft.rounds.handshake import compare, label_fact, model_facts, read_facts, write_facts
 
 FACTS = {
@@ -98,3 +99,22 @@ def test_facts_travel():
     for blob in (b"", b"[]", b'{"a": 1}', b"\xff", b'{"a": "' + b"x" * 70_000 + b'"}'):
         with pytest.raises(DeltaMismatchError, match="bytes that are no facts"):
             read_facts(blob)
+
+
+@pytest.mark.parametrize(("said", "words"), [
+    ("1000001", "announces 1000001, at most 1000000 are allowed"),
+    ("1e9", "allowed is a whole number"), ("-5", "allowed is a whole number"), ("0", "above 0"),
+    ("9" * 40, "allowed is a whole number"), ("\u0661", "allowed is a whole number"),
+])  # fmt: skip
+def test_a_number_of_examples_that_cannot_be_is_refused(said, words):
+    (reason,) = handshake.refuse_announced({"site": "a", "examples": said}, {}, 1_000_000)
+    assert words in reason
+
+
+def test_the_operators_own_figure_for_a_site_counts():
+    most = {"a": 10, "b": 5_000_000}
+    assert handshake.refuse_announced({"site": "a", "examples": "11"}, most, 1000)
+    assert not handshake.refuse_announced({"site": "b", "examples": "4000000"}, most, 1000)
+    assert not handshake.refuse_announced({"site": "c", "examples": "not told"}, most, 1000)
+    assert handshake.announced({"examples": "492"}) == 492
+    assert handshake.announced({"examples": "not told"}) is None

@@ -8,6 +8,7 @@ build_run      everything
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from fedpeft.server.availability import Conditions
 from fedpeft.server.clock import Costs, Stragglers
 from fedpeft.server.state import ServerState
 from fedpeft.server.traces import PHONES, Trace, phones, read_trace
+from fedpeft.server.weights import Weights
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, read_delta
 
 __all__ = ["BuiltRun", "assemble", "build_run", "scored_once"]
@@ -87,7 +89,11 @@ def build_run(resolved: Resolved) -> BuiltRun:
 
 
 def assemble(
-    resolved: Resolved, tuned: TunedModel, data: Federated, build_engine: BuildEngine
+    resolved: Resolved,
+    tuned: TunedModel,
+    data: Federated,
+    build_engine: BuildEngine,
+    announced: Mapping[str, int] | None = None,
 ) -> BuiltRun:
     """Put a tuned model and a data set together with federation, client, wire and engine.
 
@@ -96,9 +102,16 @@ def assemble(
       tuned: the model; the run owns it from here on.
       data: of all clients.
       build_engine: builds the engine from the client's side of the run.
+      announced: client -> number of its examples, where `data` does not hold them; a client that is
+        not in it announced none.
     """
     privacy = PrivacyOfRun(resolved.experiment)
-    plan = _round_plan(resolved, privacy, tuned, data)
+    weights = Weights(
+        Sizes(data.clients) if announced is None else announced,
+        constant=privacy.private,
+        max_share=resolved.experiment.federation.max_weight_share,
+    )
+    plan = dataclasses.replace(_round_plan(resolved, privacy, tuned, data), weights=weights)
     start = privacy.start(plan.algorithm.init(read_delta(tuned), read_buffers(tuned)))
     side = client_side(resolved, tuned, data)
     engine = build_engine(side)

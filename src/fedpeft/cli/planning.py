@@ -94,6 +94,8 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
     yield f"  frozen prefix       {figures['prefix']}"
     if figures["kept_deltas_bytes"]:
         yield f"  kept deltas         {byte_words(figures['kept_deltas_bytes'])} in the run folder"
+    if "weights" in figures:
+        yield f"  weights             {figures['weights']}"
     yield f"  privacy             {privacy_words(figures)}"
 
 

@@ -18,6 +18,7 @@ from fedpeft.experiment.privacy import PrivacyConfig
 
 __all__ = [
     "Experiment",
+    "FederationConfig",
     "Normalization",
     "ObjectConfig",
     "StabilityConfig",
@@ -169,6 +170,13 @@ class FederationConfig(Table):
     """Options of the sampler."""
     min_replies: Positive = 1
     """Fewer usable replies end the run with exit code 3."""
+    max_examples: Positive = 1_000_000
+    """Most examples that a site may announce; its replies weigh no more than it announced."""
+    site_examples: dict[str, Positive] = Field(default_factory=dict)
+    """Site -> the most examples that it may announce, instead of `max_examples`."""
+    max_weight_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest share of one client in a round's mean; at one n-th or less all weigh the same. Below
+    1 a round's replies are held until all have come."""
     eval_every: Positive = 1
     """Rounds between evaluations; the last round is always evaluated."""
     evaluate_clients: bool = False

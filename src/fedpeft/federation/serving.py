@@ -35,11 +35,11 @@ from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_li
 from fedpeft.engines.flower.grid import Grid
 from fedpeft.engines.flower.sites import Greeting, Sites
 from fedpeft.experiment.engines import DEADLINE, WAIT, EngineConfig
-from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.experiment import Experiment, FederationConfig
 from fedpeft.experiment.read import dump_experiment, validate
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.federation.site_setup import shared_facts
-from fedpeft.rounds.handshake import compare, write_facts
+from fedpeft.rounds.handshake import compare, refuse_announced, write_facts
 from fedpeft.runs.files import write_text
 from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.ledger import Ledger
@@ -117,7 +117,15 @@ def for_sites(experiment: Experiment) -> Experiment:
     turn depends on; so settings that mean something to the server alone are left out.
     """
     own = experiment.engine
-    plain = {"algorithm": "fedavg", "options": {}, "sampling": "fixed", "sampling_options": {}}
+    plain = {
+        "algorithm": "fedavg",
+        "options": {},
+        "sampling": "fixed",
+        "sampling_options": {},
+        "max_examples": FederationConfig().max_examples,
+        "site_examples": {},
+        "max_weight_share": 1.0,
+    }
     changed = {
         "engine": EngineConfig(name=own.name, device=own.device, precision=own.precision),
         "federation": experiment.federation.model_copy(update=plain),
@@ -148,7 +156,7 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
         )
 
     data = _without_rows(server.data, sites.clients())
-    built = assemble(server.resolved, server.tuned, data, build_engine)
+    built = assemble(server.resolved, server.tuned, data, build_engine, ledger.announced)
     summary = run_experiment(built, folder, functools.partial(_note_round, ledger))
     ledger.note("finished", {"delta_digest": summary["delta_digest"]})
     ledger.save()
@@ -165,7 +173,12 @@ def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
     """Run the handshake with every site of the experiment."""
     experiment = server.experiment
     facts = shared_facts(for_sites(experiment), server.tuned, server.data)
-    judge = functools.partial(compare, facts)
+    federation = experiment.federation
+
+    def judge(theirs: Mapping[str, str]) -> list[str]:
+        most, otherwise = federation.site_examples, federation.max_examples
+        return [*compare(facts, theirs), *refuse_announced(theirs, most, otherwise)]
+
     greeting = Greeting(server.text, ledger.run_id, write_facts(facts), judge)
     sites = Sites(grid, greeting, names=ledger.names, watch=ledger.watch)
     expected = experiment.data.partition.clients or 1

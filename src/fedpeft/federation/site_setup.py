@@ -37,7 +37,7 @@ from fedpeft.federation.site_budget import charge
 from fedpeft.federation.site_policy import agree
 from fedpeft.federation.turn_store import TurnStore
 from fedpeft.models.source import sketch_model
-from fedpeft.rounds.handshake import VERSIONS, label_fact, model_facts
+from fedpeft.rounds.handshake import NOT_TOLD, VERSIONS, label_fact, model_facts
 from fedpeft.runs.environment import versions
 from fedpeft.runs.files import write_whole
 from fedpeft.runs.folder import experiment_digest
@@ -165,7 +165,7 @@ def _site_facts(site: SiteConfig, num_examples: int | None) -> dict[str, str]:
     """Return a site's own facts; the number of examples unless its owner or privacy forbids it."""
     return {
         "site": site.name,
-        "examples": "not told" if num_examples is None else str(num_examples),
+        "examples": NOT_TOLD if num_examples is None else str(num_examples),
         "metrics": ", ".join(site.allow.metrics),
         "device": site.worker.device,
         "cores": str(num_cores()),

@@ -111,6 +111,7 @@ def make_plan(experiment: Experiment) -> Plan:
         "total_bytes": rounds * (replies * up + requests * down),
         "memory_bytes": _memory(sketch),
         "kept_deltas_bytes": _kept_deltas(sketch),
+        **_weights(sketch),
         **planned_prefix(sketch.experiment, tuned, data).as_json(),
         **sketch.privacy.planned(),
     }
@@ -144,6 +145,21 @@ def check_shapes(experiment: Experiment) -> list[str]:
         ]
     sketch_run(experiment)
     return []
+
+
+def _weights(sketch: Sketch) -> dict[str, object]:
+    """Say how a deployment weighs its sites; nothing under privacy, where all weigh the same."""
+    federation = sketch.experiment.federation
+    if not ENGINES[sketch.experiment.engine.name].deployed or sketch.privacy.private:
+        return {}
+    words = (
+        "a site weighs at most the number of examples that it announces (at most "
+        f"{federation.max_examples}); a site that does not tell it counts as the median of those "
+        "that do"
+    )
+    if federation.max_weight_share < 1:
+        words += f"; no site is more than {federation.max_weight_share:g} of a round's mean"
+    return {"weights": words}
 
 
 def _memory(sketch: Sketch) -> int:

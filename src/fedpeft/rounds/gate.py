@@ -10,6 +10,7 @@ steps open a broadcast at a client or a site, which refuses it by an error inste
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from fedpeft.core.text import plain
 from fedpeft.rounds.job import Failure, Reply
 from fedpeft.rounds.round_plan import RoundPlan, server_turn
 from fedpeft.server.state import ClientUpdate, RoundContext
+from fedpeft.server.weights import capped
 from fedpeft.wire import messages
 from fedpeft.wire.forms import Form, decode_exactly, form_of
 
@@ -86,13 +88,7 @@ def usable_updates(
     Raises:
       RoundError: after the last answer, if too few were usable.
     """
-    for answer in answers:
-        if isinstance(answer, Reply):
-            tally.bytes_up += len(answer.blob)
-        checked = check_reply(answer, plan, context) if isinstance(answer, Reply) else answer
-        if isinstance(checked, Failure):
-            tally.failures[checked.client] = plain(checked.reason)
-            continue
+    for checked in _shared(_each(answers, plan, context, tally), plan.weights.max_share):
         tally.add(checked)
         yield checked.update
     if len(tally.answered) < plan.min_replies:
@@ -102,6 +98,34 @@ def usable_updates(
             f"usable update, at least {plan.min_replies} are needed (federation.min_replies). "
             f"First reasons: {reasons or 'none'}"
         )
+
+
+def _each(
+    answers: Iterable[Reply | Failure], plan: RoundPlan, context: RoundContext, tally: Tally
+) -> Iterator[Checked]:
+    for answer in answers:
+        if isinstance(answer, Reply):
+            tally.bytes_up += len(answer.blob)
+        checked = check_reply(answer, plan, context) if isinstance(answer, Reply) else answer
+        if isinstance(checked, Failure):
+            tally.failures[checked.client] = plain(checked.reason)
+        else:
+            yield checked
+
+
+def _shared(replies: Iterable[Checked], max_share: float) -> Iterable[Checked]:
+    """Lower weights that are more than a share of the round's sum, which needs all replies first.
+
+    Without a bound replies pass one by one.
+    """
+    if max_share >= 1:
+        return replies
+    held = list(replies)
+    weights = capped([each.update.weight for each in held], max_share)
+    return [
+        dataclasses.replace(each, update=dataclasses.replace(each.update, weight=weight))
+        for each, weight in zip(held, weights, strict=True)
+    ]
 
 
 def check_reply(reply: Reply, plan: RoundPlan, context: RoundContext) -> Checked | Failure:
@@ -124,7 +148,7 @@ def _checked(reply: Reply, plan: RoundPlan, context: RoundContext) -> Checked:
     turn = server_turn(context, reply.client)
     form = form_of(plan.up, spec, plan.buffer_spec)
     payload, notes = open_message(reply.blob, form, turn, advice=_DIVERGED)
-    weight = _weight(notes.pop("weight", "1"))
+    weight = plan.weights.of(reply.client, _number("weight", notes.pop("weight", "1")))
     metrics = {name: _metric(name, notes.pop(f"metric.{name}", None)) for name in plan.metrics}
     if notes:
         names = ", ".join(sorted(notes)[:3])
@@ -181,13 +205,6 @@ def _check_numbers(name: str, tensor: Tensor, advice: str) -> None:
         raise ValueError(
             f"{name} has numbers up to {max(-low, high):.3g}; allowed is {_LARGEST:g} ({advice})"
         )
-
-
-def _weight(text: str) -> float:
-    weight = _number("weight", text)
-    if not 0 < weight <= 2**53:
-        raise ValueError(f"weight is {weight:g}; allowed is a finite number above 0")
-    return weight
 
 
 def _metric(name: str, text: str | None) -> float | None:

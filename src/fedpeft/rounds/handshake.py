@@ -11,18 +11,33 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.core.errors import DeltaMismatchError
+from fedpeft.core.text import plain
 from fedpeft.models.fingerprint import fingerprint
 from fedpeft.models.loaded import InputSpec, TextInput
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["VERSIONS", "compare", "label_fact", "model_facts", "read_facts", "write_facts"]
+__all__ = [
+    "NOT_TOLD",
+    "VERSIONS",
+    "announced",
+    "compare",
+    "label_fact",
+    "model_facts",
+    "read_facts",
+    "refuse_announced",
+    "write_facts",
+]
 
 VERSIONS = ("fedpeft", "torch", "transformers", "peft")
 """Packages whose version numbers must agree in the first two places."""
+
+NOT_TOLD = "not told"
+"""The fact `examples` of a site that keeps its number of examples to itself."""
 
 _TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model")
 _LIMIT = 64 * 1024
@@ -81,6 +96,47 @@ def compare(expected: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
                 f"{theirs or 'none'}: the first two numbers must agree; install the same release"
             )
     return reasons
+
+
+def announced(facts: Mapping[str, str]) -> int | None:
+    """Return the number of examples that a site announces; None if it does not tell it.
+
+    Raises:
+      DeltaMismatchError: if it is no number of examples.
+    """
+    text = facts.get("examples", NOT_TOLD)
+    if text == NOT_TOLD:
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,14}", text, re.ASCII):
+        raise DeltaMismatchError(
+            f"examples: the site announces {plain(text, 40)!r}; allowed is a whole number above 0, "
+            f"or {NOT_TOLD!r}"
+        )
+    return int(text)
+
+
+def refuse_announced(
+    facts: Mapping[str, str], most: Mapping[str, int], otherwise: int
+) -> list[str]:
+    """Return why a site's number of examples is refused, a sentence each; [] if it is not.
+
+    Args:
+      facts: the site's facts.
+      most: site -> the most examples that it may announce.
+      otherwise: the most for other sites.
+    """
+    try:
+        number = announced(facts)
+    except DeltaMismatchError as error:
+        return [str(error)]
+    name = facts.get("site", "")
+    limit = most.get(name, otherwise)
+    if number is None or number <= limit:
+        return []
+    return [
+        f"examples: the site announces {number}, at most {limit} are allowed; raise "
+        f"federation.max_examples, or federation.site_examples for {plain(name, 64)} alone"
+    ]
 
 
 def write_facts(facts: Mapping[str, str]) -> bytes:

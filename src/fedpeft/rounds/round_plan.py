@@ -14,6 +14,7 @@ from fedpeft.rounds.attendance import Buffering
 from fedpeft.server.availability import Conditions
 from fedpeft.server.sampling import ClientMetrics, Draw, Sampler
 from fedpeft.server.state import Algorithm, RoundContext, ServerState
+from fedpeft.server.weights import Weights
 from fedpeft.wire.stages import Stage
 
 __all__ = ["RoundPlan", "RoundRecord", "server_turn", "turn_seed"]
@@ -46,6 +47,7 @@ class RoundPlan:
       buffering: options of buffered asynchronous training; None: rounds are synchronous.
       client_specs: client -> spec of its delta, for clients whose delta is not `spec`, such as
         clients with another rank; the algorithm must be able to combine them.
+      weights: bounds of the clients' weights.
       metrics: names of the figures that clients report of their own training; no others are taken.
     """
 
@@ -63,6 +65,7 @@ class RoundPlan:
     buffering: Buffering | None = None
     client_specs: Mapping[str, DeltaSpec] = field(default_factory=dict)
     metrics: frozenset[str] = frozenset({"loss"})
+    weights: Weights = field(default_factory=Weights)
 
     def choose(
         self, clients: Sequence[str], number: int, state: ServerState, size: int | None = None

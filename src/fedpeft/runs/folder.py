@@ -262,11 +262,19 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     table = experiment.model_dump(mode="json", exclude={"sweep"}, exclude_none=True)
     table["federation"].pop("rounds")
     table["run"].pop("callbacks", None)  # they change no result
+    for key in _FIRST_CONTACT:
+        table["federation"].pop(key, None)
+    if table["federation"].get("max_weight_share") == 1:
+        table["federation"].pop("max_weight_share")
     for key in PLACE:
         table["engine"].pop(key, None)
     if table["engine"].get("clients_per_pass") in (1, *UNDECIDED):
         table["engine"].pop("clients_per_pass", None)
     return table
+
+
+_FIRST_CONTACT = ("max_examples", "site_examples")
+"""Keys of `[federation]` that count only when a site announces itself: its number is then fixed."""
 
 
 def _shown(value: object) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.rounds.handshake import announced
 from fedpeft.runs.files import read_object, write_json
 
 __all__ = ["Ledger", "read_ledger"]
@@ -35,6 +36,7 @@ class Ledger:
     def __init__(self, folder: Path, *, secret: bool = False) -> None:
         self._sites = folder / "sites.json"
         self._events = folder / "events.jsonl"
+        self._began = folder / "rounds.jsonl"
         self._secret = secret
         self._table = read_ledger(folder) or {
             "run_id": secrets.token_hex(8), "expected": 0, "names": [], "sites": {}, "refused": {},
@@ -51,9 +53,19 @@ class Ledger:
         """All sites of the run, once they have answered; empty before."""
         return tuple(self._table["names"])
 
+    @property
+    def announced(self) -> Mapping[str, int]:
+        """The number of examples of each site that told it, as fixed when the run began."""
+        return dict(self._table.get("examples", {}))
+
     def fix(self, names: Sequence[str]) -> None:
-        """Record which sites take part in this run."""
+        """Record which sites take part; what they announced before round 1 stays for the run."""
         self._table |= {"names": list(names), "expected": len(names)}
+        told = {
+            name: announced(self._table["sites"].get(name, {}).get("facts", {})) for name in names
+        }
+        if not self._began.exists() or "examples" not in self._table:
+            self._table["examples"] = {name: count for name, count in told.items() if count}
         write_json(self._sites, self._table)
 
     def watch(self, event: str, facts: Mapping[str, object]) -> None:
