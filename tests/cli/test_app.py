@@ -141,6 +141,16 @@ def test_too_few_replies_are_exit_3(call: Call, file: Path, tmp_path: Path) -> N
     assert code == 3 and "clients gave a usable update" in err
 
 
+def test_a_server_step_that_overflows_is_exit_4_and_nothing_is_kept(
+    call: Call, file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, said, err = call("run", file, "--set", "federation.options={lr=1e300}", "--out", out)
+    assert code == 4 and "federation.options.lr" in err and "client.lr" not in err
+    assert not said and not (out / "summary.json").exists()
+    assert not list((out / "checkpoints").glob("*")) and not (out / "rounds.jsonl").read_text()
+
+
 def test_unknown_command_and_option_are_exit_2(call: Call) -> None:
     assert call("fly")[0] == 2
     assert call("run", "--fast")[0] == 2

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from fedpeft.cli.running import _summary_lines
-from fedpeft.core.errors import ConfigError, EngineError, RoundError, RunFolderError
+from fedpeft.core.errors import ConfigError, EngineError, NotFiniteError, RoundError, RunFolderError
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.federation import deploying
@@ -166,6 +166,14 @@ def test_a_verdict_of_the_server_is_final(link, code, kind):
     details = f"ServerApp failed with exception: [fedpeft exit {code}] data: no such file"
     control = link([failed(details)])
     with pytest.raises(kind, match=r"^data: no such file$"):
+        deploy(control)
+    assert len(control.started) == 1
+
+
+def test_a_server_whose_numbers_are_not_finite_is_not_started_again(link):
+    details = "ServerApp failed with exception: [fedpeft exit 4] not finite: round 2: lower lr"
+    control = link([failed(details)])
+    with pytest.raises(NotFiniteError, match=r"^round 2: lower lr$"):
         deploy(control)
     assert len(control.started) == 1
 

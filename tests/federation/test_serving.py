@@ -202,7 +202,7 @@ def test_a_site_weighs_no_more_than_it_announced(parts, tmp_path):
         claiming(SiteGrid(sites), notes={"weight": "1e18"}), configuration(file, tmp_path / "out")
     )
     for line in lines(tmp_path / "out"):
-        assert "that many examples it announced" in line["failures"][sites[1].name]
+        assert "the number of examples that it announced" in line["failures"][sites[1].name]
     table = json.loads((tmp_path / "out" / "sites.json").read_text())
     assert set(table["examples"]) == {site.name for site in sites}
 

@@ -383,3 +383,13 @@ def test_names_on_the_wire_are_those_of_the_family(vit_folder):
     loaded = load_model(ModelRequest(str(vit_folder)))
     names = canonical_names(loaded.module, loaded.family)
     assert names["blocks.1.attn.q.bias"] == "vit.layers.1.attention.q_proj.bias"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_found_and_named(tiny_vit, write_folder, tmp_path, value):
+    tensors = {name: tensor.clone() for name, tensor in tiny_vit.state_dict().items()}
+    name = next(name for name in tensors if "layer" in name and name.endswith("weight"))
+    tensors[name].view(-1)[0] = value
+    folder = write_folder(tmp_path / "damaged", tiny_vit, tensors)
+    with pytest.raises(ModelError, match=r"1 tensors of .*damaged hold NaN or infinity: .*layer"):
+        load_model(ModelRequest(str(folder), num_labels=3))

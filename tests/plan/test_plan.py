@@ -106,10 +106,10 @@ def test_method_that_does_not_fit_is_found_by_check() -> None:
 
 
 def test_the_plan_of_a_deployment_says_how_sites_weigh():
-    sets = ["engine.name=flower", "engine.superlink=127.0.0.1:1", "data.partition.clients=3",
-            "federation.clients_per_round=2"]  # fmt: skip
-    words = make_plan(read_experiment(None, sets)).figures["weights"]
+    sites = {"engine": {"name": "flower", "superlink": "127.0.0.1:1"},
+             "data": {"partition": {"clients": 9}}}  # fmt: skip
+    words = str(make_plan(validate(sites, "x")).figures["weights"])
     assert "counts as the median" in words and "no site is more" not in words
-    sets.append("federation.max_weight_share=0.4")
-    assert "no site is more than 0.4" in make_plan(read_experiment(None, sets)).figures["weights"]
-    assert "weights" not in make_plan(read_experiment(None)).figures
+    capped = {**sites, "federation": {"max_weight_share": 0.4}}
+    assert "no site is more than 0.4" in str(make_plan(validate(capped, "x")).figures["weights"])
+    assert "weights" not in make_plan(validate({}, "x")).figures

@@ -83,3 +83,16 @@ def test_totals_are_sums_and_extremes() -> None:
 def test_best_perplexity_is_the_lowest() -> None:
     lines = [record(1, loss=2.0, perplexity=9.0), record(2, loss=3.0, perplexity=20.0)]
     assert totals(lines).best == 9.0
+
+
+def test_a_figure_that_is_not_finite_is_null_and_the_others_count(tmp_path: Path) -> None:
+    """A model that diverged has no loss; its accuracy is known, live and read back."""
+    metrics = {"loss": float("nan"), "accuracy": 0.1, "train_loss": float("inf")}
+    line: Record = {"round": 1, "metrics": metrics, "bytes_up": 1, "bytes_down": 1, "seconds": 1.0}
+    append_record(tmp_path / "rounds.jsonl", line)
+    text = (tmp_path / "rounds.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    for records in ([line], read_records(tmp_path / "rounds.jsonl")):
+        found = totals(records)
+        assert found.last == {"loss": None, "accuracy": 0.1, "train_loss": None}
+        assert found.metric.name == "accuracy" and found.best == 0.1

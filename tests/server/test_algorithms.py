@@ -77,6 +77,7 @@ def test_deltas_of_different_shapes_have_no_mean():
     ("build", "words"),
     [
         (lambda: algorithms.fedadam(tau=0.0), "tau: found 0.0; allowed is above 0"),
+        (lambda: algorithms.fedadam(tau=1e30), "tau: found 1e\\+30; allowed is above 0 up to 1e"),
         (lambda: algorithms.fedavgm(momentum=1.0), "momentum: found 1.0; allowed is 0 up to 1.0"),
         (lambda: algorithms.fedprox(mu=-1.0), "mu: found -1.0"),
         (lambda: algorithms.fedavg(lr=float("nan")), "lr: found nan"),

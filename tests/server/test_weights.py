@@ -39,7 +39,7 @@ def test_the_largest_are_lowered_to_one_value():
 
 
 @pytest.mark.parametrize(("bounds", "claimed", "words"), [
-    (Weights({"a": 492}), 1e18, "at most 492 .that many examples it announced"),
+    (Weights({"a": 492}), 1e18, "at most 492 .the number of examples that it announced"),
     (Weights({"a": 492}), 493, "at most 492"),
     (Weights({"b": 9}), 2, "it announced no number"),
     (Weights({"a": 492}, constant=True), 2, "every weight is 1"),

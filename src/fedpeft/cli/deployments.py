@@ -89,7 +89,8 @@ def _status_lines(found: Mapping[str, Any]) -> list[str]:
     from fedpeft.core.text import byte_words
 
     names = dict.fromkeys((found["metric"], "loss"))
-    metrics = [f"{n} {found['metrics'][n]:.4g}" for n in names if n in found["metrics"]]
+    figures = {name: found["metrics"].get(name) for name in names}
+    metrics = [f"{name} {value:.4g}" for name, value in figures.items() if value is not None]
     privacy = [] if found["epsilon"] is None else [f"epsilon {found['epsilon']:.4g}"]
     sent = byte_words(found["bytes_up"] + found["bytes_down"])
     lines = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -11,6 +10,7 @@ import typer
 
 from fedpeft.cli.printing import show_table
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.strict_json import to_json
 from fedpeft.core.text import nearest
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def list_command(what: str, *, as_json: bool) -> None:
         raise ConfigError(f"list {what!r}: there is no such list; {nearest(what, LISTS)}")
     rows = LISTS[what]()
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(to_json(rows, ascii_only=True))
     elif rows:
         _print_rows(rows)
     else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 
 import typer
+
+from fedpeft.core.strict_json import to_json
 
 __all__ = ["show", "show_table"]
 
@@ -19,7 +20,7 @@ def show(found: object, lines: Iterable[str], *, as_json: bool) -> None:
       lines: made only where they are printed.
       as_json: print `found` and no line.
     """
-    for line in [json.dumps(found)] if as_json else lines:
+    for line in [to_json(found, ascii_only=True)] if as_json else lines:
         typer.echo(line)
 
 

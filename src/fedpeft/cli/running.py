@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import shlex
 import sys
@@ -17,6 +16,7 @@ import typer
 from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.ending import Interrupted
 from fedpeft.cli.printing import show, show_table
+from fedpeft.core.strict_json import to_json
 from fedpeft.core.text import byte_words
 from fedpeft.experiment.read import read_experiment, read_toml
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
@@ -89,7 +89,7 @@ def sweep_command(
         raise Interrupted(f"interrupted; go on with: {shlex.join(again)}") from stop
     found = results_json(rows, ends, place)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(to_json(found, ascii_only=True))
     else:
         _print_table(table_lines(found))
         typer.echo(f"sweep folder: {place}   next: fedpeft report {place}")
@@ -109,7 +109,8 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"done; the run folder is on the SuperLink's machine: {summary['run_dir']}"
         return
     metric = headline_of(summary)
-    score, best = summary.get(metric, math.nan), summary.get(f"best_{metric}", math.nan)
+    figures = (summary.get(metric), summary.get(f"best_{metric}"))
+    score, best = (math.nan if figure is None else figure for figure in figures)
     yield (
         f"{metric} {score:.4g} (best {best:.4g}) after {summary['rounds']} rounds in "
         f"{time_words(float(summary['seconds']))}, method {summary['method']}"

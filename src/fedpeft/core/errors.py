@@ -9,7 +9,8 @@
     ├── DeltaMismatchError     a delta does not fit the model                          (exit 2)
     ├── PrivacyError           a privacy setting would not protect what it promises    (exit 2)
     ├── RoundError             too few clients answered                                (exit 3)
-    └── EngineError            the engine that runs the clients has failed             (exit 4)
+    ├── EngineError            the engine that runs the clients has failed             (exit 4)
+    └── NotFiniteError         the server made numbers that are not finite             (exit 4)
 
 A message states where the error is, what was found, what is allowed, and what to do.
 """
@@ -23,6 +24,7 @@ __all__ = [
     "EngineError",
     "FedpeftError",
     "ModelError",
+    "NotFiniteError",
     "PrivacyError",
     "RoundError",
     "RunFolderError",
@@ -84,5 +86,11 @@ class RoundError(FedpeftError):
 
 class EngineError(FedpeftError):
     """The engine, which runs the clients, has failed."""
+
+    exit_code = 4
+
+
+class NotFiniteError(FedpeftError):
+    """A round's combined update or new state is not finite; nothing of the round was kept."""
 
     exit_code = 4

@@ -19,7 +19,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedpeft.core.errors import ConfigError, EngineError, FedpeftError, RoundError, RunFolderError
+from fedpeft.core.errors import (
+    ConfigError,
+    EngineError,
+    FedpeftError,
+    NotFiniteError,
+    RoundError,
+    RunFolderError,
+)
+from fedpeft.engines.flower.app import NOT_FINITE
 from fedpeft.experiment.engines import WAIT
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment
@@ -227,8 +235,11 @@ def _raise_verdict(failed: str) -> None:
     Raises:
       ConfigError: if the server reported bad input.
       RoundError: if it had too few replies.
+      NotFiniteError: if it made numbers that are not finite.
     """
     verdict = _VERDICT.search(failed)
+    if verdict and verdict.group(2).startswith(NOT_FINITE):
+        raise NotFiniteError(verdict.group(2).removeprefix(NOT_FINITE))
     for kind in (ConfigError, RoundError) if verdict else ():
         if verdict and int(verdict.group(1)) == kind.exit_code:
             raise kind(verdict.group(2))

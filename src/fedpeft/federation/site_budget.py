@@ -85,7 +85,7 @@ def _append(file: Path, row: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, json.dumps(row).encode() + b"\n")
+        os.write(descriptor, json.dumps(row, allow_nan=False).encode() + b"\n")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -47,7 +47,7 @@ def show_progress(stream: TextIO) -> Iterator[Report]:
 def _metrics(done: RoundDone) -> list[str]:
     last, headline = done.totals.last, done.totals.metric.name
     names = dict.fromkeys((headline, "loss"))
-    return [f"{name} {last[name]:.4g}" for name in names if name in last]
+    return [f"{name} {last[name]:.4g}" for name in names if last.get(name) is not None]
 
 
 def _print_line(stream: TextIO, name: str, event: RoundDone | str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,7 @@ def load_model(request: ModelRequest) -> LoadedModel:
     fresh_paths = _fresh_paths(loaded, request, weights)
     _check_backbone(loaded, weights, fresh_paths)
     init_head(loaded.module, fresh_paths, seed=request.seed, how=request.head_init)
+    _check_numbers(loaded)
     return dataclasses.replace(loaded, fresh=parameters_under(loaded.module, fresh_paths))
 
 
@@ -278,6 +280,34 @@ def _check_backbone(loaded: LoadedModel, weights: Weights, fresh_paths: Sequence
         f"{'; '.join(parts)}. Only a classifier's head may be new: check that config.json belongs "
         "to these weights, or convert them with `fedpeft convert`"
     )
+
+
+def _check_numbers(loaded: LoadedModel) -> None:
+    """Check that all weights are finite: one that is not makes every client's update so.
+
+    Raises:
+      ModelError: naming the tensors that are not.
+    """
+    module = loaded.module
+    bad = [name for name, tensor in module.named_parameters() if _worst(tensor) != "finite"]
+    # a buffer may hold -inf on purpose: a mask
+    bad += [name for name, tensor in module.named_buffers() if _worst(tensor) == "NaN"]
+    if bad:
+        raise ModelError(
+            f"model {loaded.source!r}: {len(bad)} tensors of {loaded.folder or loaded.source} hold "
+            f"NaN or infinity: {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}. The file is "
+            "damaged, or its training diverged; take another copy or an earlier checkpoint"
+        )
+
+
+def _worst(tensor: torch.Tensor) -> str:
+    """Return the worst kind of number in a tensor: `NaN`, `infinite`, or `finite`."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return "finite"
+    low, high = map(float, torch.aminmax(tensor.detach()))  # both are NaN where any number is
+    if math.isnan(low):
+        return "NaN"
+    return "finite" if math.isfinite(low) and math.isfinite(high) else "infinite"
 
 
 def _absent(loaded: LoadedModel, names: Collection[str]) -> Sequence[str]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from fedpeft.client.turns import DELTA, ClientTurn, Payload
 from fedpeft.core.errors import DeltaMismatchError, RoundError
 from fedpeft.core.text import plain
+from fedpeft.rounds.finite import LARGEST, magnitude
 from fedpeft.rounds.job import Failure, Reply
 from fedpeft.rounds.round_plan import RoundPlan, server_turn
 from fedpeft.server.state import ClientUpdate, RoundContext
@@ -29,9 +30,6 @@ from fedpeft.wire import messages
 from fedpeft.wire.forms import Form, decode_exactly, form_of
 
 __all__ = ["Checked", "Tally", "check_reply", "open_message", "usable_updates"]
-
-_LARGEST = 1e15
-"""Largest magnitude of a number in a reply: squares and sums of such numbers fit into float32."""
 
 _LARGEST_METRIC = 1e12
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?", re.ASCII)
@@ -196,14 +194,12 @@ def _check_numbers(name: str, tensor: Tensor, advice: str) -> None:
     Raises:
       ValueError: if one is not.
     """
-    if not tensor.numel():
-        return
-    low, high = map(float, torch.aminmax(tensor))  # both are NaN where any number is
-    if not -float("inf") < low <= high < float("inf"):
+    largest = magnitude(tensor)
+    if not largest < float("inf"):
         raise ValueError(f"{name} has numbers that are not finite ({advice})")
-    if max(-low, high) > _LARGEST:
+    if largest > LARGEST:
         raise ValueError(
-            f"{name} has numbers up to {max(-low, high):.3g}; allowed is {_LARGEST:g} ({advice})"
+            f"{name} has numbers up to {largest:.3g}; allowed is {LARGEST:g} ({advice})"
         )
 
 

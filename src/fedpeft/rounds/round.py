@@ -20,6 +20,7 @@ from torch import Tensor
 from fedpeft.client.turns import DELTA, Payload
 from fedpeft.core.errors import RoundError
 from fedpeft.rounds.attendance import Call, attend, gather
+from fedpeft.rounds.finite import check_combined, check_finished, check_state
 from fedpeft.rounds.gate import Tally, usable_updates
 from fedpeft.rounds.job import Engine, Failure, Job, Reply
 from fedpeft.rounds.round_plan import RoundPlan, RoundRecord, server_turn
@@ -62,6 +63,7 @@ def settle(
 
     Raises:
       RoundError: if fewer than `plan.min_replies` clients gave a usable update.
+      NotFiniteError: if the update or the new state is not finite.
       EngineError: if the engine itself fails.
     """
     job, cohort = call.job, call.cohort
@@ -73,14 +75,17 @@ def settle(
     answers = _in_order(itertools.chain(call.absent, engine.run(job)), cohort)
     updates = _aged(usable_updates(answers, plan, context, tally), call.scales)
     update = plan.algorithm.combine(updates, context)
+    check_combined(update, job.round)
     signal_norm = float(torch.linalg.vector_norm(update.delta))
     update, memory = finish_all(plan.up, update, state.memory, context)
+    check_finished(update, job.round, plan.up)
     taken = {client: job.turns.get(client, job.round) for client in tally.answered}
     learnt = plan.observe(state, job.round, tally.figures)
     moved = dataclasses.replace(
         state, memory={**memory, **call.memory, **learnt}, committed={**state.committed, **taken}
     )
     after = plan.algorithm.apply(moved, update)
+    check_state(after, job.round)
     record = RoundRecord(
         round=job.round,
         cohort=cohort,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.strict_json import to_json
 
 __all__ = [
     "TEMPORARY",
@@ -48,7 +49,7 @@ def write_text(file: Path, text: str) -> None:
 
 def write_json(file: Path, value: object) -> None:
     """Write an indented JSON value, completely or not at all."""
-    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(file, to_json(value, indent=2) + "\n")
 
 
 def read_object(file: Path) -> dict[str, Any] | None:

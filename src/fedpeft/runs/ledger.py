@@ -9,7 +9,6 @@ took part in which round.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.strict_json import to_json
 from fedpeft.rounds.handshake import announced
 from fedpeft.runs.files import read_object, write_json
 
@@ -84,7 +84,7 @@ class Ledger:
         """Add a line to the log."""
         line = {"time": _now(), "event": event, **facts}
         with self._events.open("a", encoding="utf-8") as opened:
-            opened.write(json.dumps(line, ensure_ascii=False) + "\n")
+            opened.write(to_json(line) + "\n")
 
     def save(self) -> None:
         """Write the table of sites; called once a round."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fedpeft.build.run import BuiltRun
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.strict_json import without_nan
 from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table
 from fedpeft.experiment.callbacks import ended, started, stops
@@ -161,7 +162,14 @@ def _partition(data: Federated) -> dict[str, object] | None:
 
 
 def _line_of(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record:
-    """Make the line of a round: with an evaluation where one is due, and what privacy adds."""
+    """Make the line of a round: with an evaluation where one is due, and what privacy adds.
+
+    A figure that is not finite, such as the loss of a model that diverged, is None.
+    """
+    return {name: without_nan(value) for name, value in _figures(built, state, record).items()}
+
+
+def _figures(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record:
     private = built.privacy.record(record, _planned_bytes(built))
     last = not built.privacy.goes_on(state.round)
     if not last and state.round % built.experiment.federation.eval_every:

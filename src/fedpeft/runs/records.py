@@ -9,6 +9,7 @@ half a line: resuming cuts the file back to the checkpoint's round.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
+from fedpeft.core.strict_json import to_json
 from fedpeft.runs.files import write_text
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ class Totals:
       bytes_up: from all clients, as encoded.
       bytes_down: to all clients, as encoded.
       seconds: wall time of rounds and evaluations.
-      last: the metrics of the last evaluation; {} before the first.
+      last: the metrics of the last evaluation, None where a figure is not finite; {} before the
+        first.
       metric: the headline metric.
       best: its best value so far; None before the first evaluation.
     """
@@ -59,7 +62,7 @@ class Totals:
     bytes_up: int
     bytes_down: int
     seconds: float
-    last: Mapping[str, float]
+    last: Mapping[str, float | None]
     metric: Metric
     best: float | None
 
@@ -108,7 +111,7 @@ def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float 
 def append_record(file: Path, record: Record) -> None:
     """Add a line and sync it to disk."""
     with file.open("a", encoding="utf-8") as opened:
-        opened.write(json.dumps(record, ensure_ascii=False) + "\n")
+        opened.write(to_json(record) + "\n")
         opened.flush()
         os.fsync(opened.fileno())
 
@@ -152,7 +155,7 @@ def cut_records(file: Path, rounds: int) -> list[Record]:
             "Lines are missing: put the file back as it was, or start again in another folder"
         )
     kept = records[:rounds]
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+    text = "".join(to_json(record) + "\n" for record in kept)
     if file.exists() and file.read_bytes() != text.encode():
         write_text(file, text)
     return kept
@@ -163,7 +166,7 @@ def cut_diagnostics(file: Path, rounds: int) -> None:
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     whole = [line for line in lines[1:] if line.endswith("}")]
     kept = [line for line in whole if json.loads(line)["round"] <= rounds]
-    write_text(file, "\n".join([json.dumps(_NOT_PRIVATE), *kept]) + "\n")
+    write_text(file, "\n".join([to_json(_NOT_PRIVATE), *kept]) + "\n")
 
 
 def brief(record: Record) -> Record:
@@ -180,9 +183,9 @@ def totals(records: list[Record], metric: Metric | None = None) -> Totals:
       records: whole lines, or what `brief` keeps of them.
       metric: the headline metric; None: found from the figures by `metric_in`.
     """
-    metrics = [_metrics(record) for record in records]
-    evaluated = [each for each in metrics if "loss" in each]
-    metric = metric or metric_in(evaluated)
+    evaluated = [found for record in records if "loss" in (found := _metrics(record))]
+    numbers = [{k: v for k, v in each.items() if v is not None} for each in evaluated]
+    metric = metric or metric_in(numbers)
     return Totals(
         rounds=len(records),
         bytes_up=sum(int(str(record["bytes_up"])) for record in records),
@@ -190,18 +193,22 @@ def totals(records: list[Record], metric: Metric | None = None) -> Totals:
         seconds=sum(float(str(record["seconds"])) for record in records),
         last=evaluated[-1] if evaluated else {},
         metric=metric,
-        best=metric.best(each[metric.name] for each in evaluated if metric.name in each),
+        best=metric.best(each[metric.name] for each in numbers if metric.name in each),
     )
 
 
-def _metrics(record: Record) -> dict[str, float]:
+def _metrics(record: Record) -> dict[str, float | None]:
     found = record["metrics"]
     assert isinstance(found, dict)
-    return {str(name): float(value) for name, value in found.items() if _is_number(value)}
+    return {str(name): _number(value) for name, value in found.items() if _is_figure(value)}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_figure(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _number(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _parse(line: bytes) -> Record | None:

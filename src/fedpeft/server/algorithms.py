@@ -131,7 +131,7 @@ def _adaptive(
 ) -> Algorithm:
     _check("lr", lr, above=True)
     _check("beta1", beta1, below=1.0)
-    _check("tau", tau, above=True)
+    _check("tau", tau, above=True, below=1e18)  # its square is a float32 number
 
     def start(delta_P: Tensor) -> Memory:
         return {"first": torch.zeros_like(delta_P), "second": torch.full_like(delta_P, tau**2)}

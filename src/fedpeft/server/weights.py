@@ -50,7 +50,11 @@ class Weights:
         told = self.announced is None or found is not None
         most = 1.0 if self.constant or not told else _MOST if found is None else float(found)
         if not 0 < claimed <= most * _ROUNDING:
-            why = "every weight is 1 here" if self.constant else "that many examples it announced"
+            why = (
+                "every weight is 1 here"
+                if self.constant
+                else "the number of examples that it announced"
+            )
             why = why if told or self.constant else "it announced no number of examples"
             raise DeltaMismatchError(
                 f"weight is {claimed:g}; allowed is a finite number above 0"

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from fedpeft.core.errors import DeltaMismatchError, FedpeftError
+from fedpeft.core.errors import DeltaMismatchError, FedpeftError, NotFiniteError
 from fedpeft.engines.flower.grid import Grid
 from fedpeft.engines.flower.messages import read_request, write_answer
 from fedpeft.engines.flower.requests import Answer, Request
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
 
-__all__ = ["AppFailure", "Serve", "SiteAnswer", "client_app", "server_app"]
+__all__ = ["NOT_FINITE", "AppFailure", "Serve", "SiteAnswer", "client_app", "server_app"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,9 @@ Serve: TypeAlias = Callable[[Grid, Mapping[str, str | bool | int | float]], None
 
 SiteAnswer: TypeAlias = Callable[[Request, Mapping[str, object]], Answer]
 """The site function: (request, the node's configuration) -> answer."""
+
+NOT_FINITE = "not finite: "
+"""Marks a verdict of exit code 4 that a retry cannot change."""
 
 SITE_NAME = "site"
 """The key of a node's configuration that holds the site's name."""
@@ -66,7 +69,8 @@ def _main(serve: Serve, grid: Grid, context: Context) -> None:
     try:
         serve(grid, context.run_config)
     except FedpeftError as error:
-        raise AppFailure(f"[fedpeft exit {error.exit_code}] {error}") from error
+        kind = NOT_FINITE if isinstance(error, NotFiniteError) else ""
+        raise AppFailure(f"[fedpeft exit {error.exit_code}] {kind}{error}") from error
 
 
 def _handle(answer: SiteAnswer, message: Message, context: Context) -> Message:
