@@ -192,7 +192,7 @@ def _scale_metric(axes: Axes, panel: Panel) -> None:
 
 def _scale_x(axes: Axes, axis: Axis) -> None:
     axes.set_xlabel(_X_LABELS[axis])
-    if axis == "bytes":
+    if axis == "bytes" and axes.lines:  # a logarithmic axis needs a point: every figure may be null
         axes.set_xscale("log")
         low, high = axes.dataLim.intervalx
         few = 0 < high / low < 60

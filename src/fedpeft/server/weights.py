@@ -9,6 +9,7 @@ share      w_i' = min(w_i, t), with t so that the largest is `max_share` of the 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,11 +84,12 @@ def capped(weights: Sequence[float], max_share: float) -> list[float]:
     if max_share * len(weights) <= 1:
         return [1.0] * len(weights)
     ordered = sorted(weights, reverse=True)
-    rest = float(sum(ordered))
-    for lowered, weight in enumerate(ordered):
+    rests = list(itertools.accumulate(reversed(ordered)))[
+        ::-1
+    ]  # small ones first: no digit is lost
+    for lowered, (weight, rest) in enumerate(zip(ordered, rests, strict=True)):
         # t = share (lowered t + rest): the value of those above it, where the others stay
         limit = max_share * rest / (1 - max_share * lowered)
         if weight <= limit:
             return [min(each, limit) for each in weights]
-        rest -= weight
     raise AssertionError("a share above one n-th is reached before all are lowered")
