@@ -57,6 +57,7 @@ class ClientTurn:
       memory: the memory that this client returned in its last committed turn.
       seed: seed of everything random in this turn.
       version: version of the server state from which the turn started.
+      origin: digest (hex) of the broadcast, which keys privacy noise; "" where nobody gave one.
     """
 
     round: int
@@ -65,6 +66,7 @@ class ClientTurn:
     memory: Memory
     seed: int
     version: int
+    origin: str = ""
 
 
 @dataclass(frozen=True)
