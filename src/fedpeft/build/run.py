@@ -14,7 +14,14 @@ from pathlib import Path
 
 from fedpeft.build.client_side import client_side
 from fedpeft.build.engine import BuildEngine, engine_builder
-from fedpeft.build.model import build_tuned, check_device, fit_labels, load_run_data, up_stages
+from fedpeft.build.model import (
+    build_tuned,
+    check_device,
+    fit_labels,
+    fit_privacy,
+    load_run_data,
+    up_stages,
+)
 from fedpeft.build.prefix import PrefixNote
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.client.evaluate import Evaluation
@@ -97,7 +104,9 @@ def assemble(
       data: of all clients.
       build_engine: builds the engine from the client's side of the run.
     """
+    resolved = fit_privacy(resolved, data)
     privacy = PrivacyOfRun(resolved.experiment)
+    privacy.refuse_shared(data.clients)
     plan = _round_plan(resolved, privacy, tuned, data)
     start = privacy.start(plan.algorithm.init(read_delta(tuned), read_buffers(tuned)))
     side = client_side(resolved, tuned, data)
