@@ -1,6 +1,6 @@
 """The privacy budget of a site: what its data has cost over all runs and servers, on its disk.
 
-    privacy.jsonl    {"run": ..., "turn": 3, "request": "ab12…", "ratio": 0.8, "uses": 10, "rate": 1}
+    privacy.jsonl    {"run": …, "turn": 3, "request": "ab12…", "ratio": 0.8, "uses": 10, "rate": 1}
 
 `ratio` is the noise deviation over the sensitivity, `rate` the probability with which an example is
 in a batch. Epsilon counts all uses of one rate as if each had the smallest ratio among them, an
