@@ -170,6 +170,8 @@ class PrivacyOfRun:
             return {}
         added: dict[str, object] = {
             "epsilon": epsilon_after(self.experiment, record.round),
+            "privacy_delta": self.experiment.privacy.delta,
+            "privacy_unit": self.mode.unit,
             "noise_deviation": self._noise_deviation(),
             "privacy": self._note(),
         }

@@ -90,7 +90,12 @@ def _status_lines(found: Mapping[str, Any]) -> list[str]:
 
     names = dict.fromkeys((found["metric"], "loss"))
     metrics = [f"{n} {found['metrics'][n]:.4g}" for n in names if n in found["metrics"]]
-    privacy = [] if found["epsilon"] is None else [f"epsilon {found['epsilon']:.4g}"]
+    privacy = []
+    if found["epsilon"] is not None:
+        privacy = [
+            f"epsilon {found['epsilon']:.4g} at delta {found['privacy_delta']:g} for one "
+            f"{found['privacy_unit']}"
+        ]
     sent = byte_words(found["bytes_up"] + found["bytes_down"])
     lines = [
         f"{found['name']}: {found['state']}, round {found['round']} of {found['rounds']}, "
