@@ -165,7 +165,8 @@ def _guarantee(group: Group) -> str:
     """Return the delta and the unit of a group's epsilon, such as `δ = 0.001, one client`."""
     if _summary_of(group, "epsilon") is None:
         return ""
-    privacy = _summary_of(group, "privacy") or {}
+    found = [(run.summary or {}).get("privacy") for run in group.runs]
+    privacy = next((each for each in found if isinstance(each, Mapping)), {})
     note, delta = privacy.get("note", ""), privacy.get("delta")
     unit = privacy.get("unit") or ("example" if "example" in note else "client")
     return f"δ = {delta:g}, one {unit}" if delta else f"a δ that is not recorded, one {unit}"
