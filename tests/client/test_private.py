@@ -207,3 +207,26 @@ def test_the_papers_mechanism_in_both_variants():
     assert float(as_written.std()) == pytest.approx(1.511 / 64, rel=0.01)
     clipped = noised(GradientPrivacy(1.0, 0.0), long, 64, torch.zeros(size))
     assert float(clipped.double().norm()) <= 1.0
+
+
+def release_of(table, *, origin="a", seeded=False):
+    """The update of a turn, nearly all noise: its gradients are clipped to almost nothing."""
+    model = support.tuned()
+    chosen = dataclasses.replace(EXAMPLE, clip_norm=1e-9, deviation=1.0, secret=not seeded)
+    settings = support.settings(privacy=chosen)
+    data = ClientData(table, support.federated().clients["client-2"])
+    asked = ClientTurn(1, "client-2", data, secret(1), 7, 0, origin)
+    (result,) = local_trainer(model, settings)({DELTA: read_delta(model)}, [asked])
+    return result.payload[DELTA]
+
+
+def test_noise_of_a_step_covers_what_was_noised():
+    """One checkpoint back: the same data repeats the release, other data draws new noise."""
+    table = support.federated().train
+    other = dataclasses.replace(table, x=table.x + 0.01)
+    first = release_of(table)
+    assert torch.equal(first, release_of(table))
+    for found in (release_of(other), release_of(table, origin="b")):
+        assert float((first - found).norm() / first.norm()) > 0.5
+    pair = release_of(table, seeded=True), release_of(other, seeded=True)
+    torch.testing.assert_close(*pair, atol=1e-6, rtol=0)  # the control: noise from the seed

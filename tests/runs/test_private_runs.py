@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import stat
+import time
 
+import numpy as np
 import pytest
 import torch
 
-from fedpeft.build.privacy_of_run import SIMULATION
-from fedpeft.core.errors import PrivacyError
+from fedpeft.build.privacy_of_run import SIMULATION, PrivacyOfRun
+from fedpeft.core.errors import FedpeftError, PrivacyError, RunFolderError
 from fedpeft.experiment.epsilon import epsilon_after
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.resolve import resolve
@@ -17,6 +20,7 @@ from fedpeft.launch.start import run
 from fedpeft.plan.plan import make_plan
 from fedpeft.runs.checkpoint import checkpoints, read_checkpoint
 from fedpeft.runs.folder import RunFolder
+from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of
 
 TINY = (
     "model.name=preset:tiny-vit", "client.epochs=1", "engine.workers=1", "federation.rounds=3",
@@ -217,3 +221,87 @@ def test_each_client_spends_by_the_rounds_in_which_it_was_asked(tmp_path, mode):
 
 def test_where_the_server_adds_the_noise_no_client_has_figures_of_its_own(secret):
     assert "epsilon_clients" not in secret[0]
+
+
+EXAMPLE = (*TINY, "privacy.mode=example", "privacy.noise_multiplier=2.0")
+
+
+def test_a_partition_that_gives_an_example_twice_is_refused():
+    with pytest.raises(PrivacyError, match=r"scheme: found 'drawn' with .*'example'; it gives"):
+        read(*EXAMPLE, "data.partition.scheme=drawn")
+    read(*CENTRAL, "data.partition.scheme=drawn")  # the control: there the unit is a client
+
+
+@pytest.mark.parametrize("rows", [{"a": [0, 1, 1], "b": [2]}, {"a": [0, 1], "b": [1, 2]}])
+def test_any_data_that_gives_an_example_twice_is_refused(rows):
+    clients = {name: np.array(each) for name, each in rows.items()}
+    with pytest.raises(PrivacyError, match="has an example twice, or one that another client"):
+        PrivacyOfRun(read(*EXAMPLE)).refuse_shared(clients)
+    PrivacyOfRun(read(*EXAMPLE)).refuse_shared({"a": np.array([0, 1]), "b": np.array([2])})
+    PrivacyOfRun(read(*CENTRAL)).refuse_shared(clients)
+
+
+def test_example_batches_are_drawn_with_a_public_rate_and_written_down(tmp_path):
+    summary = run(read(*EXAMPLE), tmp_path / "r")
+    stored = (tmp_path / "r" / "experiment.toml").read_text()
+    assert 'example_sampling = "poisson"' in stored and "examples_per_client = 157" in stored
+    spent = epsilon_of(Mechanism(2.0, 64 / 157), 3 * summary_turns(tmp_path), 1e-3)
+    assert summary["epsilon"] == pytest.approx(spent)
+    assert summary["privacy"]["example_steps"] == 3
+    shuffled = make_plan(read(*EXAMPLE, "privacy.example_sampling=shuffle")).figures["epsilon"]
+    assert make_plan(read(*EXAMPLE)).figures["epsilon"] != shuffled
+
+
+def summary_turns(path):
+    cohorts = [line["cohort"] for line in lines_of(path / "r" / "rounds.jsonl")]
+    everyone = [client for cohort in cohorts for client in cohort]
+    return max(everyone.count(client) for client in everyone)
+
+
+def test_a_run_that_shuffled_goes_on_shuffling_or_is_refused(tmp_path):
+    """A folder of the version that knew no other way has no key for it."""
+    begun = read(*EXAMPLE, SEEDED, "privacy.example_sampling=shuffle", "federation.rounds=1")
+    run(begun, tmp_path / "r")
+    file = tmp_path / "r" / "experiment.toml"
+    file.write_text(file.read_text().replace('example_sampling = "shuffle"\n', ""))
+    more = (*EXAMPLE, SEEDED, "federation.rounds=2")
+    with pytest.raises(RunFolderError, match=r"privacy\.example_sampling is \"poisson\" here"):
+        run(read(*more), tmp_path / "r", resume=True)
+    resumed = run(read(*more, "privacy.example_sampling=shuffle"), tmp_path / "r", resume=True)
+    straight = run(read(*more, "privacy.example_sampling=shuffle"), tmp_path / "s")
+    assert resumed["delta_digest"] == straight["delta_digest"]
+
+
+def test_a_poisson_run_resumes_and_workers_change_nothing(tmp_path):
+    sets = (*EXAMPLE, SEEDED, "privacy.noise_multiplier=2.0")
+    straight = run(read(*sets), tmp_path / "s")
+    run(read(*sets, "federation.rounds=2"), tmp_path / "r")
+    resumed = run(read(*sets, "engine.workers=2"), tmp_path / "r", resume=True)
+    assert resumed["delta_digest"] == straight["delta_digest"]
+
+
+@pytest.mark.parametrize("mode", ["central", "local", "example"])
+def test_a_large_delta_is_refused_in_every_mode(mode):
+    with pytest.raises(PrivacyError, match=r"privacy\.delta: found 0\.5; allowed is at most 0\.01"):
+        read(*TINY, f"privacy.mode={mode}", "privacy.noise_multiplier=1.0", "privacy.delta=0.5")
+
+
+EXTREME = [
+    ("privacy.epsilon=1e300",), ("privacy.epsilon=1e-300",), ("privacy.epsilon=1e4",),
+    ("privacy.epsilon=1e-6", "privacy.delta=1e-300"), ("privacy.noise_multiplier=1e-300",),
+    ("privacy.noise_multiplier=1e300",), ("privacy.noise_multiplier=1e-3",),
+    ("privacy.epsilon=1.0", "federation.rounds=1000000000"),
+    ("privacy.epsilon=1.0", "privacy.clip_norm=1e-300"),
+    ("privacy.epsilon=3.0", "client.epochs=100000"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sets", EXTREME, ids=" ".join)
+@pytest.mark.parametrize(
+    "mode", [("central",), ("central", "federation.sampling=poisson"), ("example",)], ids=" ".join
+)
+def test_no_number_makes_a_check_hang(mode, sets):
+    began = time.process_time()
+    with contextlib.suppress(FedpeftError):
+        resolve(read(*TINY, f"privacy.mode={mode[0]}", *mode[1:], *sets))
+    assert time.process_time() - began < 5

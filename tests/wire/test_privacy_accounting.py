@@ -13,6 +13,7 @@ from fedpeft.wire.privacy_accounting import (
     author_deviation,
     calibrate,
     epsilon_of,
+    epsilon_of_all,
     gaussian_deviation,
     rdp_epsilon_of,
 )
@@ -88,3 +89,58 @@ def test_a_target_out_of_reach_is_refused():
 def test_deviations_of_the_papers_code_and_of_the_correct_formula(epsilon, author, right):
     assert author_deviation(epsilon, 1e-3, 1.0) == pytest.approx(author, abs=6e-4)
     assert gaussian_deviation(epsilon, 1e-3, 2.0) == pytest.approx(right, abs=6e-4)
+
+
+PRV = {
+    (1.433, 64 / 1258, 120, 1e-5): 2.0087,
+    (1.0, 0.125, 50, 1e-3): 4.2340,
+    (0.7, 0.02, 500, 1e-5): 6.6643,
+    (4.0, 0.3, 200, 1e-6): 5.4478,
+}
+"""(multiplier, rate, uses, delta) -> epsilon of opacus 1.6.0 by its PRV accountant:
+
+a = opacus.accountants.PRVAccountant(); a.history = [(multiplier, rate, uses)]
+a.get_epsilon(delta, eps_error=0.01, delta_error=delta / 1000)
+"""
+
+
+@pytest.mark.parametrize("case", PRV)
+def test_sampled_figures_are_those_of_opacus_within_its_error(case):
+    """Opacus returns the upper end of its interval, which is twice its error of 0.01 wide."""
+    multiplier, rate, uses, delta = case
+    assert PRV[case] - 0.02 <= epsilon_of(Mechanism(multiplier, rate), uses, delta) <= PRV[case]
+    assert epsilon_of(Mechanism(0.98 * multiplier, rate), uses, delta) > PRV[case]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_table_of_opacus_is_what_it_says():
+    accountants = pytest.importorskip("opacus.accountants")
+    (case, *_) = PRV
+    outside = accountants.PRVAccountant()
+    outside.history = [case[:3]]
+    theirs = outside.get_epsilon(case[3], eps_error=0.01, delta_error=case[3] / 1000)
+    assert theirs == pytest.approx(PRV[case], abs=1e-3)
+
+
+@pytest.mark.parametrize("multiplier", [0.05, 1e-3, 50.0])
+@pytest.mark.parametrize("delta", [1e-3, 1e-12])
+def test_the_closed_form_holds_for_extreme_noise(multiplier, delta):
+    epsilon = epsilon_of(Mechanism(multiplier), 1, delta)
+    rdp = rdp_epsilon_of(Mechanism(multiplier), 1, delta)
+    assert 0 <= epsilon <= rdp
+    assert multiplier > 1 or epsilon > 0.9 * rdp
+
+
+@pytest.mark.parametrize("rate", [pytest.param(0.01, marks=pytest.mark.slow), 0.5, None])
+def test_calibration_spends_the_target_within_a_hundredth(rate):
+    multiplier = calibrate(Mechanism(0.0, rate), 100, 1e-5, 2.0)
+    assert 1.98 < epsilon_of(Mechanism(multiplier, rate), 100, 1e-5) <= 2.0
+
+
+def test_mechanisms_of_several_rates_add_up():
+    sampled, plain = (Mechanism(2.0, 0.1), 50), (Mechanism(4.0), 2)
+    both = epsilon_of_all([sampled, plain], 1e-5)
+    assert both > max(epsilon_of(*sampled, 1e-5), epsilon_of(*plain, 1e-5))
+    assert both < epsilon_of(Mechanism(2.0), 52, 1e-5)
+    assert epsilon_of_all([plain, plain], 1e-5) == epsilon_of(Mechanism(4.0), 4, 1e-5)
+    assert epsilon_of_all([], 1e-5) == 0

@@ -95,9 +95,13 @@ def test_noise_and_denominator_do_not_depend_on_who_answers(answers):
     updates = updates_of(4)
     silent = {c: u if i < answers else None for i, (c, u) in enumerate(updates.items())}
     quiet, _ = private_round(silent, (central(Guard(2.0, 0.0)),), expected=4.0)
-    noisy, record = private_round(silent, (central(Guard(2.0, 1.5)),), expected=4.0)
+    noisy, record = private_round(
+        silent, (central(Guard(2.0, 1.5, reproducible=True)),), expected=4.0
+    )
     noise = noisy.delta - quiet.delta
-    everyone, _ = private_round(updates, (central(Guard(2.0, 1.5)),), expected=4.0)
+    everyone, _ = private_round(
+        updates, (central(Guard(2.0, 1.5, reproducible=True)),), expected=4.0
+    )
     reference, _ = private_round(updates, (central(Guard(2.0, 0.0)),), expected=4.0)
     assert torch.allclose(noise, everyone.delta - reference.delta, atol=1e-6)
     assert record.update_norm == pytest.approx(float(noisy.delta.norm()))
@@ -179,3 +183,66 @@ def test_a_server_without_its_secret_adds_no_noise_that_can_be_guessed():
         central(Guard(1.0, 1.0)).finish(zero, {}, RoundContext(1, (), 8.0, 1))
     quiet, _ = central(Guard(1.0, 0.0)).finish(zero, {}, RoundContext(1, (), 8.0, 1))
     assert torch.equal(quiet.delta, zero.delta)
+
+
+def released(updates, *, state=1.0, guard=None):
+    """The noise that the server adds to a sum: one checkpoint back, with these updates."""
+    spec = support.tuned().spec
+    guard = guard or Guard(2.0, 1.5)
+    algorithm = constant_denominator(fedavg(), spec)
+    plan = dataclasses.replace(
+        support.plan(algorithm=algorithm), expected_cohort=4.0, min_replies=0,
+        sampler=sampler_of(lambda clients, number: tuple(clients)),
+    )  # fmt: skip
+    start = algorithm.init(torch.full((spec.num_params,), state), torch.empty(0))
+    start = dataclasses.replace(start, root=ROOT)
+    quiet = dataclasses.replace(guard, noise_multiplier=0.0)
+    clean, noisy = (
+        run_round(start, dataclasses.replace(plan, up=chain), Scripted(updates, chain))[0].delta
+        for chain in ((central(quiet),), (central(guard),))
+    )
+    return noisy - clean
+
+
+def test_one_checkpoint_back_equal_values_repeat_their_noise_and_others_draw_anew():
+    """If equal noise lay on other data, the difference of the two releases would be the data."""
+    updates = updates_of(4)
+    changed = {**updates, "c3": updates["c3"] * torch.linspace(0.999, 1.001, len(updates["c3"]))}
+    first = released(updates)
+    assert torch.equal(first, released(updates))
+    others = (
+        released(changed), released(updates, state=1.5), released({}),
+        released(updates, guard=Guard(2.0, 1.5000001)),
+    )  # fmt: skip
+    assert all(float((first - other).norm() / first.norm()) > 0.5 for other in others)
+
+
+def test_noise_from_the_seed_stays_the_same_for_parity():
+    """The negative control: on other data, noise that follows from the seed alone is equal."""
+    guard, updates = Guard(2.0, 1.5, reproducible=True), updates_of(4)
+    silent = {**updates, "c3": None}
+    first, other = (released(each, guard=guard) for each in (updates, silent))
+    torch.testing.assert_close(first, other, atol=1e-6, rtol=0)
+
+
+def test_empty_rounds_of_different_states_get_different_noise():
+    first, other = released({}), released({}, state=2.0)
+    assert float((first - other).norm() / first.norm()) > 0.5
+
+
+@pytest.mark.parametrize(
+    "change", [{"origin": "b"}, {"round": 2}, {"client": "d"}, {"seed": 2}, {"version": 1}]
+)
+def test_local_noise_is_keyed_by_the_turn_and_by_the_update(change):
+    stage, size = local(Guard(2.0, 1.5)), 1000
+    memory = {"root": ROOT}
+
+    def noise(turn, value):
+        update = torch.full((size,), value)
+        clipped = local(Guard(2.0, 0.0)).encode({DELTA: update}, memory, turn)[0][DELTA]
+        return stage.encode({DELTA: update}, memory, turn)[0][DELTA] - clipped
+
+    first = noise(TURN, 1e-3)
+    assert torch.equal(first, noise(TURN, 1e-3))
+    for other in (noise(dataclasses.replace(TURN, **change), 1e-3), noise(TURN, 2e-3)):
+        assert float((first - other).norm() / first.norm()) > 0.5

@@ -6,7 +6,7 @@ The rooms below take plain values: requests and settings are made from the exper
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,10 +15,12 @@ from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
+from fedpeft.data.drawn import Sizes
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_data
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
+from fedpeft.experiment.epsilon import is_settled, with_examples
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved, learning_rate, resolve
 from fedpeft.models.source import ModelRequest, load_model, sketch_model
@@ -33,6 +35,7 @@ __all__ = [
     "check_device",
     "data_request",
     "fit_labels",
+    "fit_privacy",
     "load_run_data",
     "local_settings",
     "model_request",
@@ -118,6 +121,16 @@ def fit_labels(resolved: Resolved, data: Federated) -> Resolved:
         )
     labels = given or data.num_labels
     return resolved.changed(model={"num_labels": labels})
+
+
+def fit_privacy(resolved: Resolved, data: Federated) -> Resolved:
+    """Take the public number of examples of a client from the data, where privacy needs it."""
+    if is_settled(resolved.experiment):
+        return resolved
+    total = sum(Sizes(data.clients).values())
+    return replace(
+        resolved, experiment=with_examples(resolved.experiment, total, len(data.clients))
+    )
 
 
 def check_device(experiment: Experiment) -> None:

@@ -43,6 +43,7 @@ from fedpeft.client.frozen.prefix import (
     token_counts,
 )
 from fedpeft.client.local import LocalSettings
+from fedpeft.client.private import stand_in
 from fedpeft.core import seeds
 from fedpeft.core.errors import FedpeftError
 from fedpeft.core.text import byte_words
@@ -51,6 +52,7 @@ from fedpeft.data.drawn import DrawnClients
 from fedpeft.data.examples import ExampleSet, Federated
 from fedpeft.data.images import LazyPixels
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.models.families import block_of, canonical, canonical_names
 from fedpeft.models.fingerprint import fingerprint
 from fedpeft.models.loaded import TextInput
@@ -141,7 +143,8 @@ def with_prefix(
     """
     if reason := _switched_off(experiment, augmented=data.augmented):
         return Prefixed(tuned, data, PrefixNote(reason))
-    split = _checked_split(tuned, data)
+    private = PRIVACY_MODES[experiment.privacy.mode].unit is not None
+    split = _checked_split(tuned, data, private=private)
     if isinstance(split, NoPrefix):
         return Prefixed(tuned, data, PrefixNote(f"no frozen prefix: {split.reason}"))
     layouts = _layouts(experiment, split, data)
@@ -257,10 +260,11 @@ def _switched_off(experiment: Experiment, *, augmented: bool) -> str:
     return ""
 
 
-def _checked_split(tuned: TunedModel, data: Federated) -> Split | NoPrefix:
+def _checked_split(tuned: TunedModel, data: Federated, *, private: bool) -> Split | NoPrefix:
     """Cut the model, and compare losses and gradients with and without the cut on two examples.
 
-    The server of a deployment has no training examples, and uses two of the test set.
+    The server of a deployment has no training examples, and uses two of the test set. Under privacy
+    two made-up examples of their shapes are used: outputs name the decision.
     """
     examples, rows = data.train, next((list(r[:2]) for r in data.clients.values() if len(r)), [])
     if not rows:
@@ -269,6 +273,7 @@ def _checked_split(tuned: TunedModel, data: Federated) -> Split | NoPrefix:
         return NoPrefix("there are no examples here")
     try:
         batch = examples.batch(rows, seed=None)
+        batch = stand_in(batch) if private else batch
         split = find_split(tuned, batch)
         if isinstance(split, NoPrefix) or rest_equals_whole(tuned, split, batch):
             return split

@@ -13,15 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from fedpeft.client.private import GradientPrivacy
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import PrivacyError
 from fedpeft.core.noise import draw_root, seeded_root
+from fedpeft.data.drawn import DrawnClients
 from fedpeft.experiment.check_privacy import refuse_combination
 from fedpeft.experiment.epsilon import (
     epsilon_after,
+    is_settled,
     may_go_on,
     mechanism_of,
+    poisson_batches,
     uses_a_turn,
     uses_after,
 )
@@ -70,8 +76,11 @@ class PrivacyOfRun:
     @property
     def gradient(self) -> GradientPrivacy | None:
         """How clients clip and noise their gradients; None: they do not."""
-        build = self.mode.gradient
-        return build(self.experiment.privacy) if build else None
+        build, batches = self.mode.gradient, poisson_batches(self.experiment)
+        chosen = build(self.experiment.privacy) if build else None
+        if chosen is None or batches is None:
+            return chosen
+        return dataclasses.replace(chosen, rate=batches.rate, steps=batches.steps)
 
     @property
     def min_replies(self) -> int:
@@ -90,6 +99,28 @@ class PrivacyOfRun:
                 "its statistics mix the examples of a batch and travel outside clip and noise. Use "
                 "another tuning.method, or a model with layer normalisation"
             )
+
+    def refuse_shared(self, clients: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        """Refuse data in which an example stands twice, where epsilon counts examples.
+
+        Args:
+          clients: client -> rows of the training table.
+
+        Raises:
+          PrivacyError: if a row occurs twice within a client, or in two clients.
+        """
+        if self.mode.unit != "example":
+            return
+        seen: set[int] = set()
+        for client, rows in clients.items():
+            fresh = set(rows.tolist()) - seen
+            if isinstance(clients, DrawnClients) or len(fresh) < len(rows):
+                raise PrivacyError(
+                    f"privacy.mode: found {self.experiment.privacy.mode!r}, and client {client!r} "
+                    "has an example twice, or one that another client has too; epsilon counts each "
+                    "example once. Deal each example once (data.partition)"
+                )
+            seen |= fresh
 
     def algorithm(self, algorithm: Algorithm, spec: DeltaSpec) -> Algorithm:
         """Return the algorithm; with a constant denominator where the mode guarantees privacy.
@@ -122,6 +153,8 @@ class PrivacyOfRun:
     def planned(self) -> dict[str, object]:
         """Return the privacy keys of `plan --json`."""
         rounds = self.experiment.federation.rounds
+        if not is_settled(self.experiment):
+            return {"epsilon": None, **self._described()}
         while rounds and not self.goes_on(rounds - 1):
             rounds -= 1
         return {"epsilon": epsilon_after(self.experiment, rounds), **self._described()}
@@ -137,6 +170,8 @@ class PrivacyOfRun:
             return {}
         added: dict[str, object] = {
             "epsilon": epsilon_after(self.experiment, record.round),
+            "privacy_delta": self.experiment.privacy.delta,
+            "privacy_unit": self.mode.unit,
             "noise_deviation": self._noise_deviation(),
             "privacy": self._note(),
         }
@@ -221,8 +256,11 @@ class PrivacyOfRun:
             "noise_multiplier": chosen.noise_multiplier,
             "noise_deviation": self._noise_deviation(),
             "sampling": self.experiment.federation.sampling,
+            "unit": self.mode.unit,
             "note": self._note(),
         }
+        if batches := poisson_batches(self.experiment):
+            described |= {"example_rate": batches.rate, "example_steps": batches.steps}
         return {"privacy": described}
 
     def _note(self) -> str:
@@ -232,6 +270,11 @@ class PrivacyOfRun:
             return f"{SIMULATION}; {note}" if chosen.reproducible_noise else note
         if chosen.reproducible_noise:
             return SIMULATION
+        if not is_settled(self.experiment):
+            return f"{note}; epsilon needs privacy.examples_per_client or the data"
+        number = chosen.examples_per_client
+        if number and chosen.delta * number >= 1:
+            note = f"{note}; delta is not below 1 / {number} examples"
         return note if chosen.noise_multiplier else "no noise: not private"
 
 
@@ -242,5 +285,7 @@ def privacy_words(figures: Mapping[str, Any]) -> str:
         return "none"
     epsilon = figures["epsilon"]
     spent = f"epsilon {epsilon:.4g} at delta {privacy['delta']:g}" if epsilon else "no guarantee"
+    if epsilon and privacy.get("unit"):
+        spent += f" for one {privacy['unit']}"
     noise = f"noise deviation {privacy['noise_deviation']:.4g} a coordinate"
     return f"{privacy['note']}: {spent}, {noise}"

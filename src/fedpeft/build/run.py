@@ -15,7 +15,14 @@ from pathlib import Path
 
 from fedpeft.build.client_side import client_side
 from fedpeft.build.engine import BuildEngine, engine_builder
-from fedpeft.build.model import build_tuned, check_device, fit_labels, load_run_data, up_stages
+from fedpeft.build.model import (
+    build_tuned,
+    check_device,
+    fit_labels,
+    fit_privacy,
+    load_run_data,
+    up_stages,
+)
 from fedpeft.build.prefix import PrefixNote
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.client.evaluate import Evaluation
@@ -105,7 +112,9 @@ def assemble(
       announced: client -> number of its examples, where `data` does not hold them; a client that is
         not in it announced none.
     """
+    resolved = fit_privacy(resolved, data)
     privacy = PrivacyOfRun(resolved.experiment)
+    privacy.refuse_shared(data.clients)
     weights = Weights(
         Sizes(data.clients) if announced is None else announced,
         constant=privacy.private,

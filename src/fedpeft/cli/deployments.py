@@ -91,7 +91,12 @@ def _status_lines(found: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys((found["metric"], "loss"))
     figures = {name: found["metrics"].get(name) for name in names}
     metrics = [f"{name} {value:.4g}" for name, value in figures.items() if value is not None]
-    privacy = [] if found["epsilon"] is None else [f"epsilon {found['epsilon']:.4g}"]
+    privacy = []
+    if found["epsilon"] is not None:
+        privacy = [
+            f"epsilon {found['epsilon']:.4g} at delta {found['privacy_delta']:g} for one "
+            f"{found['privacy_unit']}"
+        ]
     sent = byte_words(found["bytes_up"] + found["bytes_down"])
     lines = [
         f"{found['name']}: {found['state']}, round {found['round']} of {found['rounds']}, "

@@ -18,18 +18,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedpeft.client.batches import batches, dropout_keys, take_batch
+from fedpeft.client.batches import dropout_keys, take_batch
 from fedpeft.client.flat import FlatDelta
 from fedpeft.client.frozen.tail import short_tail
 from fedpeft.client.optimizers import OptimizerSettings, make_step
 from fedpeft.client.private import (
     GradientPrivacy,
     RowGradients,
-    check_rows,
+    check_turn,
+    covering,
     draw,
     kept_root,
     noised,
     row_gradients,
+    rows_at_once,
+    sent,
+    turn_batches,
     with_root,
 )
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
@@ -89,22 +93,23 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
 
     by_example = settings.privacy is not None and settings.privacy.by_example
     rows = row_gradients(tuned) if by_example else None
-    sent = tuned.spec.num_params
-    first_own = flat.value_P[sent:].clone()
+    num_sent = tuned.spec.num_params
+    first_own = flat.value_P[num_sent:].clone()
 
     def train(broadcast: Payload, turns: Sequence[ClientTurn]) -> Iterator[LocalResult]:
         start_P = broadcast[DELTA].to(device)
-        for turn in (with_root(settings.privacy, each) for each in turns):
-            flat.value_P[:sent].copy_(start_P)
-            flat.value_P[sent:].copy_(turn.memory.get(_OWN, first_own))
+        for turn in (with_root(settings.privacy, each, settings) for each in turns):
+            flat.value_P[:num_sent].copy_(start_P)
+            flat.value_P[num_sent:].copy_(turn.memory.get(_OWN, first_own))
             if tuned.buffers:
                 write_buffers(tuned, broadcast[BUFFERS].to(device))
             with short_tail(tuned.model):
                 metrics = _train_client(tuned, flat, settings, turn, rows)
-            payload = {DELTA: (flat.value_P[:sent] - start_P).cpu()}
+            update_P = (flat.value_P[:num_sent] - start_P).cpu()
+            payload = {DELTA: sent(settings.privacy, update_P)}
             if tuned.buffers:
                 payload[BUFFERS] = read_buffers(tuned).cpu()
-            own = {_OWN: flat.value_P[sent:].cpu().clone()} if tuned.local else {}
+            own = {_OWN: flat.value_P[num_sent:].cpu().clone()} if tuned.local else {}
             kept = {**kept_root(settings.privacy, turn), **own}
             yield LocalResult(payload, float(len(turn.data)), metrics, kept)
 
@@ -124,29 +129,36 @@ def _train_client(
     """
     chosen = settings.privacy
     start_P = flat.value_P.clone() if settings.prox_mu else flat.value_P
-    step, number, sent = None, 0, tuned.spec.num_params
+    step, number, num_sent, covered = None, 0, tuned.spec.num_params, ""
     loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
     _set_mode(tuned, training=False)
+    checked_P = check_turn(tuned, rows, turn, settings.device) if rows else None
     for epoch in range(settings.epochs):
         loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
-        for places in batches(turn, settings.batch_size, epoch, tuned.trains_statistics):
+        whole = tuned.trains_statistics
+        for places in turn_batches(chosen, turn, settings.batch_size, epoch, whole):
             number += 1
-            batch = take_batch(turn, places, epoch, settings.device)
             keys_B = dropout_keys(turn, places, number).to(settings.device)
             if rows is None or chosen is None:
+                batch = take_batch(turn, places, epoch, settings.device)
                 _set_mode(tuned, training=tuned.trains_statistics and len(places) > 1)
                 scores = _backward(tuned, flat, settings, batch, keys_B)
                 grad_P, active_P = flat.collect(), flat.active_P
                 loss_sum = loss_sum + scores.loss_B.detach().sum().double().cpu()
                 count_sum = count_sum + scores.count_B.sum().double().cpu()
             else:
-                active_P = check_rows(tuned, rows, batch, keys_B) if step is None else None
-                grad_P = clip_rows(rows(batch, keys_B), chosen.clip_norm).sum(0)
+                grad_P, active_P = torch.zeros_like(flat.value_P), checked_P
+                room = rows_at_once(len(grad_P))
+                for start in range(0, len(places), room):
+                    part = slice(start, start + room)
+                    batch = take_batch(turn, places[part], epoch, settings.device)
+                    grad_P += clip_rows(rows(batch, keys_B[part]), chosen.clip_norm).sum(0)
             if chosen is not None:
-                noise_P = draw(chosen, turn, len(grad_P), number)
+                covered = covering(chosen, turn, covered, grad_P)
+                noise_P = draw(chosen, turn, len(grad_P), number, covered)
                 grad_P = noised(chosen, grad_P, settings.batch_size, noise_P)
             if settings.prox_mu:  # only for the parameters that are sent: the others have no anchor
-                grad_P[:sent].add_((flat.value_P - start_P)[:sent], alpha=settings.prox_mu)
+                grad_P[:num_sent].add_((flat.value_P - start_P)[:num_sent], alpha=settings.prox_mu)
             step = step or make_step(settings.optimizer, active_P)
             with torch.no_grad():
                 step(flat.value_P, grad_P)

@@ -60,6 +60,7 @@ class ClientTurn:
       expected: in a stage's `decode`, the tensors that it must give back, by their names: of the
         right types and shapes, on the `meta` device, without numbers; {} elsewhere. It bounds what
         `decode` may take in memory, whatever a message claims.
+      origin: digest (hex) of the broadcast, which keys privacy noise; "" where nobody gave one.
     """
 
     round: int
@@ -69,6 +70,7 @@ class ClientTurn:
     seed: int
     version: int
     expected: Payload = field(default_factory=dict)
+    origin: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """Clipping and noise: the arithmetic that the privacy stages and private training share.
 
     clip(x, C) = x * min(1, C / |x|)          |.| the L2 norm over the whole flat buffer
+    bounded    = clip, and zeros for a vector that is not finite
     gaussian   = N(0, s^2), from SHAKE-256(root, path) through Box and Muller's transform
 
 Noise for privacy must be unpredictable: it comes from a secret root of 32 bytes that the operating
 system draws, expanded by a cryptographic hash, and not from a seed of the run. One root and path
 give the same noise again, so that a resumed run repeats a round instead of noising it twice.
+
+Under privacy, whether a number is finite says something of the data: a server that makes numbers
+overflow for one example only would read from an infinite reply whether a client holds it. So a
+vector that is not finite counts as zeros, before noise is added and without a word.
 
 References:
   Box, Muller, A Note on the Generation of Random Normal Deviates, 1958.
@@ -25,9 +30,10 @@ from torch import Tensor
 from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
 
-__all__ = ["clip", "clip_rows", "draw_root", "gaussian", "seeded_root", "uniform"]
+__all__ = ["bounded", "clip", "clip_rows", "draw_root", "gaussian", "seeded_root", "uniform"]
 
 _ROOT_BYTES = 32
+_LONGEST = 1e30
 
 
 def clip(flat: Tensor, bound: float) -> Tensor:
@@ -45,12 +51,24 @@ def clip(flat: Tensor, bound: float) -> Tensor:
 
 
 def clip_rows(rows_BP: Tensor, bound: float) -> Tensor:
-    """Clip each row [P] of [B, P] by itself."""
+    """Clip each row [P] of [B, P] by itself; a row that is not finite becomes zeros.
+
+    With a finite bound, so does a row of norm 1e30 or more: its factor would be too small a float
+    for the bound to hold exactly.
+    """
     if math.isinf(bound):
-        return rows_BP
+        finite_B1 = torch.isfinite(rows_BP).all(1, keepdim=True)
+        return torch.where(finite_B1, rows_BP, torch.zeros_like(rows_BP))
     norms_B: Tensor = torch.linalg.vector_norm(rows_BP, dim=1, dtype=torch.float64)
     shorter_B = (bound / norms_B) * (1 - 2.0**-22)
-    return rows_BP * torch.where(norms_B <= bound, 1.0, shorter_B).to(rows_BP.dtype).unsqueeze(1)
+    factor_B = torch.where(norms_B <= bound, 1.0, shorter_B).to(rows_BP.dtype)
+    usable_B1 = (norms_B < _LONGEST).unsqueeze(1)  # false for infinity and NaN
+    return torch.where(usable_B1, rows_BP * factor_B.unsqueeze(1), torch.zeros_like(rows_BP))
+
+
+def bounded(flat: Tensor, bound: float) -> Tensor:
+    """Clip one vector [P] as `clip_rows` clips a row: the result is finite, whatever comes in."""
+    return clip_rows(flat.unsqueeze(0), bound)[0]
 
 
 def draw_root() -> Tensor:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from fedpeft.data.docstrings import read_docstrings
 from fedpeft.data.tables import Splits, Table
 
-__all__ = ["BUNDLED_DATASETS", "BundledDataset", "read_set"]
+__all__ = ["BUNDLED_DATASETS", "BundledDataset", "num_train", "read_set"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ def read_set(name: str) -> Splits:
         values = array.astype(np.int64) if column == "label" else array
         splits.setdefault(split, {})[column] = values
     return Splits({s: Table(columns, names) for s, columns in splits.items()}, full_scale)
+
+
+@functools.lru_cache
+def num_train(name: str) -> int | None:
+    """Return the number of training examples of a file of `sets/`; None for other data."""
+    return len(read_set(name).tables["train"]) if name in _SETS else None
 
 
 _SAME = "same rows and split"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedpeft.core.errors import PrivacyError
+from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.server.algorithms import weighted_mean
@@ -21,6 +22,8 @@ def privacy_problems(experiment: Experiment) -> Iterator[str]:
     yield from mode.problems(experiment.privacy, clients)
     if mode.unit is not None:
         yield from _outside(experiment)
+    if mode.unit == "example":
+        yield from _examples(experiment)
 
 
 def refuse_combination(experiment: Experiment, algorithm: Algorithm) -> None:
@@ -51,6 +54,24 @@ def _poisson(mode: str, clients: int | None) -> Iterator[str]:
             "federation.sampling: found 'poisson' with data.partition.scheme = 'natural'; its "
             "number of clients comes from the data, and the sampling probability may not. Use "
             "'fixed'"
+        )
+
+
+def _examples(experiment: Experiment) -> Iterator[str]:
+    chosen = experiment.privacy
+    if experiment.data.partition.scheme == "drawn":
+        yield (
+            f"data.partition.scheme: found 'drawn' with privacy.mode = {chosen.mode!r}; it gives "
+            "one example to a client several times, and to several clients, and epsilon counts "
+            "each example once. Use a scheme that deals each example once, such as 'dirichlet'"
+        )
+    engine = ENGINES.get(experiment.engine.name)
+    asked = chosen.example_sampling == "poisson" and chosen.examples_per_client is None
+    if asked and engine is not None and engine.deployed:
+        yield (
+            "privacy.example_sampling: found 'poisson' with engine.name = "
+            f"{experiment.engine.name!r} and no privacy.examples_per_client; a server is not told "
+            "how many examples a site holds. Set that public number, or use 'shuffle'"
         )
 
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from fedpeft.experiment.fields import Above, NotNegative, Table
+from fedpeft.experiment.fields import Positive, Table
 from fedpeft.wire.privacy_accounting import author_deviation, gaussian_deviation
 
 if TYPE_CHECKING:
@@ -103,7 +103,16 @@ def _paper(chosen: PrivacyConfig) -> GradientPrivacy:
     return GradientPrivacy(bound, gaussian_deviation(epsilon, chosen.delta, 2 * bound))
 
 
+LARGEST_DELTA = 1e-2
+
+
 def _noise_problems(chosen: PrivacyConfig, clients: int | None) -> Iterator[str]:
+    if chosen.delta > LARGEST_DELTA:
+        yield (
+            f"privacy.delta: found {chosen.delta:g}; allowed is at most {LARGEST_DELTA:g}: with "
+            "that probability a mechanism may publish everything. Use less than one over the "
+            "number of clients or examples that it protects"
+        )
     if chosen.epsilon is None and chosen.noise_multiplier is None:
         yield (
             "privacy.epsilon: not set, and privacy.noise_multiplier neither; set a target epsilon, "
@@ -175,6 +184,14 @@ PRIVACY_MODES: Mapping[str, PrivacyMode] = {
     ),
 }
 
+
+def _clip_norm(found: float) -> float:
+    """Refuse a bound for which float32 noise would be zero or infinite."""
+    if not 1e-12 <= found <= 1e12 and not math.isinf(found):
+        raise ValueError("allowed is 1e-12 to 1e12, or inf without noise")
+    return found
+
+
 if TYPE_CHECKING:
     ModeName: TypeAlias = str
 else:
@@ -188,14 +205,20 @@ class PrivacyConfig(Table):
     """Where updates or gradients get their noise; `paper` guarantees nothing."""
     variant: Literal["author", "corrected"] = "corrected"
     """Mode `paper`: the formula of the authors' code, or the correct one."""
-    epsilon: Above | None = None
+    epsilon: Annotated[float, Field(ge=1e-6, le=1e4)] | None = None
     """Privacy budget of the run; the noise is calibrated to it."""
-    noise_multiplier: NotNegative | None = None
+    noise_multiplier: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """Standard deviation of the noise, in units of `clip_norm`; calibrated where not given."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-    """Delta of the (epsilon, delta) guarantee."""
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Delta of the (epsilon, delta) guarantee; at most 0.01, and below 1 / clients."""
+    clip_norm: Annotated[float, Field(gt=0), AfterValidator(_clip_norm)] = 1.0
     """L2 bound of what is noised."""
+    example_sampling: Literal["poisson", "shuffle"] | None = None
+    """Mode `example`: each example is in a batch by a secret coin of its own (`poisson`, the
+    default), or an epoch is shuffled and cut, which amplifies nothing."""
+    examples_per_client: Positive | None = None
+    """Mode `example`, Poisson: the public number n of examples of a client, for the rate
+    `batch_size` / n and for the steps; the mean of the run's clients by default."""
     reproducible_noise: bool = False
     """Draw the noise from the seed, for tests: not private."""
 

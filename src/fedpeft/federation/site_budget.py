@@ -1,10 +1,11 @@
 """The privacy budget of a site: what its data has cost over all runs and servers, on its disk.
 
-    privacy.jsonl    {"run": ..., "turn": 3, "request": "ab12…", "ratio": 0.8, "uses": 10}
+    privacy.jsonl    {"run": …, "turn": 3, "request": "ab12…", "ratio": 0.8, "uses": 10, "rate": 1}
 
-`ratio` is the noise deviation over the sensitivity. Epsilon counts all uses as if each had the
-smallest ratio among them, an upper bound on the true composition. A repeated request for the same
-turn is not counted again; a turn that fails after it was charged stays counted.
+`ratio` is the noise deviation over the sensitivity, `rate` the probability with which an example is
+in a batch. Epsilon counts all uses of one rate as if each had the smallest ratio among them, an
+upper bound on the true composition. A row without `rate` was not sampled. A repeated request for
+the same turn is not counted again; a turn that fails after it was charged stays counted.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import EngineError, PrivacyError
-from fedpeft.experiment.epsilon import uses_a_turn
+from fedpeft.experiment.epsilon import poisson_batches, uses_a_turn
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.site_file import SiteConfig
-from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of
+from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of_all
 
 __all__ = ["charge", "spent"]
 
@@ -42,7 +43,10 @@ def charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, reques
         return
     ratio = (experiment.privacy.noise_multiplier or 0.0) / mode.distance
     uses = uses_a_turn(experiment)
-    row = {"run": run, "turn": turn, "request": request, "ratio": ratio, "uses": uses}
+    batches = poisson_batches(experiment)
+    rate = batches.rate if batches else 1.0
+    cost = {"ratio": ratio, "uses": uses, "rate": rate}
+    row = {"run": run, "turn": turn, "request": request, **cost}
     limit, after = site.privacy.epsilon, _epsilon([*rows, row], site.privacy.delta)
     if limit is not None and after > limit:
         raise PrivacyError(
@@ -63,10 +67,11 @@ def spent(site: SiteConfig) -> float:
 
 
 def _epsilon(rows: Sequence[Mapping[str, Any]], delta: float) -> float:
-    if not rows:
-        return 0.0
-    least, uses = min(row["ratio"] for row in rows), sum(int(row["uses"]) for row in rows)
-    return epsilon_of(Mechanism(least), uses, delta)
+    parts = [
+        (Mechanism(row["ratio"], rate if (rate := row.get("rate", 1.0)) < 1 else None), row["uses"])
+        for row in rows
+    ]
+    return epsilon_of_all(parts, delta)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,13 @@ from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Given, resolve
 from fedpeft.federation.deploying import deploy
-from fedpeft.runs.folder import RunFolder, default_out, peek, with_recorded_passes
+from fedpeft.runs.folder import (
+    RunFolder,
+    default_out,
+    peek,
+    with_recorded_passes,
+    with_recorded_privacy,
+)
 from fedpeft.runs.lock import locked
 from fedpeft.runs.loop import run_experiment
 from fedpeft.runs.records import RoundDone
@@ -87,7 +93,9 @@ def run(
             )
         return DEPLOYMENTS[chosen.engine.name](chosen, folder, on_round, resume=resume)
     if resume:
-        resolved = resolved.changed(engine=with_recorded_passes(chosen, folder).engine)
+        engine = with_recorded_passes(chosen, folder).engine
+        privacy = with_recorded_privacy(chosen, folder).privacy
+        resolved = resolved.changed(engine=engine, privacy=privacy)
     built = build_run(resolved)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpeft.build.model import Sketch, load_run_data, payload_bytes, sketch_run
+from fedpeft.build.model import Sketch, fit_privacy, load_run_data, payload_bytes, sketch_run
 from fedpeft.build.prefix import planned_prefix
+from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
@@ -113,10 +114,17 @@ def make_plan(experiment: Experiment) -> Plan:
         "kept_deltas_bytes": _kept_deltas(sketch),
         **_weights(sketch),
         **planned_prefix(sketch.experiment, tuned, data).as_json(),
-        **sketch.privacy.planned(),
+        **_privacy(sketch, data).planned(),
     }
     shown = data is not None and len(data.clients) <= MOST_SHOWN
     return Plan(figures, _partition(data) if data is not None and shown else None)
+
+
+def _privacy(sketch: Sketch, data: Federated | None) -> PrivacyOfRun:
+    """Settle what epsilon needs of the data."""
+    if data is None:
+        return sketch.privacy
+    return PrivacyOfRun(fit_privacy(sketch.resolved, data).experiment)
 
 
 def plan_rows(rows: Sequence[SweepRow]) -> dict[str, Plan]:

@@ -93,6 +93,7 @@ class Row:
       seconds: wall time of a run.
       epsilon: privacy spent; None without differential privacy.
       seeds: seeds of the counted runs.
+      guarantee: the delta and the unit that epsilon is for, as text; "" without epsilon.
       privacy_note: the runs' note on their privacy; "" without one.
     """
 
@@ -113,6 +114,7 @@ class Row:
     bytes_up: Spread | None = None
     bytes_down: Spread | None = None
     privacy_note: str = ""
+    guarantee: str = ""
 
 
 def row_of(group: Group) -> Row:
@@ -140,6 +142,7 @@ def row_of(group: Group) -> Row:
         bytes_up=_sent(runs, "bytes_up"),
         bytes_down=_sent(runs, "bytes_down"),
         privacy_note=group.privacy_note,
+        guarantee=_guarantee(group),
     )
 
 
@@ -156,6 +159,17 @@ def _count_of(group: Group, key: str) -> int | None:
 def _summary_of(group: Group, key: str) -> float | None:
     found = (run.summary.get(key) for run in group.runs if run.summary)
     return next((value for value in found if value is not None), None)
+
+
+def _guarantee(group: Group) -> str:
+    """Return the delta and the unit of a group's epsilon, such as `δ = 0.001, one client`."""
+    if _summary_of(group, "epsilon") is None:
+        return ""
+    found = [(run.summary or {}).get("privacy") for run in group.runs]
+    privacy = next((each for each in found if isinstance(each, Mapping)), {})
+    note, delta = privacy.get("note", ""), privacy.get("delta")
+    unit = privacy.get("unit") or ("example" if "example" in note else "client")
+    return f"δ = {delta:g}, one {unit}" if delta else f"a δ that is not recorded, one {unit}"
 
 
 def _status(group: Group) -> str:
@@ -200,7 +214,7 @@ _COLUMNS = (
     *("best_mean", "best_std"),
     *("trainable_parameters", "trainable_share", "payload_bytes"),
     *("encoded_bytes_up", "encoded_bytes_down", "total_bytes_both_ways"),
-    *("bytes_up", "bytes_down", "seconds", "epsilon", "privacy", "status"),
+    *("bytes_up", "bytes_down", "seconds", "epsilon", "guarantee", "privacy", "status"),
 )
 
 
@@ -225,7 +239,7 @@ def _line(panel: Panel, row: Row) -> list[object]:
         *(*_both(row.last), *interval, *ends, *_both(row.best)),
         *(row.trained, row.share, row.payload, row.encoded_up, row.encoded_down),
         *map(_mean, means),
-        *(row.epsilon, row.privacy_note, row.status),
+        *(row.epsilon, row.guarantee, row.privacy_note, row.status),
     ]
 
 
@@ -250,7 +264,7 @@ def interval_text(ends: tuple[float, float] | None, metric: Metric) -> str:
 
 def epsilon_text(row: Row) -> str:
     """Return epsilon as text, with the note on what it is worth."""
-    spent = "none" if row.epsilon is None else f"{row.epsilon:.4g}"
+    spent = "none" if row.epsilon is None else f"{row.epsilon:.4g} at {row.guarantee}"
     return f"{spent} ({row.privacy_note})" if row.privacy_note else spent
 
 

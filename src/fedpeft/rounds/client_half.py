@@ -5,6 +5,7 @@ broadcast -> decode -> stages (down) -> local training -> stages (up) -> encode 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -68,8 +69,10 @@ def run_turns(
     """
     payload = _opened(half, broadcast, turns[0])
     memories = [turn.memory or start_memory(half.up, half.spec) for turn in turns]
-    ready = [replace(t, memory=memory) for t, memory in zip(turns, memories, strict=True)]
-    taken = zip(turns, memories, half.trainer(payload, ready), strict=True)
+    origin = hashlib.sha256(broadcast).hexdigest()
+    pairs = zip(turns, memories, strict=True)
+    ready = [replace(turn, memory=memory, origin=origin) for turn, memory in pairs]
+    taken = zip(ready, memories, half.trainer(payload, ready), strict=True)
     return [_reply(half, turn, memory, result) for turn, memory, result in taken]
 
 

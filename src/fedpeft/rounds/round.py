@@ -67,8 +67,9 @@ def settle(
       EngineError: if the engine itself fails.
     """
     job, cohort = call.job, call.cohort
+    origin = state.digest if state.root.numel() else ""
     context = RoundContext(
-        job.round, cohort, plan.expected_cohort, plan.seed, job.turns, state.root
+        job.round, cohort, plan.expected_cohort, plan.seed, job.turns, state.root, origin
     )
     _check_enough(plan, call)
     tally = Tally()

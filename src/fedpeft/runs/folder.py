@@ -29,7 +29,9 @@ from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
 from fedpeft.core.text import dotted
 from fedpeft.experiment.engines import PLACE
+from fedpeft.experiment.epsilon import is_settled
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.rounds.round_plan import RoundPlan
 from fedpeft.runs.files import TEMPORARY, read_object, write_whole
@@ -48,6 +50,7 @@ __all__ = [
     "recorded_metric",
     "stored_experiment",
     "with_recorded_passes",
+    "with_recorded_privacy",
     "write_delta",
 ]
 
@@ -144,6 +147,9 @@ def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
         theirs.pop("model.num_labels", None)
     if experiment.engine.clients_per_pass in UNDECIDED:  # the stored one holds the choice
         theirs.pop("engine.clients_per_pass", None)
+    for key in _FROM_DATA:  # the stored one has them from the data
+        if key not in ours:
+            theirs.pop(key, None)
     problems = [
         f"{key} is {_shown(ours.get(key))} here and {_shown(theirs.get(key))} in the folder"
         for key in sorted(set(ours) | set(theirs))
@@ -166,6 +172,9 @@ def experiment_digest(experiment: Experiment) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_FROM_DATA = ("privacy.noise_multiplier", "privacy.examples_per_client")
+
+
 def stored_experiment(folder: RunFolder) -> Experiment:
     """Read `experiment.toml` of a run folder.
 
@@ -180,12 +189,28 @@ def stored_experiment(folder: RunFolder) -> Experiment:
             "`fedpeft run` wrote"
         )
     try:
-        return Experiment.model_validate(read_toml(folder.experiment))
+        return _shuffled(Experiment.model_validate(read_toml(folder.experiment)))
     except (ConfigError, ValueError) as error:
         raise RunFolderError(
             f"{folder.experiment}: cannot be read: {error}. Nothing was changed; put the file back "
             "as it was, or choose another --out"
         ) from error
+
+
+def _shuffled(experiment: Experiment) -> Experiment:
+    """Name the sampling of a run that began before it could be chosen: its epochs were shuffled."""
+    chosen = experiment.privacy
+    if PRIVACY_MODES[chosen.mode].unit != "example" or chosen.example_sampling is not None:
+        return experiment
+    filled = chosen.model_copy(update={"example_sampling": "shuffle"})
+    return experiment.model_copy(update={"privacy": filled})
+
+
+def with_recorded_privacy(experiment: Experiment, folder: RunFolder) -> Experiment:
+    """Take from a run folder what privacy had from the data, where that is left open."""
+    if is_settled(experiment) or not folder.experiment.exists():
+        return experiment
+    return experiment.model_copy(update={"privacy": stored_experiment(folder).privacy})
 
 
 def with_recorded_passes(experiment: Experiment, folder: RunFolder) -> Experiment:
@@ -266,6 +291,8 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
         table["federation"].pop(key, None)
     if table["federation"].get("max_weight_share") == 1:
         table["federation"].pop("max_weight_share")
+    if table["privacy"].get("example_sampling") == "shuffle":  # what older versions did
+        table["privacy"].pop("example_sampling")
     for key in PLACE:
         table["engine"].pop(key, None)
     if table["engine"].get("clients_per_pass") in (1, *UNDECIDED):

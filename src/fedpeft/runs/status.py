@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.runs.folder import RunFolder, read_summary, recorded_metric, stored_experiment
 from fedpeft.runs.ledger import read_ledger
 from fedpeft.runs.lock import holder
@@ -61,6 +62,8 @@ def read_status(path: Path, *, now: float | None = None) -> dict[str, Any]:
         "metric": so_far.metric.name,
         f"best_{so_far.metric.name}": so_far.best,
         "epsilon": last.get("epsilon"),
+        "privacy_delta": experiment.privacy.delta if "epsilon" in last else None,
+        "privacy_unit": PRIVACY_MODES[experiment.privacy.mode].unit,
         "bytes_up": so_far.bytes_up,
         "bytes_down": so_far.bytes_down,
         "seconds": round(so_far.seconds, 3),

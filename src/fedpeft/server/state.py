@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.turns import Memory, Payload
-from fedpeft.core.deltas import DeltaSpec
+from fedpeft.core.deltas import DeltaSpec, digest_of
 
 __all__ = ["Algorithm", "ClientUpdate", "RoundContext", "ServerState", "Update"]
 
@@ -38,6 +39,17 @@ class ServerState:
     committed: Mapping[str, int] = field(default_factory=dict)
     root: Tensor = field(default=_NO_ROOT, repr=False)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the round, the delta, the buffers and the server's memory."""
+        parts = [self.delta, self.buffers, *(self.memory[name] for name in sorted(self.memory))]
+        named = [
+            str(self.round),
+            *sorted(self.memory),
+            *(digest_of(part.reshape(-1)) for part in parts),
+        ]
+        return hashlib.sha256("\0".join(named).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class RoundContext:
@@ -50,6 +62,8 @@ class RoundContext:
       seed: the run's root seed.
       turns: client -> number of its turn, where it differs from the round's.
       root: the server's secret root [32]; empty where none is needed.
+      origin: digest (hex) of the state from which the round started, which keys the noise of the
+        root; "" where there is none.
     """
 
     round: int
@@ -58,6 +72,7 @@ class RoundContext:
     seed: int
     turns: Mapping[str, int] = field(default_factory=dict)
     root: Tensor = field(default=_NO_ROOT, repr=False)
+    origin: str = ""
 
 
 @dataclass(frozen=True)

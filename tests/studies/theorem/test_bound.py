@@ -124,3 +124,12 @@ def test_the_command_prints_a_line_a_round(finished, capsys):
         main(["theorem", str(finished[0]), "--sample", "8", "--every", "2", "--points", "2"])
     out = capsys.readouterr().out
     assert not end.value.code and out.splitlines()[1].split()[0] == "2" and "caught" in out
+
+
+@pytest.mark.parametrize("mode", ["central", "example"])
+def test_figures_of_a_private_run_are_said_to_be_not_private(mode, tmp_path, finished):
+    chosen = experiment("head", 1).model_dump(exclude_none=True)
+    chosen["privacy"] = {"mode": mode, "noise_multiplier": 1.0}
+    run(Experiment.model_validate(chosen), tmp_path / "run")
+    assert "not private" in check_theorem(tmp_path / "run", REQUEST)["note"]
+    assert "not private" not in check_theorem(finished[0], REQUEST)["note"]  # nothing was promised

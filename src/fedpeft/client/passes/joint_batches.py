@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.client.batches import Rows, batches, dropout_keys, take_batch
+from fedpeft.client.batches import Rows, dropout_keys, take_batch
 from fedpeft.client.local import LocalSettings
+from fedpeft.client.private import turn_batches
 from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import DataError
 from fedpeft.models.tasks import Batch
@@ -35,7 +36,7 @@ class ClientBatch:
     """One step of one client.
 
     Attributes:
-      tensors: the batch.
+      tensors: the batch; {} for one without examples.
       keys_B: dropout keys, one per example.
       counts: whether the step belongs to the last epoch, whose loss is reported.
     """
@@ -61,15 +62,19 @@ class Pass:
 
 
 def client_batches(turn: ClientTurn, settings: LocalSettings) -> Iterator[ClientBatch]:
-    """Yield a client's batches in the order of training one by one, decoded some steps ahead."""
+    """Yield a client's batches in the order of training one by one, decoded some steps ahead.
+
+    The turn is one `with_root`.
+    """
     number, ahead = 0, 1
     for epoch in range(settings.epochs):
-        rows = batches(turn, settings.batch_size, epoch)
+        rows = turn_batches(settings.privacy, turn, settings.batch_size, epoch)
         place = 0
         while place < len(rows):
             some = rows[place : place + ahead]
             place += len(some)
-            together = take_batch(turn, np.concatenate(some), epoch, "cpu")
+            every = np.concatenate(some)
+            together = take_batch(turn, every, epoch, "cpu") if len(every) else {}
             ahead = max(1, _AHEAD_BYTES * len(some) // max(1, _bytes(together)))
             for batch, part in zip(_cut(together, some), some, strict=True):
                 number += 1
@@ -79,6 +84,9 @@ def client_batches(turn: ClientTurn, settings: LocalSettings) -> Iterator[Client
 
 def num_steps(turn: ClientTurn, settings: LocalSettings) -> int:
     """Return the number of steps of a turn."""
+    chosen = settings.privacy
+    if chosen is not None and chosen.rate is not None:
+        return settings.epochs * chosen.steps
     return settings.epochs * -(-len(turn.data) // settings.batch_size)
 
 
@@ -138,6 +146,9 @@ def _cut(together: Batch, rows: Sequence[Rows]) -> Iterator[Batch]:
     """Cut tensors of several steps into steps; columns with padding only are removed."""
     start = 0
     for part in rows:
+        if not len(part):
+            yield {}
+            continue
         batch = {name: value[start : start + len(part)] for name, value in together.items()}
         start += len(part)
         yield _trimmed(batch) if len(rows) > 1 and _MASK in batch else batch

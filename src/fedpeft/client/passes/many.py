@@ -17,11 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.client.batches import dropout_keys, take_batch
 from fedpeft.client.frozen.tail import last_block
 from fedpeft.client.local import LocalSettings, local_trainer
 from fedpeft.client.optimizers import make_step
@@ -41,10 +39,19 @@ from fedpeft.client.passes.joint_batches import (
     split_by_size,
 )
 from fedpeft.client.passes.layers import Place, find_places
-from fedpeft.client.private import RowGradients, check_rows, draw, kept_root, noised, with_root
+from fedpeft.client.private import (
+    RowGradients,
+    check_turn,
+    covering,
+    draw,
+    kept_root,
+    noised,
+    sent,
+    with_root,
+)
 from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.models.tasks import Batch
-from fedpeft.tuning.tuned import TunedModel, read_delta
+from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
 
 __all__ = ["MANY_FAMILIES", "MANY_METHODS", "many_trainer", "why_one_by_one"]
 
@@ -116,8 +123,6 @@ def many_trainer(
                 yield from one_by_one(broadcast, group)
                 continue
             tuned.model.eval()
-            if setup.rows is not None:
-                _check_examples(setup, setup.rows, group)
             yield from _train_group(setup, group, broadcast[DELTA].to(settings.device))
             setup.live.values = {}
 
@@ -145,23 +150,28 @@ def _set_up(tuned: TunedModel, settings: LocalSettings) -> _Setup:
 
 def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) -> list[LocalResult]:
     """Train the clients of a group side by side, and return their results in the group's order."""
-    settings = setup.settings
+    settings, active_P = setup.settings, None
+    if setup.rows is not None:
+        write_delta(setup.tuned, start_P)  # not what another client left there
+        active_P = check_turn(setup.tuned, setup.rows, group[0], settings.device)
     steps = [num_steps(turn, settings) for turn in group]
     order = sorted(range(len(group)), key=lambda place: -steps[place])
-    turns = [with_root(settings.privacy, group[place]) for place in order]
+    turns = [with_root(settings.privacy, group[place], settings) for place in order]
     feeds = [client_batches(turn, settings) for turn in turns]
     value_KP = start_P.expand(len(group), -1).clone()
     sums_2K = torch.zeros(2, len(group), dtype=torch.float64, device=value_KP.device)
-    step = None
+    step, covered = None, [""] * len(group)
     for number in range(1, max(steps) + 1):
         at_work = sum(1 for total in steps if total >= number)
         batches = [next(feed) for feed in feeds[:at_work]]
         value_AP = value_KP[:at_work]
         found = _joined_gradients(setup, value_AP, batches)
-        grad_AP = _private(settings, found.grad_GP, turns, number)
+        grad_AP = _private(settings, found.grad_GP, turns, number, covered)
         if settings.prox_mu:
             grad_AP.add_(value_AP - start_P, alpha=settings.prox_mu)
-        step = step or make_step(settings.optimizer, found.active_P)
+        step = step or make_step(
+            settings.optimizer, found.active_P if active_P is None else active_P
+        )
         step(value_AP, grad_AP)
         last_A = torch.tensor([batch.counts for batch in batches], device=value_KP.device)
         figures_2A = torch.stack([found.loss_G, found.count_G]).double()
@@ -171,7 +181,7 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
     rows = sorted(range(len(group)), key=order.__getitem__)
     return [
         LocalResult(
-            {DELTA: update_KP[row].clone()},
+            {DELTA: sent(settings.privacy, update_KP[row].clone())},
             float(len(turns[row].data)),
             {} if setup.rows is not None else {"loss": loss_K[row]},
             kept_root(settings.privacy, turns[row]),
@@ -180,45 +190,47 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
     ]
 
 
-def _check_examples(setup: _Setup, rows: RowGradients, group: Sequence[ClientTurn]) -> None:
-    """Compare per-example gradients with one-by-one ones, on the first two of a client."""
-    turn = next((turn for turn in group if len(turn.data)), None)
-    if turn is not None:
-        device, places = setup.settings.device, np.arange(min(2, len(turn.data)))
-        batch = take_batch(turn, places, 0, device)
-        check_rows(setup.tuned, rows, batch, dropout_keys(turn, places, 1).to(device))
-
-
 def _joined_gradients(
     setup: _Setup, value_AP: Tensor, batches: Sequence[ClientBatch]
 ) -> PassGradients:
-    """Return the gradients of all clients, from several passes if their batch sizes differ much."""
-    parts = split_by_size([len(batch.keys_B) for batch in batches])
-    if len(parts) == 1:
+    """Return the gradients of all clients, from several passes if their batch sizes differ much.
+
+    Those of an empty batch are zeros.
+    """
+    filled = [place for place, batch in enumerate(batches) if len(batch.keys_B)]
+    sizes = [len(batches[place].keys_B) for place in filled]
+    parts = [[filled[i] for i in part] for part in split_by_size(sizes)]
+    if parts == [list(range(len(batches)))]:
         return setup.gradients(value_AP, join(batches, setup.pad_id))
-    founds = [
-        setup.gradients(value_AP[part], join([batches[place] for place in part], setup.pad_id))
-        for part in parts
-    ]
-    back = torch.tensor([place for part in parts for place in part]).argsort()
-    return PassGradients(
-        torch.cat([found.grad_GP for found in founds])[back],
-        torch.cat([found.loss_G for found in founds])[back],
-        torch.cat([found.count_G for found in founds])[back],
-        founds[0].active_P,
-    )
+    none_A = value_AP.new_zeros(len(batches))
+    grad_AP, loss_A, count_A = torch.zeros_like(value_AP), none_A, none_A.clone()
+    active_P = None
+    for part in parts:
+        found = setup.gradients(
+            value_AP[part], join([batches[place] for place in part], setup.pad_id)
+        )
+        grad_AP[part], loss_A[part], count_A[part] = found.grad_GP, found.loss_G, found.count_G
+        active_P = found.active_P
+    return PassGradients(grad_AP, loss_A, count_A, active_P)
 
 
 def _private(
-    settings: LocalSettings, grad_AP: Tensor, turns: Sequence[ClientTurn], number: int
+    settings: LocalSettings,
+    grad_AP: Tensor,
+    turns: Sequence[ClientTurn],
+    number: int,
+    covered: list[str],
 ) -> Tensor:
-    """Clip and noise each client's gradient, according to the privacy settings."""
+    """Clip and noise each client's gradient, according to the privacy settings.
+
+    `covered` holds the digest of what each client's noise covers; it is brought up to date.
+    """
     chosen = settings.privacy
     if chosen is None:
         return grad_AP
-    return torch.stack(
-        [
-            noised(chosen, grad_P, settings.batch_size, draw(chosen, turn, len(grad_P), number))
-            for grad_P, turn in zip(grad_AP, turns, strict=False)
-        ]
-    )
+    rows = []
+    for place, (grad_P, turn) in enumerate(zip(grad_AP, turns, strict=False)):
+        covered[place] = covering(chosen, turn, covered[place], grad_P)
+        noise_P = draw(chosen, turn, len(grad_P), number, covered[place])
+        rows.append(noised(chosen, grad_P, settings.batch_size, noise_P))
+    return torch.stack(rows)

@@ -28,6 +28,7 @@ from fedpeft.build.model import load_run_data, model_request, tuning_request
 from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.source import load_model
 from fedpeft.models.tasks import Batch, Task
@@ -238,6 +239,10 @@ def _figures(bound: Bound) -> dict[str, Any]:
     }
 
 
+_NOTE = "beta is estimated on a segment: this checks the bound and does not prove it"
+_NOT_PRIVATE = "; not private: losses and gradients are those of training examples, without noise"
+
+
 def _result(
     experiment: Experiment, request: TheoremRequest, space: _Space, found: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -253,5 +258,5 @@ def _result(
         "control": control(),
         "holds": all(row["holds"] for row in found),
         "rounds": found,
-        "note": "beta is estimated on a segment: this checks the bound and does not prove it",
+        "note": _NOTE + (_NOT_PRIVATE if PRIVACY_MODES[experiment.privacy.mode].note else ""),
     }
