@@ -1,12 +1,12 @@
 """The checks of a mechanism: what each compares, at what level, and what was found.
 
-    check               a sound mechanism                          found
+    check               a sound mechanism                        found
     noise_too_small     noise of deviation z C                     less of it, or none
     noise_too_large     the same                                   more of it: noted, not a fault
     noise_repeated      fresh in every release and step            copies, scaled, of another sign
     noise_alike         independent between coordinates            one draw used twice in a release
     noise_predictable   from a secret drawn for each run           the noise of another run
-    clip                one contribution of norm <= C in all       no clip, a looser one, one by tensor
+    clip                one contribution of norm <= C in all       no clip, a looser one, by tensor
     denominator         sum / expected number                      divided by those who answered
 
 Each has the level FAMILY_LEVEL / number of checks, so that a sound mechanism is accused by any of
@@ -125,18 +125,27 @@ def _checked(name: str, row: _Row, seen: Observed) -> Check:
         result = "passed"
     else:
         result = "found" if row.fault else "noted"
-    return Check(name, row.question, level, p, result, row.detail(seen))
+    detail = row.detail(seen)
+    if p is None and not seen.noise_TP.any():
+        detail = "there is no noise"
+    return Check(name, row.question, level, p, result, detail)
 
 
-def _repeated(seen: Observed) -> float:
+def _repeated(seen: Observed) -> float | None:
+    if not seen.noise_TP.any():
+        return None
     copies = noise_tests.repeated(seen.noise_TP)
     if seen.sums_TP is None:
         return copies
     return min(1.0, 2 * min(copies, noise_tests.spread_unequal(seen.sums_TP, seen.noise_TP)))
 
 
+def _alike(seen: Observed) -> float | None:
+    return noise_tests.alike_within(seen.noise_TP, seen.sizes) if seen.noise_TP.any() else None
+
+
 def _predictable(seen: Observed) -> float | None:
-    if seen.other_TP is None:
+    if seen.other_TP is None or not seen.noise_TP.any():
         return None
     return noise_tests.repeated_across(seen.noise_TP, seen.other_TP)
 
@@ -218,7 +227,7 @@ CHECKS: Mapping[str, _Row] = {
     "noise_repeated": _Row("is the noise fresh in every release", _repeated, _pairs_words),
     "noise_alike": _Row(
         "is the noise of coordinates independent",
-        lambda seen: noise_tests.alike_within(seen.noise_TP, seen.sizes),
+        _alike,
         lambda seen: "halves, even and odd places, a constant, starts of tensors",
     ),
     "noise_predictable": _Row(

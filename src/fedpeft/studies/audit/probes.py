@@ -128,8 +128,8 @@ def observe_rounds(
     claim = _Claim(direction_P, chosen.clip_norm, chosen.noise_multiplier or 0.0, by_client)
     count = _num_probes(plan.spec, claim)
     few, many = _idle_rounds(plan.spec.num_params, count, by_client)
-    clips = [Probe(count, count, count, HUGE), Probe(count, count, count, 2.0)]
-    clips += [] if by_client else [Probe(count, count, 1, HUGE)]
+    lone = [] if by_client else [Probe(count, count, 1, HUGE)]  # first: stages may keep residuals
+    clips = [*lone, Probe(count, count, count, HUGE), Probe(count, count, count, 2.0)]
     third = max(1, count // 3)
     parts = [Probe(n, m, m, _BELOW) for n, m in ((count, count), (count, third), (third, third))]
     releases = release_rounds(start, plan, claim.update_P, [*few, *many, *clips, *parts])
