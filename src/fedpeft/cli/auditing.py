@@ -112,13 +112,17 @@ def _canary_lines(found: Mapping[str, Any]) -> list[str]:
     low, high = found["epsilon_estimate_interval"]
     percent = f"{100 * found['confidence']:g} %"
     return [
-        f"{'estimate from canaries':<28}{found['epsilon_estimate']:<10.4g}"
-        f"not a bound; {percent} interval {low:.4g} to {high:.4g}",
+        f"{'estimate from canaries':<28}{_number(found['epsilon_estimate']):<10}"
+        f"not a bound; {percent} interval {_number(low)} to {_number(high)}",
         f"{f'lower bound at {percent}':<28}{found['epsilon_lower_bound']:<10.4g}"
         f"{found['right']} of {found['guesses']} guesses right; expected "
         f"{found['expected_lower_bound']:.3g}, without noise {found['expected_without_noise']:.3g}",
         *_verdict(found),
     ]
+
+
+def _number(value: float | None) -> str:
+    return "over 1e6" if value is None else f"{value:.4g}"
 
 
 def _check_lines(found: Mapping[str, Any]) -> list[str]:
@@ -189,7 +193,7 @@ def _seed_lines(found: Mapping[str, Any]) -> list[str]:
     if not runs[0]["canaries"]:
         return [*_about(runs[0]), *_fault_lines(found)]
     rows = [
-        f"{run['seed']:>6} {run['epsilon']:>11.4g} {run['epsilon_estimate']:>10.4g} "
+        f"{run['seed']:>6} {run['epsilon']:>11.4g} {_number(run['epsilon_estimate']):>10} "
         f"{run['epsilon_lower_bound']:>12.4g}   {'yes' if run['violated'] else 'no'}"
         for run in runs
     ]

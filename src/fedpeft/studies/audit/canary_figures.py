@@ -6,6 +6,7 @@ the accountant claims.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -193,11 +194,16 @@ def _estimate(
         seed=seeds.derive(canaries.seed, "audit", "bootstrap"),
     )
     return {
-        "epsilon_estimate": epsilon_between(known, fit(there), trial.delta),
-        "epsilon_estimate_interval": list(interval),
+        "epsilon_estimate": _finite(epsilon_between(known, fit(there), trial.delta)),
+        "epsilon_estimate_interval": [_finite(end) for end in interval],
         "null": {"mean": known.mean, "deviation": known.deviation},
         "cosines": {
             "present": [round(float(value), 6) for value in there],
             "absent": [round(float(value), 6) for value in away],
         },
     }
+
+
+def _finite(value: float) -> float | None:
+    """Return a number; None where it is infinite, which JSON cannot hold."""
+    return value if math.isfinite(value) else None

@@ -50,6 +50,7 @@ _CLIENTS = 2
 _ROUNDS = 4
 _STEPS = 4
 _BELOW = 0.9
+_STEP = 0.01  # how far a step moves by noise alone: small, so that losses stay finite
 _MOST_TURNS = 64
 _TRIED = 8  # examples, of which the one with the longest gradient is taken
 
@@ -130,7 +131,7 @@ def _twin_norms(resolved: Resolved, data: Federated, multiplier: float) -> tuple
         return row * multiplier
 
     values = float(torch.linalg.vector_norm(messages.decode(twin.broadcast)[0][DELTA]))
-    return lone_norms(release, values=values * multiplier)
+    return lone_norms(release, values=values * multiplier / _STEP)
 
 
 @dataclass
@@ -139,7 +140,7 @@ class _Scene:
 
     Attributes:
       tuned: the model.
-      half: the client half, with plain SGD whose step multiplies noise to deviation 1.
+      half: the client half, with plain SGD that moves by noise of deviation `_STEP`.
       examples: the table of the run.
       row: the example that is copied.
       gradient_P: its gradient, alone, in clip bounds.
@@ -243,7 +244,7 @@ class _Scene:
         for i, (blob, memory) in enumerate(run_turns(self.half, self.broadcast, turns)):
             self.memories[f"{secrets}{i}"] = memory
             update_P = messages.decode(blob)[0][DELTA]
-            found.append((-update_P.double().numpy(), tables[i].asked))
+            found.append((-update_P.double().numpy() / _STEP, tables[i].asked))
         return found
 
 
@@ -253,7 +254,11 @@ def _scene(resolved: Resolved, data: Federated, multiplier: float) -> _Scene:
     deviation = multiplier * experiment.privacy.clip_norm
     settings = local_settings(resolved)
     plain = OptimizerSettings(
-        "sgd", settings.batch_size / deviation, momentum=0.0, nesterov=False, weight_decay=0.0
+        "sgd",
+        _STEP * settings.batch_size / deviation,
+        momentum=0.0,
+        nesterov=False,
+        weight_decay=0.0,
     )
     settings = dataclasses.replace(settings, epochs=1, prox_mu=0.0, optimizer=plain)
     row, gradient_P = _longest(tuned, settings, data)
