@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpeft.build.model import build_tuned, up_stages
-from fedpeft.build.requests import local_settings
+from fedpeft.build.model import build_tuned, local_settings, up_stages
 from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.client.passes.many import many_trainer
