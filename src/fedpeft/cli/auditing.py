@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,11 +50,12 @@ def audit(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Test the promised epsilon with canary clients.
+    """Test a promised epsilon: noise, clip and denominator, and what canary clients show.
 
-    The rounds of the experiment run with canaries in them, in mode central or local. Beside the
-    accountant's bound, an estimate and a lower bound are shown: if the lower bound is above the
-    accountant's, the promise is broken. Nothing of the run is kept.
+    The rounds of the experiment run with canaries in them (mode central or local): if their lower
+    bound of epsilon is above the accountant's, the promise is broken. Then probes check, in mode
+    central, local or example, that the noise is as large as claimed and fresh, that every
+    contribution is clipped, and that sums are divided by the expected number. Nothing is kept.
 
     \b
     Examples:
@@ -97,14 +99,21 @@ def _without_cosines(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
     """Return the result of one audit as text."""
+    return [
+        *_about(found),
+        f"{'':<28}epsilon at delta {found['delta']:g}",
+        f"{'accountant':<28}{found['epsilon']:<10.4g}promised: not more than this",
+        *(_canary_lines(found) if found["canaries"] else []),
+        *_check_lines(found),
+    ]
+
+
+def _canary_lines(found: Mapping[str, Any]) -> list[str]:
     low, high = found["epsilon_estimate_interval"]
     percent = f"{100 * found['confidence']:g} %"
     return [
-        _about(found),
-        f"{'':<28}epsilon at delta {found['delta']:g}",
-        f"{'accountant':<28}{found['epsilon']:<10.4g}promised: not more than this",
-        f"{'estimate from canaries':<28}{found['epsilon_estimate']:<10.4g}"
-        f"not a bound; {percent} interval {low:.4g} to {high:.4g}",
+        f"{'estimate from canaries':<28}{_number(found['epsilon_estimate']):<10}"
+        f"not a bound; {percent} interval {_number(low)} to {_number(high)}",
         f"{f'lower bound at {percent}':<28}{found['epsilon_lower_bound']:<10.4g}"
         f"{found['right']} of {found['guesses']} guesses right; expected "
         f"{found['expected_lower_bound']:.3g}, without noise {found['expected_without_noise']:.3g}",
@@ -112,20 +121,52 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _about(found: Mapping[str, Any]) -> str:
+def _number(value: float | None) -> str:
+    return "over 1e6" if value is None else f"{value:.4g}"
+
+
+def _check_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return the checks of the mechanism, and what no audit sees."""
+    checks = found["checks"]
+    lines = [
+        f"checks of the mechanism; a sound one is accused by any of them in at most "
+        f"{found['checks_level']:g} of audits ({checks[0]['level']:.2g} each)"
+    ]
+    for check in checks:
+        p = "" if check["p_value"] is None else f"p {check['p_value']:.2g}"
+        lines.append(
+            f"  {check['result']:<8}{check['name']:<19}{p:<10}{check['question']}? "
+            f"{check['detail']}"
+        )
+    if found["faults"]:
+        lines.append(
+            f"found: {', '.join(found['faults'])}. The mechanism is not the one that the "
+            "accountant counts: its epsilon does not hold"
+        )
+    else:
+        lines.append("no fault found by the checks")
+    return [*lines, f"not seen by an audit: {'; '.join(found['unseen'])}"]
+
+
+def _about(found: Mapping[str, Any]) -> list[str]:
     from fedpeft.experiment.privacy import PRIVACY_MODES
 
     noise = "its noise left out on purpose" if found["noise_left_out"] else "its noise"
     others = "others train" if found["trained"] else "others send zeros"
     opposite = PRIVACY_MODES[found["mode"]].hides_which
     rest = "the rest send the opposite" if opposite else "the rest are absent"
-    return (
+    about = (
         f"mode {found['mode']}, {found['sampling']} sampling, noise multiplier "
         f"{found['noise_multiplier']:.4g}, run with {noise}: {found['rounds']} rounds, "
-        f"{found['parameters']:,} parameters\n{found['canaries']} canary clients: "
-        f"{found['present']} send their direction in up to {found['canary_rounds']} rounds, "
-        f"{rest}; {others}"
+        f"{found['parameters']:,} parameters"
     )
+    if not found["canaries"]:
+        return [about, "no canaries: they are whole clients, and this epsilon protects examples"]
+    return [
+        about,
+        f"{found['canaries']} canary clients: {found['present']} send their direction in up to "
+        f"{found['canary_rounds']} rounds, {rest}; {others}",
+    ]
 
 
 def _verdict(found: Mapping[str, Any]) -> list[str]:
@@ -148,16 +189,32 @@ def _verdict(found: Mapping[str, Any]) -> list[str]:
 
 def _seed_lines(found: Mapping[str, Any]) -> list[str]:
     """Return the results of audits over several seeds as text."""
+    runs = found["runs"]
+    if not runs[0]["canaries"]:
+        return [*_about(runs[0]), *_fault_lines(found)]
     rows = [
-        f"{run['seed']:>6} {run['epsilon']:>11.4g} {run['epsilon_estimate']:>10.4g} "
+        f"{run['seed']:>6} {run['epsilon']:>11.4g} {_number(run['epsilon_estimate']):>10} "
         f"{run['epsilon_lower_bound']:>12.4g}   {'yes' if run['violated'] else 'no'}"
-        for run in found["runs"]
+        for run in runs
     ]
     return [
-        _about(found["runs"][0]),
+        *_about(runs[0]),
         "  seed  accountant   estimate  lower bound   exceeds",
         *rows,
         f"the lower bound exceeds the accountant's epsilon in {found['exceeded']} of {len(rows)} "
         f"audits; allowed for a sound mechanism at confidence {found['confidence']:g}: "
         f"{found['allowed_failures']}",
+        *_fault_lines(found),
+    ]
+
+
+def _fault_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return which checks found a fault, and in how many of the audits."""
+    counts = Counter(name for run in found["runs"] for name in run["faults"])
+    level = found["runs"][0]["checks_level"]
+    by_name = "; ".join(f"{name} {count}" for name, count in counts.items())
+    return [
+        f"checks found a fault in {found['with_faults']} of {len(found['runs'])} audits"
+        f"{f' ({by_name})' if counts else ''}; a sound mechanism is accused in {level:g} of them",
+        f"not seen by an audit: {'; '.join(found['runs'][0]['unseen'])}",
     ]

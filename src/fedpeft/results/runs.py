@@ -218,6 +218,11 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
                 f"{folder}: there is no such folder; name a run folder, or a folder of runs"
             )
         inside = [folder] if _is_run(folder) else list(_runs_below(folder, depth=2))
+        if not inside and (folder / "audit.json").is_file():
+            raise RunFolderError(
+                f"{folder}: holds an audit, not a run; its picture is {folder / 'audit.png'}, its "
+                "figures are in audit.json. Name run folders for a report"
+            )
         if not inside:
             raise RunFolderError(
                 f"{folder}: holds no run (no folder with experiment.toml, up to two levels down); "

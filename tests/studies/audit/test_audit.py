@@ -65,7 +65,6 @@ def test_audits_over_seeds_are_counted(audit, tmp_path):
     ("sets", "options", "message"),
     [
         (["privacy.mode=none"], [], "it has no epsilon to compare with"),
-        (["privacy.mode=example"], [], "canaries are whole clients"),
         (["privacy.noise_multiplier=0.0"], [], "found 0, which gives no epsilon"),
         ([], ["--confidence", "1"], "--confidence: found 1.0; allowed is a number between 0 and 1"),
         ([], ["--delta", "0"], "--delta: found 0.0; allowed is a number between 0 and 1"),
@@ -73,7 +72,52 @@ def test_audits_over_seeds_are_counted(audit, tmp_path):
     ],
 )
 def test_what_cannot_be_audited_is_refused(audit, sets, options, message):
-    if sets == ["privacy.mode=none"]:
+    if sets[:1] == ["privacy.mode=none"]:
         sets = [*sets, "privacy.noise_multiplier=0.0"]
     code, out, err = audit(*options, sets=sets)
     assert code == 2 and not out and message in " ".join(err.split())
+
+
+def finite(text):
+    """Read JSON that holds no NaN and no Infinity."""
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_an_audit_says_what_was_checked_at_which_level_and_what_it_cannot_see(audit, tmp_path):
+    code, out, _ = audit("--out", tmp_path)
+    found = finite((tmp_path / "audit.json").read_text())
+    assert code == 0 and found["faults"] == [] and "no fault found by the checks" in out
+    for check in found["checks"]:
+        assert check["name"] in out and check["result"] in {"passed", "noted"}
+    assert sum(check["level"] for check in found["checks"]) <= found["checks_level"] * 1.0001
+    assert found["checks_level"] == 0.001 and "not seen by an audit: " + found["unseen"][0] in out
+
+
+@pytest.mark.parametrize("mode", ["central", "local", "example"])
+def test_missing_noise_is_found_and_said_without_infinite_numbers(audit, tmp_path, mode):
+    sets = [f"privacy.mode={mode}", "tuning.method=full"]
+    code, out, _ = audit("--leave-out-noise", "--out", tmp_path, sets=sets)
+    assert code == 0 and "found: noise_too_small" in out and "there is no noise" in out
+    assert finite((tmp_path / "audit.json").read_text())["faults"] == ["noise_too_small"]
+    assert (tmp_path / "audit.png").exists()
+
+
+def test_single_examples_are_audited_without_canaries(audit, tmp_path):
+    sets = ["privacy.mode=example", "client.batch_size=8"]
+    code, out, _ = audit("--seeds", 2, "--out", tmp_path, sets=sets)
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert code == 0 and "no canaries" in out and "checks found a fault in 0 of 2 audits" in out
+    assert found["runs"][0]["violated"] is None and found["with_faults"] == 0
+    assert (tmp_path / "audit.png").exists()
+
+
+def test_a_report_on_an_audit_says_where_its_picture_is(audit, capsys, tmp_path):
+    audit("--out", tmp_path / "a")
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(tmp_path / "a")])
+    assert end.value.code == 2
+    assert "holds an audit, not a run; its picture is" in " ".join(capsys.readouterr().err.split())

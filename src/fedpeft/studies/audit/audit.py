@@ -3,86 +3,50 @@
     accountant   epsilon is at most this                    from the claimed noise and sampling
     estimate     epsilon is about this, from the canaries   Andrew et al.
     lower bound  epsilon is above this, at a confidence     Steinke et al.
+    checks       noise, clip and denominator are as claimed, by exact tests of what is released
 
-The experiment's own rounds run, with canary clients added. With `leave_out_noise` they run without
-the noise that the accountant assumes: the negative control, which shows that an audit can fail.
+The experiment's own rounds run, with canary clients added; then rounds of probes, whose updates are
+designed to show one fault each. With `leave_out_noise` they run without the noise that the
+accountant assumes: the negative control, which shows that an audit can fail.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedpeft.build.run import BuiltRun, build_run
-from fedpeft.core import seeds
+from fedpeft.build.run import build_run
 from fedpeft.core.errors import PrivacyError
-from fedpeft.experiment.epsilon import epsilon_after, may_go_on, mechanism_of
+from fedpeft.experiment.epsilon import may_go_on
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.resolve import resolve
 from fedpeft.pictures.style import write_picture
-from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.runs.files import write_json
-from fedpeft.studies.audit.canaries import (
-    Canaries,
-    CanaryEngine,
-    Projections,
-    canary_trainer,
-    draw_canaries,
-    watch_rounds,
+from fedpeft.studies.audit.canary_figures import (
+    NO_CANARIES,
+    AuditRequest,
+    claimed_epsilon,
+    run_canaries,
 )
-from fedpeft.studies.audit.statistics import (
-    Evidence,
-    Floats,
-    Normal,
-    Trial,
-    allowed_failures,
-    choose_rule,
-    count_right,
-    epsilon_between,
-    estimate_interval,
-    fit,
-    log_ratios,
-    lower_bound,
-)
+from fedpeft.studies.audit.mechanism import check_mechanism
+from fedpeft.studies.audit.statistics import allowed_failures
 
 __all__ = ["AuditRequest", "audit", "audit_seeds", "write_audit"]
 
 OnRound = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class AuditRequest:
-    """The options of an audit.
-
-    Attributes:
-      canaries: number of canaries, each present or absent by a fair coin, at least 20; None: 500,
-        or a tenth of the delta's parameters if that is fewer, because canaries add noise to one
-        another's scores.
-      confidence: confidence of the lower bound, in (0, 1).
-      leave_out_noise: whether to run without the claimed noise.
-      train: whether ordinary clients train; if not, they send zero updates, for which epsilon holds
-        too.
-      delta: the delta at which epsilon is compared; None: `privacy.delta`.
-    """
-
-    canaries: int | None = None
-    confidence: float = 0.95
-    leave_out_noise: bool = False
-    train: bool = True
-    delta: float | None = None
-
-
 def audit(
     experiment: Experiment, request: AuditRequest, on_round: OnRound = lambda number, rounds: None
 ) -> dict[str, Any]:
-    """Run an experiment's rounds with canaries, and compare epsilon with the claimed one.
+    """Run an experiment's rounds with canaries, and check its mechanism with probes.
 
     Args:
-      experiment: checked; its privacy mode is `central` or `local`.
+      experiment: checked; its privacy mode is `central`, `local` or `example`.
       request: the options.
       on_round: called after each round with its number and the number of rounds.
 
@@ -90,7 +54,7 @@ def audit(
       The content of `audit.json`.
 
     Raises:
-      PrivacyError: if the experiment claims no epsilon for whole clients.
+      PrivacyError: if the experiment claims no epsilon.
       RoundError: if a round fails.
     """
     began = time.perf_counter()
@@ -98,31 +62,31 @@ def audit(
     claimed = resolved.experiment
     _check(claimed, request)
     rounds = _rounds(claimed)
-    built = build_run(replace(resolved, experiment=_as_run(claimed, request)))
+    running = replace(resolved, experiment=_as_run(claimed, request))
+    built = build_run(running)
     try:
-        canaries = draw_canaries(
-            _count(request, built),
-            seed=claimed.seed,
-            clip_norm=claimed.privacy.clip_norm,
-            opposite=PRIVACY_MODES[claimed.privacy.mode].hides_which,
-        )
-        plan = built.plan
-        trainer = canary_trainer(canaries, plan.spec.num_params)
-        half = ClientHalf(trainer, plan.up, plan.down, plan.spec, private=True)
-        engine = CanaryEngine(built.engine, half, canaries, idle=not request.train)
-        found = watch_rounds(
-            (built.start, plan), engine, canaries, rounds, lambda n: on_round(n, rounds)
-        )
+        by_canaries = NO_CANARIES
+        if PRIVACY_MODES[claimed.privacy.mode].unit == "client":
+            by_canaries = run_canaries(
+                claimed, request, built, rounds, lambda n: on_round(n, rounds)
+            )
+        checks = check_mechanism(claimed, running, built)
     finally:
         built.engine.close()
-    trial = _trial(claimed, request, built, len(found.projected_TK))
-    figures = _figures(claimed, request, trial, canaries, found)
-    size = plan.spec.num_params
-    estimate = _estimate(canaries, found, trial, size)
+    delta, epsilon = claimed_epsilon(claimed, request, rounds)
     return {
-        **figures,
-        **estimate,
-        "parameters": size,
+        "mode": claimed.privacy.mode,
+        "sampling": claimed.federation.sampling,
+        "seed": claimed.seed,
+        "delta": delta,
+        "noise_multiplier": claimed.privacy.noise_multiplier,
+        "noise_left_out": request.leave_out_noise,
+        "trained": request.train,
+        "epsilon": epsilon,
+        "confidence": request.confidence,
+        **by_canaries,
+        **checks,
+        "parameters": built.plan.spec.num_params,
         "rounds": rounds,
         "seconds": round(time.perf_counter() - began, 3),
     }
@@ -146,7 +110,8 @@ def audit_seeds(
         on_seed(number + 1, count)
     return {
         "seeds": [run["seed"] for run in runs],
-        "exceeded": sum(run["violated"] for run in runs),
+        "exceeded": sum(bool(run["violated"]) for run in runs),
+        "with_faults": sum(bool(run["faults"]) for run in runs),
         "allowed_failures": allowed_failures(count, request.confidence),
         "confidence": request.confidence,
         "noise_left_out": request.leave_out_noise,
@@ -164,15 +129,13 @@ def write_audit(found: Mapping[str, Any], out: Path) -> None:
 
 
 def _check(claimed: Experiment, request: AuditRequest) -> None:
-    """Check that the experiment claims an epsilon that canary clients can test."""
+    """Check that the experiment claims an epsilon, and the options of the audit."""
     name = claimed.privacy.mode
     unit = PRIVACY_MODES[name].unit
-    if unit != "client":
-        allowed = " and ".join(
-            repr(n) for n, mode in PRIVACY_MODES.items() if mode.unit == "client"
-        )
+    if unit is None:
+        allowed = ", ".join(repr(n) for n, mode in PRIVACY_MODES.items() if mode.unit is not None)
         raise PrivacyError(
-            f"privacy.mode: found {name!r}; {_REASONS[unit]}. An audit by canary clients is for "
+            f"privacy.mode: found {name!r}; it has no epsilon to compare with. Allowed are "
             f"{allowed}: --set privacy.mode=central --set privacy.noise_multiplier=1"
         )
     if not claimed.privacy.noise_multiplier:
@@ -189,12 +152,6 @@ def _check(claimed: Experiment, request: AuditRequest) -> None:
         raise PrivacyError(
             f"--delta: found {request.delta}; allowed is a number between 0 and 1, such as 1e-5"
         )
-
-
-_REASONS: Mapping[str | None, str] = {
-    None: "it has no epsilon to compare with",
-    "example": "its epsilon protects single examples, and canaries are whole clients",
-}
 
 
 def _rounds(claimed: Experiment) -> int:
@@ -219,90 +176,3 @@ def _as_run(claimed: Experiment, request: AuditRequest) -> Experiment:
     if not request.train:
         changed["engine"] = claimed.engine.model_copy(update={"workers": 1})
     return claimed.model_copy(update=changed)
-
-
-def _count(request: AuditRequest, built: BuiltRun) -> int:
-    return request.canaries or max(20, min(500, built.plan.spec.num_params // 10))
-
-
-def _figures(
-    claimed: Experiment,
-    request: AuditRequest,
-    trial: Trial,
-    canaries: Canaries,
-    found: Projections,
-) -> dict[str, Any]:
-    power = choose_rule(trial)
-    scores = log_ratios(found.projected_TK, trial.mechanism)
-    right = count_right(scores, canaries.present, power.rule)
-    evidence = Evidence(trial.canaries, power.rule.guesses, right)
-    bound = lower_bound(evidence, trial.delta, request.confidence)
-    chosen = claimed.privacy
-    return {
-        "mode": chosen.mode,
-        "sampling": claimed.federation.sampling,
-        "seed": claimed.seed,
-        "delta": trial.delta,
-        "noise_multiplier": chosen.noise_multiplier,
-        "noise_left_out": request.leave_out_noise,
-        "trained": request.train,
-        "canaries": trial.canaries,
-        "present": int(canaries.present.sum()),
-        "canary_rounds": trial.uses,
-        "epsilon": trial.epsilon,
-        "epsilon_lower_bound": bound,
-        "confidence": request.confidence,
-        "guesses": power.rule.guesses,
-        "right": right,
-        "violated": bound > trial.epsilon,
-        "expected_lower_bound": power.sound,
-        "expected_without_noise": power.without_noise,
-        "can_tell": power.without_noise > trial.epsilon,
-    }
-
-
-def _trial(claimed: Experiment, request: AuditRequest, built: BuiltRun, uses: int) -> Trial:
-    delta = request.delta or claimed.privacy.delta
-    at_delta = claimed.privacy.model_copy(update={"delta": delta})
-    epsilon = epsilon_after(claimed.model_copy(update={"privacy": at_delta}), _rounds(claimed))
-    assert epsilon is not None
-    canaries = _count(request, built)
-    blur = canaries / 2 / built.plan.spec.num_params
-    return Trial(
-        mechanism_of(claimed),
-        uses,
-        canaries,
-        delta,
-        request.confidence,
-        epsilon,
-        0.0 if PRIVACY_MODES[claimed.privacy.mode].hides_which else blur,
-    )
-
-
-def _estimate(
-    canaries: Canaries, found: Projections, trial: Trial, dimension: int
-) -> dict[str, object]:
-    """Return Andrew et al.'s estimate, and the cosines that it is computed from.
-
-    The cosine of an absent canary has mean 0 and variance 1/d (central); for canaries that sent the
-    opposite, the Gaussian is fitted too (local).
-    """
-    there = found.cosines_K[canaries.present]
-    away = found.cosines_K[~canaries.present]
-    null: Normal | Floats = away if canaries.opposite else Normal(0.0, dimension**-0.5)
-    known = null if isinstance(null, Normal) else fit(null)
-    interval = estimate_interval(
-        (there, null),
-        trial.delta,
-        confidence=trial.confidence,
-        seed=seeds.derive(canaries.seed, "audit", "bootstrap"),
-    )
-    return {
-        "epsilon_estimate": epsilon_between(known, fit(there), trial.delta),
-        "epsilon_estimate_interval": list(interval),
-        "null": {"mean": known.mean, "deviation": known.deviation},
-        "cosines": {
-            "present": [round(float(value), 6) for value in there],
-            "absent": [round(float(value), 6) for value in away],
-        },
-    }

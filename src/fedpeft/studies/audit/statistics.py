@@ -238,7 +238,9 @@ def estimate_interval(
         epsilon_between(null if isinstance(null, Normal) else again(null), again(seen), delta)
         for _ in range(200)
     ]
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(
+        found, [(1 - confidence) / 2, (1 + confidence) / 2], method="nearest"
+    )  # "nearest": no arithmetic with infinite values
     return float(low), float(high)
 
 
