@@ -15,8 +15,9 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.core.text import is_loopback
 from fedpeft.experiment.schema import listed
 from fedpeft.experiment.site_file import SiteConfig, read_site, site_problems
+from fedpeft.federation.processes import Child, follow
 from fedpeft.federation.resident import SECONDS, SITE, SOCKET, serve
-from fedpeft.federation.supernode import Child, NodeSettings, follow, supernode, trusted_entities
+from fedpeft.federation.supernode import NodeSettings, supernode, trusted_entities
 from fedpeft.runs.files import write_text
 
 __all__ = ["check_command", "node_command"]
