@@ -8,9 +8,11 @@ again and resumes from the folder: same run id, same sites, same delta.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,9 @@ from fedpeft.experiment.engines import DEADLINE, WAIT, EngineConfig
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment, validate
 from fedpeft.experiment.resolve import Resolved
+from fedpeft.federation import site_keys
+from fedpeft.federation.control import Control, Link
+from fedpeft.federation.deploying import link_of
 from fedpeft.federation.site_setup import shared_facts
 from fedpeft.rounds.handshake import compare, write_facts
 from fedpeft.runs.files import write_text
@@ -144,7 +149,12 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
             deadline=experiment.engine.deadline or DEADLINE,
         )
         return FlowerEngine(
-            lambda: grid, sites, settings, watch=ledger.watch, scorer=scorer_of(side)
+            lambda: grid,
+            sites,
+            settings,
+            watch=ledger.watch,
+            scorer=scorer_of(side),
+            complaint=sites.complaint,
         )
 
     data = _without_rows(server.data, sites.clients())
@@ -167,10 +177,21 @@ def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
     facts = shared_facts(for_sites(experiment), server.tuned, server.data)
     judge = functools.partial(compare, facts)
     greeting = Greeting(server.text, ledger.run_id, write_facts(facts), judge)
-    sites = Sites(grid, greeting, names=ledger.names, watch=ledger.watch)
+    identities = site_keys.from_environment(functools.partial(_fingerprints, experiment))
+    if identities is None:
+        logger.warning("names of sites are not bound to keys: `fedpeft server` was not used")
+    sites = Sites(grid, greeting, names=ledger.names, watch=ledger.watch, identities=identities)
     expected = experiment.data.partition.clients or 1
     ledger.fix(sites.meet(expected, experiment.engine.wait or WAIT))
     return sites
+
+
+def _fingerprints(experiment: Experiment) -> Mapping[int, str]:
+    """Return node -> fingerprint, from the SuperLink that started this process."""
+    address = os.environ.get(site_keys.ADDRESS)
+    link = Link(address) if address else link_of(experiment)
+    with contextlib.closing(Control(link)) as control:
+        return control.fingerprints()
 
 
 def _without_rows(data: Federated, names: Sequence[str]) -> Federated:
