@@ -105,7 +105,7 @@ class Nodes:
 
 
 def engine(grid: FakeGrid, away: Sequence[str] = (), **options: Any) -> FlowerEngine:
-    """Make an engine over a fake grid; options are those of `FlowerSettings`, `watch` and `complaint`."""
+    """Make an engine over a fake grid; options: `FlowerSettings`, `watch`, `complaint`."""
     watch = options.pop("watch", lambda event, facts: None)
     complaint = options.pop("complaint", lambda client, node: "")
     limit = reply_limit(support.tuned().spec.num_bytes)

@@ -25,12 +25,14 @@ class Authority:
         self.file = folder / "ca.crt"
         self._write(self.file, self.name, self.key, days, authority=True)
 
-    def server(self, *, host: str = "127.0.0.1", days: int = 2) -> tuple[Path, Path]:
+    def server(
+        self, *, host: str = "127.0.0.1", days: int = 2, name: str = "server"
+    ) -> tuple[Path, Path]:
         """Write the certificate and the key of a server; `days` below 0: expired."""
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
-        certificate, file = self.folder / "server.crt", self.folder / "server.key"
-        self._write(certificate, name, key, days, host=host)
+        owner = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+        certificate, file = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        self._write(certificate, owner, key, days, host=host)
         file.write_bytes(_pem(key, forms.PrivateFormat.PKCS8))
         file.chmod(0o600)
         return certificate, file

@@ -64,7 +64,7 @@ def write(tmp_path, more: str = ""):
         ("split", {"--to", "--set", "--superlink", "--certificates"}),
         ("sign", {"--key", "--to"}),
         ("server", {"--certificates", "--listen", "--port", "--store-port", "--part", "--local"}),
-        ("admit", {"--to", "--superlink", "--replace"}),
+        ("admit", {"--to", "--replace"}),
     ],
 )
 def test_help_has_the_options_and_examples(call, command, options):

@@ -66,10 +66,11 @@ def running(place, folder, change=lambda text: text):
     """Run nginx with our configuration, or one that a test changed; yield a caller and the log."""
     nginx, authority = place
     behind, port = SuperLink(), free_port()
-    certificate, key = authority.server()
+    authority.server()
     (folder / "own").mkdir()
-    settings = Gateway(f"127.0.0.1:{port}", behind.port, certificate, key, folder / "own")
-    (folder / "nginx.conf").write_text(change(configuration(settings)))
+    settings = Gateway(f"127.0.0.1:{port}", behind.port, authority.folder, folder / "own")
+    text = configuration(settings).replace("https://127", "http://127")  # the stand-in has no TLS
+    (folder / "nginx.conf").write_text(change(text))
     command = [nginx, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
@@ -172,7 +173,7 @@ def test_a_gateway_that_passes_everything_on_would_be_seen(place, tmp_path):
 
 
 def test_a_path_that_would_end_its_line_is_refused(tmp_path):
-    odd = Gateway("0.0.0.0:1", 2, tmp_path / 'a";x', tmp_path / "k", tmp_path)
+    odd = Gateway("0.0.0.0:1", 2, tmp_path / 'a";x', tmp_path)
     with pytest.raises(ConfigError, match="cannot stand in a path of a server"):
         configuration(odd)
 

@@ -19,7 +19,7 @@ def server(
     folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
     certificates: Annotated[
         Path | None,
-        typer.Option("--certificates", metavar="DIR", help="Has server.crt and server.key."),
+        typer.Option("--certificates", metavar="DIR", help="Output of deploy/certificates.sh."),
     ] = None,
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="What sites call.")
@@ -55,10 +55,7 @@ def server(
 
     if part not in ("all", "superlink", "gateway"):
         raise ConfigError(f"--part: found {part!r}; allowed are all, superlink, gateway")
-    certificate, key = (
-        certificates and certificates / name for name in ("server.crt", "server.key")
-    )
-    settings = ServerSettings(folder, listen, port, store_port, certificate, key, local=local)
+    settings = ServerSettings(folder, listen, port, store_port, certificates, local=local)
     started = children(settings, part)
     where = "" if local or part == "superlink" else f"; sites call {listen}"
     typer.echo(f"server: SuperLink on 127.0.0.1:{port}{where}. Ctrl-C ends it", err=True)
@@ -73,9 +70,6 @@ def admit(
     to: Annotated[
         Path, typer.Option("--to", metavar="DIR", help="The folder of `fedpeft server`.")
     ],
-    superlink: Annotated[
-        str, typer.Option("--superlink", metavar="HOST:PORT", help="On this machine.")
-    ] = "127.0.0.1:8000",
     replace: Annotated[
         bool, typer.Option("--replace", help="Give the site another key than it had.")
     ] = False,
@@ -92,6 +86,6 @@ def admit(
     """
     from fedpeft.federation.admission import admit as admit_site
 
-    fingerprint, fresh = admit_site(site, key, to, superlink, replace=replace)
+    fingerprint, fresh = admit_site(site, key, to, replace=replace)
     state = "registered" if fresh else "was registered before"
     typer.echo(f"{site}: {fingerprint}, {state}, bound to this name in {to / 'sites.toml'}")

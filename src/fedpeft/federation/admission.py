@@ -10,23 +10,20 @@ import contextlib
 from pathlib import Path
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.federation.control import Control, Link
-from fedpeft.federation.server import SITES
+from fedpeft.federation.control import Control
+from fedpeft.federation.server_folder import read_folder
 from fedpeft.federation.site_keys import bind, fingerprint, read_public_key
 
 __all__ = ["admit"]
 
 
-def admit(
-    site: str, key: Path, folder: Path, superlink: str, *, replace: bool = False
-) -> tuple[str, bool]:
+def admit(site: str, key: Path, folder: Path, *, replace: bool = False) -> tuple[str, bool]:
     """Admit a site.
 
     Args:
       site: its name.
       key: its public key file.
       folder: folder of the server.
-      superlink: HOST:PORT of the SuperLink.
       replace: give the site another key than it had.
 
     Returns:
@@ -37,11 +34,10 @@ def admit(
       EngineError: if the SuperLink cannot be reached, or refuses the key.
     """
     public = read_public_key(key)
-    if not folder.is_dir():
-        raise ConfigError(
-            f"--to: there is no folder {folder}; start `fedpeft server {folder}` first"
-        )
+    own = read_folder(folder)
+    if own.sites is None:
+        raise ConfigError(f"{folder}: this server was started with --local: its sites need no key")
     name = fingerprint(public)
-    bind(folder / SITES, site, name, replace=replace)  # first: a key without a name is no site
-    with contextlib.closing(Control(Link(superlink))) as control:
+    bind(own.sites, site, name, replace=replace)  # first: a key without a name is no site
+    with contextlib.closing(Control(own.link)) as control:
         return name, control.register(public)

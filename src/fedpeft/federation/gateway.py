@@ -46,15 +46,14 @@ class Gateway:
     Attributes:
       listen: HOST:PORT that sites call.
       port: the SuperLink's port on loopback.
-      certificate: PEM file of the server's certificate.
-      key: PEM file of its private key.
+      certificates: folder with `server.crt` and `server.key`, and with `ca.crt`, which vouches for
+        the SuperLink's certificate.
       folder: folder of the gateway's own files; nothing of a message is written there.
     """
 
     listen: str
     port: int
-    certificate: Path
-    key: Path
+    certificates: Path
     folder: Path
 
 
@@ -64,16 +63,13 @@ def configuration(settings: Gateway) -> str:
     Raises:
       ConfigError: if a path holds characters that cannot stand in it.
     """
-    files = (settings.certificate, settings.key, settings.folder)
-    for file in files:
+    for file in (settings.certificates, settings.folder):
         if set(str(file)) & set("\"'\\;{}$\n"):
             raise ConfigError(f"{file}: quotes, braces and ; cannot stand in a path of a server")
-    certificate, key = (f'"{file}"' for file in files[:2])
     return _TEMPLATE.format(
         listen=settings.listen,
         port=settings.port,
-        certificate=certificate,
-        key=key,
+        certificates=settings.certificates,
         pid=f'"{settings.folder}/nginx.pid"',
         log=f'"{settings.folder}/access.log"',
         temp=f'"{settings.folder}/temp"',
@@ -115,8 +111,8 @@ http {{
   limit_conn_zone $binary_remote_addr zone=address:1m;
   server {{
     listen {listen} ssl;
-    ssl_certificate {certificate};
-    ssl_certificate_key {key};
+    ssl_certificate "{certificates}/server.crt";
+    ssl_certificate_key "{certificates}/server.key";
     ssl_protocols TLSv1.2 TLSv1.3;
     ssl_session_tickets off;
 
@@ -132,7 +128,10 @@ http {{
       if ($request_method != POST) {{
         return 405;
       }}
-      proxy_pass http://127.0.0.1:{port}/v1/fleet/$call;
+      proxy_pass https://127.0.0.1:{port}/v1/fleet/$call;
+      proxy_ssl_verify on;
+      proxy_ssl_trusted_certificate "{certificates}/ca.crt";
+      proxy_ssl_name localhost;
       proxy_http_version 1.1;
       proxy_set_header Host $host;
       proxy_set_header Connection "";

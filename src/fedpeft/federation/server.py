@@ -16,17 +16,15 @@ from pathlib import Path
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.schema import listed
-from fedpeft.federation import site_keys
 from fedpeft.federation.bundle import STORE_PORT
 from fedpeft.federation.certificates import pair_problems
+from fedpeft.federation.control import Link
 from fedpeft.federation.gateway import Gateway, configuration, gateway
 from fedpeft.federation.processes import QUIET, Child, program
+from fedpeft.federation.server_folder import SERVER, write_folder
 from fedpeft.runs.files import write_text
 
-__all__ = ["SITES", "ServerSettings", "children", "server_problems"]
-
-SITES = "sites.toml"
-"""The table of sites and their keys, in a server's folder."""
+__all__ = ["ServerSettings", "children", "server_problems"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class ServerSettings:
       listen: HOST:PORT of the gateway.
       port: the SuperLink's, on loopback.
       store_port: where the SuperLink fetches signed bundles, on loopback.
-      certificate: PEM file of the server's certificate; None without a gateway.
-      key: PEM file of its private key; None without a gateway.
+      certificates: a folder with `ca.crt`, `server.crt` and `server.key` for the gateway, and
+        `loopback.crt` and `loopback.key` for the SuperLink; None with `local`.
       local: sites on this machine only, which need neither TLS nor a key.
     """
 
@@ -47,37 +45,34 @@ class ServerSettings:
     listen: str = "0.0.0.0:8443"
     port: int = 8000
     store_port: int = STORE_PORT
-    certificate: Path | None = None
-    key: Path | None = None
+    certificates: Path | None = None
     local: bool = False
 
 
-def server_problems(settings: ServerSettings, *, gateway: bool) -> list[str]:
-    """Return what is wrong with the settings of a server, a sentence each.
-
-    Args:
-      settings: of the server.
-      gateway: whether this process starts the gateway.
-    """
-    found = []
+def server_problems(settings: ServerSettings, part: str) -> list[str]:
+    """Return what is wrong with the settings of a part of a server, a sentence each."""
+    found, folder = [], settings.certificates
     host, _, port = settings.listen.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         found.append(f"--listen: found {settings.listen!r}; allowed is HOST:PORT")
-    if settings.local or not gateway:
+    if settings.local:
         return found
-    if settings.certificate is None or settings.key is None:
+    if folder is None:
         return [
             *found,
-            "--certificates: not set; name the folder with server.crt and server.key that "
-            "deploy/certificates.sh wrote, or say --local for sites on this machine alone",
+            "--certificates: not set; name the folder that deploy/certificates.sh wrote, or say "
+            "--local for sites on this machine alone",
         ]
-    inside = settings.folder.resolve()
-    if settings.key.resolve().is_relative_to(inside):
+    if folder.resolve().is_relative_to(settings.folder.resolve()):
         found.append(
-            f"--certificates: {settings.key} lies in the server's folder {settings.folder}, where "
-            "the code of a run works; keep keys elsewhere"
+            f"--certificates: {folder} lies in the server's folder {settings.folder}, where the "
+            "code of a run works; keep keys elsewhere"
         )
-    return [*found, *pair_problems(settings.certificate, settings.key, "--certificates")]
+    pairs = {"server": part != "superlink", "loopback": part != "gateway"}
+    for name in (name for name, needed in pairs.items() if needed):
+        files = folder / f"{name}.crt", folder / f"{name}.key"
+        found += pair_problems(*files, "--certificates")
+    return found
 
 
 def children(settings: ServerSettings, part: str) -> list[Child]:
@@ -91,54 +86,51 @@ def children(settings: ServerSettings, part: str) -> list[Child]:
       ConfigError: if the folder cannot be made, or the settings are wrong.
       EngineError: if Flower or nginx is not installed here.
     """
-    with_gateway = part != "superlink" and not settings.local
-    problems = server_problems(settings, gateway=with_gateway)
+    problems = server_problems(settings, part)
     if problems:
         raise ConfigError(listed("server", problems))
     try:
-        for folder in (
-            settings.folder,
-            *(settings.folder / name for name in ("superlink", "gateway")),
-        ):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
+        for name in (".", "superlink", "gateway"):
+            (settings.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            (settings.folder / name).chmod(0o700)
     except OSError as error:
         raise ConfigError(f"{settings.folder}: cannot be made: {error.strerror}") from error
     started = [_superlink(settings)] if part != "gateway" else []
-    return [*started, *([_gateway(settings)] if with_gateway else [])]
+    if part == "superlink" or settings.local or settings.certificates is None:
+        return started
+    return [*started, _gateway(settings, settings.certificates.resolve())]
 
 
 def _superlink(settings: ServerSettings) -> Child:
     """Return Flower's server: on loopback, its files for their owner only."""
     executable, folder = program("flower-superlink"), settings.folder.resolve()
-    command = [executable, "--insecure", "--host", "127.0.0.1", "--port", str(settings.port)]
+    address, authority = f"127.0.0.1:{settings.port}", None
+    command = [executable, "--host", "127.0.0.1", "--port", str(settings.port)]
     command += ["--database", "state.db", "--disable-runtime-dependency-installation"]
-    command += [] if settings.local else ["--enable-supernode-auth"]
+    if settings.certificates is None:
+        command.append("--insecure")
+    else:
+        own = settings.certificates.resolve()
+        authority = str(own / "ca.crt")
+        command += ["--enable-supernode-auth", "--ssl-ca-certfile", authority]
+        command += ["--ssl-certfile", f"{own}/loopback.crt", "--ssl-keyfile", f"{own}/loopback.key"]
+    write_folder(folder, Link(address, authority), keys=not settings.local)
     environment = {
         **QUIET,
         "FLWR_HOME": str(folder / "superlink" / "flower"),
         "FLWR_SUPERGRID_API_URL": f"http://127.0.0.1:{settings.store_port}",
         "NO_PROXY": "127.0.0.1",
         "PATH": f"{Path(executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        site_keys.ADDRESS: f"127.0.0.1:{settings.port}",
+        SERVER: str(folder),
     }
-    if not settings.local:
-        environment[site_keys.TABLE] = str(folder / SITES)
     advice = {"address already in use": "Choose another --port."}
     work = folder / "superlink"
     return Child("superlink", command, environment, advice, folder=work, mask=0o077)
 
 
-def _gateway(settings: ServerSettings) -> Child:
-    assert settings.certificate is not None and settings.key is not None, "checked before"
+def _gateway(settings: ServerSettings, certificates: Path) -> Child:
     folder = settings.folder.resolve() / "gateway"
-    chosen = Gateway(
-        settings.listen,
-        settings.port,
-        settings.certificate.resolve(),
-        settings.key.resolve(),
-        folder,
-    )
+    chosen = Gateway(settings.listen, settings.port, certificates, folder)
     file = folder / "nginx.conf"
     write_text(file, configuration(chosen))
     return gateway(chosen, file)

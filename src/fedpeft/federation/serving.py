@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,14 +34,14 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
 from fedpeft.engines.flower.grid import Grid
-from fedpeft.engines.flower.sites import Greeting, Sites
+from fedpeft.engines.flower.sites import Greeting, Identities, Sites
 from fedpeft.experiment.engines import DEADLINE, WAIT, EngineConfig
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import dump_experiment, validate
 from fedpeft.experiment.resolve import Resolved
-from fedpeft.federation import site_keys
-from fedpeft.federation.control import Control, Link
-from fedpeft.federation.deploying import link_of
+from fedpeft.federation.control import Control
+from fedpeft.federation.server_folder import folder_of_this_superlink
+from fedpeft.federation.site_keys import identities
 from fedpeft.federation.site_setup import shared_facts
 from fedpeft.rounds.handshake import compare, write_facts
 from fedpeft.runs.files import write_text
@@ -177,21 +176,25 @@ def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
     facts = shared_facts(for_sites(experiment), server.tuned, server.data)
     judge = functools.partial(compare, facts)
     greeting = Greeting(server.text, ledger.run_id, write_facts(facts), judge)
-    identities = site_keys.from_environment(functools.partial(_fingerprints, experiment))
-    if identities is None:
-        logger.warning("names of sites are not bound to keys: `fedpeft server` was not used")
+    identities = _identities()
     sites = Sites(grid, greeting, names=ledger.names, watch=ledger.watch, identities=identities)
     expected = experiment.data.partition.clients or 1
     ledger.fix(sites.meet(expected, experiment.engine.wait or WAIT))
     return sites
 
 
-def _fingerprints(experiment: Experiment) -> Mapping[int, str]:
-    """Return node -> fingerprint, from the SuperLink that started this process."""
-    address = os.environ.get(site_keys.ADDRESS)
-    link = Link(address) if address else link_of(experiment)
-    with contextlib.closing(Control(link)) as control:
-        return control.fingerprints()
+def _identities() -> Identities | None:
+    """Return the check of names against keys; None where the server has no table of sites."""
+    own = folder_of_this_superlink()
+    if own is None or own.sites is None:
+        logger.warning("a site is who it says it is: this server binds no names to keys")
+        return None
+
+    def fingerprints() -> Mapping[int, str]:
+        with contextlib.closing(Control(own.link)) as control:
+            return control.fingerprints()
+
+    return identities(own.sites, fingerprints)
 
 
 def _without_rows(data: Federated, names: Sequence[str]) -> Federated:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -26,18 +25,12 @@ from fedpeft.engines.flower.sites import Identities
 from fedpeft.runs.files import write_text
 
 __all__ = [
-    "ADDRESS",
-    "TABLE",
     "bind",
     "fingerprint",
-    "from_environment",
     "identities",
     "read_bindings",
     "read_public_key",
 ]
-
-TABLE, ADDRESS = "FEDPEFT_SITE_KEYS", "FEDPEFT_SUPERLINK"
-"""Environment of a SuperLink that `fedpeft server` started: the table's file, its own HOST:PORT."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
@@ -197,13 +190,3 @@ def identities(file: Path, keys: Callable[[], Mapping[int, str]]) -> Identities:
         )
 
     return Identities(frozenset(read_bindings(file)), complaint, owner)
-
-
-def from_environment(keys: Callable[[], Mapping[int, str]]) -> Identities | None:
-    """Return the check by the table of this SuperLink; None where none is named.
-
-    Raises:
-      ConfigError: if the table cannot be read.
-    """
-    named = os.environ.get(TABLE)
-    return identities(Path(named), keys) if named else None
