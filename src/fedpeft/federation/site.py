@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _EXPERIMENT_BYTES = 2**20
+_LAST_TURN = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,10 @@ class Site:
                 f"message of {size} bytes with an experiment of {len(request.experiment)}; this "
                 f"site allows {self._limits.max_bytes} and {_EXPERIMENT_BYTES} "
                 "(allow.max_message_bytes)"
+            )
+        if request.action == "train" and request.round > _LAST_TURN:
+            raise ConfigError(
+                f"round: found turn {str(request.round)[:20]}…; allowed is up to {_LAST_TURN}"
             )
         if request.action == "train" and not 0 <= request.committed < request.round:
             raise ConfigError(
