@@ -236,4 +236,9 @@ def _public_reason(error: Exception) -> str:
     about_request = isinstance(error, ConfigError | PrivacyError | DeltaMismatchError | EngineError)
     if about_request and not about_site:
         return f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return (
+            f"the site could not read or write a file of its own ({error.strerror}); its own log "
+            "says which"
+        )
     return f"{type(error).__name__} at the site; its own log says more"

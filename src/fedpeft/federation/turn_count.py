@@ -9,14 +9,13 @@ turn that fails after it was counted stays counted.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.errors import ConfigError, EngineError
+from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.site_file import SiteConfig
+from fedpeft.federation.journal import append, rows
 
 __all__ = ["check_turn", "count_turn"]
 
@@ -33,19 +32,19 @@ def check_turn(site: SiteConfig, run: str, request: str) -> None:
       ConfigError: if the run, or all runs together, have had their turns.
       EngineError: if the count is corrupt.
     """
-    rows, allow = _rows(site), site.allow
-    if _counted(rows, run, request):
+    counted, allow = _rows(site), site.allow
+    if _counted(counted, run, request):
         return
-    trained = sum(row["run"] == run for row in rows)
+    trained = sum(row["run"] == run for row in counted)
     if trained >= allow.max_rounds:
         raise ConfigError(
             f"this site has trained {trained} turns of this run, by its own count; it allows "
             f"{allow.max_rounds} (allow.max_rounds)"
         )
-    if allow.max_turns is not None and len(rows) >= allow.max_turns:
+    if allow.max_turns is not None and len(counted) >= allow.max_turns:
         raise ConfigError(
-            f"this site has trained {len(rows)} turns over all runs, by its own count; it allows "
-            f"{allow.max_turns} (allow.max_turns)"
+            f"this site has trained {len(counted)} turns over all runs, by its own count; it "
+            f"allows {allow.max_turns} (allow.max_turns)"
         )
 
 
@@ -57,20 +56,12 @@ def count_turn(site: SiteConfig, run: str, turn: int, request: str) -> None:
     """
     if _counted(_rows(site), run, request):
         return
-    file = _file(site)
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        row = {"run": run, "turn": turn, "request": request}
-        os.write(descriptor, json.dumps(row).encode() + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    append(_file(site), {"run": run, "turn": turn, "request": request})
 
 
-def _counted(rows: Sequence[Mapping[str, Any]], run: str, request: str) -> bool:
+def _counted(counted: Sequence[Mapping[str, Any]], run: str, request: str) -> bool:
     """Whether a request is the last that was counted in its run: a try again after a crash."""
-    last = next((row for row in reversed(rows) if row["run"] == run), None)
+    last = next((row for row in reversed(counted) if row["run"] == run), None)
     return last is not None and bool(last["request"] == request)
 
 
@@ -79,16 +70,4 @@ def _file(site: SiteConfig) -> Path:
 
 
 def _rows(site: SiteConfig) -> list[dict[str, Any]]:
-    file = _file(site)
-    try:
-        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        if not all(isinstance(row, dict) and {"run", "request"} <= row.keys() for row in rows):
-            raise ValueError("a line holds no turn")
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise EngineError(
-            f"{file}: the count of turns is corrupt: {error}. No turn is trained until it is "
-            "repaired: remove an incomplete last line, and nothing else"
-        ) from error
-    return rows
+    return rows(_file(site), frozenset({"run", "request"}), "count of turns")
