@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import logging
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from fedpeft.build.model import (
 )
 from fedpeft.build.run import assemble
 from fedpeft.core.errors import ConfigError
-from fedpeft.data.examples import Federated
+from fedpeft.data.examples import ExampleSet, Federated
 from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
 from fedpeft.engines.flower.grid import Grid
 from fedpeft.engines.flower.sites import Greeting, Identities, Sites
@@ -52,11 +53,12 @@ from fedpeft.runs.loop import run_experiment
 from fedpeft.runs.records import RoundDone
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["for_sites", "serve"]
+__all__ = ["data_digest", "for_sites", "serve"]
 
 logger = logging.getLogger(__name__)
 
 _LOCK_PATIENCE = 30.0
+_CHUNK = 256
 
 
 def serve(grid: Grid, configuration: Mapping[str, str | bool | int | float]) -> None:
@@ -137,6 +139,7 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
         # marks the folder as a run folder before anything else is in it
         write_text(folder.experiment, dump_experiment(experiment))
     ledger = Ledger(folder.path, secret=experiment.federation.sampling == "poisson")
+    _note_data(ledger, server)
     ledger.note("started", {"run_id": ledger.run_id, "resumed": folder.rounds.exists()})
     sites = _meet(grid, server, ledger)
 
@@ -165,6 +168,7 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
 
 def _greet(grid: Grid, server: _Server, folder: RunFolder) -> None:
     ledger = Ledger(folder.path)
+    _note_data(ledger, server)
     ledger.note("handshake", {"run_id": ledger.run_id})
     _meet(grid, server, ledger)
     ledger.save()
@@ -200,7 +204,33 @@ def _identities() -> Identities | None:
 def _without_rows(data: Federated, names: Sequence[str]) -> Federated:
     """Return the server's data set: its test rows, and clients without rows."""
     clients = {name: np.empty(0, dtype=np.int64) for name in names}
-    return dataclasses.replace(data, clients=clients, labels=None, test_clients={})
+    return dataclasses.replace(
+        data, clients=clients, labels=None, test_clients={}, digest=data_digest(data.test)
+    )
+
+
+def data_digest(test: ExampleSet) -> str:
+    """Return a SHA-256 (hex) of the examples that the server evaluates on, as models get them."""
+    digest = hashlib.sha256()
+    for start in range(0, len(test), _CHUNK):
+        batch = test.batch(range(start, min(start + _CHUNK, len(test))), seed=None)
+        for name, tensor in sorted(batch.items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _note_data(ledger: Ledger, server: _Server) -> None:
+    """Say which of the server's own examples it uses: it evaluates on some, and trains on none."""
+    asked, used = server.experiment.data, len(server.data.test)
+    one_split = asked.train_split is not None and asked.train_split == asked.test_split
+    unused = 0 if one_split else len(server.data.train)
+    ledger.add({"evaluated": used, "unused": unused})
+    if unused:
+        logger.info(
+            "%d of the server's %d examples are evaluated; the %d of the training split are not "
+            "used: give the server test examples alone to use all", used, used + unused, unused,
+        )  # fmt: skip
 
 
 def _note_round(ledger: Ledger, done: RoundDone) -> None:

@@ -56,6 +56,11 @@ class Ledger:
         self._table |= {"names": list(names), "expected": len(names)}
         write_json(self._sites, self._table)
 
+    def add(self, facts: Mapping[str, object]) -> None:
+        """Record facts about the server itself."""
+        self._table |= facts
+        write_json(self._sites, self._table)
+
     def watch(self, event: str, facts: Mapping[str, object]) -> None:
         """Record an event that an engine reports."""
         client = str(facts.get("client", ""))
