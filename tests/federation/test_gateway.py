@@ -142,6 +142,8 @@ def test_nothing_else_arrives_whatever_is_requested(place, tmp_path):
         for method in ("GET", "PUT", "DELETE", "OPTIONS", "HEAD", "CONNECT", "TRACE"):
             assert 400 <= send(method, "/v1/fleet/get-run") < 500
         assert not behind.seen
+        log = (tmp_path / "own" / "access.log").read_text()
+        assert '"POST /v1/control/start-run HTTP/1.1" 404' in log, "who was refused is kept"
         for target in DISGUISED:
             send("POST", target)
     assert {(way, path) for way, path, *_ in behind.seen} <= allowed

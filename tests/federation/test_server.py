@@ -57,5 +57,7 @@ def test_a_server_without_a_key_is_for_this_machine_alone(tmp_path):
         children(settings(tmp_path, certificates=None), "all")
     (only,) = children(ServerSettings(tmp_path / "server", local=True), "all")
     assert "127.0.0.1" in only.command and "--enable-supernode-auth" not in only.command
+    with pytest.raises(ConfigError, match="--local: found with --certificates"):
+        children(settings(tmp_path, local=True), "all")
     with pytest.raises(ConfigError, match="--listen: found 'box'"):
         children(settings(tmp_path, listen="box"), "all")

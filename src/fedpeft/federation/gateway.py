@@ -102,7 +102,11 @@ events {{
 }}
 http {{
   server_tokens off;
-  access_log {log};
+  map $status $odd {{
+    ~^2 0;
+    default 1;
+  }}
+  access_log {log} combined if=$odd;  # sites call every few seconds; what was refused is kept
   client_body_temp_path {temp};
   proxy_temp_path {temp};
   fastcgi_temp_path {temp};

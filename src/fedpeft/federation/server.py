@@ -55,6 +55,8 @@ def server_problems(settings: ServerSettings, part: str) -> list[str]:
     host, _, port = settings.listen.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         found.append(f"--listen: found {settings.listen!r}; allowed is HOST:PORT")
+    if settings.local and folder is not None:
+        found.append("--local: found with --certificates; say one of the two")
     if settings.local:
         return found
     if folder is None:
