@@ -64,35 +64,27 @@ class Federation:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port, self._store = _free_port(), _free_port()
+        self._port, self._store, self._outside = _free_port(), _free_port(), _free_port()
         self._link: subprocess.Popen[bytes] | None = None
         self._sites: list[subprocess.Popen[bytes]] = []
-        self._environment = _environment(folder, self._store)
+        self._environment = _environment(folder)
 
     def open(self) -> None:
         """Make keys and parts, start the SuperLink, register the sites."""
         certs, parts = self._folder / "certs", self._folder / "parts"
         self._call(str(ROOT / "deploy" / "certificates.sh"), str(certs), "127.0.0.1", *SITES)
         example = str(ROOT / "examples" / "federation-minilm.toml")
-        door = ("--superlink", f"127.0.0.1:{self._port}", "--certificates", str(certs))
-        self._call("fedpeft", "split", example, "--to", str(parts), *door)
-        home = self._folder / "home"
-        home.mkdir()
-        (home / "config.toml").write_text(
-            f'[superlink.lab]\naddress = "127.0.0.1:{self._port}"\n'
-            f'root-certificates = "{certs}/ca.crt"\n',
-            "utf-8",
-        )
+        gateway = ("--superlink", f"127.0.0.1:{self._outside}", "--certificates", str(certs))
+        self._call("fedpeft", "split", example, "--to", str(parts), *gateway)
+        own = str(self._folder / "server")
         self._link = self._start(
-            "link", "flower-superlink", "--host", "127.0.0.1", "--port", str(self._port),
-            "--ssl-ca-certfile", f"{certs}/ca.crt", "--ssl-certfile", f"{certs}/server.crt",
-            "--ssl-keyfile", f"{certs}/server.key", "--enable-supernode-auth",
-            "--database", str(self._folder / "link.db"),
-            "--disable-runtime-dependency-installation",
+            "link", "fedpeft", "server", own, "--certificates", str(certs),
+            "--listen", f"127.0.0.1:{self._outside}", "--port", str(self._port),
+            "--store-port", str(self._store),
         )  # fmt: skip
         _wait_for(self._port)
         for site in SITES:
-            self._call("flwr", "supernode", "register", f"{certs}/{site}.pub", "lab")
+            self._call("fedpeft", "admit", site, f"{certs}/{site}.pub", "--to", own)
 
     def run(self, number: int, rounds: int, *, resident: bool) -> list[float]:
         """Start both sites, run, end the sites; return the seconds of each round."""
@@ -107,6 +99,7 @@ class Federation:
             self._call(
                 "fedpeft", "run", str(self._folder / "parts" / "server" / "experiment.toml"),
                 "--out", str(out), "--set", f"federation.rounds={rounds}",
+                "--set", f"engine.superlink=127.0.0.1:{self._port}",
                 "--set", f"engine.store_port={self._store}",
                 "--set", f"federation.eval_every={rounds}",
             )  # fmt: skip
@@ -160,7 +153,7 @@ class Federation:
             )
 
 
-def _environment(folder: Path, store: int) -> Mapping[str, str]:
+def _environment(folder: Path) -> Mapping[str, str]:
     return {
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -170,7 +163,6 @@ def _environment(folder: Path, store: int) -> Mapping[str, str]:
         "FLWR_HOME": str(folder / "home"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPERGRID_API_URL": f"http://127.0.0.1:{store}",
     }
 
 

@@ -105,12 +105,14 @@ class Nodes:
 
 
 def engine(grid: FakeGrid, away: Sequence[str] = (), **options: Any) -> FlowerEngine:
-    """Make an engine over a fake grid; options are those of `FlowerSettings`, and `watch`."""
+    """Make an engine over a fake grid; options: `FlowerSettings`, `watch`, `complaint`."""
     watch = options.pop("watch", lambda event, facts: None)
+    complaint = options.pop("complaint", lambda client, node: "")
     limit = reply_limit(support.tuned().spec.num_bytes)
     chosen = FlowerSettings("", "run-1", limit, poll=0.001, keeps_memories=True)
     nodes = Nodes(grid.data, away)
-    return FlowerEngine(lambda: grid, nodes, replace(chosen, **options), watch=watch)
+    settings = replace(chosen, **options)
+    return FlowerEngine(lambda: grid, nodes, settings, watch=watch, complaint=complaint)
 
 
 def error(code: int, reason: str) -> Replies:
@@ -153,6 +155,13 @@ def payload(change: Callable[[torch.Tensor], torch.Tensor]) -> Replies:
         return messages.encode({**tensors, "delta": change(tensors["delta"])}, notes)
 
     return blob(changed)
+
+
+def of_another_node(message: Message, honest: RecordDict) -> list[Any]:
+    """Answer honestly, but from another node than the one that was asked."""
+    reply = Message(honest, reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = 666
+    return [reply]
 
 
 def twice(message: Message, honest: RecordDict) -> list[Any]:

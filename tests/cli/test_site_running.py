@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 
+import pki
 import pytest
 
-from fedpeft.cli import main
+from fedpeft.cli import main, site_running
 from fedpeft.engines.flower.requests import Request
+from fedpeft.federation.processes import free_port
 from fedpeft.federation.resident import ask
 
 SITE = 'name = "a"\n[data]\nsource = "digits"\n'
@@ -28,6 +34,23 @@ def call(capsys):
     return run
 
 
+@contextlib.contextmanager
+def tls_server(pair):
+    """Greet one caller over TLS; yield the address."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pair)
+
+    def greet():
+        with contextlib.suppress(OSError), listener.accept()[0] as raw:
+            context.wrap_socket(raw, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=greet)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(5)
+
+
 def write(tmp_path, more: str = ""):
     file = tmp_path / "site.toml"
     file.write_text(SITE + more)
@@ -40,6 +63,8 @@ def write(tmp_path, more: str = ""):
         ("node", {"--check", "--part", "--i-accept-an-unprotected-network"}),
         ("split", {"--to", "--set", "--superlink", "--certificates"}),
         ("sign", {"--key", "--to"}),
+        ("server", {"--certificates", "--listen", "--port", "--store-port", "--part", "--local"}),
+        ("admit", {"--to", "--replace"}),
     ],
 )
 def test_help_has_the_options_and_examples(call, command, options):
@@ -48,9 +73,30 @@ def test_help_has_the_options_and_examples(call, command, options):
     assert {word.rstrip(",") for word in out.split() if word.startswith("--")} >= options
 
 
-def test_check_says_what_a_site_offers(call, tmp_path):
+def test_check_says_what_a_site_offers(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(site_running, "reach", lambda address, root: None)
     code, out, _ = call("node", write(tmp_path), "--check")
     assert code == 0 and "a: ready. Data: digits" in out and "leaves the site: the delta" in out
+
+
+def test_check_calls_the_server(call, tmp_path):
+    more = f'[superlink]\naddress = "127.0.0.1:{free_port()}"\n'
+    code, out, err = call("node", write(tmp_path, more), "--check")
+    assert code == 4 and "cannot be reached (Connection refused)" in err and "ready" not in out
+    code, out, _ = call("node", write(tmp_path, more), "--check", "--part", "worker")
+    assert code == 0 and "ready" in out, "a worker has no network"
+
+
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_keys_and_a_wrong_authority_are_named_before_anything_starts(call, tmp_path, check):
+    pki.key_pair(tmp_path / "key")
+    ours = pki.Authority(tmp_path)
+    more = '[superlink]\nroot_certificates = "ca.crt"\nprivate_key = "{}"\naddress = "{}"\n'
+    code, _, err = call("node", write(tmp_path, more.format("ca.crt", "127.0.0.1:1")), *check)
+    assert code == 2 and "ca.crt is a certificate, allowed is a private key" in err
+    with tls_server(pki.Authority(tmp_path / "theirs").server()) as address:
+        code, _, err = call("node", write(tmp_path, more.format("key", address)), *check)
+    assert code == 2 and f"{ours.file} is the wrong authority" in err and "registered" not in err
 
 
 def test_check_lists_everything_that_is_wrong(call, tmp_path):

@@ -344,3 +344,45 @@ def test_a_plan_shows_no_partition_of_what_the_sites_have():
 
     assert make_plan(read_experiment(None, SETS)).partition is None
     assert make_plan(read_experiment(None, SETS[2:])).partition is not None
+
+
+class Clock:
+    """Time that passes in sleeps alone."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_a_followed_run_is_asked_after_ever_less(link, monkeypatch, tmp_path):
+    """The SuperLink writes a line for each question; rounds are read from the folder."""
+    clock, asked = Clock(), []
+
+    class Slow:
+        def state(self, run):
+            asked.append(clock.now)
+            return RunState("finished" if clock.now > 600 else "running", "completed")
+
+    monkeypatch.setattr(deploying, "time", clock)
+    watcher = deploying._Watcher(RunFolder(tmp_path / "out"), 2, lambda done: None)
+    deploying._follow(Slow(), 1, watcher, 5.0)
+    assert 40 < len(asked) < 60 and clock.now < 620
+    asked.clear()
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "summary.json").write_text("{}")
+    clock.now = 590.0
+    deploying._follow(Slow(), 1, watcher, 5.0)
+    assert clock.now <= 602 and len(asked) <= 12, "the end of a run is seen at once, without haste"
+
+
+def test_a_handshake_that_is_stopped_is_not_to_be_resumed(link, tmp_path):
+    control = link([RunState("finished", "stopped")])
+    experiment = read_experiment(None, SETS)
+    with pytest.raises(EngineError, match="the handshake was stopped at the SuperLink") as error:
+        deploying.greet_sites(experiment, tmp_path / "place")
+    assert "--resume" not in str(error.value) and control.started

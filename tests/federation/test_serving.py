@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedpeft.build.model import load_run_data
 from fedpeft.core.errors import ConfigError, RoundError
 from fedpeft.engines.flower import sites as flower_sites
 from fedpeft.engines.flower.app import AppFailure, client_app, server_app
@@ -17,7 +18,7 @@ from fedpeft.engines.flower.requests import Answer
 from fedpeft.experiment.read import dump_experiment, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.site_file import read_site
-from fedpeft.federation.serving import serve
+from fedpeft.federation.serving import data_digest, serve
 from fedpeft.federation.site_setup import make_site
 from fedpeft.federation.split import ServerAddress, split
 from fedpeft.launch.start import run
@@ -160,6 +161,41 @@ def test_a_handshake_trains_nothing(parts, tmp_path):
     table = json.loads((tmp_path / "out" / "sites.json").read_text())
     assert table["names"] == [site.name for site in sites]
     assert not RunFolder(tmp_path / "out").rounds.exists()
+
+
+def test_what_a_server_evaluates_on_is_recorded(parts, tmp_path):
+    """The digest is of what the model sees: other test examples give another one."""
+    sites, file, *_ = parts
+    serve(SiteGrid(sites), configuration(file, tmp_path / "a", sets=["federation.rounds=1"]))
+    data = json.loads((tmp_path / "a" / "environment.json").read_text())["data"]
+    test = load_run_data(resolve(read_experiment(file, []))).test
+    assert data["digest"] == data_digest(test) and data["evaluated"] == len(test)
+    assert len(data["digest"]) == 64 != data_digest(first(test, len(test) - 1))
+    found = json.loads((tmp_path / "a" / "sites.json").read_text())
+    assert (found["evaluated"], found["unused"]) == (len(test), 0)
+
+
+def test_examples_of_the_server_that_nobody_uses_are_counted(parts, tmp_path):
+    sites, *_ = parts
+    sets = [*SETS, "engine.name=flower", "engine.superlink=127.0.0.1:1", "data.source=digits"]
+    whole = {"task": "handshake", "out": str(tmp_path / "b"), "resume": False}
+    text = dump_experiment(resolve(read_experiment(None, sets)).experiment)
+    serve(SiteGrid(sites), {**whole, "experiment": text})
+    found = json.loads((tmp_path / "b" / "sites.json").read_text())
+    assert found["unused"] > found["evaluated"] > 0
+
+
+def first(examples, count):
+    """The first examples of a table, as a table."""
+
+    class First:
+        def __len__(self):
+            return count
+
+        def batch(self, indices, *, seed):
+            return examples.batch(indices, seed=seed)
+
+    return First()
 
 
 def test_a_site_with_another_backbone_is_refused(parts, tmp_path):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 
 import pytest
 import support
 import torch
+from safetensors import SafetensorError
 
 from fedpeft.core.errors import ConfigError, DataError, PrivacyError
 from fedpeft.core.noise import draw_root
 from fedpeft.data.examples import ClientData
 from fedpeft.engines.flower.requests import Request
+from fedpeft.federation import journal
 from fedpeft.federation.site import Limits, Prepared, Site
 from fedpeft.federation.turn_store import TurnStore
 from fedpeft.rounds.handshake import write_facts
@@ -170,6 +173,29 @@ def test_a_failure_that_nobody_foresaw_is_an_answer(tmp_path):
 
     answer = site(tmp_path, burst).take(request(1))
     assert answer.refused == "ZeroDivisionError at the site; its own log says more"
+
+
+def test_a_full_disk_at_the_site_is_said_without_its_paths(tmp_path, monkeypatch):
+    def full(tensors, file, notes):
+        raise SafetensorError("Error while serializing: I/O error: gone (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    answer = site(tmp_path).take(request(1))
+    assert "(No space left on device); its own log says which" in answer.refused
+    assert str(tmp_path) not in answer.refused
+
+
+def test_a_line_that_the_disk_does_not_take_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    file = tmp_path / "state" / "turns.jsonl"
+    journal.append(file, {"run": "a"})
+    before, real = file.read_bytes(), os.write
+    monkeypatch.setattr(journal.os, "write", lambda where, line: real(where, line[:5]))
+    with pytest.raises(OSError, match="No space left"):
+        journal.append(file, {"run": "b"})
+    assert file.read_bytes() == before
+    monkeypatch.undo()
+    journal.append(file, {"run": "b"})
+    assert [row["run"] for row in journal.rows(file, frozenset({"run"}), "count")] == ["a", "b"]
 
 
 def test_a_spent_budget_is_refused_before_training(tmp_path):

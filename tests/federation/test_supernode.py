@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from fedpeft.core.errors import ConfigError, EngineError
-from fedpeft.federation import supernode as processes
-from fedpeft.federation.supernode import Child, NodeSettings, follow, key_id, trusted_entities
+from fedpeft.federation import processes
+from fedpeft.federation import supernode as nodes
+from fedpeft.federation.processes import Child, follow
+from fedpeft.federation.supernode import NodeSettings, key_id, supernode, trusted_entities
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJv4ZfoCDA0Yw1ZmlEC2q7FWSrL7G0GHVMydpE0Ra2w9 someone"
 
@@ -80,15 +82,27 @@ def test_a_node_that_is_not_let_in_yet_is_tried_again(tmp_path):
         "n = len(p.read_text()) if p.exists() else 0; p.write_text('x' * (n + 1)); "
         "n < 2 and (print('Exit Code: 305'), exit(1)); time.sleep(60)"
     )
-    child = python(code, advice=processes._ADVICE)
+    child = python(code, advice=nodes._ADVICE, patience={"Exit Code: 305": 100.0})
     follow([child], goes_on=lambda: not tries.exists() or len(tries.read_text()) < 3)
 
 
-def test_one_that_is_never_let_in_ends(monkeypatch):
-    monkeypatch.setattr(processes, "_FORGOTTEN", 0.5)
-    child = python("print('Exit Code: 305'); exit(1)", advice=processes._ADVICE)
+def test_one_that_is_never_let_in_ends():
+    child = python(
+        "print('Exit Code: 305'); exit(1)", advice=nodes._ADVICE, patience={"Exit Code: 305": 0.5}
+    )
     with pytest.raises(EngineError, match="Is its key registered there"):
         follow([child])
+
+
+def test_a_wrong_authority_is_named_at_once_and_never_called_a_missing_key(tmp_path):
+    """Flower ends with the same exit code for both."""
+    words = "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate in chain. Exit Code: 305"
+    child = python(
+        f"print({words!r}); exit(1)", advice=nodes._ADVICE, patience={"Exit Code: 305": 100.0}
+    )
+    with pytest.raises(EngineError, match="root_certificates vouches for") as error:
+        follow([child])
+    assert "registered" not in str(error.value)
 
 
 def test_children_of_children_end_too(tmp_path):
@@ -105,7 +119,7 @@ def test_children_of_children_end_too(tmp_path):
 def test_children_end_with_a_parent_that_is_killed(tmp_path):
     file = tmp_path / "pid"
     code = (
-        "import sys; from fedpeft.federation.supernode import Child, follow; "
+        "import sys; from fedpeft.federation.processes import Child, follow; "
         f"follow([Child('c', [sys.executable, '-c', {sleeper(file)!r}])])"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
@@ -118,8 +132,8 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path):
 def test_a_program_that_is_not_there_is_said():
     with pytest.raises(EngineError, match="the ghost cannot be started"):
         follow([Child("ghost", ["/no/such/program"])])
-    with pytest.raises(EngineError, match=r"no-such: not found; install Flower"):
-        processes._program("no-such")
+    with pytest.raises(EngineError, match=r"no-such: not found on this machine; install Flower"):
+        processes.program("no-such")
 
 
 def test_a_key_has_one_name_everywhere(tmp_path):
@@ -142,10 +156,10 @@ def test_what_is_no_ed25519_key_is_refused(line):
 
 
 def test_the_supernode_is_told_what_the_file_says(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_program", lambda name: f"/bin/{name}")
-    open_ = processes.supernode(NodeSettings("127.0.0.1:1", tmp_path, {"site": "a"}))
+    monkeypatch.setattr(nodes, "program", lambda name: f"/bin/{name}")
+    open_ = supernode(NodeSettings("127.0.0.1:1", tmp_path, {"site": "a"}))
     assert "--insecure" in open_.command and "--trusted-entities" not in open_.command
-    safe = processes.supernode(
+    safe = supernode(
         NodeSettings(
             "box:1", tmp_path, {"site": "a", "seconds": 3.0}, "ca.crt", "key",
             tmp_path / "trusted.yaml", 4711,
@@ -159,6 +173,6 @@ def test_the_supernode_is_told_what_the_file_says(tmp_path, monkeypatch):
 
 
 def test_a_path_that_flower_cannot_take_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_program", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(nodes, "program", lambda name: f"/bin/{name}")
     with pytest.raises(ConfigError, match="quotes and backslashes cannot stand"):
-        processes.supernode(NodeSettings("a:1", tmp_path, {"door": 'x" evil="y'}))
+        supernode(NodeSettings("a:1", tmp_path, {"door": 'x" evil="y'}))

@@ -2,88 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-from pathlib import Path
 
 import pytest
-from real_federation import BIN, Federation, environment, until
+from guarded_federation import SITES, Guarded, no_nginx
 
-pytestmark = pytest.mark.deployment
+from fedpeft.federation.control import Control, Link
+from fedpeft.federation.site_keys import read_public_key
 
-SCRIPT = Path(__file__).parents[2] / "deploy" / "certificates.sh"
-SITES = ("client-00", "client-01")
-
-
-class Guarded(Federation):
-    """TLS, registered keys, and sites that run only what the publisher has signed."""
-
-    @property
-    def certs(self) -> Path:
-        return self.folder / "certs"
-
-    def prepare(self) -> None:
-        shell = environment(self.folder / "home")
-        command = ["bash", str(SCRIPT), str(self.certs), "127.0.0.1", *SITES]
-        done = subprocess.run(command, env=shell, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        self.signed = self.certs / "publisher.signature.json"
-        if not self.signed.exists():  # `fedpeft` is not on the PATH of this test
-            self.sign("publisher", self.signed)
-        connection = (
-            f'[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "127.0.0.1:{self.port}"\n'
-        )
-        connection += f'root-certificates = "{self.certs}/ca.crt"\n'
-        (self.folder / "home").mkdir(exist_ok=True)
-        (self.folder / "home" / "config.toml").write_text(connection)
-
-    def sign(self, key: str, to: Path) -> None:
-        done = self.command("sign", "--key", str(self.certs / key), "--to", str(to))
-        assert done.returncode == 0, done.stderr
-
-    def start_superlink(self) -> None:
-        self.store = self.port + 1 if self.port < 65535 else self.port - 1
-        command = [
-            "env", f"FLWR_SUPERGRID_API_URL=http://127.0.0.1:{self.store}", "NO_PROXY=127.0.0.1",
-            str(BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port),
-            "--ssl-ca-certfile", str(self.certs / "ca.crt"),
-            "--ssl-certfile", str(self.certs / "server.crt"),
-            "--ssl-keyfile", str(self.certs / "server.key"), "--enable-supernode-auth",
-            "--database", str(self.folder / "state.db"),
-            "--disable-runtime-dependency-installation",
-        ]  # fmt: skip
-        self.superlink = self._start(command, "superlink.log")
-        until(self._answers, "the SuperLink answers")
-
-    def register(self, name: str) -> None:
-        command = [
-            str(BIN / "flwr"),
-            "supernode",
-            "register",
-            str(self.certs / f"{name}.pub"),
-            "lab",
-        ]
-        done = subprocess.run(
-            command,
-            env=environment(self.folder / "home"),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def split(self) -> list[str]:
-        done = self.command(
-            "split", *self.sets, "--to", str(self.parts), "--superlink", f"127.0.0.1:{self.port}",
-            "--certificates", str(self.certs),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return list(SITES)
-
-    def run_with(self, signatures: str, out: str, *words: str):
-        command = ["run", str(self.experiment), "--json", "--out", str(self.folder / out), *words]
-        command += ["--set", f"engine.signatures={signatures}"]
-        command += ["--set", f"engine.store_port={self.store}"]
-        return self.command(*command)
+pytestmark = [
+    pytest.mark.deployment,
+    pytest.mark.skipif(bool(no_nginx()), reason=no_nginx() or "nginx is installed"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +22,11 @@ def here(tmp_path_factory):
     sets = ("federation.rounds=2", "federation.clients_per_round=2", "data.budget=200")
     made = Guarded(tmp_path_factory.mktemp("guarded"), *sets)
     try:
-        made.prepare()
+        made.prepare("stranger")
         made.start_superlink()
         for name in made.split():
-            made.register(name)
+            done = made.admit(name)
+            assert done.returncode == 0, done.stderr
             made.start_node(name)
         yield made
     finally:
@@ -123,3 +55,25 @@ def test_a_foreign_bundle_is_refused(here, whose):
     assert "the site refused the app bundle: The FAB could not be verified" in done.stderr
     runs = [list((here.parts / site / "state" / "turns").glob("[!.]*")) for site in SITES]
     assert all(len(found) <= 1 for found in runs)  # that of the signed run
+
+
+def test_another_machine_is_not_taken_for_a_site_that_is_away(here):
+    """Its key may connect, but belongs to no name; the site itself is let in again."""
+    genuine, other = here.nodes["client-01"], here.certs / "stranger"
+    genuine.end()
+    with contextlib.closing(
+        Control(Link(f"127.0.0.1:{here.port}", str(here.certs / "ca.crt")))
+    ) as control:
+        assert control.register(read_public_key(other.with_name("stranger.pub")))
+    site = here.parts / "client-01" / "site.toml"
+    text = site.read_text()
+    site.write_text(text.replace(str(here.certs / "client-01"), str(other)))
+    try:
+        imposter = here.start_node("client-01")
+        words = [str(here.experiment), *here.engine_sets(f'["{here.signed}"]')]
+        done = here.command("handshake", *words, "--set", "engine.wait=100")
+        assert done.returncode == 3, done.stderr
+        assert "site 'client-01' has another key: this node's is SHA256:" in done.stderr
+        imposter.end()
+    finally:
+        site.write_text(text)

@@ -82,6 +82,12 @@ def _handshake(run: Path, sets: Sequence[str], *, as_json: bool) -> None:
             f"  {name:<20} {facts.get('examples', '?')} examples, {facts.get('device', '?')}, "
             f"fedpeft {facts.get('version.fedpeft', '?')}"
         )
+    if found.get("unused"):
+        used, unused = int(found["evaluated"]), int(found["unused"])
+        lines.append(
+            f"the server evaluates on {used} of its {used + unused} examples: {unused} are its "
+            "training split, on which it does not train"
+        )
     show(found, lines, as_json=as_json)
 
 

@@ -6,20 +6,26 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.core.text import is_loopback
 from fedpeft.experiment.schema import listed
 from fedpeft.experiment.site_file import SiteConfig, read_site, site_problems
+from fedpeft.federation.certificates import link_problems
+from fedpeft.federation.processes import Child, follow
+from fedpeft.federation.reach import Unreached, reach
 from fedpeft.federation.resident import SECONDS, SITE, SOCKET, serve
-from fedpeft.federation.supernode import Child, NodeSettings, follow, supernode, trusted_entities
+from fedpeft.federation.supernode import NodeSettings, supernode, trusted_entities
 from fedpeft.runs.files import write_text
 
-__all__ = ["check_command", "node_command"]
+__all__ = ["check_command", "node_command", "until_signal"]
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("all", "worker", "supernode")
 _PARENT = "FEDPEFT_NODE_PROCESS"
@@ -31,8 +37,13 @@ def check_command(file: Path, part: str, *, unprotected: bool) -> int:
     site = read_site(file)
     problems = site_problems(site, part=part, unprotected=unprotected)
     problems += [] if problems or part == "supernode" else _data_problems(site)
+    link = _Link() if part == "worker" else _link(site)
+    unreached = link.unreached
+    problems += [*link.problems, *([unreached.reason] if unreached else [])]
     for problem in problems:
         typer.echo(problem, err=True)
+    if unreached and not unreached.lasting and len(problems) == 1:
+        return EngineError.exit_code
     if problems:
         return ConfigError.exit_code
     for line in _summary_lines(site):
@@ -50,11 +61,18 @@ def node_command(file: Path, part: str, *, unprotected: bool) -> None:
     _check_part(part)
     site = read_site(file)
     problems = site_problems(site, part=part, unprotected=unprotected)
-    if problems:
-        raise ConfigError(listed(str(file), problems))
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
+    if part != "worker":
+        link = _link(site)
+        problems += link.problems
+        if link.unreached and link.unreached.lasting:
+            problems.append(link.unreached.reason)
+        elif link.unreached:
+            logger.warning("%s. Trying again until it answers", link.unreached.reason)
+    if problems:
+        raise ConfigError(listed(str(file), problems))
     state = Path(site.state)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     if part == "worker":
@@ -63,7 +81,23 @@ def node_command(file: Path, part: str, *, unprotected: bool) -> None:
     children = [_supernode(file, site)]
     if part == "all" and site.worker.resident:
         children.insert(0, _worker(file, unprotected=unprotected))
-    follow(children, goes_on=_until_signal())
+    follow(children, goes_on=until_signal())
+
+
+@dataclass(frozen=True)
+class _Link:
+    """What is wrong between a site and its server: with files, and with reaching it."""
+
+    problems: Sequence[str] = ()
+    unreached: Unreached | None = None
+
+
+def _link(site: SiteConfig) -> _Link:
+    """Look at keys and certificates; call the server if they are right."""
+    problems = link_problems(site)
+    if problems:
+        return _Link(problems)
+    return _Link((), reach(site.superlink.address, site.superlink.root_certificates))
 
 
 def _check_part(part: str) -> None:
@@ -75,7 +109,7 @@ def _work(site: SiteConfig) -> None:
     """Run the worker in this process."""
     from fedpeft.federation.site_setup import make_site
 
-    goes_on, parent = _until_signal(), os.environ.get(_PARENT)
+    goes_on, parent = until_signal(), os.environ.get(_PARENT)
     serve(
         _socket(site),
         make_site(site).take,
@@ -116,7 +150,7 @@ def _socket(site: SiteConfig) -> Path:
     return Path(site.state) / "door" / "worker"
 
 
-def _until_signal() -> Callable[[], bool]:
+def until_signal() -> Callable[[], bool]:
     """Return a function that is true until Ctrl-C or SIGTERM comes; a second one interrupts."""
     received: list[int] = []
 

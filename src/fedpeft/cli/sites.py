@@ -58,9 +58,13 @@ def split(
     experiment: File = None,
     sets: Sets = None,
     superlink: Annotated[
-        str,
-        typer.Option("--superlink", metavar="HOST:PORT", help="Address in the sites' files."),
-    ] = "127.0.0.1:8000",
+        str | None,
+        typer.Option(
+            "--superlink",
+            metavar="HOST:PORT",
+            help="Address in the sites' files: 127.0.0.1:8000, with --certificates :8443.",
+        ),
+    ] = None,
     certificates: Annotated[
         Path | None,
         typer.Option("--certificates", metavar="DIR", help="Output of deploy/certificates.sh."),
@@ -80,7 +84,8 @@ def split(
     from fedpeft.federation.split import ServerAddress
     from fedpeft.federation.split import split as split_into
 
-    address = ServerAddress(superlink, certificates)
+    usual = "127.0.0.1:8443" if certificates else "127.0.0.1:8000"
+    address = ServerAddress(superlink or usual, certificates)
     *sites, server = split_into(read_experiment(experiment, sets or []), to, address)
     typer.echo(f"{len(sites)} sites: {sites[0]} to {sites[-1]}")
     typer.echo(f"server: {server / 'experiment.toml'}")

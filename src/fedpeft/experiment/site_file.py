@@ -87,7 +87,9 @@ class AllowConfig(Table):
     methods: list[str] | None = None
     """Tuning methods; all by default."""
     max_rounds: Positive = 1000
-    """Most rounds of an experiment."""
+    """Most rounds of an experiment, and most turns of a run, by the site's own count."""
+    max_turns: Positive | None = None
+    """Most turns over all runs and servers, by the site's own count; no limit by default."""
     max_epochs: Positive = 100
     """Most epochs of a turn."""
     max_message_bytes: Positive = 2_000_000_000

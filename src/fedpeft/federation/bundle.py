@@ -154,7 +154,8 @@ def _handler(bundle: bytes, signatures: Sequence[Signature]) -> type[BaseHTTPReq
         def _reply(self, known: bool, body: bytes) -> None:
             self.send_response(200 if known else 404)
             self.send_header("Content-Length", str(len(body) if known else 0))
-            self.end_headers()
-            self.wfile.write(body if known else b"")
+            with contextlib.suppress(ConnectionError):  # the SuperLink may hang up first
+                self.end_headers()
+                self.wfile.write(body if known else b"")
 
     return Handler

@@ -22,6 +22,7 @@ from fedpeft.core.version import VERSION
 from fedpeft.engines.flower.messages import require_flower
 from fedpeft.engines.flower.simulation import quiet_environment
 from fedpeft.federation.bundle import STORE_PORT, Signature, app_store
+from fedpeft.federation.site_keys import fingerprint
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -161,9 +162,54 @@ class Control:
         with contextlib.suppress(_Refused), self._request("stop a run"):
             self._client.StopRun(StopRunRequest(run_id=run))
 
+    def register(self, public_key: bytes) -> bool:
+        """Register the key of a site, so that its SuperNode is let in.
+
+        Args:
+          public_key: as PEM.
+
+        Returns:
+          False if it was registered before.
+
+        Raises:
+          Unreachable: if the SuperLink does not answer.
+          EngineError: if it refuses the key.
+        """
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        if public_key.strip() in (key.strip() for key in self._node_keys().values()):
+            return False
+        with self._request("register a key"):
+            self._client.RegisterNode(RegisterNodeRequest(public_key=public_key))
+        return True
+
+    def fingerprints(self) -> dict[int, str]:
+        """Return node -> the fingerprint of the key under which the SuperLink knows it.
+
+        Raises:
+          Unreachable: if the SuperLink does not answer.
+        """
+        found = {}
+        for node, key in self._node_keys().items():
+            with contextlib.suppress(ValueError):  # a node without a usable key has none
+                found[node] = fingerprint(key)
+        return found
+
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    def _node_keys(self) -> dict[int, bytes]:
+        """Return node -> public key, of the nodes that are registered."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        with self._request("list its nodes"):
+            answer = self._client.ListNodes(ListNodesRequest())
+        return {
+            int(node.node_id): bytes(node.public_key)
+            for node in answer.nodes_info
+            if node.status != "unregistered"
+        }
 
     def _connect(self) -> ControlHttpClient:
         from flwr.supercore.control import ControlHttpClient

@@ -46,6 +46,7 @@ T = TypeVar("T")
 
 _RETRIES = 3
 _POLL = 1.0
+_MOST_POLL = 15.0
 _VERDICT = re.compile(r"\[fedpeft exit (\d)\] (.*)", re.DOTALL)
 
 
@@ -129,6 +130,7 @@ class _Watcher:
 
     def __init__(self, folder: RunFolder, rounds: int, on_round: OnRound) -> None:
         self._file = folder.rounds
+        self._summary = folder.summary
         self._rounds = rounds
         self._on_round = on_round
         self.reported = len(self._records())
@@ -139,6 +141,10 @@ class _Watcher:
         for count in range(self.reported + 1, len(records) + 1):
             self._on_round(RoundDone(records[count - 1], totals(records[:count]), self._rounds))
         self.reported = max(self.reported, len(records))
+
+    def ended(self) -> bool:
+        """Whether this machine has the summary, which the last round is followed by."""
+        return self._summary.exists()
 
     def _records(self) -> list[Record]:
         with contextlib.suppress(RunFolderError, OSError):
@@ -176,9 +182,11 @@ def _submit(
     if state.how == "completed":
         return None
     if state.how == "stopped":
+        on = f"Go on with: fedpeft run --resume --out {folder.path}"
+        what = f"run {run}" if task == "run" else "the handshake"
         raise EngineError(
-            f"engine: run {run} was stopped at the SuperLink. Go on with: fedpeft run --resume "
-            f"--out {folder.path}"
+            f"engine: {what} was stopped at the SuperLink. "
+            + (on if task == "run" else "Nothing was trained; start it again")
         )
     return state.details or "without a reason"
 
@@ -208,12 +216,20 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _follow(control: Control, run: int, watcher: _Watcher, patience: float) -> RunState:
+    """Wait for the end of a run; the SuperLink, which logs each question, is asked ever less."""
+    wait = _POLL
     while True:
         state = _patiently(lambda: control.state(run), patience)
         watcher.update()
         if state.status == "finished":
             return state
-        time.sleep(_POLL)
+        seen, until = watcher.reported, time.monotonic() + wait
+        while True:
+            time.sleep(_POLL)
+            watcher.update()
+            if time.monotonic() >= until or watcher.reported != seen or watcher.ended():
+                break
+        wait = min(_MOST_POLL, wait + _POLL)
 
 
 def _patiently(call: Callable[[], T], patience: float) -> T:

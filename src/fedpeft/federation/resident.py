@@ -200,6 +200,8 @@ def _answer_one(
         reply = take(request)
         try:
             _send(frames, reply)
+        except ConnectionError:  # its run has ended, or asked again
+            logger.info("round %d: nobody waits for this answer any more", reply.round)
         except OSError as error:
             logger.warning("round %d: the answer could not be sent: %s", reply.round, error)
 

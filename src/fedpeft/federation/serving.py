@@ -8,8 +8,10 @@ again and resumes from the folder: same run id, same sites, same delta.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import logging
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -30,14 +32,17 @@ from fedpeft.build.model import (
 )
 from fedpeft.build.run import assemble
 from fedpeft.core.errors import ConfigError
-from fedpeft.data.examples import Federated
+from fedpeft.data.examples import ExampleSet, Federated
 from fedpeft.engines.flower.engine import FlowerEngine, FlowerSettings, reply_limit
 from fedpeft.engines.flower.grid import Grid
-from fedpeft.engines.flower.sites import Greeting, Sites
+from fedpeft.engines.flower.sites import Greeting, Identities, Sites
 from fedpeft.experiment.engines import DEADLINE, WAIT, EngineConfig
 from fedpeft.experiment.experiment import Experiment, FederationConfig
 from fedpeft.experiment.read import dump_experiment, validate
 from fedpeft.experiment.resolve import Resolved
+from fedpeft.federation.control import Control
+from fedpeft.federation.server_folder import folder_of_this_superlink
+from fedpeft.federation.site_keys import identities
 from fedpeft.federation.site_setup import shared_facts
 from fedpeft.rounds.handshake import compare, refuse_announced, write_facts
 from fedpeft.runs.files import write_text
@@ -48,11 +53,12 @@ from fedpeft.runs.loop import run_experiment
 from fedpeft.runs.records import RoundDone
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["for_sites", "serve"]
+__all__ = ["data_digest", "for_sites", "serve"]
 
 logger = logging.getLogger(__name__)
 
 _LOCK_PATIENCE = 30.0
+_CHUNK = 256
 
 
 def serve(grid: Grid, configuration: Mapping[str, str | bool | int | float]) -> None:
@@ -141,6 +147,7 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
         # marks the folder as a run folder before anything else is in it
         write_text(folder.experiment, dump_experiment(experiment))
     ledger = Ledger(folder.path, secret=experiment.federation.sampling == "poisson")
+    _note_data(ledger, server)
     ledger.note("started", {"run_id": ledger.run_id, "resumed": folder.rounds.exists()})
     sites = _meet(grid, server, ledger)
 
@@ -152,7 +159,12 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
             deadline=experiment.engine.deadline or DEADLINE,
         )
         return FlowerEngine(
-            lambda: grid, sites, settings, watch=ledger.watch, scorer=scorer_of(side)
+            lambda: grid,
+            sites,
+            settings,
+            watch=ledger.watch,
+            scorer=scorer_of(side),
+            complaint=sites.complaint,
         )
 
     data = _without_rows(server.data, sites.clients())
@@ -164,6 +176,7 @@ def _run(grid: Grid, server: _Server, folder: RunFolder) -> None:
 
 def _greet(grid: Grid, server: _Server, folder: RunFolder) -> None:
     ledger = Ledger(folder.path)
+    _note_data(ledger, server)
     ledger.note("handshake", {"run_id": ledger.run_id})
     _meet(grid, server, ledger)
     ledger.save()
@@ -180,16 +193,57 @@ def _meet(grid: Grid, server: _Server, ledger: Ledger) -> Sites:
         return [*compare(facts, theirs), *refuse_announced(theirs, most, otherwise)]
 
     greeting = Greeting(server.text, ledger.run_id, write_facts(facts), judge)
-    sites = Sites(grid, greeting, names=ledger.names, watch=ledger.watch)
+    identities = _identities()
+    sites = Sites(grid, greeting, names=ledger.names, watch=ledger.watch, identities=identities)
     expected = experiment.data.partition.clients or 1
     ledger.fix(sites.meet(expected, experiment.engine.wait or WAIT))
     return sites
 
 
+def _identities() -> Identities | None:
+    """Return the check of names against keys; None where the server has no table of sites."""
+    own = folder_of_this_superlink()
+    if own is None or own.sites is None:
+        logger.warning("a site is who it says it is: this server binds no names to keys")
+        return None
+
+    def fingerprints() -> Mapping[int, str]:
+        with contextlib.closing(Control(own.link)) as control:
+            return control.fingerprints()
+
+    return identities(own.sites, fingerprints)
+
+
 def _without_rows(data: Federated, names: Sequence[str]) -> Federated:
     """Return the server's data set: its test rows, and clients without rows."""
     clients = {name: np.empty(0, dtype=np.int64) for name in names}
-    return dataclasses.replace(data, clients=clients, labels=None, test_clients={})
+    return dataclasses.replace(
+        data, clients=clients, labels=None, test_clients={}, digest=data_digest(data.test)
+    )
+
+
+def data_digest(test: ExampleSet) -> str:
+    """Return a SHA-256 (hex) of the examples that the server evaluates on, as models get them."""
+    digest = hashlib.sha256()
+    for start in range(0, len(test), _CHUNK):
+        batch = test.batch(range(start, min(start + _CHUNK, len(test))), seed=None)
+        for name, tensor in sorted(batch.items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _note_data(ledger: Ledger, server: _Server) -> None:
+    """Say which of the server's own examples it uses: it evaluates on some, and trains on none."""
+    asked, used = server.experiment.data, len(server.data.test)
+    one_split = asked.train_split is not None and asked.train_split == asked.test_split
+    unused = 0 if one_split else len(server.data.train)
+    ledger.add({"evaluated": used, "unused": unused})
+    if unused:
+        logger.info(
+            "%d of the server's %d examples are evaluated; the %d of the training split are not "
+            "used: give the server test examples alone to use all", used, used + unused, unused,
+        )  # fmt: skip
 
 
 def _note_round(ledger: Ledger, done: RoundDone) -> None:

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _EXPERIMENT_BYTES = 2**20
+_LAST_TURN = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,10 @@ class Site:
                 f"site allows {self._limits.max_bytes} and {_EXPERIMENT_BYTES} "
                 "(allow.max_message_bytes)"
             )
+        if request.action == "train" and request.round > _LAST_TURN:
+            raise ConfigError(
+                f"round: found turn {str(request.round)[:20]}…; allowed is up to {_LAST_TURN}"
+            )
         if request.action == "train" and not 0 <= request.committed < request.round:
             raise ConfigError(
                 f"round: found turn {request.round} after turn {request.committed}; a turn's "
@@ -231,4 +236,9 @@ def _public_reason(error: Exception) -> str:
     about_request = isinstance(error, ConfigError | PrivacyError | DeltaMismatchError | EngineError)
     if about_request and not about_site:
         return f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return (
+            f"the site could not read or write a file of its own ({error.strerror}); its own log "
+            "says which"
+        )
     return f"{type(error).__name__} at the site; its own log says more"

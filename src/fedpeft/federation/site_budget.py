@@ -10,17 +10,16 @@ the same turn is not counted again; a turn that fails after it was charged stays
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.errors import EngineError, PrivacyError
+from fedpeft.core.errors import PrivacyError
 from fedpeft.experiment.epsilon import poisson_batches, uses_a_turn
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.site_file import SiteConfig
+from fedpeft.federation.journal import append, rows
 from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of_all
 
 __all__ = ["charge", "spent"]
@@ -38,8 +37,8 @@ def charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, reques
     if mode.noise_by != "client":
         return
     file = Path(site.state) / "privacy.jsonl"
-    rows = _rows(file)
-    if any(row["request"] == request and row["run"] == run for row in rows):
+    charged = _rows(file)
+    if any(row["request"] == request and row["run"] == run for row in charged):
         return
     ratio = (experiment.privacy.noise_multiplier or 0.0) / mode.distance
     uses = uses_a_turn(experiment)
@@ -47,14 +46,14 @@ def charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, reques
     rate = batches.rate if batches else 1.0
     cost = {"ratio": ratio, "uses": uses, "rate": rate}
     row = {"run": run, "turn": turn, "request": request, **cost}
-    limit, after = site.privacy.epsilon, _epsilon([*rows, row], site.privacy.delta)
+    limit, after = site.privacy.epsilon, _epsilon([*charged, row], site.privacy.delta)
     if limit is not None and after > limit:
         raise PrivacyError(
             "this site has spent its privacy budget: one more turn would bring it from epsilon "
-            f"{_epsilon(rows, site.privacy.delta):.3g} to {after:.3g}, its limit over all runs is "
-            f"{limit:g} (privacy.epsilon)"
+            f"{_epsilon(charged, site.privacy.delta):.3g} to {after:.3g}, its limit over all runs "
+            f"is {limit:g} (privacy.epsilon)"
         )
-    _append(file, row)
+    append(file, row)
 
 
 def spent(site: SiteConfig) -> float:
@@ -66,31 +65,13 @@ def spent(site: SiteConfig) -> float:
     return _epsilon(_rows(Path(site.state) / "privacy.jsonl"), site.privacy.delta)
 
 
-def _epsilon(rows: Sequence[Mapping[str, Any]], delta: float) -> float:
+def _epsilon(charged: Sequence[Mapping[str, Any]], delta: float) -> float:
     parts = [
         (Mechanism(row["ratio"], rate if (rate := row.get("rate", 1.0)) < 1 else None), row["uses"])
-        for row in rows
+        for row in charged
     ]
     return epsilon_of_all(parts, delta)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    try:
-        return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    except ValueError as error:
-        raise EngineError(
-            f"{file}: the privacy ledger is corrupt: {error}. No private turn is taken until it is "
-            "repaired: remove an incomplete last line, and nothing else"
-        ) from error
-
-
-def _append(file: Path, row: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, json.dumps(row, allow_nan=False).encode() + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return rows(file, frozenset({"run", "request", "ratio", "uses"}), "privacy ledger")

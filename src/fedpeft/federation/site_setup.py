@@ -35,6 +35,7 @@ from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation.site import Limits, Prepared, Site
 from fedpeft.federation.site_budget import charge
 from fedpeft.federation.site_policy import agree
+from fedpeft.federation.turn_count import check_turn, count_turn
 from fedpeft.federation.turn_store import TurnStore
 from fedpeft.models.source import sketch_model
 from fedpeft.rounds.handshake import NOT_TOLD, VERSIONS, label_fact, model_facts
@@ -86,8 +87,15 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
         ClientData(side.data.train, rows),
         shared_facts(server, tuned, data) | _site_facts(site, len(data.train) if counted else None),
         once=privacy.mode.noise_by == "client",
-        charge=functools.partial(charge, site, experiment),
+        charge=functools.partial(_charge, site, experiment),
     )
+
+
+def _charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, request: str) -> None:
+    """Count a turn, and its privacy, before it is trained; nothing is recorded if one refuses."""
+    check_turn(site, run, request)
+    charge(site, experiment, run, turn, request)
+    count_turn(site, run, turn, request)
 
 
 def shared_facts(experiment: Experiment, tuned: TunedModel, data: Federated) -> dict[str, str]:

@@ -51,13 +51,15 @@ class ServerAddress:
     """How the sites reach the server.
 
     Attributes:
-      address: HOST:PORT of the SuperLink.
+      address: HOST:PORT that sites call.
       certificates: a folder with `ca.crt`, `publisher.pub` and one private key for each site, in a
         file of the site's name; None for no TLS.
+      superlink: HOST:PORT of the SuperLink on the server itself, where sites call a gateway.
     """
 
     address: str = "127.0.0.1:8000"
     certificates: Path | None = None
+    superlink: str = "127.0.0.1:8000"
 
 
 def split(experiment: Experiment, to: Path, server: ServerAddress) -> list[Path]:
@@ -231,6 +233,7 @@ def _server_toml(experiment: Experiment, data: Federated, file: Path, server: Se
     model = experiment.model.model_copy(update={"num_labels": labels})
     link: dict[str, object] = {"superlink": server.address}
     if server.certificates is not None:
+        link["superlink"] = server.superlink
         folder = server.certificates.resolve()
         link["root_certificates"] = str(folder / "ca.crt")
         link["signatures"] = [str(folder / "publisher.signature.json")]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from fedpeft.core.errors import EngineError
 __all__ = ["Kept", "TurnStore"]
 
 _FORMAT = "fedpeft-turn-1"
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 _NAME = re.compile(r"turn-(\d{5,})\.safetensors")
 _MEMORY, _REPLY = "memory.", "reply"
 
@@ -110,7 +112,7 @@ class TurnStore:
         notes["digest"] = _digest(tensors)
         self._write(
             self._file(run, kept.turn),
-            lambda partial: safetensors.torch.save_file(tensors, partial, notes),
+            lambda partial: _save(tensors, partial, notes),
         )
         for turn in self._turns(run):
             if turn not in (committed, kept.turn):
@@ -136,6 +138,22 @@ class TurnStore:
         reply = tensors.pop(_REPLY).numpy().tobytes()
         memory = {name.removeprefix(_MEMORY): tensor for name, tensor in tensors.items()}
         return Kept(turn, notes["request"], memory, reply)
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path, notes: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+      OSError: if the disk does not take it; the library has an error of its own for that.
+    """
+    try:
+        safetensors.torch.save_file(dict(tensors), file, notes)
+    except SafetensorError as error:
+        number = _SYSTEM_ERROR.search(str(error))
+        if number is None:
+            raise
+        code = int(number.group(1))
+        raise OSError(code, os.strerror(code), str(file)) from error
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ class Ledger:
             self._table["examples"] = {name: count for name, count in told.items() if count}
         write_json(self._sites, self._table)
 
+    def add(self, facts: Mapping[str, object]) -> None:
+        """Record facts about the server itself."""
+        self._table |= facts
+        write_json(self._sites, self._table)
+
     def watch(self, event: str, facts: Mapping[str, object]) -> None:
         """Record an event that an engine reports."""
         client = str(facts.get("client", ""))

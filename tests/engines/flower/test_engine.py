@@ -160,6 +160,17 @@ def test_a_client_that_is_away_is_a_failure():
     assert record.failures == {BAD: "the site is not connected"}
 
 
+def test_a_reply_of_a_node_that_is_not_the_client_by_its_key_is_refused():
+    grid = fake_grid.FakeGrid(support.federated(), faults={BAD: fake_grid.of_another_node})
+    _, (record,) = rounds(fake_grid.engine(grid), support.plan(cohort=6), count=1)
+    assert "it came from node 666, the request went to node" in record.failures[BAD]
+    grid = fake_grid.FakeGrid(support.federated())
+    foreign = lambda client, node: "another key" if client == BAD else ""  # noqa: E731
+    engine = fake_grid.engine(grid, complaint=foreign)
+    _, (record,) = rounds(engine, support.plan(cohort=6), count=1)
+    assert record.failures == {BAD: "reply refused: another key"}
+
+
 def test_too_few_replies_end_the_run():
     faults = {f"client-{i}": fake_grid.error(2, "no") for i in range(6)}
     grid = fake_grid.FakeGrid(support.federated(), faults=faults)

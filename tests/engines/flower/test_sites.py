@@ -11,7 +11,7 @@ from fedpeft.core.errors import RoundError
 from fedpeft.engines.flower import sites as flower_sites
 from fedpeft.engines.flower.messages import read_request, write_answer
 from fedpeft.engines.flower.requests import Answer
-from fedpeft.engines.flower.sites import Greeting, Sites
+from fedpeft.engines.flower.sites import Greeting, Identities, Sites
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +122,66 @@ def test_a_resumed_run_knows_its_sites_and_takes_no_other():
     assert sites.meet(2, 0.05) == ("a", "b"), "b may come later"
     assert sites.gather(["a", "b"]) == {"a": 1}
     assert "this run began with a, b" in sites.refusals()[2]
+
+
+def bound(**owners):
+    """Names bound to nodes: `a=1` is the site a behind node 1."""
+
+    def complaint(name, node):
+        return "" if owners.get(name) == node else f"site {name!r} has another key"
+
+    names = {node: name for name, node in owners.items()}
+    return Identities(frozenset(owners), complaint, lambda node: names.get(node, ""))
+
+
+def test_a_foreign_key_under_a_known_name_is_refused_and_not_waited_for():
+    told = []
+    grid = Nodes(node_1=site("a"), node_6=site("b"))
+    sites = Sites(
+        grid, greeting(), identities=bound(a=1, b=2), watch=lambda *each: told.append(each)
+    )
+    with pytest.raises(RoundError, match=r"1 of 2 sites.*site 'b' has another key"):
+        sites.meet(2, 60.0)
+    (facts,) = [facts for event, facts in told if event == "refused"]
+    assert (facts["node"], facts["client"]) == ("6", "b")
+
+
+def test_without_keys_the_same_node_would_be_taken():
+    """The negative control: a name alone is anybody's."""
+    assert Sites(Nodes(node_1=site("a"), node_6=site("b")), greeting()).meet(2, 5.0) == ("a", "b")
+
+
+def test_a_stranger_does_not_take_the_place_of_a_site_that_is_still_to_come(monkeypatch):
+    grid = Nodes(node_1=site("a"), node_6=site("x"))
+    sites = Sites(grid, greeting(), identities=bound(a=1, b=2))
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 5:
+            grid.says[2] = site("b")
+
+    monkeypatch.setattr(flower_sites.time, "sleep", sleep)
+    assert sites.meet(2, 30.0) == ("a", "b")
+
+
+def test_a_key_that_is_no_longer_a_sites_is_seen_at_its_reply():
+    owners = {"a": 1, "b": 2}
+    identities = Identities(frozenset(owners), lambda n, k: "" if owners.get(n) == k else "no", str)
+    sites = Sites(Nodes(node_1=site("a"), node_2=site("b")), greeting(), identities=identities)
+    sites.meet(2, 5.0)
+    assert sites.complaint("b", 2) == ""
+    owners["b"] = 9
+    assert sites.complaint("b", 2) == "no"
+
+
+def test_a_round_does_not_wait_for_a_refused_site():
+    grid = Nodes(node_1=site("a"), node_2=site("b"))
+    sites = Sites(grid, greeting())
+    sites.meet(2, 5.0)
+    grid.says = {1: site("a"), 7: site("b", refused="no more")}
+    sites.gather(["a", "b"])
+    grid._take = lambda message: "unanswered"
+    began = flower_sites.time.monotonic()
+    assert sites.gather(["a", "b"]) == {"a": 1}
+    assert flower_sites.time.monotonic() - began < 0.04, "its next answer was waited for"

@@ -89,6 +89,7 @@ def reply_limit(payload_bytes: int) -> int:
 @dataclass(frozen=True)
 class _Pending:
     client: str
+    node: int
     number: int
     committed: int
     at: float
@@ -105,6 +106,7 @@ class FlowerEngine:
       watch: called with each event.
       on_close: stops what `open_grid` started.
       scorer: scorer of the server's test set, for `evaluate`.
+      complaint: (client, node) -> why a reply of the node is not that client's; "" if it is.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class FlowerEngine:
         watch: Watch = ignore,
         on_close: Callable[[], None] = lambda: None,
         scorer: Scorer | None = None,
+        complaint: Callable[[str, int], str] = lambda client, node: "",
     ) -> None:
         self._open_grid = open_grid
         self._roster = roster
@@ -125,6 +128,7 @@ class FlowerEngine:
         self._watch = watch
         self._on_close = on_close
         self._scorer = scorer
+        self._complaint = complaint
         self._memories = Memories()
 
     def clients(self) -> Sequence[str]:
@@ -207,7 +211,7 @@ class FlowerEngine:
         )
         if sent is None:
             return Failure(client, "the message could not be sent")
-        pending[sent] = _Pending(client, number, committed, time.monotonic())
+        pending[sent] = _Pending(client, node, number, committed, time.monotonic())
         self._watch("asked", {"round": job.round, "client": client, "bytes": len(request.blob)})
         return None
 
@@ -233,6 +237,9 @@ class FlowerEngine:
         """Return a reply for the round, or a failure if the message fails a check."""
         if isinstance(reply, Unreadable):
             return Failure(turn.client, f"reply refused: {reply.reason}")
+        foreign = self._foreign(reply, turn)
+        if foreign:
+            return Failure(turn.client, f"reply refused: {foreign}")
         if reply.has_error():
             return Failure(turn.client, error_words(reply.error.code, reply.error.reason))
         try:
@@ -249,6 +256,13 @@ class FlowerEngine:
         if kept:
             self._memories.keep(turn.client, kept, committed=turn.committed, turn=turn.number)
         return Reply(turn.client, answer.blob, answer.seconds)
+
+    def _foreign(self, reply: Message, turn: _Pending) -> str:
+        """Return why a reply is not of the client that was asked; "" if it is."""
+        source = reply.metadata.src_node_id
+        if source != turn.node:
+            return f"it came from node {source}, the request went to node {turn.node}"
+        return self._complaint(turn.client, turn.node)
 
     def _reported(self, answer: Reply | Failure, number: int) -> Reply | Failure:
         facts: dict[str, object] = {"round": number, "client": answer.client}

@@ -1,9 +1,11 @@
 """The roster of a deployment: which site uses which node, as found by handshakes.
 
     new node ──handshake: the server's facts──> site ──its own facts, or no──> known | refused
+                                                          its key has its name?
 
 A site keeps its name, but its node may change. Before each round the nodes of the cohort are looked
-up again; a site that reconnects with another node gets a new handshake and continues.
+up again; a site that reconnects with another node gets a new handshake and continues. A site says
+its name itself: where the server has a table of keys, a name counts only with its key.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from fedpeft.engines.flower.requests import Answer, Request
 if TYPE_CHECKING:
     from flwr.app import Message
 
-__all__ = ["Greeting", "Sites"]
+__all__ = ["Greeting", "Identities", "Sites"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,21 @@ class Greeting:
     judge: Callable[[Mapping[str, str]], Sequence[str]]
 
 
+@dataclass(frozen=True)
+class Identities:
+    """The names of sites that are bound to keys.
+
+    Attributes:
+      names: every name that has a key; no other site can take part.
+      complaint: (name, node) -> why the node is not that site; "" if it is.
+      owner: node -> the name that its key has; "" if it has none.
+    """
+
+    names: Collection[str]
+    complaint: Callable[[str, int], str]
+    owner: Callable[[int], str]
+
+
 class Sites:
     """The sites of a deployment.
 
@@ -59,15 +76,24 @@ class Sites:
       greeting: the server's side of the handshake.
       names: names of all sites, where an earlier part of the run fixed them; else ().
       watch: called with each site that is accepted or refused.
+      identities: the names that are bound to keys; None: a site has the name that it says.
     """
 
     def __init__(
-        self, grid: Grid, greeting: Greeting, *, names: Sequence[str] = (), watch: Watch = ignore
+        self,
+        grid: Grid,
+        greeting: Greeting,
+        *,
+        names: Sequence[str] = (),
+        watch: Watch = ignore,
+        identities: Identities | None = None,
     ) -> None:
         self._grid = grid
         self._greeting = greeting
         self._names = tuple(sorted(names))
         self._watch = watch
+        self._identities = identities
+        self._said_no: set[str] = set()  # names under which a node was refused
         self._nodes: dict[str, int] = {}
         self._refused: dict[int, str] = {}
         self._pending: dict[str, int] = {}  # handshake -> node
@@ -81,6 +107,10 @@ class Sites:
     def refusals(self) -> Mapping[int, str]:
         """Return node -> the reason why it was refused."""
         return dict(self._refused)
+
+    def complaint(self, client: str, node: int) -> str:
+        """Return why a node is not a client by its key, now; "" if it is, or no keys are known."""
+        return self._identities.complaint(client, node) if self._identities else ""
 
     def meet(self, expected: int, patience: float) -> Sequence[str]:
         """Wait for all sites, and fix their names.
@@ -100,8 +130,8 @@ class Sites:
         until = time.monotonic() + patience
         while len(self._nodes) < expected and time.monotonic() < until:
             self._poll_nodes()
-            if not self._pending and len(self._nodes) + len(self._refused) >= expected:
-                break  # all have answered, and their answers will not change
+            if self._hopeless(expected):
+                break
             time.sleep(_POLL)
         if self._names:
             return self._names
@@ -113,6 +143,15 @@ class Sites:
             )
         self._names = tuple(sorted(self._nodes))
         return self._names
+
+    def _hopeless(self, expected: int) -> bool:
+        """Whether too few sites are left to wait for: the others answered, and will not change."""
+        if self._pending:
+            return False
+        if self._identities is None:
+            return len(self._nodes) + len(self._refused) >= expected
+        may_come = set(self._identities.names) - self._said_no
+        return len(may_come | set(self._nodes)) < expected
 
     def gather(self, cohort: Sequence[str]) -> Mapping[str, int]:
         """Return site -> node for a cohort, after a short wait for sites that are away."""
@@ -142,7 +181,8 @@ class Sites:
                 self._greet(node, now)
         for sent in list(self._pending):
             self._take_answer(sent, online)
-        return bool(self._pending) or bool(set(online) - known - set(self._refused))
+        waited = set(self._pending.values()) | (set(online) - known)
+        return bool(waited - set(self._refused))  # a refused node may come back, unawaited
 
     def _greet(self, node: int, now: float) -> None:
         self._last_sent[node] = now
@@ -162,6 +202,9 @@ class Sites:
             return
         del self._pending[sent]
         name, reason, facts = self._checked(replies[0])
+        if self._identities is not None:
+            name = name or self._identities.owner(node)
+            reason = reason or self.complaint(name, node)
         holder = self._nodes.get(name)
         if not reason and holder is not None and holder != node and holder in online:
             self._doubles[node] = name
@@ -173,6 +216,7 @@ class Sites:
             return
         self._nodes[name] = node
         self._refused.pop(node, None)
+        self._said_no.discard(name)
         self._watch("met", {"client": name, "node": str(node), "facts": dict(facts)})
 
     def _refuse(self, node: int, name: str, reason: str) -> None:
@@ -180,6 +224,7 @@ class Sites:
             logger.warning("node %s (%s) is refused: %s", node, name or "no name", reason)
             self._watch("refused", {"node": str(node), "client": name, "reason": reason})
         self._refused[node] = reason
+        self._said_no.add(name)
 
     def _checked(self, reply: Message | Unreadable) -> tuple[str, str, Mapping[str, str]]:
         """Return a site's name, the reason why it is refused ("" if it is not), and its facts."""
