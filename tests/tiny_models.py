@@ -1,4 +1,4 @@
-"""Folders of tiny untrained models with tokenizers of a few words, as a user's folder holds them."""
+"""Folders of tiny untrained text models, each with a tokenizer of a few words."""
 
 from __future__ import annotations
 
