@@ -262,11 +262,12 @@ def _classification(
         _Labelled(each.columns[column], torch.from_numpy(numbers), tables.full_scale)
         for each, numbers in ((table, labels), (tables.test, classes.test))
     )
-    *examples, augmented, preprocessing = decode(train, test, request, inputs)
+    examples, test_examples, augmented, made = decode(train, test, request, inputs)
     return _Content(
-        *examples,
+        examples,
+        test_examples,
         augmented,
-        replace(preprocessing, labels=classes.shown),
+        replace(made, labels=classes.shown),
         owners=_owners(table, tables.test, request),
         skew=classes.train[drawn],
         labels=labels,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import ModelError
 from fedpeft.models.families import Family
@@ -109,7 +109,7 @@ def set_padding(module: nn.Module, inputs: TextInput) -> None:
         except ModelError:  # data that need one say so
             tokenizer = None
     pad = choose_padding(inputs, tokenizer)
-    config = module.config
+    config: Any = module.config
     texts = getattr(config, "get_text_config", lambda: config)()
     for part in (config, texts, getattr(module, "generation_config", None)):
         if part is not None:
