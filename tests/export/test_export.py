@@ -2,7 +2,7 @@ import finished_runs
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -145,6 +145,15 @@ def test_export_names_the_classes_and_brings_the_processor(finished, tmp_path):
     assert '"image_mean"' in (folder / "preprocessor_config.json").read_text()
     text = export_run(finished("bert", "lora"), tmp_path / "text")
     assert AutoTokenizer.from_pretrained(text / "base").pad_token_id == 0
+
+
+def test_the_automatic_class_of_peft_loads_a_language_model(finished, tmp_path):
+    run = finished("llama", "lora")
+    folder = export_run(run, tmp_path / "out")
+    with quiet():
+        model = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    ours = finished_runs.logits(fedpeft.load(run), "llama")
+    torch.testing.assert_close(finished_runs.logits(model, "llama"), ours, atol=1e-5, rtol=0)
 
 
 def test_the_card_lists_what_happened(finished, tmp_path):

@@ -33,6 +33,8 @@ from transformers.image_utils import load_image
 
 import fedpeft
 from fedpeft.build.model import load_run_data
+from fedpeft.core.errors import RunFolderError
+from fedpeft.data.preprocessing import preprocessing_from
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.export.export import export_run
 from fedpeft.models.quiet import quiet
@@ -49,7 +51,7 @@ QUICK = {
     "data.partition.scheme": "iid",
     "data.partition.min_examples": 1,
 }
-SOURCES = ("folder", "parquet", "npz", "npz-of-16")
+SOURCES = ("folder", "deep", "parquet", "npz", "npz-of-16")
 TRANSFORMS = {
     "plain": {},
     "resize": {"data.transforms.resize": 20},
@@ -106,14 +108,17 @@ def pictures(size, channels, white, count=30):
 
 def write_pictures(folder, source, channels):
     """Write train and test pictures; return (data.source, raw test pictures in their order)."""
-    if source == "folder":
+    if source in ("folder", "deep"):
+        deep = source == "deep"
+        arrays = pictures(0, 1 if deep else channels, 255)
         for split, part in (("train", slice(0, 20)), ("test", slice(20, 30))):
-            for number, array in list(enumerate(pictures(0, channels, 255)))[part]:
+            for number, array in list(enumerate(arrays))[part]:
                 place = folder / split / f"class-{number % 2}"
                 place.mkdir(parents=True, exist_ok=True)
                 exif = Image.Exif()
-                exif[0x0112] = (1, 6, 3, 8)[number % 4]
-                Image.fromarray(array).save(place / f"{number:02}.png", exif=exif)
+                exif[0x0112] = 1 if deep else (1, 6, 3, 8)[number % 4]
+                values = array.astype(np.uint16) * 256 + 7 if deep else array
+                Image.fromarray(values).save(place / f"{number:02}.png", exif=exif)
         return folder, sorted(map(str, folder.glob("test/*/*.png")))
     if source == "parquet":
         import datasets
@@ -226,6 +231,9 @@ def picture_logits(folder, raw):
             picture = Image.fromarray(
                 (each * scale).round().astype("uint8") if scale != 1 else each
             )
+        elif made["deep"]:
+            upper = (np.asarray(Image.open(each), np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            picture = load_image(Image.fromarray(upper))
         else:
             picture = load_image(each)
         if made["canvas"]["channels"] == 1:
@@ -353,3 +361,27 @@ def test_a_lost_delta_is_written_again_from_the_checkpoint(tmp_path):
     (made.run / "delta.safetensors").unlink()
     torch.testing.assert_close(own_logits(made.run), ours)
     assert (made.run / "delta.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "message"),
+    [
+        ("head", "adapter", "trains the model's own weights"),
+        ("adapter", "merged", "cannot be folded into the weights"),
+        ("prefix_tuning", "merged", "cannot be folded into the weights"),
+        ("lora", "zip", "allowed are adapter, merged"),
+    ],
+)
+def test_a_form_that_cannot_be_is_refused(method, form, message, tmp_path):
+    made = run_texts(tmp_path, "bert", "jsonl", method)
+    with pytest.raises(RunFolderError, match=message):
+        export_run(made.run, tmp_path / "out", form=form)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recorded_preprocessing_makes_the_tensors_of_evaluation(tmp_path):
+    made = run_pictures(tmp_path, "small-vit", "folder", "head", "resize")
+    found = preprocessing_from(json.loads((made.run / "preprocessing.json").read_text()))
+    test = load_run_data(Resolved(stored_experiment(RunFolder(made.run)))).test
+    expected = test.batch(range(len(test)), seed=None)["pixel_values"]
+    assert torch.equal(found.picture(made.raw), expected)

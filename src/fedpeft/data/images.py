@@ -21,7 +21,15 @@ from torch import Tensor
 from fedpeft.core.errors import DataError
 from fedpeft.data.tables import Column
 
-__all__ = ["MEMORY_LIMIT", "Canvas", "LazyPixels", "Pixels", "StoredPixels", "read_pixels"]
+__all__ = [
+    "MEMORY_LIMIT",
+    "Canvas",
+    "LazyPixels",
+    "Pixels",
+    "StoredPixels",
+    "is_deep",
+    "read_pixels",
+]
 
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of decoded pictures of one split that are kept in memory."""
@@ -117,6 +125,17 @@ def read_pixels(
     for row, picture in enumerate(column):
         pixels[row] = _fitted(picture, row, canvas, full_scale)
     return StoredPixels(torch.from_numpy(pixels), full_scale)
+
+
+def is_deep(picture: object) -> bool:
+    """Whether a picture file has 16 bits a value, of which the upper 8 are used."""
+    from PIL import Image
+
+    source = None if isinstance(picture, np.ndarray | list | tuple) else _encoded(picture)
+    if source is not None:
+        with Image.open(source) as opened:
+            return opened.mode.startswith("I")
+    return isinstance(picture, Image.Image) and picture.mode.startswith("I")
 
 
 def _fitted(picture: object, row: int, canvas: Canvas, full_scale: int) -> npt.NDArray[np.uint8]:

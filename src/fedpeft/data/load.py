@@ -23,7 +23,7 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 from fedpeft.data.clips import ClipExamples, read_clips
 from fedpeft.data.examples import ExampleSet, Federated
-from fedpeft.data.images import read_pixels
+from fedpeft.data.images import is_deep, read_pixels
 from fedpeft.data.labels import Classes, encode_labels, read_names
 from fedpeft.data.partition import partition
 from fedpeft.data.preprocessing import PicturePreprocessing, Preprocessing, TextPreprocessing
@@ -286,7 +286,8 @@ def _pictures(
     own_statistics = request.fidelity == "paper" and request.transforms.normalize == "dataset"
     test_view = view_of(request.transforms, inputs, test_pixels) if own_statistics else view
     examples = ImageExamples(pixels, train.labels, view)
-    made = Preprocessing(PicturePreprocessing(canvas, test_view, pixels.full_scale))
+    deep = is_deep(test.inputs[0])
+    made = Preprocessing(PicturePreprocessing(canvas, test_view, pixels.full_scale, deep=deep))
     return examples, ImageExamples(test_pixels, test.labels, test_view), view.augmented, made
 
 

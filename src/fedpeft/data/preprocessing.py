@@ -37,12 +37,14 @@ class PicturePreprocessing:
       white: the value of white that `view.factor` belongs to: that of the source, or 255 where
         pictures of another scale are resized.
       frames: number of frames of a clip; None for pictures.
+      deep: whether picture files have 16 bits a value, of which the upper 8 are used.
     """
 
     canvas: Canvas
     view: View
     white: int
     frames: int | None = None
+    deep: bool = False
 
     def __call__(self, pictures: Column) -> Tensor:
         """Return `pixel_values` [N, C, H, W] of pictures as evaluation makes them, float32."""
@@ -106,5 +108,9 @@ def _picture(found: Mapping[str, Any]) -> PicturePreprocessing:
     view = dict(found["view"])
     numbers = {key: tuple(map(float, view[key])) for key in ("mean", "std")}
     return PicturePreprocessing(
-        Canvas(**found["canvas"]), View(**view | numbers), int(found["white"]), found["frames"]
+        Canvas(**found["canvas"]),
+        View(**view | numbers),
+        int(found["white"]),
+        found["frames"],
+        bool(found["deep"]),
     )

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from fedpeft.core.errors import ModelError
-from fedpeft.data.preprocessing import PicturePreprocessing, TextPreprocessing
+from fedpeft.data.preprocessing import PicturePreprocessing
 from fedpeft.models.loaded import TextInput
 from fedpeft.models.padding import choose_padding, open_tokenizer
 from fedpeft.models.quiet import quiet
@@ -40,7 +40,10 @@ def write_inputs(run: FinishedRun, folder: Path) -> None:
     """
     loaded, made = run.tuned.loaded, run.preprocessing
     if isinstance(loaded.inputs, TextInput):
-        if not _write_tokenizer(loaded.inputs, made.text if made else None, folder):
+        text = made.text if made else None
+        whole = loaded.task.per_token  # trained on blocks, but made for texts of any length
+        longest = text.max_length if text and not whole else loaded.inputs.max_length
+        if not _write_tokenizer(loaded.inputs, text.pad_id if text else None, longest, folder):
             _copy_own_files(loaded.folder, folder)
     elif made is not None and made.picture is not None:
         _write_processors(made.picture, loaded.folder, folder)
@@ -48,7 +51,7 @@ def write_inputs(run: FinishedRun, folder: Path) -> None:
         _copy_own_files(loaded.folder, folder)
 
 
-def _write_tokenizer(inputs: TextInput, made: TextPreprocessing | None, folder: Path) -> bool:
+def _write_tokenizer(inputs: TextInput, pad: int | None, longest: int, folder: Path) -> bool:
     """Write the tokenizer; False where the model has none."""
     if not inputs.folder:
         return False
@@ -56,10 +59,10 @@ def _write_tokenizer(inputs: TextInput, made: TextPreprocessing | None, folder: 
         tokenizer = open_tokenizer(inputs.folder)
     except ModelError:
         return False
-    pad = made.pad_id if made else choose_padding(inputs, tokenizer)
+    pad = choose_padding(inputs, tokenizer) if pad is None else pad
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     tokenizer.padding_side = "right"
-    tokenizer.model_max_length = made.max_length if made else inputs.max_length
+    tokenizer.model_max_length = longest
     with quiet():
         tokenizer.save_pretrained(str(folder))
     return True
