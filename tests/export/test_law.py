@@ -25,6 +25,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoModelForVideoClassification,
     AutoTokenizer,
     ViTConfig,
     ViTForImageClassification,
@@ -34,6 +35,7 @@ from transformers.image_utils import load_image
 import fedpeft
 from fedpeft.build.model import load_run_data
 from fedpeft.core.errors import RunFolderError
+from fedpeft.data.bundled import read_set
 from fedpeft.data.preprocessing import preprocessing_from
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.export.export import export_run
@@ -385,3 +387,24 @@ def test_the_recorded_preprocessing_makes_the_tensors_of_evaluation(tmp_path):
     test = load_run_data(Resolved(stored_experiment(RunFolder(made.run)))).test
     expected = test.batch(range(len(test)), seed=None)["pixel_values"]
     assert torch.equal(found.picture(made.raw), expected)
+
+
+def test_clips(tmp_path):
+    """The frames that evaluation takes, each made by the stock processor."""
+    settings = {"tuning.method": "head", "model.name": "preset:tiny-videomae"}
+    table = {"data": {"source": "motion"}, "model": {"task": "video-classification"}}
+    with quiet():
+        fedpeft.run(table, {**QUICK, **settings}, out=tmp_path / "run")
+    folder = export_run(tmp_path / "run", tmp_path / "out")
+    ours = own_logits(tmp_path / "run")[:4]
+    clips = list(read_set("motion").tables["test"].columns["video"][:4])
+    made = json.loads((folder / "fedpeft.json").read_text())["preprocessing"]["picture"]
+    assert (made["frames"], len(clips[0])) == (4, 8)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForVideoClassification.from_pretrained(folder).eval()
+    for clip, expected in zip(clips, ours, strict=True):
+        frames = [Image.fromarray(frame) for frame in clip[1::2]]  # the middle of four parts
+        x = processor(frames, return_tensors="pt").pixel_values
+        with torch.no_grad():
+            found = model(pixel_values=x.reshape(1, *x.shape[-4:])).logits[0]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

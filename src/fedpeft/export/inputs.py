@@ -14,8 +14,10 @@ import shutil
 from pathlib import Path
 
 from fedpeft.core.errors import ModelError
+from fedpeft.data.images import Canvas
 from fedpeft.data.preprocessing import PicturePreprocessing
-from fedpeft.models.loaded import TextInput
+from fedpeft.data.transforms import View
+from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
 from fedpeft.models.padding import choose_padding, open_tokenizer
 from fedpeft.models.quiet import quiet
 from fedpeft.runs.files import write_json
@@ -36,7 +38,7 @@ _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 def write_inputs(run: FinishedRun, folder: Path) -> None:
     """Write the files by which stock libraries make a model's inputs.
 
-    Where a run did not record its preprocessing, the base model's own files are copied.
+    Where a run did not record its preprocessing, they are those of the base model.
     """
     loaded, made = run.tuned.loaded, run.preprocessing
     if isinstance(loaded.inputs, TextInput):
@@ -49,6 +51,17 @@ def write_inputs(run: FinishedRun, folder: Path) -> None:
         _write_processors(made.picture, loaded.folder, folder)
     else:
         _copy_own_files(loaded.folder, folder)
+        if loaded.inputs is not None and not (folder / _PROCESSOR).exists():
+            _write_processors(_of_model(loaded.inputs), loaded.folder, folder)
+
+
+def _of_model(inputs: ImageInput | VideoInput) -> PicturePreprocessing:
+    """Return the preprocessing that a model's config implies, for one without a processor."""
+    own = inputs.picture if isinstance(inputs, VideoInput) else inputs
+    canvas = Canvas(own.height, own.width, own.channels, own.resample)
+    view = View(own.height, own.width, own.rescale, own.mean, own.std)
+    frames = inputs.frames if isinstance(inputs, VideoInput) else None
+    return PicturePreprocessing(canvas, view, canvas.full_scale, frames)
 
 
 def _write_tokenizer(inputs: TextInput, pad: int | None, longest: int, folder: Path) -> bool:
