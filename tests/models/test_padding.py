@@ -26,6 +26,8 @@ ROWS = [
         ("eos-is-a-list", {"pad_token_id": None, "eos_token_id": [2, 3]}, {}, 2),
         ("eos-of-the-tokenizer", {"pad_token_id": None, "eos_token_id": None}, EOS, 2),
         ("others", {"pad_token_id": 5}, PAD, 0),
+        ("pad-is-a-word", {"pad_token_id": 5}, {}, 2),
+        ("pad-is-a-word-and-eos-unknown", {"pad_token_id": 5, "eos_token_id": None}, EOS, 2),
     )
 ] + [
     pytest.param("bert", {"pad_token_id": 0}, UNK, 3, id="bert-others"),

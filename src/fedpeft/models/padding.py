@@ -83,6 +83,8 @@ def choose_padding(inputs: TextInput, tokenizer: PreTrainedTokenizerBase | None)
       ModelError: if the head finds the end of a text by the padding, and neither config nor
         tokenizer names a token that both know.
     """
+    if inputs.padding.fixed and inputs.padding.pad is not None:
+        return inputs.padding.pad
     for token in _candidates(inputs, tokenizer):
         if _within(token, inputs.padding.num_tokens) and _has(tokenizer, token):
             return token
@@ -117,12 +119,23 @@ def set_padding(module: nn.Module, inputs: TextInput) -> None:
 
 
 def _candidates(inputs: TextInput, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[int]:
+    """Yield tokens in the order in which they are tried.
+
+    A padding token of the config that is an ordinary word of the tokenizer goes last: as padding it
+    would become special, and be cut out of longer words.
+    """
     padding = inputs.padding
-    own = [padding.pad] if padding.pad is not None else []
-    pad, eos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos"))
-    theirs = [pad] if pad is not None else []
-    yield from [*own, *theirs] if padding.fixed else [*theirs, *own]
-    yield from (*padding.eos, *([eos] if eos is not None else []))
+    own = () if padding.pad is None else (padding.pad,)
+    if tokenizer is None:
+        yield from (*own, *padding.eos)
+    else:
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        first = (pad, *(i for i in own if i in special), *padding.eos, eos)
+        yield from (i for i in first if i is not None)
+        if not padding.ends:
+            yield from tokenizer.all_special_ids  # masked: any will do
+        yield from own
 
 
 def _within(token: int, num_tokens: int | None) -> bool:
