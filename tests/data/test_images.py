@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.image_utils import load_image
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.files import ImageFiles
@@ -99,3 +100,14 @@ def test_what_is_no_picture_is_refused(column, message):
 def test_pixels_above_white_are_refused():
     with pytest.raises(DataError, match=r"pixel of 17; allowed are 0 to 16"):
         read_pixels(np.full((1, 8, 8), 17, np.uint8), Canvas(8, 8, 1, full_scale=16))
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_pictures_are_turned_as_their_exif_tag_says(tag, tmp_path):
+    array = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(array).save(tmp_path / "turned.png", exif=exif)
+    upright = np.asarray(load_image(str(tmp_path / "turned.png")))
+    ours = read_pixels([str(tmp_path / "turned.png")], Canvas(*upright.shape)).tensor[0]
+    assert np.array_equal(ours.numpy(), upright)

@@ -63,3 +63,15 @@ def test_clients_are_words():
     assert read_names(Table({"c": [1, 0]}, {"c": ("x", "y")}), "c") == ["y", "x"]
     with pytest.raises(DataError, match=r"'c' is missing in row 0"):
         read_names(Table({"c": [None]}), "c")
+
+
+def test_truth_values_are_named_classes_also_where_one_is_absent():
+    both, one = (Table({"y": values}) for values in ([True, False, True], [True]))
+    found = encode_labels(both, one, "y")
+    assert (found.names, found.train.tolist(), found.test.tolist()) == (
+        ("False", "True"),
+        [1, 0, 1],
+        [1],
+    )
+    assert encode_labels(one, one, "y").names == ("False", "True")
+    assert encode_labels(one, one, "y", ("False", "True")).train.tolist() == [1]

@@ -2,12 +2,13 @@ import finished_runs
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
 )
 
 import fedpeft
@@ -143,7 +144,16 @@ def test_export_names_the_classes_and_brings_the_processor(finished, tmp_path):
     assert AutoConfig.from_pretrained(folder).label2id == {"x": 0, "y": 1, "z": 2}
     assert '"image_mean"' in (folder / "preprocessor_config.json").read_text()
     text = export_run(finished("bert", "lora"), tmp_path / "text")
-    assert (text / "base" / "vocab.txt").is_file()
+    assert AutoTokenizer.from_pretrained(text / "base").pad_token_id == 0
+
+
+def test_the_automatic_class_of_peft_loads_a_language_model(finished, tmp_path):
+    run = finished("llama", "lora")
+    folder = export_run(run, tmp_path / "out")
+    with quiet():
+        model = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    ours = finished_runs.logits(fedpeft.load(run), "llama")
+    torch.testing.assert_close(finished_runs.logits(model, "llama"), ours, atol=1e-5, rtol=0)
 
 
 def test_the_card_lists_what_happened(finished, tmp_path):
@@ -212,7 +222,7 @@ def test_an_unfinished_run_is_not_exported(finished, tmp_path):
 
 def test_a_base_on_the_hub_is_named_and_not_copied(finished, models, tmp_path, monkeypatch):
     monkeypatch.setattr("fedpeft.export.export.is_local", lambda name: False)
-    monkeypatch.setattr("fedpeft.export.export._portable", lambda experiment: experiment)
+    monkeypatch.setattr("fedpeft.export.export._portable", lambda experiment, **_: experiment)
     run = finished("vit", "lora")
     folder = export_run(run, tmp_path / "out")
     assert not (folder / "base").exists()

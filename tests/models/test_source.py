@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from fedpeft.core.errors import ModelError
 from fedpeft.models.families import canonical_names
-from fedpeft.models.loaded import ImageInput, TextInput
+from fedpeft.models.loaded import ImageInput, PadTokens, TextInput
 from fedpeft.models.source import ModelRequest, load_model, sketch_model
 
 ENCODER = {
@@ -223,7 +223,7 @@ def test_a_foreign_model_type_is_an_error_and_runs_no_code(tmp_path):
 def test_a_pooler_that_is_there_is_backbone(folders):
     loaded = load_model(ModelRequest(str(folders / "bert"), num_labels=4))
     assert loaded.fresh == {"classifier.weight", "classifier.bias"}
-    assert loaded.inputs == TextInput(str(folders / "bert"), 34)
+    assert loaded.inputs == TextInput(str(folders / "bert"), 34, PadTokens(0, num_tokens=40))
 
 
 def test_a_pooler_that_is_not_there_belongs_to_the_head(folders):
@@ -303,7 +303,9 @@ def test_a_hub_name_is_sketched_from_a_config_without_network():
 
 def test_a_sketch_of_text_names_the_tokenizer_of_the_hub():
     request = ModelRequest("org/some-bert", config="preset:bert-base-uncased")
-    assert sketch_model(request).inputs == TextInput("org/some-bert", 512)
+    assert sketch_model(request).inputs == TextInput(
+        "org/some-bert", 512, PadTokens(0, num_tokens=30522)
+    )
 
 
 def test_a_config_file_is_enough_for_a_sketch(vit_folder):

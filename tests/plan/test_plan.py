@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fedpeft.core.errors import ConfigError
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, parse_override, validate
 from fedpeft.launch.start import run
 from fedpeft.plan.plan import check_shapes, make_plan
@@ -113,3 +117,30 @@ def test_the_plan_of_a_deployment_says_how_sites_weigh():
     capped = {**sites, "federation": {"max_weight_share": 0.4}}
     assert "no site is more than 0.4" in str(make_plan(validate(capped, "x")).figures["weights"])
     assert "weights" not in make_plan(validate({}, "x")).figures
+
+
+def classes_of(folder, count):
+    for name in range(count):
+        (folder / f"kind-{name}").mkdir(parents=True)
+        for number in range(6):
+            pixels = np.full((8, 8), number, np.uint8)
+            Image.fromarray(pixels).save(folder / f"kind-{name}" / f"{number}.png")
+    return Experiment.model_validate(
+        {
+            "model": {"name": "vit-glyphs-8"},
+            "data": {"source": str(folder), "partition": {"clients": 2, "scheme": "iid"}},
+        }
+    )
+
+
+def test_the_classes_of_data_that_were_read_count(tmp_path):
+    figures = make_plan(classes_of(tmp_path / "seven", 7)).figures
+    assert (figures["num_labels"], figures["num_labels_assumed"]) == (7, "")
+
+
+def test_data_that_were_not_read_leave_an_assumption(tmp_path):
+    experiment = classes_of(tmp_path / "seven", 7)
+    shutil.rmtree(tmp_path / "seven")
+    figures = make_plan(experiment).figures
+    assert figures["num_labels"] == 757
+    assert "the data were not read" in str(figures["num_labels_assumed"])

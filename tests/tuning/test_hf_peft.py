@@ -7,10 +7,12 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import block_of
+from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import TEXT_CLASSIFICATION, mean_loss
 from fedpeft.tuning import hf_peft
 from fedpeft.tuning.dropout import KeyedDropout
@@ -172,3 +174,18 @@ def test_family_without_targets_is_told_to_name_them(make):
     bare = dataclasses.replace(loaded, family=dataclasses.replace(loaded.family, targets={}))
     with pytest.raises(TuningError, match="no default targets"):
         tune(bare, TuningRequest("lora"))
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_a_tied_weight_is_no_target(target, tmp_path):
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for tied in (True, False):
+        config = LlamaConfig(**sizes, intermediate_size=16, tie_word_embeddings=tied)
+        LlamaForCausalLM(config).save_pretrained(tmp_path)
+        loaded = load_model(ModelRequest(str(tmp_path), "causal-lm"))
+        request = TuningRequest("lora", {"target_modules": [target]})
+        if tied:
+            with pytest.raises(TuningError, match="whose weight is also that of"):
+                tune(loaded, request)
+        else:
+            assert tune(loaded, request).spec.num_params > 0

@@ -74,12 +74,18 @@ def build_tuned(resolved: Resolved, num_labels: int | None) -> TunedModel:
     return tune(loaded, tuning_request(resolved))
 
 
-def sketch_run(experiment: Experiment) -> Sketch:
-    """Build the shapes of a run on the `meta` device."""
+def sketch_run(experiment: Experiment, num_labels: int | None = None) -> Sketch:
+    """Build the shapes of a run on the `meta` device.
+
+    Args:
+      experiment: resolved or not.
+      num_labels: number of classes of the data, where they were read; `model.num_labels` goes
+        before it. Without either, the checkpoint's own head counts.
+    """
     resolved = resolve(experiment)
     bundled = BUNDLED_DATASETS.get(resolved.experiment.data.source)
     known = bundled.num_labels if bundled else None
-    num_labels = resolved.experiment.model.num_labels or known
+    num_labels = resolved.experiment.model.num_labels or num_labels or known
     tuned = tune(sketch_model(model_request(resolved, num_labels)), tuning_request(resolved))
     privacy = PrivacyOfRun(resolved.experiment)
     privacy.refuse_model(tuned)

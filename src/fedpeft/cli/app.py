@@ -277,6 +277,15 @@ def figures(
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="FORM",
+            help="adapter: without the base model; merged: an ordinary model.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Write a run's model for other libraries.
 
@@ -287,10 +296,11 @@ def export(
     \b
     Examples:
       fedpeft export runs/mine --to my-model
+      fedpeft export runs/mine --to my-model --as merged
     """
     from fedpeft.export.export import export_run
 
-    typer.echo(f"exported: {export_run(run, to)}")
+    typer.echo(f"exported: {export_run(run, to, form=form)}")
 
 
 @app.command()

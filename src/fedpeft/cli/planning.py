@@ -81,6 +81,8 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
     trained, total = figures["trainable_parameters"], figures["total_parameters"]
     yield f"{figures['method']} on {figures['model']}"
     yield f"  trained parameters  {trained:,} of {total:,} ({100 * trained / total:.3g} %)"
+    if figures["num_labels_assumed"]:
+        yield f"  classes             {figures['num_labels']}, {figures['num_labels_assumed']}"
     payload, trainable = figures["payload_bytes"], figures["trainable_payload_bytes"]
     extra = f", of which {byte_words(trainable)} trained" if payload != trainable else ""
     yield f"  payload             {byte_words(payload)} one client, one way, in theory{extra}"

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from fedpeft.data.preprocessing import Preprocessing
 from fedpeft.data.request import DataRequest
 from fedpeft.models.tasks import Batch
 
@@ -77,6 +78,8 @@ class Federated:
       augmented: whether training batches differ from epoch to epoch.
       digest: SHA-256 (hex) of the texts where they depend on the machine (`docstrings`); else "".
       request: the request that loads the same data again; None for data passed from Python.
+      preprocessing: how raw input became the tensors of `test`; None where the user's own data set
+        returns tensors.
     """
 
     train: ExampleSet
@@ -90,6 +93,7 @@ class Federated:
     augmented: bool = False
     digest: str = ""
     request: DataRequest | None = None
+    preprocessing: Preprocessing | None = None
 
 
 class _NoExamples:

@@ -21,7 +21,15 @@ from torch import Tensor
 from fedpeft.core.errors import DataError
 from fedpeft.data.tables import Column
 
-__all__ = ["MEMORY_LIMIT", "Canvas", "LazyPixels", "Pixels", "StoredPixels", "read_pixels"]
+__all__ = [
+    "MEMORY_LIMIT",
+    "Canvas",
+    "LazyPixels",
+    "Pixels",
+    "StoredPixels",
+    "is_deep",
+    "read_pixels",
+]
 
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of decoded pictures of one split that are kept in memory."""
@@ -90,13 +98,17 @@ class LazyPixels:
 Pixels = StoredPixels | LazyPixels
 
 
-def read_pixels(column: Column, canvas: Canvas, *, memory_limit: int = MEMORY_LIMIT) -> Pixels:
+def read_pixels(
+    column: Column, canvas: Canvas, *, white: int | None = None, memory_limit: int = MEMORY_LIMIT
+) -> Pixels:
     """Decode a column of pictures, or return one that decodes on demand where memory would not do.
 
     Args:
       column: pictures as Pillow images, encoded bytes, file names or arrays of 0 to `full_scale`,
         shape [H, W], [H, W, C] or [C, H, W].
       canvas: size, channels and scale.
+      white: the value of white in the result; None is that of the source if the first picture has
+        the canvas's size, else 255.
       memory_limit: most bytes of decoded pictures to keep in memory.
 
     Raises:
@@ -106,13 +118,24 @@ def read_pixels(column: Column, canvas: Canvas, *, memory_limit: int = MEMORY_LI
         raise DataError("data.source: a split has no pictures")
     first = _to_array(column[0], 0)
     as_is = first.shape[:2] == (canvas.height, canvas.width)
-    full_scale = canvas.full_scale if as_is else 255
+    full_scale = white or (canvas.full_scale if as_is else 255)
     if len(column) * canvas.height * canvas.width * canvas.channels > memory_limit:
         return LazyPixels(column, canvas, full_scale)
     pixels = np.empty((len(column), canvas.height, canvas.width, canvas.channels), np.uint8)
     for row, picture in enumerate(column):
         pixels[row] = _fitted(picture, row, canvas, full_scale)
     return StoredPixels(torch.from_numpy(pixels), full_scale)
+
+
+def is_deep(picture: object) -> bool:
+    """Whether a picture file has 16 bits a value, of which the upper 8 are used."""
+    from PIL import Image
+
+    source = None if isinstance(picture, np.ndarray | list | tuple) else _encoded(picture)
+    if source is not None:
+        with Image.open(source) as opened:
+            return opened.mode.startswith("I")
+    return isinstance(picture, Image.Image) and picture.mode.startswith("I")
 
 
 def _fitted(picture: object, row: int, canvas: Canvas, full_scale: int) -> npt.NDArray[np.uint8]:
@@ -130,7 +153,7 @@ def _fitted(picture: object, row: int, canvas: Canvas, full_scale: int) -> npt.N
 
 def _to_array(picture: object, row: int) -> npt.NDArray[np.uint8]:
     """Return uint8 [H, W, C] with C of 1 or 3."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(picture, np.ndarray | list | tuple):
         return _from_numbers(np.asarray(picture), row)
@@ -140,6 +163,7 @@ def _to_array(picture: object, row: int) -> npt.NDArray[np.uint8]:
         if image.mode.startswith("I"):
             deep = np.asarray(image, np.int64) >> 8
             return deep.clip(0, 255).astype(np.uint8)[:, :, None]
+        image = ImageOps.exif_transpose(image)
         grey = image.mode in ("1", "L", "LA")
         array = np.asarray(image.convert("L" if grey else "RGB"))
     except (UnidentifiedImageError, OSError, AttributeError, ValueError) as error:
@@ -174,14 +198,14 @@ def _from_numbers(array: npt.NDArray[np.generic], row: int) -> npt.NDArray[np.ui
 
 
 def _with_channels(array: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
-    """Convert grey to RGB by repetition, or RGB to grey by the weights of ITU-R 601."""
+    """Convert grey to RGB by repetition, or RGB to grey as Pillow does (ITU-R 601)."""
     if array.shape[2] == channels:
         return array
     if channels == 3:
         return np.repeat(array, 3, axis=2)
-    weights = np.array([[0.299], [0.587], [0.114]])
-    grey: npt.NDArray[np.float64] = array.astype(np.float64) @ weights
-    return np.rint(grey).astype(np.uint8)
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(array).convert("L"))[:, :, None]
 
 
 def _resized(array: npt.NDArray[np.uint8], canvas: Canvas) -> npt.NDArray[np.uint8]:

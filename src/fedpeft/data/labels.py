@@ -32,9 +32,16 @@ class Classes:
     count: int
     names: tuple[str, ...] | None
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The names of the classes; their numbers where the data has numbers only."""
+        return self.names or tuple(map(str, range(self.count)))
+
 
 def encode_labels(train: Table, test: Table, column: str, classes: Sequence[str] = ()) -> Classes:
     """Encode the labels of both tables alike; strings are numbered in sorted order.
+
+    Truth values are the classes `False` (0) and `True` (1).
 
     Args:
       train: the training table.
@@ -51,6 +58,9 @@ def encode_labels(train: Table, test: Table, column: str, classes: Sequence[str]
             f"{', '.join(test.columns)}"
         )
     rows = [_values(table, column, split) for table, split in ((train, "train"), (test, "test"))]
+    if all(isinstance(value, bool) for part in rows for value in part):
+        rows = [[str(value) for value in part] for part in rows]
+        classes = tuple(classes) or ("False", "True")
     names = tuple(classes) or train.names.get(column)
     if any(isinstance(value, str) for part in rows for value in part):
         names = _check_known(rows, classes) or tuple(

@@ -23,9 +23,10 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 from fedpeft.data.clips import ClipExamples, read_clips
 from fedpeft.data.examples import ExampleSet, Federated
-from fedpeft.data.images import read_pixels
+from fedpeft.data.images import is_deep, read_pixels
 from fedpeft.data.labels import Classes, encode_labels, read_names
 from fedpeft.data.partition import partition
+from fedpeft.data.preprocessing import PicturePreprocessing, Preprocessing, TextPreprocessing
 from fedpeft.data.request import DataRequest
 from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source
@@ -58,6 +59,7 @@ class _Content:
       train: the training examples.
       test: the evaluation examples.
       augmented: whether training batches differ from epoch to epoch.
+      preprocessing: how raw input became the tensors of `test`.
       owners: natural client of each row of (train, test), where the data names them.
       skew: labels that the partition is drawn from: those of `train`, except where `fidelity`
         repeats the first slip of the paper.
@@ -68,6 +70,7 @@ class _Content:
     train: ExampleSet
     test: ExampleSet
     augmented: bool
+    preprocessing: Preprocessing
     owners: tuple[list[str] | None, list[str] | None]
     skew: IntArray
     labels: IntArray | None = None
@@ -89,8 +92,9 @@ class _Labelled:
     full_scale: int
 
 
-_Decoded: TypeAlias = tuple[ExampleSet, ExampleSet, bool]
-"""(training examples, evaluation examples, whether training batches are augmented)."""
+_Decoded: TypeAlias = tuple[ExampleSet, ExampleSet, bool, Preprocessing]
+"""(training examples, evaluation examples, whether training batches are augmented, how the
+evaluation examples were made)."""
 
 _Decode: TypeAlias = Callable[[_Labelled, _Labelled, DataRequest, InputSpec], _Decoded]
 
@@ -144,6 +148,7 @@ def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Fede
         test_clients=_rows_by_name(test_own) if natural and test_own is not None else {},
         augmented=content.augmented,
         digest=splits.digest,
+        preprocessing=content.preprocessing,
     )
 
 
@@ -257,8 +262,12 @@ def _classification(
         _Labelled(each.columns[column], torch.from_numpy(numbers), tables.full_scale)
         for each, numbers in ((table, labels), (tables.test, classes.test))
     )
+    examples, test_examples, augmented, made = decode(train, test, request, inputs)
     return _Content(
-        *decode(train, test, request, inputs),
+        examples,
+        test_examples,
+        augmented,
+        replace(made, labels=classes.shown),
         owners=_owners(table, tables.test, request),
         skew=classes.train[drawn],
         labels=labels,
@@ -271,12 +280,15 @@ def _pictures(
 ) -> _Decoded:
     assert isinstance(inputs, ImageInput), "checked"
     canvas = canvas_of(request.transforms, inputs, train.full_scale)
-    pixels, test_pixels = (read_pixels(each.inputs, canvas) for each in (train, test))
+    pixels = read_pixels(train.inputs, canvas)
+    test_pixels = read_pixels(test.inputs, canvas, white=pixels.full_scale)
     view = view_of(request.transforms, inputs, pixels)
     own_statistics = request.fidelity == "paper" and request.transforms.normalize == "dataset"
     test_view = view_of(request.transforms, inputs, test_pixels) if own_statistics else view
     examples = ImageExamples(pixels, train.labels, view)
-    return examples, ImageExamples(test_pixels, test.labels, test_view), view.augmented
+    deep = is_deep(test.inputs[0])
+    made = Preprocessing(PicturePreprocessing(canvas, test_view, pixels.full_scale, deep=deep))
+    return examples, ImageExamples(test_pixels, test.labels, test_view), view.augmented, made
 
 
 def _clips(train: _Labelled, test: _Labelled, request: DataRequest, inputs: InputSpec) -> _Decoded:
@@ -287,7 +299,9 @@ def _clips(train: _Labelled, test: _Labelled, request: DataRequest, inputs: Inpu
     test_clips = read_clips(test.inputs, canvas, inputs.frames, whole=False)
     view = view_of(request.transforms, inputs.picture, clips.pixels)
     examples = ClipExamples(clips, train.labels, view, whole)
-    return examples, ClipExamples(test_clips, test.labels, view), view.augmented or whole
+    white = clips.pixels.full_scale
+    made = Preprocessing(PicturePreprocessing(canvas, view, white, inputs.frames))
+    return examples, ClipExamples(test_clips, test.labels, view), view.augmented or whole, made
 
 
 def _texts(train: _Labelled, test: _Labelled, request: DataRequest, inputs: InputSpec) -> _Decoded:
@@ -297,7 +311,7 @@ def _texts(train: _Labelled, test: _Labelled, request: DataRequest, inputs: Inpu
         TextExamples(*flat_tokens(tokenize(x.inputs, tokenizer)), x.labels, tokenizer.pad_id)
         for x in (train, test)
     )
-    return examples, test_examples, False
+    return examples, test_examples, False, _text_preprocessing(tokenizer)
 
 
 def _documents(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
@@ -315,9 +329,14 @@ def _documents(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Con
         train=TextExamples(*flat_tokens([blocks[row] for row in rows]), None, tokenizer.pad_id),
         test=TextExamples(*flat_tokens(test_blocks), None, tokenizer.pad_id),
         augmented=False,
+        preprocessing=_text_preprocessing(tokenizer),
         owners=(own, test_owners if owners[1] is not None else None),
         skew=np.zeros(len(rows), np.int64),
     )
+
+
+def _text_preprocessing(tokenizer: Tokenizer) -> Preprocessing:
+    return Preprocessing(text=TextPreprocessing(tokenizer.max_length, tokenizer.pad_id))
 
 
 def _blocks(

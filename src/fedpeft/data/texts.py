@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
-from fedpeft.core.errors import DataError, ModelError
+from fedpeft.core.errors import DataError
 from fedpeft.data.tables import Column, values_of
 from fedpeft.models.loaded import TextInput
+from fedpeft.models.padding import choose_padding, open_tokenizer
 
 __all__ = ["BLOCK_LENGTH", "Tokenizer", "blocks_of", "load_tokenizer", "tokenize"]
 
@@ -37,11 +37,13 @@ class Tokenizer:
       encode: the tokenizer of `transformers`.
       pad_id: the token used for padding.
       max_length: longest text, in tokens.
+      num_tokens: number of tokens that the model has embeddings for; None where it is not known.
     """
 
     encode: _Encoder
     pad_id: int
     max_length: int
+    num_tokens: int | None = None
 
 
 def load_tokenizer(inputs: TextInput, max_length: int | None) -> Tokenizer:
@@ -53,26 +55,16 @@ def load_tokenizer(inputs: TextInput, max_length: int | None) -> Tokenizer:
 
     Raises:
       DataError: if `max_length` is not within 2 to the model's own.
-      ModelError: if there is no tokenizer.
+      ModelError: if there is no tokenizer, or no token to pad with.
     """
-    from transformers import AutoTokenizer
-
     if max_length is not None and not 2 <= max_length <= inputs.max_length:
         raise DataError(
             f"data.max_length: found {max_length}; the model allows 2 to {inputs.max_length} tokens"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            inputs.folder, local_files_only=Path(inputs.folder).is_dir(), trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model.name: no tokenizer loads from {inputs.folder!r}: {error}; "
-            "a folder of a text model holds tokenizer.json"
-        ) from error
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    pad_id = next(token for token in candidates if token is not None)
-    return Tokenizer(tokenizer, pad_id, max_length or inputs.max_length)
+    tokenizer = open_tokenizer(inputs.folder)
+    pad_id = choose_padding(inputs, tokenizer)
+    length, rows = max_length or inputs.max_length, inputs.padding.num_tokens
+    return Tokenizer(cast(_Encoder, tokenizer), pad_id, length, rows)
 
 
 def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> list[list[int]]:
@@ -101,6 +93,11 @@ def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> 
     for row, text in enumerate(tokens):
         if not text:
             raise DataError(f"data.text: row {row} is empty: leave it out")
+        if tokenizer.num_tokens is not None and max(text) >= tokenizer.num_tokens:
+            raise DataError(
+                f"data.text: row {row} holds token {max(text)}; the model has embeddings for 0 to "
+                f"{tokenizer.num_tokens - 1}: take the tokenizer that belongs to the model"
+            )
     return tokens
 
 

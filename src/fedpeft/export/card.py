@@ -17,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedpeft.core.templates import read_template
+from fedpeft.data.preprocessing import Preprocessing
 from fedpeft.models.tasks import Task
 from fedpeft.results.runs import Run, describe_partition
 from fedpeft.results.table import TEXTS, row_of_run
@@ -42,6 +43,7 @@ class CardFacts:
       task: the model's task.
       base_card: text of the base model's own card, or "".
       backbone_class: name of the model's class.
+      preprocessing: how raw input became tensors; None where it is not known.
     """
 
     run: Run
@@ -49,6 +51,7 @@ class CardFacts:
     task: Task
     base_card: str
     backbone_class: str
+    preprocessing: Preprocessing | None = None
 
     @property
     def licence(self) -> str:

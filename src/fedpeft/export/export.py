@@ -7,12 +7,14 @@
 
 Every export has a model card (README.md), the processor's or tokenizer's files, and `fedpeft.json`,
 from which `fedpeft.load` restores the same model. `base/` is left out if `peft` finds the base
-model on the hub.
+model on the hub. Two other forms are written where they are asked for:
+
+    adapter   the types of `peft`, adapter, prompt: without base/, which is named instead
+    merged    the types of `peft` that can be folded into the weights: an ordinary model
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -27,12 +29,14 @@ from torch import nn
 
 from fedpeft.build.model import build_tuned
 from fedpeft.core.errors import RunFolderError
-from fedpeft.experiment.experiment import Experiment, Normalization, TuningConfig
+from fedpeft.experiment.experiment import Experiment, TuningConfig
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.export.card import CardFacts, model_card
+from fedpeft.export.inputs import write_inputs
 from fedpeft.models.families import canonical
 from fedpeft.models.fingerprint import fingerprint
-from fedpeft.models.loaded import ImageInput, LoadedModel, VideoInput
+from fedpeft.models.heads import name_classes
+from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.locate import is_local
 from fedpeft.models.quiet import quiet
 from fedpeft.models.shufflenet import ShuffleNet, save_shufflenet
@@ -40,39 +44,39 @@ from fedpeft.results.runs import read_run
 from fedpeft.runs.files import write_json, write_text
 from fedpeft.runs.load import EXPORT_FILE, ExportInfo, FinishedRun, load_run
 from fedpeft.tuning.methods import METHODS
-from fedpeft.tuning.peft_export import save_peft
+from fedpeft.tuning.peft_export import merge_peft, save_peft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["export_run"]
+__all__ = ["FORMS", "export_run"]
+
+FORMS = ("adapter", "merged")
+"""The forms that `--as` names; without it, the form that every reader loads."""
 
 _BASE = "base"
-_INPUT_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "image_processor_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-)
-_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
 
 @dataclass(frozen=True)
 class _Job:
-    """An export: the run, the names of its classes, and the folder to write."""
+    """An export.
+
+    Attributes:
+      run: the run.
+      labels: names of its classes; () if they are not known.
+      folder: to write.
+      to: the path that the folder gets when it is complete.
+      form: one of `FORMS`, or "".
+    """
 
     run: FinishedRun
     labels: tuple[str, ...]
     folder: Path
+    to: Path
+    form: str
 
 
-def export_run(run: Path, to: Path) -> Path:
+def export_run(run: Path, to: Path, *, form: str = "") -> Path:
     """Write the result of a finished run as a folder for other libraries.
 
     The folder is written atomically: completely or not at all.
@@ -80,25 +84,29 @@ def export_run(run: Path, to: Path) -> Path:
     Args:
       run: a run folder.
       to: the new folder; it must not exist, or be empty.
+      form: `adapter` (without the base model), `merged` (an ordinary model), or "".
 
     Returns:
       The new folder.
 
     Raises:
-      RunFolderError: if `to` is not empty, or the run is corrupt or has not finished.
+      RunFolderError: if `to` is not empty, the run is corrupt or has not finished, or its method
+        has no such form.
       ModelError: if the run's pretrained model cannot be found.
     """
     _check_target(to)
+    if form and form not in FORMS:
+        raise RunFolderError(f"--as {form}: unknown; allowed are {', '.join(FORMS)}, or no --as")
     finished = load_run(run)
     labels = _labels(run, finished)
     with _new_folder(to) as partial:
-        job = _Job(finished, labels, partial)
+        job = _Job(finished, labels, partial, to.resolve(), form)
         info = _write_model(job)
         write_json(partial / EXPORT_FILE, info.to_json())
-        _write_inputs(job, partial)
-        if info.base:
-            _write_inputs(job, partial / info.base)
+        for folder in (partial, *([partial / info.base] if info.base else [])):
+            write_inputs(finished, folder)
         write_text(partial / "README.md", model_card(_facts(job, info)))
+        _share_as_usual(partial)
     return to
 
 
@@ -129,7 +137,9 @@ def _new_folder(to: Path) -> Iterator[Path]:
 
 
 def _labels(folder: Path, run: FinishedRun) -> tuple[str, ...]:
-    """Return the names of the classes, from the run's partition; () if they are not known."""
+    """Return the names of the classes, as the run recorded them; () if they are not known."""
+    if run.preprocessing is not None:
+        return run.preprocessing.labels
     partition = read_run(folder).partition
     known = partition.labels if partition else ()
     return known if len(known) == run.experiment.model.num_labels else ()
@@ -139,23 +149,70 @@ def _write_model(job: _Job) -> ExportInfo:
     """Write the tensors and configs, and return what was written."""
     tuned = job.run.tuned
     kind = _kind(job)
-    if kind == "merged":
-        _save_model(tuned.model, job.folder, job.labels)
-        return _info(job, kind, base=None, backbone="")
+    if kind == "merged" or job.form == "merged":
+        module = tuned.model if kind == "merged" else _merged(job)
+        _save_model(module, job.folder, job.labels)
+        return _info(job, "merged", base=None, backbone="")
     pristine = _pristine(job)
     on_hub = not is_local(pristine.source)
-    base = None if kind == "peft" and on_hub else _BASE
+    base = None if job.form == "adapter" or (kind == "peft" and on_hub) else _BASE
     if base:
         _save_model(pristine.module, job.folder / base, job.labels)
     if kind == "peft":
-        save_peft(tuned, job.folder, base=base or pristine.source)
+        place = str(job.to / base) if base else _whole_path(pristine.source)
+        save_peft(tuned, job.folder, base=place, revision=_revision(job, base))
     shutil.copyfile(job.run.folder / "delta.safetensors", job.folder / "delta.safetensors")
     names = {*tuned.spec.names, *tuned.buffer_spec.names}
     found = fingerprint(pristine.module, pristine.family, exclude=names)
     return _info(job, kind, base=base, backbone=found)
 
 
+def _merged(job: _Job) -> nn.Module:
+    """Return the model with what was trained folded into its weights."""
+    tuned = job.run.tuned
+    merged = merge_peft(tuned) if tuned.peft_model is not None else None
+    if merged is None or not _fits_its_config(merged):
+        raise RunFolderError(
+            f"--as merged: what {tuned.method} trains cannot be folded into the weights of "
+            f"{type(tuned.loaded.module).__name__}; export without --as"
+        )
+    return merged
+
+
+def _revision(job: _Job, base: str | None) -> str | None:
+    return None if base else job.run.experiment.model.revision
+
+
+def _whole_path(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _share_as_usual(folder: Path) -> None:
+    """Give every file the permissions that this process gives to new ones.
+
+    Libraries write weights that only their owner can read.
+    """
+    probe = folder / ".new"
+    probe.touch()
+    usual = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(usual)
+
+
 def _kind(job: _Job) -> str:
+    kind = _whole_kind(job)
+    if kind == "merged" and job.form == "adapter":
+        raise RunFolderError(
+            f"--as adapter: {job.run.tuned.method} trains the model's own weights, so there is no "
+            "adapter; export without --as"
+        )
+    return kind
+
+
+def _whole_kind(job: _Job) -> str:
     tuned = job.run.tuned
     stock = hasattr(tuned.loaded.module, "save_pretrained")
     if tuned.peft_model is not None:
@@ -186,20 +243,27 @@ def _info(job: _Job, kind: str, *, base: str | None, backbone: str) -> ExportInf
     return ExportInfo(
         format="fedpeft-export-1",
         kind=kind,
-        experiment=_portable(job.run.experiment),
+        experiment=_portable(job.run.experiment, keep_model=job.form == "adapter"),
         base=base,
         fresh=tuple(sorted(canonical(loaded.family, name) for name in loaded.fresh)),
         delta_digest=str(job.run.summary["delta_digest"]),
         backbone_fingerprint=backbone,
+        preprocessing=job.run.preprocessing.as_json() if job.run.preprocessing else None,
     )
 
 
-def _portable(experiment: Experiment) -> Experiment:
-    """Replace local paths of model and data by their last part."""
+def _portable(experiment: Experiment, *, keep_model: bool) -> Experiment:
+    """Replace local paths of model and data by their last part.
+
+    Args:
+      experiment: of the run.
+      keep_model: whether the model's path is needed: it is then made complete instead.
+    """
     model, data = experiment.model, experiment.data
+    name = _whole_path(model.name) if keep_model else _last_name(model.name)
     return experiment.model_copy(
         update={
-            "model": model.model_copy(update={"name": _last_name(model.name)}),
+            "model": model.model_copy(update={"name": name}),
             "data": data.model_copy(update={"source": _last_name(data.source)}),
         }
     )
@@ -215,52 +279,9 @@ def _save_model(module: nn.Module, folder: Path, labels: Sequence[str]) -> None:
         save_shufflenet(module, folder)
         return
     model = cast("PreTrainedModel", module)
-    if labels:
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: index for index, label in enumerate(labels)}
+    name_classes(module, labels)
     with quiet():
         model.save_pretrained(str(folder))
-
-
-def _write_inputs(job: _Job, folder: Path) -> None:
-    """Copy the tokenizer's or the processor's files; write a processor's file if it is missing."""
-    source = job.run.tuned.loaded.folder
-    for pattern in _INPUT_FILES if source else ():
-        for file in sorted(cast(Path, source).glob(pattern)):
-            if file.is_file() and not (folder / file.name).exists():
-                shutil.copyfile(file, folder / file.name)
-    inputs = job.run.tuned.loaded.inputs
-    if isinstance(inputs, ImageInput):
-        _write_processor(job, inputs, folder / "preprocessor_config.json")
-    if isinstance(inputs, VideoInput):
-        for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-            if name.startswith("pre") or (folder / name).is_file():
-                _write_processor(job, inputs.picture, folder / name, "VideoMAEImageProcessor")
-
-
-def _write_processor(
-    job: _Job, inputs: ImageInput, file: Path, processor: str = "ViTImageProcessor"
-) -> None:
-    """Write the run's size, rescaling, mean and deviation into the processor's file."""
-    found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    given = job.run.experiment.data.transforms.normalize
-    mean, std = inputs.mean, inputs.std
-    if isinstance(given, Normalization):
-        mean, std = tuple(given.mean), tuple(given.std)
-    defaults = {
-        "image_processor_type": processor,
-        "do_resize": True,
-        "resample": _RESAMPLE[inputs.resample],
-        "do_rescale": True,
-        "do_normalize": True,
-    }
-    fixed = {
-        "size": {"height": inputs.height, "width": inputs.width},
-        "rescale_factor": inputs.rescale,
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
-    write_json(file, {**defaults, **found, **fixed})
 
 
 def _facts(job: _Job, info: ExportInfo) -> CardFacts:
@@ -272,4 +293,5 @@ def _facts(job: _Job, info: ExportInfo) -> CardFacts:
         task=job.run.tuned.loaded.task,
         base_card=card.read_text("utf-8") if card and card.is_file() else "",
         backbone_class=type(job.run.tuned.loaded.module).__name__,
+        preprocessing=job.run.preprocessing,
     )

@@ -161,14 +161,18 @@ def fit_config(
     zero_dropout(fitted)
     if task.new_head and num_labels is not None:
         fitted.num_labels = num_labels
-    if (
-        task.inputs == "text"
-        and task.targets == "class"
-        and getattr(fitted, "pad_token_id", None) is None
-    ):
-        tokens = getattr(fitted, "eos_token_id", None)  # the text's end then stands for padding
-        fitted.pad_token_id = tokens[0] if isinstance(tokens, list) and tokens else tokens
+    if task.new_head:
+        fitted.problem_type = "single_label_classification"
+    _drop_bad_padding(fitted)
     return fitted
+
+
+def _drop_bad_padding(config: PreTrainedConfig) -> None:
+    """Remove a padding id that is no row of the embedding, which torch would refuse or wrap."""
+    for part in (config, config.get_text_config()):
+        pad, rows = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if pad is not None and rows is not None and not 0 <= pad < rows:
+            part.pad_token_id = None
 
 
 def build(config: ModelConfig, task: Task, *, attention: str | None) -> nn.Module:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from torch import nn
 from fedpeft.core import seeds
 from fedpeft.core.errors import ModelError
 
-__all__ = ["HEAD_INITS", "init_head"]
+__all__ = ["HEAD_INITS", "init_head", "name_classes"]
 
 HEAD_INITS = ("normal", "paper")
 """Names of the initialisations."""
@@ -67,3 +68,17 @@ def _init_linear(layer: nn.Linear, generator: torch.Generator, how: str) -> None
         layer.weight.copy_(weight)
         if layer.bias is not None:
             layer.bias.copy_(bias)
+
+
+def name_classes(module: nn.Module, names: Sequence[str]) -> None:
+    """Write the names of the classes into a model's config; () changes nothing.
+
+    Classes that the model has beyond the names are called as `transformers` calls them.
+    """
+    config: Any = getattr(module, "config", None)
+    if not names or not hasattr(config, "id2label"):
+        return
+    count = max(len(names), int(config.num_labels))
+    shown = [*names, *(f"LABEL_{number}" for number in range(len(names), count))]
+    config.id2label = dict(enumerate(shown))
+    config.label2id = {name: number for number, name in enumerate(shown)}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fedpeft.core.errors import ModelError
 from fedpeft.models.families import Family
-from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
+from fedpeft.models.loaded import ImageInput, PadTokens, TextInput, VideoInput
 
 __all__ = ["image_input", "text_input", "video_input"]
 
@@ -94,13 +94,16 @@ def video_input(config: object, family: Family, folder: Path | None) -> VideoInp
     return VideoInput(frames, picture)
 
 
-def text_input(config: object, family: Family, source: str | Path) -> TextInput:
+def text_input(
+    config: object, family: Family, source: str | Path, padding: PadTokens | None = None
+) -> TextInput:
     """Describe the texts that a model takes.
 
     Args:
       config: config of the model.
       family: family of the model.
       source: folder or hub id of its tokenizer, or "" if there is none.
+      padding: the tokens that the config offers for padding.
     """
     positions = getattr(config, "max_position_embeddings", None)
     limits = [512] if positions is None else [int(positions) - family.position_offset]
@@ -108,7 +111,7 @@ def text_input(config: object, family: Family, source: str | Path) -> TextInput:
     stated = int(_number(found.get("model_max_length", _UNLIMITED)))
     if stated < _UNLIMITED:
         limits.append(stated)
-    return TextInput(folder=str(source), max_length=min(limits))
+    return TextInput(str(source), min(limits), padding or PadTokens())
 
 
 def _read(folder: Path | None, name: str) -> Mapping[str, object]:

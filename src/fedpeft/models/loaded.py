@@ -12,7 +12,7 @@ from torch import nn
 from fedpeft.models.families import Family
 from fedpeft.models.tasks import Task
 
-__all__ = ["ImageInput", "InputSpec", "LoadedModel", "TextInput", "VideoInput"]
+__all__ = ["ImageInput", "InputSpec", "LoadedModel", "PadTokens", "TextInput", "VideoInput"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,25 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
+class PadTokens:
+    """The tokens that a model's config offers for padding.
+
+    Attributes:
+      pad: the config's padding token, if the model has an embedding for it.
+      eos: its end-of-text tokens, in order.
+      num_tokens: rows of the token embedding; None where it is not known.
+      fixed: whether positions are counted from the padding id, which therefore cannot change.
+      ends: whether the head finds the end of a text by the padding.
+    """
+
+    pad: int | None = None
+    eos: tuple[int, ...] = ()
+    num_tokens: int | None = None
+    fixed: bool = False
+    ends: bool = False
+
+
+@dataclass(frozen=True)
 class TextInput:
     """The text format of a model: `input_ids` and `attention_mask` [B, T], int64.
 
@@ -46,10 +65,12 @@ class TextInput:
       folder: folder or hub id of the tokenizer, for `AutoTokenizer.from_pretrained`; "" for an
         untrained preset, which has none.
       max_length: longest input of the model, in tokens.
+      padding: the tokens that the model's config offers for padding.
     """
 
     folder: str
     max_length: int
+    padding: PadTokens = field(default_factory=PadTokens)
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ from fedpeft.models.architectures import (
 from fedpeft.models.families import Family, family_of, parameters_under
 from fedpeft.models.heads import init_head
 from fedpeft.models.inputs import image_input, text_input, video_input
-from fedpeft.models.loaded import InputSpec, LoadedModel
+from fedpeft.models.loaded import InputSpec, LoadedModel, TextInput
 from fedpeft.models.locate import Place, is_local, locate
+from fedpeft.models.padding import pad_tokens, set_padding
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import zero_dropout
 from fedpeft.models.tasks import TASKS, Task, task_named
@@ -106,6 +107,8 @@ def load_model(request: ModelRequest) -> LoadedModel:
     _check_backbone(loaded, weights, fresh_paths)
     init_head(loaded.module, fresh_paths, seed=request.seed, how=request.head_init)
     _check_numbers(loaded)
+    if isinstance(loaded.inputs, TextInput):
+        set_padding(loaded.module, loaded.inputs)
     return dataclasses.replace(loaded, fresh=parameters_under(loaded.module, fresh_paths))
 
 
@@ -152,12 +155,15 @@ def describe_module(module: nn.Module, request: ModelRequest, task: Task | None)
         folder = locate(request.name, revision=request.revision).folder if request.name else None
     task = task or _task_of(module)
     named = request.name and (folder is not None or is_local(request.name))
+    inputs = _inputs(request, module, task, folder) if named else None
+    if isinstance(inputs, TextInput):
+        set_padding(module, inputs)
     return LoadedModel(
         module=module,
         task=task,
         family=family_of(module),
         head=(),
-        inputs=_inputs(request, module, task, folder) if named else None,
+        inputs=inputs,
         source=request.name or type(module).__name__,
         folder=folder,
         recorded=_recorded(request) if request.name else {},
@@ -243,7 +249,12 @@ def _inputs(request: ModelRequest, module: nn.Module, task: Task, folder: Path |
     config, family = getattr(module, "config", None), family_of(module)
     if task.inputs in ("image", "video"):
         return (image_input if task.inputs == "image" else video_input)(config, family, folder)
-    return text_input(config, family, folder or ("" if is_local(request.name) else request.name))
+    source = folder or ("" if is_local(request.name) else request.name)
+    embedding = getattr(module, "get_input_embeddings", lambda: None)()
+    ends = task.targets == "class" and "score" in dict(module.named_children())
+    rows = getattr(embedding, "num_embeddings", None)
+    padding = pad_tokens(config, family, num_tokens=rows, ends=ends)
+    return text_input(config, family, source, padding)
 
 
 def _fresh_paths(loaded: LoadedModel, request: ModelRequest, weights: Weights) -> tuple[str, ...]:

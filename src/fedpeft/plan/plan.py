@@ -26,7 +26,7 @@ from fedpeft.data.examples import Federated
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_together
-from fedpeft.experiment.resolve import Resolved, planned_turns
+from fedpeft.experiment.resolve import Resolved, planned_turns, resolve
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.locate import is_local
 from fedpeft.rounds.client_half import PRIVATE_NOTES
@@ -89,14 +89,14 @@ def make_plan(experiment: Experiment) -> Plan:
     Raises:
       ConfigError: if the model cannot be sketched (give `model.config`), or the method not applied.
     """
-    sketch = sketch_run(experiment)
+    data = _data(resolve(experiment))
+    sketch = sketch_run(experiment, data.num_labels if data else None)
     federation, tuned = sketch.experiment.federation, sketch.tuned
     rounds = federation.rounds
     replies, requests = planned_turns(sketch.experiment)
     notes = PRIVATE_NOTES if sketch.privacy.private else TYPICAL_NOTES
     up = wire_bytes(tuned, sketch.resolved.up, notes)
     down = wire_bytes(tuned, sketch.resolved.down)
-    data = _data(sketch.resolved)
     figures: dict[str, object] = {
         "name": sketch.experiment.name,
         "model": sketch.experiment.model.name,
@@ -113,6 +113,7 @@ def make_plan(experiment: Experiment) -> Plan:
         "memory_bytes": _memory(sketch),
         "kept_deltas_bytes": _kept_deltas(sketch),
         **_weights(sketch),
+        **_classes(sketch, data),
         **planned_prefix(sketch.experiment, tuned, data).as_json(),
         **_privacy(sketch, data).planned(),
     }
@@ -168,6 +169,17 @@ def _weights(sketch: Sketch) -> dict[str, object]:
     if federation.max_weight_share < 1:
         words += f"; no site is more than {federation.max_weight_share:g} of a round's mean"
     return {"weights": words}
+
+
+def _classes(sketch: Sketch, data: Federated | None) -> dict[str, object]:
+    """Return the number of classes that was counted with, and what was assumed about it, if so."""
+    loaded, model = sketch.tuned.loaded, sketch.experiment.model
+    if not loaded.task.new_head or loaded.task.inputs is None:
+        return {"num_labels": None, "num_labels_assumed": ""}
+    count = int(getattr(getattr(loaded.module, "config", None), "num_labels", 0)) or None
+    known = model.num_labels or data or sketch.experiment.data.source in BUNDLED_DATASETS
+    reason = "those of the model's own head: the data were not read; set model.num_labels"
+    return {"num_labels": count, "num_labels_assumed": "" if known else reason}
 
 
 def _memory(sketch: Sketch) -> int:

@@ -3,7 +3,7 @@
     experiment.toml    resolved, complete            rounds.jsonl        one record a round
     environment.json   versions, hardware, seed      summary.json        the headline figures
     checkpoints/       safetensors + state           delta.safetensors   the final delta
-    partition.json     examples a client and label
+    partition.json     examples a client and label   preprocessing.json  raw input to tensors
 
 What may be done with a folder is decided here, before anything is written:
 
@@ -37,6 +37,7 @@ from fedpeft.rounds.round_plan import RoundPlan
 from fedpeft.runs.files import TEMPORARY, read_object, write_whole
 from fedpeft.runs.lock import LOCK
 from fedpeft.server.state import ServerState
+from fedpeft.tuning.tuned import TunedModel
 
 __all__ = [
     "RunFolder",
@@ -81,6 +82,8 @@ class RunFolder:
     """Versions, hardware and seed."""
     partition = _Inside("partition.json")
     """Examples of each client by label, where there are labels."""
+    preprocessing = _Inside("preprocessing.json")
+    """How raw input becomes tensors, and the names of the classes."""
     rounds = _Inside("rounds.jsonl")
     """One record a round."""
     diagnostics = _Inside("diagnostics.jsonl")
@@ -255,13 +258,13 @@ def recorded_metric(folder: RunFolder) -> Metric | None:
 
 
 def write_delta(
-    file: Path, plan: RoundPlan, state: ServerState, metadata: Mapping[str, str]
+    file: Path, plan: RoundPlan | TunedModel, state: ServerState, metadata: Mapping[str, str]
 ) -> None:
     """Write the delta and the buffers of a state as safetensors, whole or not at all.
 
     Args:
       file: to write.
-      plan: names the tensors.
+      plan: names the tensors; so does the tuned model of the run.
       state: of the server.
       metadata: of the file, beside its format and digests.
     """

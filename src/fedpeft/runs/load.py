@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
@@ -21,13 +21,18 @@ from torch import Tensor, nn
 from fedpeft.build.model import build_tuned, tuning_request
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import DeltaMismatchError, RunFolderError
+from fedpeft.data.preprocessing import Preprocessing, preprocessing_from
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.families import canonical_names
 from fedpeft.models.fingerprint import fingerprint
+from fedpeft.models.heads import name_classes
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.source import ModelRequest, load_model
+from fedpeft.runs.checkpoint import checkpoints, read_checkpoint
+from fedpeft.runs.files import read_object
 from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
+from fedpeft.runs.folder import write_delta as write_delta_file
 from fedpeft.tuning.methods import tune
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
@@ -45,13 +50,16 @@ class FinishedRun:
       folder: the run folder.
       experiment: resolved.
       summary: the headline figures.
-      tuned: the model, which holds the final delta, and the final buffers where they travel.
+      tuned: the model, which holds the final delta, and the final buffers where they travel; its
+        config names the classes.
+      preprocessing: how raw input became tensors; None where the run did not record it.
     """
 
     folder: Path
     experiment: Experiment
     summary: Mapping[str, object]
     tuned: TunedModel
+    preprocessing: Preprocessing | None = None
 
 
 class ExportInfo(BaseModel, frozen=True):
@@ -61,11 +69,12 @@ class ExportInfo(BaseModel, frozen=True):
       format: of the file.
       kind: `merged` (an ordinary model), `peft` (stock peft loads it), `fedpeft` (only this package
         loads it).
-      base: the folder of the backbone inside the export, or None where it is on the hub or merged.
+      base: the folder of the backbone inside the export, or None where it is elsewhere or merged.
       fresh: our names of the head's parameters that are not in the original files.
       delta_digest: of the final delta.
       backbone_fingerprint: fingerprint of the frozen weights; "" for a merged model.
       experiment: of the run.
+      preprocessing: how raw input becomes tensors, as in a run folder; None if it is not known.
     """
 
     format: Literal["fedpeft-export-1"]
@@ -75,6 +84,7 @@ class ExportInfo(BaseModel, frozen=True):
     delta_digest: str
     backbone_fingerprint: str
     experiment: Experiment
+    preprocessing: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the content of the file."""
@@ -127,8 +137,24 @@ def load_run(folder: Path) -> FinishedRun:
     experiment = stored_experiment(paths)
     summary = read_summary(paths)
     tuned = build_tuned(Resolved(experiment), experiment.model.num_labels)
-    apply_delta(tuned, paths.delta, str(summary.get("delta_digest", "")))
-    return FinishedRun(folder, experiment, summary, tuned)
+    digest = str(summary.get("delta_digest", ""))
+    if not paths.delta.exists():
+        _write_delta_again(paths, tuned, digest)
+    apply_delta(tuned, paths.delta, digest)
+    found = read_object(paths.preprocessing)
+    preprocessing = preprocessing_from(found) if found else None
+    if preprocessing:
+        name_classes(tuned.loaded.module, preprocessing.labels)
+    return FinishedRun(folder, experiment, summary, tuned, preprocessing)
+
+
+def _write_delta_again(paths: RunFolder, tuned: TunedModel, digest: str) -> None:
+    """Write the final delta from the checkpoint of the last round, where there is one."""
+    for file in reversed(checkpoints(paths.checkpoints)):
+        state = read_checkpoint(file).state
+        if digest_of(state.delta) == digest:
+            write_delta_file(paths.delta, tuned, state, {"rounds": str(state.round)})
+            return
 
 
 def apply_delta(tuned: TunedModel, file: Path, digest: str) -> None:
@@ -162,8 +188,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         return dict(load_file(file))
     except FileNotFoundError:
         raise RunFolderError(
-            f"{file.parent}: delta.safetensors is missing; finish the run with "
-            f"`fedpeft run --resume --out {file.parent}`, or restore the file"
+            f"{file.parent}: delta.safetensors is missing, and no checkpoint beside it holds the "
+            "same delta; restore one of them, or run the experiment again into another folder"
         ) from None
     except SafetensorError as error:
         raise RunFolderError(
@@ -185,6 +211,8 @@ def _load_export(folder: Path) -> nn.Module:
             f"{info.backbone_fingerprint[:12]}…: the delta was trained on other weights; export "
             "the run again"
         )
+    if info.preprocessing is not None:
+        name_classes(loaded.module, preprocessing_from(info.preprocessing).labels)
     tuned = tune(loaded, tuning_request(Resolved(info.experiment)))
     apply_delta(tuned, folder / "delta.safetensors", info.delta_digest)
     return tuned.model.eval()

@@ -148,6 +148,9 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
         metric = built.tuned.loaded.task.headline.as_json()
         found = {**describe_environment(built.experiment.seed), "data": data, "metric": metric}
         write_json(folder.environment, found)
+    made = built.data.preprocessing
+    if made is not None and not folder.preprocessing.exists():
+        write_json(folder.preprocessing, made.as_json())
     partition = _partition(built.data)
     public = partition is not None and not built.privacy.private
     if public and not folder.partition.exists():

@@ -70,7 +70,7 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
         prefix="base_model." if prompted else "",
     )
     head = head_parameters(model.loaded)
-    before = _fingerprint(module)
+    before, tied = _fingerprint(module), _tied_modules(module)
     wrapper = _wrap(model, name)
     changed: nn.Module = wrapper if prompted else wrapper.get_base_model()
     _check_frozen(model, changed, before)
@@ -81,6 +81,8 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
     added = {path for path, p in changed.named_parameters() if p.requires_grad}
     new = {names.place(p) for p in added if names.original(p) not in names.parameters}
     _check_overlap(model, new, head)
+    if name != "trainable_tokens":  # the library knows how to keep these tied
+        _check_tied(model, new, tied)
     return PreparedModel(
         changed,
         added | {path for path, _ in changed.named_parameters() if names.original(path) in head},
@@ -224,6 +226,31 @@ def _check_overlap(model: ModelToTune, places: set[str], head: frozenset[str]) -
             model,
             f"target_modules match {inside[0]!r}, a part of the head, which trains anyway; "
             "name other layers or list it in exclude_modules",
+        )
+
+
+def _tied_modules(module: nn.Module) -> dict[str, str]:
+    """Map each module whose weight is also another module's to the first of those others."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, []).append(name.rpartition(".")[0])
+    return {
+        path: next(other for other in paths if other != path)
+        for paths in owners.values()
+        for path in paths
+        if len(set(paths)) > 1
+    }
+
+
+def _check_tied(model: ModelToTune, places: set[str], tied: Mapping[str, str]) -> None:
+    """Raise if a target shares its weight: merged, the change would reach the other module too."""
+    shared = sorted(places & tied.keys())
+    if shared:
+        raise _error(
+            model,
+            f"target_modules match {shared[0]!r}, whose weight is also that of "
+            f"{tied[shared[0]]!r}; once merged the change would reach both: name other layers, or "
+            "take a model without tied weights (tie_word_embeddings = false)",
         )
 
 

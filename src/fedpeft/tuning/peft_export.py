@@ -22,10 +22,10 @@ from fedpeft.tuning.tuned import TunedModel
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-__all__ = ["save_peft"]
+__all__ = ["merge_peft", "save_peft"]
 
 
-def save_peft(tuned: TunedModel, folder: Path, *, base: str) -> None:
+def save_peft(tuned: TunedModel, folder: Path, *, base: str, revision: str | None = None) -> None:
     """Write the current delta of a model that was tuned by a `peft` method.
 
     `peft.PeftModel.from_pretrained(backbone, folder)` then gives the tuned model's outputs.
@@ -34,6 +34,7 @@ def save_peft(tuned: TunedModel, folder: Path, *, base: str) -> None:
       tuned: a model tuned by a method of the library.
       folder: an existing folder; files of the same names are overwritten.
       base: hub id or folder of the backbone, written into the config.
+      revision: of the backbone on the hub, written into the config.
 
     Raises:
       TuningError: if the method is not one of the library's.
@@ -47,6 +48,7 @@ def save_peft(tuned: TunedModel, folder: Path, *, base: str) -> None:
         )
     wrapper = cast("PeftModel", tuned.peft_model)
     config = _config(tuned, wrapper.peft_config["default"], base)
+    config.revision = revision
     save_file(_tensors(tuned, wrapper), folder / "adapter_model.safetensors", {"format": "pt"})
     config.save_pretrained(str(folder))
 
@@ -55,10 +57,45 @@ def _config(tuned: TunedModel, live: PeftConfig, base: str) -> PeftConfig:
     config = copy.deepcopy(live)
     config.base_model_name_or_path = base
     config.inference_mode = True
-    modules = sorted({name.rpartition(".")[0] for name in head_parameters(tuned.loaded)})
+    modules = _saved_modules(tuned)
     if modules and hasattr(config, "modules_to_save"):
         config.modules_to_save = modules
+    task, module = tuned.loaded.task, tuned.loaded.module
+    if task.inputs == "text":
+        config.task_type = task.peft_type
+    elif task.inputs is not None:  # the library has no such task: the class's name stands in
+        names = {"base_model_class": type(module).__name__, "parent_library": "transformers"}
+        config.task_type, config.auto_mapping = None, names
     return config
+
+
+def _saved_modules(tuned: TunedModel) -> list[str]:
+    """Return the modules of the head: a whole head by its own name, other new parts by theirs.
+
+    The library looks for a classifier by the name of the whole head (`classifier`), not by those
+    of the layers inside it.
+    """
+    heads = tuned.loaded.head
+    found = set()
+    for name in head_parameters(tuned.loaded):
+        inside = [path for path in heads if name.startswith(f"{path}.")]
+        found.add(inside[0] if inside else name.rpartition(".")[0])
+    return sorted(found)
+
+
+def merge_peft(tuned: TunedModel) -> nn.Module | None:
+    """Fold the delta of a `peft` method into the model's weights; None where it cannot be.
+
+    The tuned model is taken apart: do not use it afterwards.
+    """
+    if short_form(tuned.method)[0] in PROMPT_LEARNING:
+        return None
+    wrapper = cast("PeftModel", tuned.peft_model)
+    try:
+        merged: nn.Module = wrapper.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError, TypeError):
+        return None
+    return merged
 
 
 def _tensors(tuned: TunedModel, wrapper: nn.Module) -> dict[str, Tensor]:

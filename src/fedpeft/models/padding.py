@@ -1,0 +1,148 @@
+"""Padding: one token id for the model, its batches and its export.
+
+    tokenizer's padding token, config's pad_token_id, config's or tokenizer's end of text
+        └── the first that the model has an embedding for and the tokenizer a token
+
+A decoder with a classifier reads the last token that is not padding: where its config names another
+token than the batch is padded with, a text's score depends on its neighbours in the batch. Models
+whose positions start after the padding id (RoBERTa) keep the config's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.core.errors import ModelError
+from fedpeft.models.families import Family
+from fedpeft.models.loaded import PadTokens, TextInput
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["choose_padding", "open_tokenizer", "pad_tokens", "set_padding"]
+
+
+def pad_tokens(config: object, family: Family, *, num_tokens: int | None, ends: bool) -> PadTokens:
+    """Return what a model's config says about padding.
+
+    Args:
+      config: config of the model.
+      family: family of the model.
+      num_tokens: rows of its token embedding; None where it is not known.
+      ends: whether its head finds the end of a text by the padding.
+    """
+    text = getattr(config, "get_text_config", lambda: config)()
+    found = getattr(text, "eos_token_id", None)
+    eos = tuple(found) if isinstance(found, list | tuple) else (found,)
+    pad = getattr(text, "pad_token_id", None)
+    known = (pad, *eos)
+    usable = tuple(i for i in known if isinstance(i, int) and _within(i, num_tokens))
+    return PadTokens(
+        pad=pad if pad in usable else None,
+        eos=tuple(token for token in usable if token in eos),
+        num_tokens=num_tokens,
+        fixed=bool(family.position_offset),
+        ends=ends,
+    )
+
+
+def open_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer, without running code that came with the model.
+
+    Args:
+      folder: folder or hub id.
+
+    Raises:
+      ModelError: if there is no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=Path(folder).is_dir(), trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.name: no tokenizer loads from {folder!r}: {error}; "
+            "a folder of a text model holds tokenizer.json"
+        ) from error
+    return tokenizer
+
+
+def choose_padding(inputs: TextInput, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return the one padding id of a model.
+
+    Args:
+      inputs: the form of the model's inputs.
+      tokenizer: its tokenizer; None where it has none.
+
+    Raises:
+      ModelError: if the head finds the end of a text by the padding, and neither config nor
+        tokenizer names a token that both know.
+    """
+    if inputs.padding.fixed and inputs.padding.pad is not None:
+        return inputs.padding.pad
+    for token in _candidates(inputs, tokenizer):
+        if _within(token, inputs.padding.num_tokens) and _has(tokenizer, token):
+            return token
+    if not inputs.padding.ends:
+        return 0  # masked: no logit depends on it
+    raise ModelError(
+        f"model.name: {inputs.folder or 'the preset'}: this classifier finds the end of a text by "
+        "its padding, and neither config.json nor the tokenizer names a padding or end token that "
+        "the model has an embedding for; set pad_token in tokenizer_config.json to a token that "
+        "texts do not hold, and pad_token_id in config.json to its id"
+    )
+
+
+def set_padding(module: nn.Module, inputs: TextInput) -> None:
+    """Write the one padding id into a model's config.
+
+    Raises:
+      ModelError: as `choose_padding`.
+    """
+    tokenizer = None
+    if inputs.folder and not (inputs.padding.fixed and inputs.padding.pad is not None):
+        try:
+            tokenizer = open_tokenizer(inputs.folder)
+        except ModelError:  # data that need one say so
+            tokenizer = None
+    pad = choose_padding(inputs, tokenizer)
+    config: Any = module.config
+    texts = getattr(config, "get_text_config", lambda: config)()
+    for part in (config, texts, getattr(module, "generation_config", None)):
+        if part is not None:
+            part.pad_token_id = pad
+
+
+def _candidates(inputs: TextInput, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[int]:
+    """Yield tokens in the order in which they are tried.
+
+    A padding token of the config that is an ordinary word of the tokenizer goes last: as padding it
+    would become special, and be cut out of longer words.
+    """
+    padding = inputs.padding
+    own = () if padding.pad is None else (padding.pad,)
+    if tokenizer is None:
+        yield from (*own, *padding.eos)
+    else:
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        first = (pad, *(i for i in own if i in special), *padding.eos, eos)
+        yield from (i for i in first if i is not None)
+        if not padding.ends:
+            yield from tokenizer.all_special_ids  # masked: any will do
+        yield from own
+
+
+def _within(token: int, num_tokens: int | None) -> bool:
+    return token >= 0 and (num_tokens is None or token < num_tokens)
+
+
+def _has(tokenizer: PreTrainedTokenizerBase | None, token: int) -> bool:
+    return tokenizer is None or (
+        token < len(tokenizer) and tokenizer.convert_ids_to_tokens(token) is not None
+    )
