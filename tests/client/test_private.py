@@ -215,7 +215,7 @@ def release_of(table, *, origin="a", seeded=False):
     chosen = dataclasses.replace(EXAMPLE, clip_norm=1e-9, deviation=1.0, secret=not seeded)
     settings = support.settings(privacy=chosen)
     data = ClientData(table, support.federated().clients["client-2"])
-    asked = ClientTurn(1, "client-2", data, secret(1), 7, 0, origin)
+    asked = ClientTurn(1, "client-2", data, secret(1), 7, 0, origin=origin)
     (result,) = local_trainer(model, settings)({DELTA: read_delta(model)}, [asked])
     return result.payload[DELTA]
 

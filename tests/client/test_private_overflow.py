@@ -20,7 +20,7 @@ from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.client.passes.many import many_trainer
 from fedpeft.client.private import GradientPrivacy, check_rows, row_gradients
 from fedpeft.client.turns import DELTA, ClientTurn
-from fedpeft.core.errors import PrivacyError
+from fedpeft.core.errors import DeltaMismatchError, PrivacyError
 from fedpeft.core.noise import bounded, clip_rows
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.experiment.read import read_experiment
@@ -108,9 +108,17 @@ def test_a_reply_looks_the_same_whatever_overflows(mode, method, together, froze
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("together", [1, 3])
-def test_a_broadcast_that_overflows_everywhere_gets_a_reply(mode, together):
-    for blob, _ in replies(mode, "bias", Pictures(), together=together, scale=1e38):
+def test_the_largest_broadcast_gets_a_reply(mode, together):
+    scale = 0.99e15 / float(read_delta(tuned("bias")).abs().max())
+    for blob, _ in replies(mode, "bias", Pictures(), together=together, scale=scale):
         assert torch.isfinite(messages.decode(blob)[0][DELTA]).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_larger_broadcast_is_refused_whatever_the_data(mode):
+    for table in (Pictures(), Pictures(math.nan)):
+        with pytest.raises(DeltaMismatchError, match=r"broadcast refused: delta has numbers up to"):
+            replies(mode, "bias", table, together=1, scale=1e38)
 
 
 def test_without_privacy_it_is_seen():
