@@ -1,10 +1,18 @@
-"""Readers of parquet, csv, jsonl and npz files and of folders of pictures; never unpickled."""
+"""Readers of parquet, csv, tsv, jsonl and npz files and of folders of pictures; never unpickled.
+
+Hidden files and folders are no data. Splits are recognised by their usual names in any letter case
+(`split_named`). Whatever a broken file makes a library raise becomes one `DataError` with its path.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +28,14 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_SUFFIXES",
     "READERS",
-    "ImageFiles",
+    "Numbered",
+    "by_split",
     "find_by_class",
+    "folders_in",
     "full_scale_of",
+    "not_read",
     "part_by_suffix",
+    "pictures_in",
     "read_arrays",
     "read_csv",
     "read_image_folder",
@@ -31,34 +43,111 @@ __all__ = [
     "read_npz",
     "read_parquet",
     "read_split_files",
+    "read_tsv",
+    "reading",
+    "split_named",
     "tables_of",
 ]
 
+_log = logging.getLogger(__name__)
+
 Array = npt.NDArray[np.generic]
+
+_DEEPEST = 20
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """A column of pictures on disk, each read on demand."""
+_SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
+}
+_ALONGSIDE = frozenset({".md", ".rst", ".toml", ".yaml", ".yml", ".cff", ".bib", ".pdf", ".log"})
 
-    paths: tuple[str, ...]
+
+@dataclass(frozen=True)
+class Numbered:
+    """Where the rows of a file stand, in words, for messages.
+
+    Attributes:
+      path: of the file.
+      numbers: the file's own number of each row, from 1; a range where all are used.
+      unit: `row` or `line`.
+      header: whether a line with the names of the columns stands before row 1 of a file with one
+        line a row, so that a text editor counts one more.
+    """
+
+    path: str
+    numbers: Sequence[int]
+    unit: str = "row"
+    header: bool = False
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.numbers)
 
-    def __getitem__(self, index: int, /) -> object:
-        from PIL import Image
+    def __getitem__(self, index: int, /) -> str:
+        number = self.numbers[index]
+        after = f" after the header (line {number + 1})" if self.header else ""
+        return f"{self.unit} {number}{after} of {self.path}"
 
-        with Image.open(self.paths[index]) as picture:
-            picture.load()
-            return picture
-
-    def __iter__(self) -> Iterator[object]:
+    def __iter__(self) -> Iterator[str]:
         return (self[row] for row in range(len(self)))
+
+
+@contextlib.contextmanager
+def reading(path: object, kind: str) -> Iterator[None]:
+    """Turn whatever a broken file makes a library raise into one error that names the file.
+
+    Args:
+      path: of the file, or words for where it stands.
+      kind: what the file should be, with its article: `a parquet file`.
+
+    Raises:
+      DataError: for every exception, but for one that is a `DataError` already.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"data.source: {path} is not UTF-8: {error.reason} (byte {error.object[error.start]:#x}"
+            f" at {error.start}); save it as UTF-8"
+        ) from error
+    except Exception as error:  # libraries raise what they like for bytes that they do not expect
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"data.source: {path} cannot be read as {kind}: {said}") from error
+
+
+def split_named(name: str) -> str | None:
+    """Return `train`, `validation` or `test` for a usual name of that split, else None.
+
+    >>> split_named("Training"), split_named("VAL"), split_named("hospital")
+    ('train', 'validation', None)
+    """
+    plain = name.strip().casefold()
+    return next((split for split, names in _SPLITS.items() if plain in names), None)
+
+
+def by_split(names: Sequence[str], where: object) -> dict[str, str]:
+    """Return split -> its name in a source; one with an unusual name is called by that name.
+
+    Raises:
+      DataError: if two names stand for one split, as `Train` and `training` do.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        split = split_named(name) or name
+        if split in found:
+            raise DataError(
+                f"data.source: {where} has {found[split]!r} and {name!r}, which both name the "
+                f"{split} split: remove or rename one"
+            )
+        found[split] = name
+    return found
 
 
 def tables_of(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, Table]:
@@ -72,37 +161,33 @@ def tables_of(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, Tabl
 def read_parquet(path: Path) -> dict[str, Table]:
     """Read one table, with class names and pictures if `datasets` wrote the file."""
     import datasets
-    import pyarrow as pa
     from pyarrow import parquet
 
-    try:
-        return {"train": _from_dataset(datasets.Dataset(parquet.read_table(path)))}
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"data.source: {path} is not a parquet file: {error}") from error
+    with reading(path, "a parquet file"):
+        table = _from_dataset(datasets.Dataset(parquet.read_table(path)))
+    return {"train": replace(table, places=Numbered(str(path), range(1, len(table) + 1)))}
 
 
 def read_csv(path: Path) -> dict[str, Table]:
-    """Read one table with a header; empty cells are missing."""
-    import pyarrow as pa
-    from pyarrow import csv
+    """Read one table of comma-separated values with a header; empty cells are missing."""
+    return _read_separated(path, ",")
 
-    options = csv.ParseOptions(newlines_in_values=True)
-    try:
-        table = csv.read_csv(path, parse_options=options)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"data.source: {path} is not a csv file: {error}") from error
-    return {"train": Table({name: table[name].to_pylist() for name in table.column_names})}
+
+def read_tsv(path: Path) -> dict[str, Table]:
+    """Read one table of tab-separated values with a header; empty cells are missing."""
+    return _read_separated(path, "\t")
 
 
 def read_jsonl(path: Path) -> dict[str, Table]:
     """Read one JSON object from each line; a key that a line lacks is a missing value there."""
-    rows = []
-    with path.open(encoding="utf-8") as lines:
+    rows = {}
+    with reading(path, "a jsonl file"), path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                rows.append(_parse(path, number, line))
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {"train": Table({name: [row.get(name) for row in rows] for name in names})}
+                rows[number] = _parse(path, number, line)
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    columns = {name: [row.get(name) for row in rows.values()] for name in names}
+    return {"train": Table(columns, places=Numbered(str(path), tuple(rows), "line"))}
 
 
 def read_npz(path: Path) -> dict[str, Table]:
@@ -123,7 +208,8 @@ def read_npz(path: Path) -> dict[str, Table]:
     tables = {}
     for split, columns in splits.items():
         known = {c: words[w] for c in columns for w in _names_of(c) if w in words}
-        tables[split] = Table(columns, known)
+        places = Numbered(str(path), range(1, len(columns["x"]) + 1))
+        tables[split] = Table(columns, known, places)
     return tables
 
 
@@ -133,25 +219,21 @@ def read_arrays(path: Path) -> dict[str, Array]:
     Raises:
       DataError: if the file is of another form, or needs unpickling.
     """
-    try:
+    with reading(path, f"an {path.suffix[1:]} file of plain arrays"):
         loaded = np.load(path, allow_pickle=False)
         if path.suffix == ".npy":
             return {"array": np.asarray(loaded)}
         with loaded as archive:
             return {name: np.asarray(archive[name]) for name in archive.files}
-    except (ValueError, OSError, AttributeError, EOFError, TypeError) as error:
-        raise DataError(
-            f"data.source: {path} is not an {path.suffix[1:]} file of plain arrays: {error}"
-        ) from error
 
 
 def part_by_suffix(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
     """Group arrays by the split that their names end in (`x_test`); others belong to `train`."""
     splits: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
-        stem, _, split = name.rpartition("_")
-        inside = stem and split in ("train", "validation", "test")
-        splits.setdefault(split if inside else "train", {})[stem if inside else name] = array
+        stem, _, end = name.rpartition("_")
+        split = split_named(end) if stem else None
+        splits.setdefault(split or "train", {})[stem if split else name] = array
     return splits
 
 
@@ -181,16 +263,20 @@ def full_scale_of(path: Path) -> int:
     """Return the pixel value of white that an npz file names in `full_scale`; 255 otherwise."""
     if path.suffix != ".npz":
         return 255
-    with np.load(path, allow_pickle=False) as archive:
-        return int(archive["full_scale"]) if "full_scale" in archive.files else 255
+    with reading(path, "an npz file of plain arrays"), np.load(path, allow_pickle=False) as archive:
+        found = archive["full_scale"] if "full_scale" in archive.files else np.array(255)
+        if found.size != 1 or found.dtype.kind not in "iuf" or not 1 <= int(found.item()) <= 255:
+            raise DataError(f"data.source: {path}: full_scale is {found}; allowed are 1 to 255")
+        return int(found.item())
 
 
 def read_image_folder(path: Path) -> dict[str, Table]:
     """Read `train/CLASS/*.png` and `test/CLASS/*.png`, or `CLASS/*.png` as one split."""
-    return {
-        split: Table({"image": ImageFiles(tuple(map(str, files))), "label": labels})
-        for split, (files, labels) in find_by_class(path, _pictures).items()
-    }
+    tables = {}
+    for split, (files, labels) in find_by_class(path, pictures_in).items():
+        paths = [str(file) for file in files]
+        tables[split] = Table({"image": paths, "label": labels}, places=paths)
+    return tables
 
 
 def find_by_class(
@@ -201,22 +287,96 @@ def find_by_class(
     Args:
       path: a folder with `train/CLASS` and other splits, or `CLASS` folders as one split.
       find: gives the examples in the folder of a class. Hidden folders are no classes.
+
+    Raises:
+      DataError: if the folders look like splits, or hold the classes one level further down.
     """
-    splits = {folder.name: folder for folder in _folders(path)}
+    folders = {folder.name: folder for folder in folders_in(path)}
+    splits = by_split([name for name in folders if split_named(name)], path)
+    if "train" in splits:
+        others = [name for name in folders if not split_named(name)]
+        if others:
+            _log.warning("data: %s: not read: the folders %s", path, ", ".join(others))
+    else:
+        _refuse_nested(path, folders)
+        splits = {"train": ""}
     found = {}
-    for split, folder in (splits if "train" in splits else {"train": path}).items():
-        pairs = [(file, kind.name) for kind in _folders(folder) for file in find(kind)]
+    for split, name in splits.items():
+        pairs = [(file, kind.name) for kind in folders_in(path / name) for file in find(kind)]
         found[split] = [file for file, _ in pairs], [label for _, label in pairs]
     return found
+
+
+def folders_in(path: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones; links are followed."""
+    return sorted(inner for inner in path.iterdir() if inner.is_dir() and _is_seen(inner.name))
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return all pictures under a folder, sorted, without hidden ones; links are followed."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if _is_seen(name)]
+        found += [Path(place, name) for name in files if _is_picture(name)]
+        if len(Path(place).parts) - len(folder.parts) > _DEEPEST:
+            raise DataError(f"data.source: {folder} has folders over {_DEEPEST} deep: a link back?")
+    return sorted(found)
+
+
+def not_read(path: Path, files: Sequence[Path]) -> list[str]:
+    """Return the names in a folder that look like data and are not among the files to read."""
+    left = [each for each in path.iterdir() if each not in files and _is_seen(each.name)]
+    plain = [each for each in left if each.suffix.lower() not in _ALONGSIDE]
+    words = ("readme", "license", "licence", "dataset_info", "classes", "labels")
+    return sorted(each.name for each in plain if each.stem.casefold() not in words)
 
 
 READERS: Mapping[str, Callable[[Path], dict[str, Table]]] = {
     ".parquet": read_parquet,
     ".csv": read_csv,
+    ".tsv": read_tsv,
     ".jsonl": read_jsonl,
     ".npz": read_npz,
 }
 """The reader of each kind of file, by suffix."""
+
+
+def _read_separated(path: Path, separator: str) -> dict[str, Table]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    options = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+    kind = f"a {path.suffix[1:]} file"
+    with reading(path, kind):
+        table = csv.read_csv(path, parse_options=options)
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"data.source: {path}: the header names the column {twice[0]!r} twice: rename one"
+        )
+    odd = [name for name in table.column_names if pa.types.is_binary(table.schema.field(name).type)]
+    if odd:
+        with reading(path, kind):
+            path.read_text("utf-8")
+    lone = [name for name in table.column_names if _is_number(name)]
+    if lone:
+        raise DataError(
+            f"data.source: {path}: the first line must name the columns, found is {lone[0]!r}: add "
+            "a line such as text,label"
+        )
+    with path.open("rb") as lines:
+        ends = sum(block.count(b"\n") for block in iter(lambda: lines.read(2**20), b""))
+    places = Numbered(
+        str(path), range(1, len(table) + 1), header=ends - len(table) in (0, 1)
+    )
+    return {"train": Table({n: table[n].to_pylist() for n in table.column_names}, places=places)}
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return bool(float(name) * 0 == 0)
+    except ValueError:
+        return False
 
 
 def _from_dataset(split: datasets.Dataset) -> Table:
@@ -250,9 +410,22 @@ def _names_of(column: str) -> tuple[str, ...]:
     return ("classes", "label_names") if column in ("y", "label") else (f"{column}s",)
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _refuse_nested(path: Path, folders: Mapping[str, Path]) -> None:
+    """Refuse folders that hold the same folders: they are splits, sites or one level too many."""
+    inner = {name: {each.name for each in folders_in(folder)} for name, folder in folders.items()}
+    shared = Counter(name for names in inner.values() for name in names)
+    if shared and (max(shared.values()) > 1 or len(folders) == 1):
+        found = ", ".join(repr(name) for name in sorted(folders)[:5])
+        raise DataError(
+            f"data.source: the folders {found} of {path} are no classes: they hold the folders "
+            f"{', '.join(repr(name) for name in sorted(shared)[:5])}. Name the splits train, "
+            "validation and test, or give the folder that holds the classes"
+        )
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+def _is_seen(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _is_picture(name: str) -> bool:
+    return _is_seen(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
