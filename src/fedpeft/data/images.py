@@ -9,7 +9,7 @@ each is decoded again for every batch, to the same pixels.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.errors import DataError
+from fedpeft.data.files import reading
 from fedpeft.data.tables import Column
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of decoded pictures of one split that are kept in memory."""
 
+_TURN = 0x0112  # EXIF's tag of the orientation
 _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
 
@@ -83,6 +85,7 @@ class LazyPixels:
     column: Column
     canvas: Canvas
     full_scale: int
+    place: Callable[[int], str]
 
     def __len__(self) -> int:
         return len(self.column)
@@ -90,7 +93,8 @@ class LazyPixels:
     def read(self, rows: Tensor) -> Tensor:
         """Return pictures [B, H, W, C] of rows (int64 [B])."""
         decoded = [
-            _fitted(self.column[row], row, self.canvas, self.full_scale) for row in rows.tolist()
+            _fitted(self.column[row], self.place(row), self.canvas, self.full_scale)
+            for row in rows.tolist()
         ]
         return torch.from_numpy(np.stack(decoded))
 
@@ -99,7 +103,12 @@ Pixels = StoredPixels | LazyPixels
 
 
 def read_pixels(
-    column: Column, canvas: Canvas, *, white: int | None = None, memory_limit: int = MEMORY_LIMIT
+    column: Column,
+    canvas: Canvas,
+    *,
+    white: int | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    place: Callable[[int], str] = "row {}".format,
 ) -> Pixels:
     """Decode a column of pictures, or return one that decodes on demand where memory would not do.
 
@@ -110,20 +119,21 @@ def read_pixels(
       white: the value of white in the result; None is that of the source if the first picture has
         the canvas's size, else 255.
       memory_limit: most bytes of decoded pictures to keep in memory.
+      place: gives the words for where a row stands, for messages.
 
     Raises:
       DataError: if the column is empty, or for the first row that is no picture.
     """
     if not len(column):
         raise DataError("data.source: a split has no pictures")
-    first = _to_array(column[0], 0)
+    first = _to_array(column[0], place(0))
     as_is = first.shape[:2] == (canvas.height, canvas.width)
     full_scale = white or (canvas.full_scale if as_is else 255)
     if len(column) * canvas.height * canvas.width * canvas.channels > memory_limit:
-        return LazyPixels(column, canvas, full_scale)
+        return LazyPixels(column, canvas, full_scale, place)
     pixels = np.empty((len(column), canvas.height, canvas.width, canvas.channels), np.uint8)
     for row, picture in enumerate(column):
-        pixels[row] = _fitted(picture, row, canvas, full_scale)
+        pixels[row] = _fitted(picture, place(row), canvas, full_scale)
     return StoredPixels(torch.from_numpy(pixels), full_scale)
 
 
@@ -133,44 +143,50 @@ def is_deep(picture: object) -> bool:
 
     source = None if isinstance(picture, np.ndarray | list | tuple) else _encoded(picture)
     if source is not None:
-        with Image.open(source) as opened:
+        with reading(source, "a picture"), Image.open(source) as opened:
             return opened.mode.startswith("I")
     return isinstance(picture, Image.Image) and picture.mode.startswith("I")
 
 
-def _fitted(picture: object, row: int, canvas: Canvas, full_scale: int) -> npt.NDArray[np.uint8]:
-    array = _to_array(picture, row)
+def _fitted(picture: object, place: str, canvas: Canvas, full_scale: int) -> npt.NDArray[np.uint8]:
+    array = _to_array(picture, place)
     if array.max(initial=0) > canvas.full_scale:
         raise DataError(
-            f"data.source: picture {row} has a pixel of {array.max()}; "
+            f"data.source: {place}: a picture has a pixel of {array.max()}; "
             f"allowed are 0 to {canvas.full_scale}"
         )
+    if 0 in array.shape:
+        raise DataError(f"data.source: {place}: a picture is empty: {list(array.shape)}")
     if full_scale != canvas.full_scale:
         scaled = array.astype(np.float64) * (full_scale / canvas.full_scale)
         array = np.rint(scaled).astype(np.uint8)
     return _resized(_with_channels(array, canvas.channels), canvas)
 
 
-def _to_array(picture: object, row: int) -> npt.NDArray[np.uint8]:
-    """Return uint8 [H, W, C] with C of 1 or 3."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _to_array(picture: object, place: str) -> npt.NDArray[np.uint8]:
+    """Return uint8 [H, W, C] with C of 1 or 3, turned as the picture's EXIF data say."""
+    from PIL import Image, ImageOps
 
     if isinstance(picture, np.ndarray | list | tuple):
-        return _from_numbers(np.asarray(picture), row)
+        return _from_numbers(np.asarray(picture), place)
     source = _encoded(picture)
-    try:
-        image = picture if isinstance(picture, Image.Image) else Image.open(source)  # type: ignore[arg-type]  # None raises below
+    with reading(place, "a picture"):
+        if source is None and not isinstance(picture, Image.Image):
+            raise DataError(f"data.source: {place}: no picture but {type(picture).__name__}")
+        image = picture if isinstance(picture, Image.Image) else Image.open(source)  # type: ignore[arg-type]  # checked
+        image.load()
+        image = ImageOps.exif_transpose(image) if image.getexif().get(_TURN, 1) != 1 else image
+        if image.mode in ("I", "F"):
+            raise DataError(
+                f"data.source: {place}: a picture of 32-bit numbers, whose white is not known; "
+                "allowed are pictures of 8 or 16 bits a channel: save it as one"
+            )
         if image.mode.startswith("I"):
             deep = np.asarray(image, np.int64) >> 8
             return deep.clip(0, 255).astype(np.uint8)[:, :, None]
-        image = ImageOps.exif_transpose(image)
         grey = image.mode in ("1", "L", "LA")
         array = np.asarray(image.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, OSError, AttributeError, ValueError) as error:
-        raise DataError(
-            f"data.source: row {row} is no picture but {type(picture).__name__}: {error}"
-        ) from error
-    return array[:, :, None] if grey else array
+        return array[:, :, None] if grey else array
 
 
 def _encoded(picture: object) -> io.BytesIO | Path | None:
@@ -182,18 +198,18 @@ def _encoded(picture: object) -> io.BytesIO | Path | None:
     return Path(picture) if isinstance(picture, str) else None
 
 
-def _from_numbers(array: npt.NDArray[np.generic], row: int) -> npt.NDArray[np.uint8]:
+def _from_numbers(array: npt.NDArray[np.generic], place: str) -> npt.NDArray[np.uint8]:
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim == 3 and array.shape[2] not in (1, 3) and array.shape[0] in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] not in (1, 3) or array.dtype.kind not in "ui":
         raise DataError(
-            f"data.source: picture {row} is an array of {array.dtype}{list(array.shape)}; allowed "
+            f"data.source: {place}: a picture is an array of {array.dtype}{list(array.shape)}; allowed "
             "are whole numbers [height, width], [height, width, 1 or 3] or [1 or 3, height, width]"
         )
     if array.min(initial=0) < 0 or array.max(initial=0) > 255:
-        raise DataError(f"data.source: picture {row} has pixels outside 0 to 255")
+        raise DataError(f"data.source: {place}: a picture has pixels outside 0 to 255")
     return array.astype(np.uint8)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ from fedpeft.data.tables import Table, values_of
 
 __all__ = ["Classes", "encode_labels", "read_names"]
 
-_MAX_UNNAMED = 1000
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,22 @@ class Classes:
         return self.names or tuple(map(str, range(self.count)))
 
 
-def encode_labels(train: Table, test: Table, column: str, classes: Sequence[str] = ()) -> Classes:
+def encode_labels(
+    train: Table, test: Table, column: str, classes: Sequence[str] = (), *, part: bool = False
+) -> Classes:
     """Encode the labels of both tables alike; strings are numbered in sorted order.
 
-    Truth values are the classes `False` (0) and `True` (1).
+    Names are compared after Unicode's normal form C, and a warning tells those that differ in case
+    or blanks only. Truth values are the classes `False` (0) and `True` (1). Whole numbers that are
+    not 0, 1, 2 ... without a gap are classes named by these numbers, unless the data are `part` of
+    a whole, whose other parts may fill the gap.
 
     Args:
       train: the training table.
       test: the evaluation table.
       column: name of the column of labels.
       classes: names of all classes in the order of their numbers; () takes those in the data.
+      part: whether these are the data of one site among several.
 
     Raises:
       DataError: naming the first row with a missing, fractional, negative or unknown label.
@@ -57,24 +65,30 @@ def encode_labels(train: Table, test: Table, column: str, classes: Sequence[str]
             f"data.label: the test split has no column {column!r}; found are "
             f"{', '.join(test.columns)}"
         )
-    rows = [_values(table, column, split) for table, split in ((train, "train"), (test, "test"))]
-    if all(isinstance(value, bool) for part in rows for value in part):
-        rows = [[str(value) for value in part] for part in rows]
+    rows = [_values(table, column) for table in (train, test)]
+    if all(isinstance(value, bool) for values in rows for value in values):
+        rows = [[str(value) for value in values] for values in rows]
         classes = tuple(classes) or ("False", "True")
     names = tuple(classes) or train.names.get(column)
-    if any(isinstance(value, str) for part in rows for value in part):
-        names = _check_known(rows, classes) or tuple(
-            sorted({str(v) for part in rows for v in part})
-        )
-        place = {name: index for index, name in enumerate(names)}
-        rows = [[place[str(value)] for value in part] for part in rows]
-    encoded = [_integers(p, s, names) for p, s in zip(rows, ("train", "test"), strict=True)]
-    count = len(names) if names else 1 + max(int(part.max(initial=0)) for part in encoded)
-    distinct = len(np.unique(np.concatenate(encoded)))
-    if names is None and count > max(_MAX_UNNAMED, 10 * distinct):
-        raise DataError(
-            f"data.label: {column!r} has {distinct} different numbers up to {count - 1}; "
-            "classes are 0, 1, 2 ...: store words, or number them so"
+    numbered = bool(classes) and all(name.isdecimal() for name in classes)
+    if numbered or any(isinstance(value, str) for values in rows for value in values):
+        rows = [[_plain(value) for value in values] for values in rows]
+        names = _check_known(rows, classes) or _named(rows, column)
+        place = {_plain(name): index for index, name in enumerate(names)}
+        rows = [[place[str(value)] for value in values] for values in rows]
+    encoded = [_integers(p, t, names) for p, t in zip(rows, (train, test), strict=True)]
+    numbers = np.unique(np.concatenate(encoded))
+    count = len(names) if names else 1 + int(numbers.max(initial=0))
+    if names is None and not part and count > len(numbers) > 0:
+        names, count = tuple(map(str, numbers.tolist())), len(numbers)
+        encoded = [np.searchsorted(numbers, each).astype(np.int64) for each in encoded]
+        _log.warning(
+            "data.label: the numbers %s to %s of %r leave gaps: they are taken as the names of "
+            "%d classes",
+            names[0],
+            names[-1],
+            column,
+            count,
         )
     return Classes(encoded[0], encoded[1], count, names)
 
@@ -86,16 +100,42 @@ def read_names(table: Table, column: str) -> list[str]:
       DataError: if a value is missing.
     """
     names = table.names.get(column)
-    values = _values(table, column, "data")
+    values = _values(table, column)
     if names is None:
-        return [str(value) for value in values]
-    return [names[value] if isinstance(value, int) else str(value) for value in values]
+        return [_plain(value) for value in values]
+    return [names[value] if isinstance(value, int) else _plain(value) for value in values]
+
+
+def _plain(value: object) -> str:
+    """Return a name in Unicode's normal form C, in which equal letters have equal bytes."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return unicodedata.normalize("NFC", str(value))
+
+
+def _named(rows: Sequence[Sequence[object]], column: str) -> tuple[str, ...]:
+    """Return the names of the classes of the data, sorted, with a warning of near-duplicates."""
+    names = tuple(sorted({str(value) for values in rows for value in values}))
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        key = unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
+        alike.setdefault(key, []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            _log.warning(
+                "data.label: %s of %r are different classes, which differ in case or blanks only",
+                ", ".join(map(repr, group)),
+                column,
+            )
+    return names
 
 
 def _check_known(rows: Sequence[Sequence[object]], classes: Sequence[str]) -> tuple[str, ...]:
     """Return the given classes, after a check that every label of the data is among them."""
-    unknown = sorted({str(value) for part in rows for value in part} - set(classes))
-    if classes and unknown:
+    if not classes:
+        return ()
+    unknown = sorted({str(v) for part in rows for v in part} - {_plain(name) for name in classes})
+    if unknown:
         raise DataError(
             f"data.classes: the data has {unknown[0]!r}, which is not among the {len(classes)} "
             "classes; add it there in the server's order, or leave such rows out"
@@ -103,27 +143,27 @@ def _check_known(rows: Sequence[Sequence[object]], classes: Sequence[str]) -> tu
     return tuple(classes)
 
 
-def _values(table: Table, column: str, split: str) -> list[object]:
-    """Return a column as plain Python values, after a check that none is missing."""
+def _values(table: Table, column: str) -> list[object]:
+    """Return a column as plain Python values, after a check that none is missing or blank."""
     values = values_of(table.columns[column])
     for row, value in enumerate(values):
-        if value is None or value != value:
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
             raise DataError(
-                f"data: {column!r} is missing in row {row} of the {split} split: "
+                f"data: {column!r} is missing in {table.place(row)}: "
                 "fill it in or leave the row out"
             )
     return values
 
 
 def _integers(
-    values: Sequence[object], split: str, names: tuple[str, ...] | None
+    values: Sequence[object], table: Table, names: tuple[str, ...] | None
 ) -> npt.NDArray[np.int64]:
     for row, value in enumerate(values):
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         if not whole or value < 0 or (names is not None and value >= len(names)):  # type: ignore[operator]  # a number here
             allowed = f"0 to {len(names) - 1}" if names else "words, or whole numbers from 0"
             raise DataError(
-                f"data.label: row {row} of the {split} split is {value!r}; allowed are "
+                f"data.label: {table.place(row)} has {value!r}; allowed are "
                 f"{allowed}. A split without labels cannot be used: see data.test_split"
             )
     return np.array(values, np.float64).astype(np.int64)

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "img", "pixel_values", "picture", "x"),
+    "image": ("image", "img", "pixel_values", "picture", "x", "file_name"),
     "video": ("video", "videos", "clip", "clips", "pixel_values", "frames", "x"),
     "text": ("text", "sentence", "query", "question", "content", "document", "utterance"),
     "label": ("label", "labels", "fine_label", "y", "intent", "target", "class", "category"),
@@ -57,13 +57,19 @@ class Table:
     Attributes:
       columns: name -> values; all of equal length.
       names: column -> the names that its whole numbers stand for, where the source has them.
+      places: where each row stands in its source, in words; () where only its number is known.
     """
 
     columns: Mapping[str, Column]
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    places: Column = ()
 
     def __len__(self) -> int:
         return min((len(column) for column in self.columns.values()), default=0)
+
+    def place(self, row: int) -> str:
+        """Return where a row (from 0) stands, for a message: `line 25 of notes.jsonl`."""
+        return str(self.places[row]) if row < len(self.places) else f"row {row}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class Rows:
 
 def select(table: Table, indices: npt.NDArray[np.int64]) -> Table:
     """Return some rows of a table; arrays and lists are copied, other columns read on demand."""
-    return Table({name: _rows(col, indices) for name, col in table.columns.items()}, table.names)
+    columns = {name: _rows(column, indices) for name, column in table.columns.items()}
+    return Table(columns, table.names, _rows(table.places, indices) if table.places else ())
 
 
 def values_of(column: Column) -> list[object]:
