@@ -24,10 +24,13 @@ import numpy.typing as npt
 from fedpeft.core.errors import DataError
 from fedpeft.data.files import (
     IMAGE_SUFFIXES,
+    by_split,
     find_by_class,
     part_by_suffix,
+    pictures_in,
     read_arrays,
     read_split_files,
+    reading,
 )
 from fedpeft.data.tables import USUAL_NAMES, Table
 
@@ -71,7 +74,8 @@ def read_clip_folder(path: Path) -> dict[str, Table]:
     if files:
         if len(files) == 1:
             return read_clip_file(files[0])
-        return read_split_files(files, [file.stem for file in files], read_clip_file)
+        names = by_split([file.stem for file in files], path)
+        return read_split_files(files, list(names), read_clip_file)
     tables = {
         split: Table({"video": [ClipFile(str(clip)) for clip in clips], "label": labels})
         for split, (clips, labels) in find_by_class(path, _clips).items()
@@ -122,28 +126,25 @@ def _clips(folder: Path) -> list[Path]:
 
 
 def _is_clip(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
     if path.is_dir():
         return any(inner.suffix.lower() in IMAGE_SUFFIXES for inner in path.iterdir())
     return path.suffix.lower() in _READERS
 
 
 def _read_pictures(path: Path) -> Sequence[object]:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = [file for file in pictures_in(path) if file.parent == path]
     return [_opened(file)[0] for file in files]
 
 
 def _opened(path: Path) -> list[object]:
     """Return all frames of a picture file, grey or RGB."""
-    from PIL import Image, ImageSequence, UnidentifiedImageError
+    from PIL import Image, ImageSequence
 
-    try:
-        with Image.open(path) as picture:
-            grey = picture.mode in ("1", "L", "LA")
-            return [
-                frame.convert("L" if grey else "RGB") for frame in ImageSequence.Iterator(picture)
-            ]
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise DataError(f"data.source: {path} is no picture: {error}") from error
+    with reading(path, "a picture"), Image.open(path) as picture:
+        grey = picture.mode in ("1", "L", "LA")
+        return [frame.convert("L" if grey else "RGB") for frame in ImageSequence.Iterator(picture)]
 
 
 def _read_film(path: Path) -> Sequence[object]:
@@ -154,11 +155,8 @@ def _read_film(path: Path) -> Sequence[object]:
             f"data.source: {path} is a film, which the library PyAV decodes; install it with "
             "`pip install 'fedpeft[video]'`, or turn the clips into .gif or .npy files"
         ) from error
-    try:
-        with av.open(str(path)) as container:
-            return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.error.FFmpegError, IndexError, OSError) as error:
-        raise DataError(f"data.source: {path} is no film that can be decoded: {error}") from error
+    with reading(path, "a film"), av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def _read_array(path: Path) -> Sequence[object]:
@@ -178,27 +176,17 @@ def _read_array(path: Path) -> Sequence[object]:
 
 
 def _safetensors(path: Path) -> dict[str, Array]:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    try:
+    with reading(path, "a safetensors file"):
         return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"data.source: {path} is not a safetensors file: {error}") from error
 
 
 def _pt(path: Path) -> dict[str, Array]:
-    import pickle
-
     import torch
 
-    try:
+    with reading(path, "a file of one tensor (code in it is never run)"):
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        raise DataError(
-            f"data.source: {path} is not a file of one tensor (code in it is never run): "
-            f"{str(error).splitlines()[0]}"
-        ) from error
     tensors = found if isinstance(found, dict) else {"tensor": found}
     return {
         str(name): value.numpy()

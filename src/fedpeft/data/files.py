@@ -165,7 +165,8 @@ def read_parquet(path: Path) -> dict[str, Table]:
 
     with reading(path, "a parquet file"):
         table = _from_dataset(datasets.Dataset(parquet.read_table(path)))
-    return {"train": replace(table, places=Numbered(str(path), range(1, len(table) + 1)))}
+    places = Numbered(str(path), range(1, len(table) + 1))
+    return {"train": replace(table, places=places, folder=str(path.parent))}
 
 
 def read_csv(path: Path) -> dict[str, Table]:
@@ -187,7 +188,8 @@ def read_jsonl(path: Path) -> dict[str, Table]:
                 rows[number] = _parse(path, number, line)
     names = dict.fromkeys(name for row in rows.values() for name in row)
     columns = {name: [row.get(name) for row in rows.values()] for name in names}
-    return {"train": Table(columns, places=Numbered(str(path), tuple(rows), "line"))}
+    places = Numbered(str(path), tuple(rows), "line")
+    return {"train": Table(columns, places=places, folder=str(path.parent))}
 
 
 def read_npz(path: Path) -> dict[str, Table]:
@@ -366,10 +368,9 @@ def _read_separated(path: Path, separator: str) -> dict[str, Table]:
         )
     with path.open("rb") as lines:
         ends = sum(block.count(b"\n") for block in iter(lambda: lines.read(2**20), b""))
-    places = Numbered(
-        str(path), range(1, len(table) + 1), header=ends - len(table) in (0, 1)
-    )
-    return {"train": Table({n: table[n].to_pylist() for n in table.column_names}, places=places)}
+    places = Numbered(str(path), range(1, len(table) + 1), header=ends - len(table) in (0, 1))
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    return {"train": Table(columns, places=places, folder=str(path.parent))}
 
 
 def _is_number(name: str) -> bool:
@@ -391,7 +392,7 @@ def _from_dataset(split: datasets.Dataset) -> Table:
 def _parse(path: Path, number: int, line: str) -> dict[str, object]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"data.source: {path}, line {number} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"data.source: {path}, line {number} is not a JSON object")

@@ -85,7 +85,7 @@ class LazyPixels:
     column: Column
     canvas: Canvas
     full_scale: int
-    place: Callable[[int], str]
+    place: Callable[[int], str] = "row {}".format
 
     def __len__(self) -> int:
         return len(self.column)
@@ -205,7 +205,7 @@ def _from_numbers(array: npt.NDArray[np.generic], place: str) -> npt.NDArray[np.
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] not in (1, 3) or array.dtype.kind not in "ui":
         raise DataError(
-            f"data.source: {place}: a picture is an array of {array.dtype}{list(array.shape)}; allowed "
+            f"data.source: {place}: an array of {array.dtype}{list(array.shape)}; allowed "
             "are whole numbers [height, width], [height, width, 1 or 3] or [1 or 3, height, width]"
         )
     if array.min(initial=0) < 0 or array.max(initial=0) > 255:

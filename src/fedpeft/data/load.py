@@ -12,6 +12,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -85,11 +86,13 @@ class _Labelled:
       inputs: pictures, clips or texts.
       labels: int64 [N].
       full_scale: pixel value of white.
+      place: gives the words for where a row stands, for messages.
     """
 
     inputs: Column
     labels: Tensor
     full_scale: int
+    place: Callable[[int], str]
 
 
 _Decoded: TypeAlias = tuple[ExampleSet, ExampleSet, bool, Preprocessing]
@@ -254,12 +257,14 @@ def _classification(
 ) -> _Content:
     """Load a classification of the columns of one kind."""
     column, label = (_required(tables, each, request) for each in (kind, "label"))
-    classes = encode_labels(tables.train, tables.test, label, request.classes)
+    classes = encode_labels(tables.train, tables.test, label, request.classes, part=request.whole)
     drawn = draw_budget(len(classes.train), request)
     rows = _rows_to_train(drawn, request)
     table, labels = select(tables.train, rows), classes.train[rows]
     train, test = (
-        _Labelled(each.columns[column], torch.from_numpy(numbers), tables.full_scale)
+        _Labelled(
+            _located(each, column, kind), torch.from_numpy(numbers), tables.full_scale, each.place
+        )
         for each, numbers in ((table, labels), (tables.test, classes.test))
     )
     examples, test_examples, augmented, made = decode(train, test, request, inputs)
@@ -280,8 +285,8 @@ def _pictures(
 ) -> _Decoded:
     assert isinstance(inputs, ImageInput), "checked"
     canvas = canvas_of(request.transforms, inputs, train.full_scale)
-    pixels = read_pixels(train.inputs, canvas)
-    test_pixels = read_pixels(test.inputs, canvas, white=pixels.full_scale)
+    pixels = read_pixels(train.inputs, canvas, place=train.place)
+    test_pixels = read_pixels(test.inputs, canvas, white=pixels.full_scale, place=test.place)
     view = view_of(request.transforms, inputs, pixels)
     own_statistics = request.fidelity == "paper" and request.transforms.normalize == "dataset"
     test_view = view_of(request.transforms, inputs, test_pixels) if own_statistics else view
@@ -308,7 +313,9 @@ def _texts(train: _Labelled, test: _Labelled, request: DataRequest, inputs: Inpu
     assert isinstance(inputs, TextInput), "checked"
     tokenizer = load_tokenizer(inputs, request.max_length)
     examples, test_examples = (
-        TextExamples(*flat_tokens(tokenize(x.inputs, tokenizer)), x.labels, tokenizer.pad_id)
+        TextExamples(
+            *flat_tokens(tokenize(x.inputs, tokenizer, place=x.place)), x.labels, tokenizer.pad_id
+        )
         for x in (train, test)
     )
     return examples, test_examples, False, _text_preprocessing(tokenizer)
@@ -342,8 +349,16 @@ def _text_preprocessing(tokenizer: Tokenizer) -> Preprocessing:
 def _blocks(
     table: Table, column: str, owners: Sequence[str] | None, tokenizer: Tokenizer
 ) -> tuple[list[list[int]], list[str]]:
-    tokens = tokenize(table.columns[column], tokenizer, truncate=False)
+    tokens = tokenize(table.columns[column], tokenizer, truncate=False, place=table.place)
     return blocks_of(tokens, owners or [""] * len(tokens), length=tokenizer.max_length)
+
+
+def _located(table: Table, column: str, kind: str) -> Column:
+    """Return a column; names of picture files count from the folder of the table."""
+    values = table.columns[column]
+    if kind != "image" or not table.folder or not isinstance(values, list):
+        return values
+    return [str(Path(table.folder, each)) if isinstance(each, str) else each for each in values]
 
 
 def _required(tables: _Tables, kind: str, request: DataRequest) -> str:

@@ -10,7 +10,7 @@ anything else             a data set of the Hugging Face hub
 from __future__ import annotations
 
 import difflib
-import itertools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,11 +20,16 @@ from fedpeft.core.errors import DataError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.clip_files import read_clip_file, read_clip_folder
 from fedpeft.data.files import (
-    IMAGE_SUFFIXES,
     READERS,
+    by_split,
+    folders_in,
     full_scale_of,
+    not_read,
+    pictures_in,
     read_image_folder,
     read_split_files,
+    reading,
+    split_named,
     tables_of,
 )
 from fedpeft.data.request import DataRequest
@@ -34,8 +39,9 @@ from fedpeft.models.tasks import task_named
 
 __all__ = ["choose_splits", "read_source"]
 
-_TEST_NAMES = ("test", "validation", "valid", "val", "dev")
-_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+_log = logging.getLogger(__name__)
 
 
 def read_source(request: DataRequest) -> Splits:
@@ -69,32 +75,35 @@ def choose_splits(splits: Splits, request: DataRequest) -> tuple[Table, Table | 
     Raises:
       DataError: if a split that the experiment names does not exist.
     """
-    tables = splits.tables
-    for field, name in (("train_split", request.train_split), ("test_split", request.test_split)):
+    named = by_split(list(splits.tables), request.source)
+    tables = {split: splits.tables[name] for split, name in named.items()}
+    chosen = {"train_split": request.train_split, "test_split": request.test_split}
+    back = {name: split for split, name in named.items()}
+    train_name, test_name = (
+        None if name is None else back.get(name, split_named(name) or name)
+        for name in chosen.values()
+    )
+    for field, name in zip(chosen, (train_name, test_name), strict=True):
         if name is not None and name not in tables:
             raise DataError(
-                f"data.{field}: there is no split {name!r} in {request.source!r}; "
-                f"found are {', '.join(tables)}"
+                f"data.{field}: there is no split {chosen[field]!r} in {request.source!r}; "
+                f"found are {', '.join(named.values())}"
             )
     lone = next(iter(tables)) if len(tables) == 1 else None
-    train_name = request.train_split or ("train" if "train" in tables else lone)
+    train_name = train_name or ("train" if "train" in tables else lone)
     if train_name is None:
         raise DataError(
             f"data.train_split: {request.source!r} has no split 'train'; found are "
-            f"{', '.join(tables)}: name one"
+            f"{', '.join(named.values())}: name one"
         )
     others = [name for name in tables if name != train_name]
-    test_name = request.test_split or _first(_TEST_NAMES, others)
-    validation = _first(_VALIDATION_NAMES, [name for name in others if name != test_name])
+    test_name = test_name or next((n for n in ("test", "validation") if n in others), None)
+    validation = "validation" if "validation" in others and test_name != "validation" else None
     return (
         tables[train_name],
         tables[test_name] if test_name else None,
         tables[validation] if validation else None,
     )
-
-
-def _first(names: tuple[str, ...], found: list[str]) -> str | None:
-    return next((name for name in names if name in found), None)
 
 
 def _read_file(path: Path) -> dict[str, Table]:
@@ -122,11 +131,17 @@ def _split_by_column(tables: dict[str, Table]) -> dict[str, Table]:
 def _read_folder(path: Path) -> Mapping[str, Table]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _read_with_datasets(path, saved=True)
-    files = sorted(file for file in path.iterdir() if file.suffix in READERS)
-    if files:
+    if any(file.is_file() for name in _METADATA for file in (path / name, *path.glob(f"*/{name}"))):
+        return _read_with_datasets(path, "imagefolder")
+    files = sorted(
+        file for file in path.iterdir() if file.suffix in READERS and not file.name.startswith(".")
+    )
+    pictured = any(pictures_in(folder) for folder in folders_in(path))
+    if files and not (pictured and not any(map(_split_of, files))):
+        _say_what_is_not_read(path, files)
         return _read_files(files)
-    inner = itertools.chain(path.glob("*/*"), path.glob("*/*/*"))
-    if any(file.suffix.lower() in IMAGE_SUFFIXES for file in inner):
+    if pictured:
+        _say_what_is_not_read(path, folders_in(path))
         return read_image_folder(path)
     if any(file.suffix in READERS for file in path.glob("data/*")):
         return _read_with_datasets(path)
@@ -140,27 +155,54 @@ def _read_files(files: list[Path]) -> Mapping[str, Table]:
     """Read files of one split each: `train.csv`, `test-00000-of-00001.parquet`."""
     if len(files) == 1:
         return _split_by_column(_read_file(files[0]))
-    names = [file.stem.split("-")[0].split(".")[0] for file in files]
-    if len(set(names)) < len(names):
+    if any("-of-" in file.stem for file in files):
         return _read_with_datasets(files[0].parent)
-    return read_split_files(files, names, _read_file)
+    names = by_split([_stem(file) for file in files], files[0].parent)
+    return read_split_files(files, list(names), _read_file)
 
 
-def _read_with_datasets(path: Path, *, saved: bool = False) -> Mapping[str, Table]:
+def _stem(file: Path) -> str:
+    """Return the name of a file up to its first dot or hyphen: `test` of `test-00000.csv`."""
+    return file.name.split(".")[0].split("-")[0]
+
+
+def _split_of(file: Path) -> str | None:
+    return split_named(_stem(file))
+
+
+def _say_what_is_not_read(path: Path, read: list[Path]) -> None:
+    """Warn of what looks like data in a folder and is not read; refuse where it names a split."""
+    left = not_read(path, read)
+    splits = [name for name in left if _split_of(Path(name)) and Path(name).suffix]
+    if splits:
+        raise DataError(
+            f"data.source: {path}: {splits[0]} names a split, and is of no kind that is read "
+            f"({', '.join(READERS)}): convert it, or move it elsewhere"
+        )
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        _log.warning("data: %s: not read: %s%s", path, ", ".join(left[:5]), more)
+
+
+def _read_with_datasets(
+    path: Path, builder: str = "", *, saved: bool = False
+) -> Mapping[str, Table]:
     """Read a folder with the `datasets` library.
 
     Args:
       path: the folder.
-      saved: whether the library saved it; otherwise it is laid out like a data set of the hub:
-        several files for each split, perhaps under `data/`.
+      builder: of the library, for a layout that it knows; "" is laid out like a data set of the
+        hub: several files for each split, perhaps under `data/`.
+      saved: whether the library saved the folder.
     """
     import datasets
 
-    try:
-        return tables_of((datasets.load_from_disk if saved else datasets.load_dataset)(str(path)))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        kind = ", which `datasets` saved," if saved else ""
-        raise DataError(f"data.source: the folder {path}{kind} cannot be read: {error}") from error
+    with reading(path, "a folder that `datasets` saved" if saved else "a folder of a data set"):
+        if saved:
+            return tables_of(datasets.load_from_disk(str(path)))
+        if builder:
+            return tables_of(datasets.load_dataset(builder, data_dir=str(path)))
+        return tables_of(datasets.load_dataset(str(path)))
 
 
 def _read_hub(request: DataRequest) -> Mapping[str, Table]:

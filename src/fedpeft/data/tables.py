@@ -8,7 +8,7 @@ image   label   client
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -58,11 +58,13 @@ class Table:
       columns: name -> values; all of equal length.
       names: column -> the names that its whole numbers stand for, where the source has them.
       places: where each row stands in its source, in words; () where only its number is known.
+      folder: from which relative names of files in the columns count; "" for the current folder.
     """
 
     columns: Mapping[str, Column]
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     places: Column = ()
+    folder: str = ""
 
     def __len__(self) -> int:
         return min((len(column) for column in self.columns.values()), default=0)
@@ -107,7 +109,8 @@ class Rows:
 def select(table: Table, indices: npt.NDArray[np.int64]) -> Table:
     """Return some rows of a table; arrays and lists are copied, other columns read on demand."""
     columns = {name: _rows(column, indices) for name, column in table.columns.items()}
-    return Table(columns, table.names, _rows(table.places, indices) if table.places else ())
+    places = _rows(table.places, indices) if len(table.places) else ()
+    return replace(table, columns=columns, places=places)
 
 
 def values_of(column: Column) -> list[object]:

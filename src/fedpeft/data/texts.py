@@ -9,7 +9,7 @@ client a  |<s> doc 1 <s> do|c 2 <s> doc 3|..      client b  |<s> doc 1 ...|
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -67,18 +67,25 @@ def load_tokenizer(inputs: TextInput, max_length: int | None) -> Tokenizer:
     return Tokenizer(cast(_Encoder, tokenizer), pad_id, length, rows)
 
 
-def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> list[list[int]]:
+def tokenize(
+    column: Column,
+    tokenizer: Tokenizer,
+    *,
+    truncate: bool = True,
+    place: Callable[[int], str] = "row {}".format,
+) -> list[list[int]]:
     """Return the tokens of each text, special tokens included.
 
     Args:
       column: the texts.
       tokenizer: the tokenizer of the model.
       truncate: whether texts are truncated at `max_length`.
+      place: gives the words for where a row stands, for messages.
 
     Raises:
       DataError: for the first row that is no text, or an empty one.
     """
-    texts = [_checked(text, row) for row, text in enumerate(values_of(column))]
+    texts = [_checked(text, place(row)) for row, text in enumerate(values_of(column))]
     tokens: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
         encoded = tokenizer.encode(
@@ -92,7 +99,7 @@ def tokenize(column: Column, tokenizer: Tokenizer, *, truncate: bool = True) -> 
         tokens += encoded["input_ids"]
     for row, text in enumerate(tokens):
         if not text:
-            raise DataError(f"data.text: row {row} is empty: leave it out")
+            raise DataError(f"data.text: {place(row)} is empty: leave it out")
         if tokenizer.num_tokens is not None and max(text) >= tokenizer.num_tokens:
             raise DataError(
                 f"data.text: row {row} holds token {max(text)}; the model has embeddings for 0 to "
@@ -124,10 +131,10 @@ def blocks_of(
     return [joined[o][i : i + length] for o, i in starts], [owner for owner, _ in starts]
 
 
-def _checked(text: object, row: int) -> str:
+def _checked(text: object, place: str) -> str:
     if not isinstance(text, str):
         raise DataError(
-            f"data.text: row {row} is {type(text).__name__}, not a text: "
+            f"data.text: {place} is {type(text).__name__}, not a text: "
             "name the column of texts in data.text"
         )
     return text
