@@ -111,7 +111,7 @@ def test_files_of_a_folder_are_splits(clip, tmp_path):
         ("clip.npz", b"no", "is not an npz file of plain arrays"),
         ("clip.pt", b"no", "is not a file of one tensor"),
         ("clip.safetensors", b"no", "is not a safetensors file"),
-        ("clip.gif", b"no", "is no picture"),
+        ("clip.gif", b"no", "is not a picture"),
     ],
 )
 def test_broken_clip_is_named(name, content, message, tmp_path):
@@ -179,5 +179,5 @@ def test_film_without_its_library_says_what_to_install(tmp_path, monkeypatch):
 def test_broken_film_is_named(tmp_path):
     pytest.importorskip("av")
     (tmp_path / "clip.mp4").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"clip.mp4 is no film that can be decoded"):
+    with pytest.raises(DataError, match=r"clip.mp4 is not a film"):
         ClipFile(str(tmp_path / "clip.mp4")).frames()

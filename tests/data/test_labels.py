@@ -30,6 +30,29 @@ def test_numbers_stay_and_gaps_count(train):
     assert (classes.train.tolist(), classes.count, classes.names) == ([0, 2], 3, None)
 
 
+def test_numbers_with_gaps_name_their_classes(caplog):
+    classes = encode_labels(*tables([1, 4, 2], [3]))
+    assert (classes.names, classes.train.tolist()) == (("1", "2", "3", "4"), [0, 3, 1])
+    assert "leave gaps" in caplog.text
+    site = encode_labels(*tables([2, 4], [4]), classes=classes.names, part=True)
+    assert (site.train.tolist(), site.count) == ([1, 3], 4)
+
+
+def test_the_data_of_one_site_keep_their_numbers():
+    classes = encode_labels(*tables([0, 2], [0]), part=True)
+    assert (classes.train.tolist(), classes.count, classes.names) == ([0, 2], 3, None)
+    with pytest.raises(DataError, match=r"3 different numbers up to 1000000"):
+        encode_labels(*tables([5, 1_000_000], [0]), part=True)
+
+
+def test_names_are_compared_in_one_form_of_unicode_and_near_ones_are_told(caplog):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert encode_labels(*tables([composed, apart], ["b"])).count == 2
+    assert not caplog.text
+    assert encode_labels(*tables(["cat", "Cat", "cat "], ["b"])).count == 4
+    assert "'Cat', 'cat', 'cat '" in caplog.text
+
+
 def test_names_of_the_source_are_kept():
     classes = encode_labels(*tables([0, 1], [0], names=("no", "yes", "maybe")))
     assert classes.names == ("no", "yes", "maybe") and classes.count == 3
@@ -38,12 +61,12 @@ def test_names_of_the_source_are_kept():
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ([0, None], r"'label' is missing in row 1 of the train split"),
+        ([0, None], r"'label' is missing in row 1"),
         ([0.0, math.nan], r"missing in row 1"),
-        ([-1, 0], r"row 0 of the train split is -1"),
-        ([0.5], r"row 0 .* is 0.5"),
-        ([[0, 1]], r"row 0 .* is \[0, 1\]"),
-        ([5, 1_000_000], r"3 different numbers up to 1000000"),
+        ([-1, 0], r"row 0 has -1"),
+        ([0.5], r"row 0 has 0.5"),
+        ([[0, 1]], r"row 0 has \[0, 1\]"),
+        ([0, " "], r"'label' is missing in row 1"),
     ],
 )
 def test_bad_label_is_refused(train, message):
@@ -52,7 +75,7 @@ def test_bad_label_is_refused(train, message):
 
 
 def test_label_outside_the_names_and_absent_test_column_are_refused():
-    with pytest.raises(DataError, match=r"is 2; allowed are 0 to 1"):
+    with pytest.raises(DataError, match=r"row 0 has 2; allowed are 0 to 1"):
         encode_labels(*tables([2], [0], names=("no", "yes")))
     with pytest.raises(DataError, match=r"test split has no column 'label'; found are text"):
         encode_labels(Table({"label": [0]}), Table({"text": ["a"]}), "label")

@@ -119,7 +119,7 @@ def reading(path: object, kind: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # libraries raise what they like for bytes that they do not expect
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"data.source: {path} cannot be read as {kind}: {said}") from error
+        raise DataError(f"data.source: {path} is not {kind}: {said}") from error
 
 
 def split_named(name: str) -> str | None:
@@ -300,7 +300,7 @@ def find_by_class(
         if others:
             _log.warning("data: %s: not read: the folders %s", path, ", ".join(others))
     else:
-        _refuse_nested(path, folders)
+        _refuse_nested(path, folders, find)
         splits = {"train": ""}
     found = {}
     for split, name in splits.items():
@@ -411,10 +411,15 @@ def _names_of(column: str) -> tuple[str, ...]:
     return ("classes", "label_names") if column in ("y", "label") else (f"{column}s",)
 
 
-def _refuse_nested(path: Path, folders: Mapping[str, Path]) -> None:
+def _refuse_nested(
+    path: Path, folders: Mapping[str, Path], find: Callable[[Path], Sequence[Path]]
+) -> None:
     """Refuse folders that hold the same folders: they are splits, sites or one level too many."""
-    inner = {name: {each.name for each in folders_in(folder)} for name, folder in folders.items()}
-    shared = Counter(name for names in inner.values() for name in names)
+    shared = Counter(
+        each.name
+        for folder in folders.values()
+        for each in set(folders_in(folder)) - set(find(folder))
+    )
     if shared and (max(shared.values()) > 1 or len(folders) == 1):
         found = ", ".join(repr(name) for name in sorted(folders)[:5])
         raise DataError(

@@ -12,6 +12,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from torch import Tensor
 from fedpeft.core.errors import DataError
 from fedpeft.data.files import reading
 from fedpeft.data.tables import Column
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -139,13 +143,10 @@ def read_pixels(
 
 def is_deep(picture: object) -> bool:
     """Whether a picture file has 16 bits a value, of which the upper 8 are used."""
-    from PIL import Image
-
-    source = None if isinstance(picture, np.ndarray | list | tuple) else _encoded(picture)
-    if source is not None:
-        with reading(source, "a picture"), Image.open(source) as opened:
-            return opened.mode.startswith("I")
-    return isinstance(picture, Image.Image) and picture.mode.startswith("I")
+    if isinstance(picture, np.ndarray | list | tuple):
+        return False
+    with reading("the first picture", "a picture"):
+        return _opened(picture).mode.startswith("I")
 
 
 def _fitted(picture: object, place: str, canvas: Canvas, full_scale: int) -> npt.NDArray[np.uint8]:
@@ -165,15 +166,12 @@ def _fitted(picture: object, place: str, canvas: Canvas, full_scale: int) -> npt
 
 def _to_array(picture: object, place: str) -> npt.NDArray[np.uint8]:
     """Return uint8 [H, W, C] with C of 1 or 3, turned as the picture's EXIF data say."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     if isinstance(picture, np.ndarray | list | tuple):
         return _from_numbers(np.asarray(picture), place)
-    source = _encoded(picture)
     with reading(place, "a picture"):
-        if source is None and not isinstance(picture, Image.Image):
-            raise DataError(f"data.source: {place}: no picture but {type(picture).__name__}")
-        image = picture if isinstance(picture, Image.Image) else Image.open(source)  # type: ignore[arg-type]  # checked
+        image = _opened(picture)
         image.load()
         image = ImageOps.exif_transpose(image) if image.getexif().get(_TURN, 1) != 1 else image
         if image.mode in ("I", "F"):
@@ -189,13 +187,19 @@ def _to_array(picture: object, place: str) -> npt.NDArray[np.uint8]:
         return array[:, :, None] if grey else array
 
 
-def _encoded(picture: object) -> io.BytesIO | Path | None:
-    """Return what Pillow can open, from bytes, a file name, or the form that `datasets` stores."""
+def _opened(picture: object) -> Image.Image:
+    """Open a picture of bytes, of a file, or in the form that `datasets` stores."""
+    from PIL import Image
+
     if isinstance(picture, Mapping):
         picture = picture.get("bytes") or picture.get("path")
+    if isinstance(picture, str):
+        picture = Path(picture).read_bytes()  # Pillow would keep some files open
     if isinstance(picture, bytes):
-        return io.BytesIO(picture)
-    return Path(picture) if isinstance(picture, str) else None
+        return Image.open(io.BytesIO(picture))
+    if isinstance(picture, Image.Image):
+        return picture
+    raise TypeError(f"found {type(picture).__name__}; needed are bytes or a file")
 
 
 def _from_numbers(array: npt.NDArray[np.generic], place: str) -> npt.NDArray[np.uint8]:

@@ -15,6 +15,8 @@ from fedpeft.data.tables import Table, values_of
 
 __all__ = ["Classes", "encode_labels", "read_names"]
 
+_MAX_UNNAMED = 1000
+
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +81,11 @@ def encode_labels(
     encoded = [_integers(p, t, names) for p, t in zip(rows, (train, test), strict=True)]
     numbers = np.unique(np.concatenate(encoded))
     count = len(names) if names else 1 + int(numbers.max(initial=0))
+    if names is None and part and count > max(_MAX_UNNAMED, 10 * len(numbers)):
+        raise DataError(
+            f"data.label: {column!r} has {len(numbers)} different numbers up to {count - 1}; "
+            "classes are 0, 1, 2 ...: store words, or number them so"
+        )
     if names is None and not part and count > len(numbers) > 0:
         names, count = tuple(map(str, numbers.tolist())), len(numbers)
         encoded = [np.searchsorted(numbers, each).astype(np.int64) for each in encoded]
