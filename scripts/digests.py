@@ -30,7 +30,7 @@ PRIVACY: Mapping[str, Mapping[str, object]] = {
     "none": {},
     "central": {"privacy.mode": "central"},
     "local": {"privacy.mode": "local"},
-    "example": {"privacy.mode": "example"},
+    "example": {"privacy.mode": "example", "privacy.example_sampling": "shuffle"},
 }
 WAYS: Mapping[str, Mapping[str, object]] = {
     "one": {"engine.workers": 1, "engine.clients_per_pass": 1},

@@ -221,8 +221,9 @@ def read_arrays(path: Path) -> dict[str, Array]:
     Raises:
       DataError: if the file is of another form, or needs unpickling.
     """
-    with reading(path, f"an {path.suffix[1:]} file of plain arrays"):
-        loaded = np.load(path, allow_pickle=False)
+    kind = f"an {path.suffix[1:]} file of plain arrays"
+    with reading(path, kind), path.open("rb") as file:  # numpy would leave a broken one open
+        loaded = np.load(file, allow_pickle=False)
         if path.suffix == ".npy":
             return {"array": np.asarray(loaded)}
         with loaded as archive:
@@ -265,7 +266,8 @@ def full_scale_of(path: Path) -> int:
     """Return the pixel value of white that an npz file names in `full_scale`; 255 otherwise."""
     if path.suffix != ".npz":
         return 255
-    with reading(path, "an npz file of plain arrays"), np.load(path, allow_pickle=False) as archive:
+    kind = "an npz file of plain arrays"
+    with reading(path, kind), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         found = archive["full_scale"] if "full_scale" in archive.files else np.array(255)
         if found.size != 1 or found.dtype.kind not in "iuf" or not 1 <= int(found.item()) <= 255:
             raise DataError(f"data.source: {path}: full_scale is {found}; allowed are 1 to 255")

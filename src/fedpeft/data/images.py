@@ -189,14 +189,18 @@ def _to_array(picture: object, place: str) -> npt.NDArray[np.uint8]:
 
 def _opened(picture: object) -> Image.Image:
     """Open a picture of bytes, of a file, or in the form that `datasets` stores."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(picture, Mapping):
         picture = picture.get("bytes") or picture.get("path")
     if isinstance(picture, str):
         picture = Path(picture).read_bytes()  # Pillow would keep some files open
     if isinstance(picture, bytes):
-        return Image.open(io.BytesIO(picture))
+        try:
+            return Image.open(io.BytesIO(picture))
+        except UnidentifiedImageError as error:
+            kind = "empty" if not picture else "of no known kind, or damaged"
+            raise ValueError(f"its {len(picture)} bytes are {kind}") from error
     if isinstance(picture, Image.Image):
         return picture
     raise TypeError(f"found {type(picture).__name__}; needed are bytes or a file")
