@@ -177,11 +177,16 @@ def _natural(names: Sequence[str], request: PartitionRequest) -> dict[str, IntAr
             f"examples, the largest has {sizes.max(initial=0)}: lower min_examples"
         )
     if len(keep) < len(found):
-        _log.info(
-            "partition: left out %d of %d natural clients with fewer than %d examples",
-            len(found) - len(keep),
+        left = [f"{found[i]} ({sizes[i]})" for i in range(len(found)) if i not in set(keep)]
+        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        _log.warning(
+            "data.partition: left out %d of %d natural clients with fewer than %d examples: %s%s; "
+            "lower data.partition.min_examples to keep them",
+            len(left),
             len(found),
             request.min_examples,
+            ", ".join(left[:8]),
+            more,
         )
     rng = np.random.RandomState(request.seed)
     if request.clients is not None and request.clients < len(keep):

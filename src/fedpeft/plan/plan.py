@@ -17,12 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpeft.build.model import Sketch, fit_privacy, load_run_data, payload_bytes, sketch_run
+from fedpeft.build.model import (
+    Sketch,
+    data_request,
+    fit_privacy,
+    load_run_data,
+    payload_bytes,
+    sketch_run,
+)
 from fedpeft.build.prefix import planned_prefix
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
+from fedpeft.data.source import choose_splits, read_source
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_together
@@ -33,6 +41,8 @@ from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
 
 __all__ = ["Partition", "Plan", "check_shapes", "make_plan", "plan_rows"]
+
+_OPENED = 64 * 2**20
 
 logger = logging.getLogger(__name__)
 
@@ -138,13 +148,15 @@ def plan_rows(rows: Sequence[SweepRow]) -> dict[str, Plan]:
 
 
 def check_shapes(experiment: Experiment) -> list[str]:
-    """Apply the tuning method to the model's shapes, where they are on this machine.
+    """Apply the tuning method to the model's shapes, and open small data, if on this machine.
 
     Returns:
       notes on what could not be checked without a network.
 
     Raises:
       ConfigError: if the model is unknown, or the method cannot be applied to it.
+      DataError: if data on this machine cannot be read; pictures are not decoded, and files of
+        over 64 MB in all are not opened.
     """
     model = experiment.model
     if model.config is None and not is_local(model.name) and "/" in model.name:
@@ -152,7 +164,13 @@ def check_shapes(experiment: Experiment) -> list[str]:
             f"model.name: {model.name!r} is a hub id and was not looked up; set model.config to "
             "check its shapes"
         ]
-    sketch_run(experiment)
+    sketch = sketch_run(experiment)
+    path = Path(experiment.data.source).expanduser()
+    if experiment.data.source not in BUNDLED_DATASETS and path.exists():
+        files = path.iterdir() if path.is_dir() else [path]
+        if sum(file.stat().st_size for file in files if file.is_file()) <= _OPENED:
+            request = data_request(sketch.resolved, sketch.tuned.loaded.task)
+            choose_splits(read_source(request), request)
     return []
 
 
@@ -215,7 +233,7 @@ def _data(resolved: Resolved) -> Federated | None:
     try:
         return load_run_data(resolved)
     except FedpeftError as error:
-        logger.info("no partition is shown: %s", error)
+        logger.warning("no partition is shown: %s", error)
         return None
 
 
