@@ -88,7 +88,7 @@ def test_natural_keeps_columns_and_drops_the_small(caplog):
     with caplog.at_level(logging.INFO):
         parts = partition(np.zeros(5, np.int64), request, names)
     assert {name: rows.tolist() for name, rows in parts.items()} == {"9": [1, 2], "10": [0, 3]}
-    assert "left out 1 of 3" in caplog.text
+    assert "left out 1 of 3" in caplog.text and ": 2 (1); lower" in caplog.text
 
 
 def test_natural_can_be_limited_by_the_seed():
