@@ -53,7 +53,7 @@ def noised_by(monkeypatch, fault):
 
 def clipped_by(monkeypatch, fault):
     """Let the run clip a flat tensor by `fault(flat, bound)`, and rows of gradients too."""
-    monkeypatch.setattr(private_stages, "clip", fault)
+    monkeypatch.setattr(private_stages, "bounded", fault)
 
     def rows(rows_BP, bound):
         return torch.stack([fault(row_P, bound) for row_P in rows_BP])

@@ -7,8 +7,9 @@
     factor small  gradients g of 0.9 C: what is released is n g / B, not n g / n      B: batch size
 
 Turns run through the client half of the run with its model, its passes and its gradient privacy.
-Only the data, one epoch and plain SGD are chosen here: the update of one step is then the noised
-gradient. The loss is the run's own, without dropout.
+Only the data, batches of a known size, one epoch and plain SGD are chosen here: the update of one
+step is then the noised gradient. Poisson sampling chooses which examples stand in a batch, and
+nothing after that; its coins are not audited. The loss is the run's own, without dropout.
 """
 
 from __future__ import annotations
@@ -259,7 +260,9 @@ def _scene(resolved: Resolved, data: Federated, multiplier: float) -> _Scene:
         nesterov=False,
         weight_decay=0.0,
     )
-    settings = dataclasses.replace(settings, epochs=1, prox_mu=0.0, optimizer=plain)
+    assert settings.privacy is not None, "mode `example`"
+    fixed = dataclasses.replace(settings.privacy, rate=None, steps=0)
+    settings = dataclasses.replace(settings, epochs=1, prox_mu=0.0, optimizer=plain, privacy=fixed)
     row, gradient_P = _longest(tuned, settings, data)
     payload = {DELTA: read_delta(tuned).cpu()}
     if tuned.buffers:
