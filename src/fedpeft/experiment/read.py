@@ -6,8 +6,9 @@ All problems of a file are listed together, each with its key, what was found an
 from __future__ import annotations
 
 import importlib.resources
+import os.path
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ __all__ = [
     "read_toml",
     "validate",
 ]
+
+_LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
+_LONGEST_TEXT = 4096
 
 
 def read_experiment(file: Path | None, overrides: Sequence[str] = ()) -> Experiment:
@@ -59,7 +63,7 @@ def read_toml(file: Path | None) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read as text: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a list in 1,000 lists
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
 
 
@@ -82,7 +86,7 @@ def parse_value(text: str) -> object:
     """Parse a TOML value; anything else is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -123,7 +127,9 @@ def validate(table: Mapping[str, Any], where: str, plugins: Plugins | None = Non
       ConfigError: listing every problem, one a line.
       PrivacyError: listing them, if all are privacy settings that would not protect.
     """
-    lines: list[str] = []
+    lines = list(_texts_of_no_use(table))
+    if lines:
+        raise ConfigError(listed(where, lines))
     try:
         experiment = Experiment.model_validate(dict(table))
     except ValidationError as error:
@@ -141,6 +147,26 @@ def validate(table: Mapping[str, Any], where: str, plugins: Plugins | None = Non
 def dump_experiment(experiment: Experiment) -> str:
     """Write an experiment as TOML that `read_experiment` reads back to an equal one."""
     return tomli_w.dumps(experiment.model_dump(mode="python", exclude_none=True))
+
+
+def _texts_of_no_use(value: object, key: str = "") -> Iterator[str]:
+    """Yield a problem for each text that no file, name or path of a system can have."""
+    if isinstance(value, Mapping | list | tuple):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, inner in pairs:
+            yield from _texts_of_no_use(name, key)
+            yield from _texts_of_no_use(inner, f"{key}.{name}".lstrip(".")[:80])
+    elif isinstance(value, str):
+        longest = max(map(len, value.encode("utf-8", "replace").split(b"/")))
+        if longest > _LONGEST_NAME or len(value) > _LONGEST_TEXT:
+            yield (
+                f"{key}: found a text of {len(value)} characters; allowed are {_LONGEST_TEXT}, and "
+                f"{_LONGEST_NAME} bytes between two slashes"
+            )
+        elif "\0" in value:
+            yield f"{key}: found {value!r}; a text without the character NUL is allowed"
+        elif value.startswith("~") and os.path.expanduser(value) == value:
+            yield f"{key}: found {value!r}; there is no user of this name: write the whole path"
 
 
 def _copy(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,267 @@
+"""Mutate experiment files, data files and model folders: each is read, or refused in one sentence.
+
+    whole input ──mutate, by (seed, number)──> reader ──> read | refused | neither
+
+    python scripts/fuzz_inputs.py configs --count 50000    # prints those that are neither
+    python scripts/fuzz_inputs.py data --count 500
+    python scripts/fuzz_inputs.py models --count 500 --start 200    # goes on after a stop
+
+Neither is any exception but our own, an error that does not name its file, and an input that
+takes longer than 5 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fedpeft.core.errors import FedpeftError
+
+__all__ = ["check_config", "check_data", "check_model", "fuzz", "make_model", "mutate_text"]
+
+_SECONDS = 5.0
+_ODD = (
+    "-1", "0", "1e300", "-1e300", "1e-300", "nan", "inf", "-inf", "9" * 30, "true", '""', "[]",
+    "{}", '"\\u0000"', "[[[[[[]]]]]]", "1979-05-27", "0x10", "1_000", '"' + "a" * 5000 + '"',
+    "[1, 2, 3]", '"iid"', '"central"', "0.5", "2147483648",
+)  # fmt: skip
+_WORDS = ("=", "[", "]", '"', "\n", ".", "\u00e9", "\ufeff", "\r\n", "#", "[[sweep]]\n", "\x00")
+
+
+def mutate_text(text: str, draw: random.Random) -> bytes:
+    """Return a text file with one to four changes of values, lines, characters or bytes."""
+    for _ in range(draw.randint(1, 4)):
+        lines = text.splitlines(keepends=True) or [""]
+        place = draw.randrange(len(lines))
+        kind = draw.randrange(6)
+        if kind <= 2 and "=" in lines[place]:
+            key = lines[place].split("=")[0]
+            lines[place] = f"{key}= {draw.choice(_ODD)}\n"
+        elif kind == 3:
+            lines.insert(place, draw.choice(lines))
+        elif kind == 4:
+            del lines[place]
+        else:
+            at = draw.randrange(len(lines[place]) + 1)
+            lines[place] = lines[place][:at] + draw.choice(_WORDS) + lines[place][at:]
+        text = "".join(lines)
+    return mutate_bytes(text.encode("utf-8", "surrogatepass"), draw, often=0.1)
+
+
+def mutate_bytes(content: bytes, draw: random.Random, *, often: float = 1.0) -> bytes:
+    """Return bytes that are cut, changed in a few places, or doubled; with a probability."""
+    if draw.random() >= often or not content:
+        return content
+    kind = draw.randrange(3)
+    if kind == 0:
+        return content[: draw.randrange(len(content))]
+    changed = bytearray(content)
+    for _ in range(draw.choice((1, 1, 3, 30))):
+        changed[draw.randrange(len(changed))] = draw.randrange(256)
+    return bytes(changed) if kind == 1 else content + bytes(changed)
+
+
+def check_config(folder: Path, draw: random.Random) -> None:
+    """Read, complete and check a mutated experiment file, with its sweep rows."""
+    from fedpeft.experiment.read import read_experiment
+    from fedpeft.experiment.resolve import resolve
+    from fedpeft.experiment.sweep_rows import read_rows
+
+    file = folder / "experiment.toml"
+    file.write_bytes(mutate_text(draw.choice(_configs()), draw))
+    experiment = read_experiment(file)
+    rows = read_rows(file, ()) if experiment.sweep else ()
+    for each in (experiment, *(row.experiment for row in rows[:3])):
+        resolve(each)
+
+
+def check_data(folder: Path, draw: random.Random) -> None:
+    """Load a mutated data file or folder of pictures for a tiny model."""
+    from fedpeft.data.load import load_splits
+    from fedpeft.data.request import DataRequest
+    from fedpeft.data.schemes import PartitionRequest
+    from fedpeft.data.source import read_source
+    from fedpeft.models.loaded import ImageInput
+
+    suffix, content = draw.choice(_tables())
+    if suffix in (".png", ".jpg", ".gif", ".tif"):
+        for kind in ("cat", "dog"):
+            (folder / kind).mkdir()
+            for number in range(3):
+                (folder / kind / f"{number}{suffix}").write_bytes(content)
+        (folder / "cat" / f"1{suffix}").write_bytes(mutate_bytes(content, draw))
+        source = folder
+    else:
+        source = folder / f"data{suffix}"
+        text = suffix in (".csv", ".tsv", ".jsonl") and draw.random() < 0.5
+        source.write_bytes(
+            mutate_text(content.decode(), draw) if text else mutate_bytes(content, draw)
+        )
+    partition = PartitionRequest("iid", 2, min_examples=1)
+    request = DataRequest(str(source), partition=partition)
+    inputs = ImageInput(8, 8, 1, (0.5,), (0.5,))
+    splits = read_source(request)
+    if "image" in next(iter(splits.tables.values())).columns or suffix in (".npz", ".parquet"):
+        load_splits(splits, request, inputs)
+
+
+def check_model(folder: Path, draw: random.Random) -> None:
+    """Load a mutated model folder."""
+    from fedpeft.models.source import ModelRequest, load_model
+
+    whole = make_model()
+    shutil.copytree(whole, folder / "model")
+    file = draw.choice(sorted(path for path in (folder / "model").iterdir()))
+    content = file.read_bytes()
+    if file.suffix == ".json" and draw.random() < 0.8:
+        table = json.loads(content)
+        for _ in range(draw.randint(1, 2)):
+            key = draw.choice(sorted(table))
+            odd = draw.choice([0, -1, 10**9, 1e300, "x", None, [], {}, True, 0.5, 3])
+            if draw.random() < 0.2:
+                del table[key]
+            else:
+                table[key] = odd
+            if not table:
+                break
+        content = json.dumps(table).encode()
+    else:
+        content = mutate_bytes(content, draw)
+    file.write_bytes(content)
+    load_model(ModelRequest(str(folder / "model"), num_labels=3))
+
+
+def make_model() -> Path:
+    """Return a folder with a tiny BERT, made once a process."""
+    if "model" not in _KEPT:
+        from transformers import BertConfig, BertForSequenceClassification
+
+        folder = Path(tempfile.mkdtemp(prefix="fuzz-model-"))
+        config = BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, max_position_embeddings=16, num_labels=3,
+        )  # fmt: skip
+        BertForSequenceClassification(config).save_pretrained(folder)
+        _KEPT["model"] = [(str(folder), b"")]
+    return Path(_KEPT["model"][0][0])
+
+
+_KEPT: dict[str, list[tuple[str, bytes]]] = {}
+
+
+def _configs() -> list[str]:
+    if "configs" not in _KEPT:
+        files = sorted(Path(__file__).parents[1].glob("examples/*.toml"))
+        files += sorted(Path(__file__).parents[1].glob("experiments/small/*.toml"))
+        _KEPT["configs"] = [(file.read_text("utf-8"), b"") for file in files]
+    return [text for text, _ in _KEPT["configs"]]
+
+
+def _tables() -> list[tuple[str, bytes]]:
+    """Return (suffix, content) of whole data files with 12 examples of two classes."""
+    if "tables" in _KEPT:
+        return _KEPT["tables"]
+    import pyarrow as pa
+    from PIL import Image
+    from pyarrow import parquet
+
+    draw = np.random.default_rng(1)
+    pixels = draw.integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    labels = np.arange(12) % 2
+    arrays, table = io.BytesIO(), io.BytesIO()
+    np.savez(arrays, x=pixels, y=labels)
+    encoded = []
+    for row in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(row).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    parquet.write_table(pa.table({"image": encoded, "label": labels}), table)
+    lines = [json.dumps({"text": f"t {i}", "label": "ab"[i % 2]}) for i in range(12)]
+    rows = [f"t {i},{'ab'[i % 2]}" for i in range(12)]
+    found = [
+        (".npz", arrays.getvalue()), (".parquet", table.getvalue()),
+        (".jsonl", "\n".join(lines).encode()), (".csv", "\n".join(["text,label", *rows]).encode()),
+        (".tsv", "\n".join(["text,label", *rows]).replace(",", "\t").encode()),
+    ]  # fmt: skip
+    for suffix, kind in ((".png", "PNG"), (".jpg", "JPEG"), (".gif", "GIF"), (".tif", "TIFF")):
+        buffer = io.BytesIO()
+        Image.fromarray(draw.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(buffer, kind)
+        found.append((suffix, buffer.getvalue()))
+    _KEPT["tables"] = found
+    return found
+
+
+_CHECKS: dict[str, Callable[[Path, random.Random], None]] = {
+    "configs": check_config,
+    "data": check_data,
+    "models": check_model,
+}
+
+
+def fuzz(kind: str, count: int, *, start: int = 0, seed: int = 1) -> Iterator[tuple[int, str, str]]:
+    """Yield (number, outcome, words) of mutated inputs; outcome is `read`, `refused` or `neither`.
+
+    Args:
+      kind: `configs`, `data` or `models`.
+      count: of inputs.
+      start: number of the first.
+      seed: with a number, it decides an input.
+    """
+    for number in range(start, start + count):
+        draw = random.Random(f"{seed} {kind} {number}")
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+            before = time.process_time()
+            try:
+                _CHECKS[kind](Path(folder), draw)
+                outcome, words = "read", ""
+            except FedpeftError as error:
+                words = str(error)
+                outcome = "refused" if _is_clear(kind, words, folder) else "neither"
+            except Exception:
+                outcome, words = "neither", traceback.format_exc(limit=-3)
+            took = time.process_time() - before
+            if took > _SECONDS:
+                outcome, words = "neither", f"{took:.1f} s; {words}"
+        yield number, outcome, words
+
+
+def _is_clear(kind: str, words: str, folder: str) -> bool:
+    """Whether an error names its place, and is one sentence (a file's problems: one line each)."""
+    named = folder in words or any(f"{key}." in words or key in words for key in ("data", "model"))
+    lines = 1 if kind != "configs" else 200
+    return named and len(words.splitlines()) <= lines and "Traceback" not in words
+
+
+def main() -> int:
+    """Run from the command line; 1 if any input is neither read nor refused."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=sorted(_CHECKS))
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    logging.disable(logging.WARNING)
+    outcomes: Counter[str] = Counter()
+    for number, outcome, words in fuzz(asked.kind, asked.count, start=asked.start, seed=asked.seed):
+        outcomes[outcome] += 1
+        if outcome == "neither":
+            print(f"--- {asked.kind} {number}\n{words}", flush=True)
+    print(f"{asked.kind}: {sum(outcomes.values())} inputs: {dict(outcomes)}")
+    return int(outcomes["neither"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
