@@ -53,7 +53,7 @@ def noised_by(monkeypatch, fault):
 
 def clipped_by(monkeypatch, fault):
     """Let the run clip a flat tensor by `fault(flat, bound)`, and rows of gradients too."""
-    monkeypatch.setattr(private_stages, "clip", fault)
+    monkeypatch.setattr(private_stages, "bounded", fault)
 
     def rows(rows_BP, bound):
         return torch.stack([fault(row_P, bound) for row_P in rows_BP])
@@ -146,12 +146,15 @@ def mean_of_those_who_answered(monkeypatch):
 
     monkeypatch.setattr(run_privacy, "constant_denominator", mean)
 
+    counts = [0]
+
     def rows(rows_BP, bound):
-        rows.count = len(rows_BP)
+        counts[0] += len(rows_BP)
         return noise.clip_rows(rows_BP, bound)
 
     def noised(chosen, grad_P, batch_size, noise_P):
-        return private_training.noised(chosen, grad_P, rows.count, noise_P)
+        count, counts[0] = max(1, counts[0]), 0
+        return private_training.noised(chosen, grad_P, count, noise_P)
 
     monkeypatch.setattr(local_training, "clip_rows", rows)
     monkeypatch.setattr(local_training, "noised", noised)
