@@ -6,6 +6,9 @@
     factor huge   a gradient of 10000 C: n of them add at most n C along any direction
     factor small  gradients g of 0.9 C: what is released is n g / B, not n g / n      B: batch size
 
+A round is also repeated with the same secrets and other factors: its noise must be fresh, else the
+difference of the two releases would be free of noise.
+
 n is the number of copies in the batch. With Poisson sampling it is random, and known here because
 the copies that were read are counted; clients that hold a single copy, without a gradient, show
 what an empty batch releases. `example_scene` says what of a turn is the run's own.
@@ -53,11 +56,14 @@ def observe_examples(resolved: Resolved, data: Federated, multiplier: float) -> 
     many_TP = _noise(scene, [idle] * _ROUNDS, first=1)
     varied = _fewer(scene)
     few_TP = _noise(scene, varied, first=_ROUNDS + 1) if varied else None
+    noises = [many_TP] if few_TP is None else [many_TP, few_TP]
     simulated = resolved.experiment.privacy.reproducible_noise
+    if not simulated:
+        noises += _noise_again(scene)
     first = 2 * _ROUNDS + 1
     scores, blur = _clip_scores(scene, first)
     return Observed(
-        many_TP if few_TP is None else np.concatenate([many_TP, few_TP]),
+        np.concatenate(noises),
         scene.tuned.spec.sizes,
         None if simulated else _noise(scene, [idle] * 2, first=1, secrets="again"),
         sums_TP,
@@ -84,6 +90,20 @@ def _noise(
     numbers = range(first, first + len(held))
     pairs = zip(held, numbers, strict=True)
     return np.stack([one.row_P for own, n in pairs for one in scene.turns(own, n, secrets)])
+
+
+def _noise_again(scene: Scene) -> list[Floats]:
+    """Return the noise of round 1 [1, P] of each client, repeated with gradients of 0.9 C.
+
+    A client whose batch is empty again releases the same sum, with the same noise, and is left out.
+    """
+    unit_P = scene.gradient_P / np.linalg.norm(scene.gradient_P)
+    seen = scene.turns(scene.held(_BELOW, scene.many), 1)
+    return [
+        (one.row_P - sum(one.lengths) / scene.multiplier * unit_P)[None]
+        for one in seen
+        if one.lengths
+    ]
 
 
 def _sums(resolved: Resolved, data: Federated, multiplier: float) -> Floats:

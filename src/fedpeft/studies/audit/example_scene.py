@@ -44,7 +44,7 @@ STEP = 0.01
 
 _FACTOR = "audit_factor"
 _CLIENTS = 2
-_LEAST_MANY = 4  # examples expected in a Poisson batch, so that it is hardly ever empty
+_LEAST_MANY = 8  # examples expected in a Poisson batch, so that it is hardly ever empty
 _TRIED = 8  # examples, of which the one with the longest gradient is taken
 
 
