@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from fedpeft.cli import main
 
@@ -113,6 +114,27 @@ def test_single_examples_are_audited_without_canaries(audit, tmp_path):
     assert code == 0 and "no canaries" in out and "checks found a fault in 0 of 2 audits" in out
     assert found["runs"][0]["violated"] is None and found["with_faults"] == 0
     assert (tmp_path / "audit.png").exists()
+
+
+def test_the_noise_of_a_budget_is_found_by_the_data_before_it_is_audited(capsys, tmp_path):
+    """The rate of Poisson batches, and so the noise, follow from how many examples there are."""
+    for number in range(40):
+        folder = tmp_path / "data" / "train" / f"class-{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (5 * number, 255 - 5 * number, 90)).save(
+            folder / f"{number}.png"
+        )
+    sets = [
+        "model.name=preset:tiny-vit", "tuning.method=head", f"data.source={tmp_path / 'data'}",
+        "data.partition.clients=2", "federation.clients_per_round=2", "federation.rounds=2",
+        "client.batch_size=5", "privacy.mode=example", "privacy.epsilon=5.0",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main(["audit", *(word for each in sets for word in ("--set", each)), "--json"])
+    out, err = capsys.readouterr()
+    assert not end.value.code, err
+    found = json.loads(out)
+    assert 4.5 < found["epsilon"] <= 5.0 and found["noise_multiplier"] > 0 and not found["faults"]
 
 
 def test_a_report_on_an_audit_says_where_its_picture_is(audit, capsys, tmp_path):

@@ -28,14 +28,16 @@ SETS = [
     "data.partition.clients=6", "federation.clients_per_round=3", "client.batch_size=8",
     "engine.workers=1",
 ]  # fmt: skip
-NOISE = {"central": 4.0, "local": 8.0, "example": 1.0}
+NOISE = {"central": 4.0, "local": 8.0, "example": 1.0, "shuffled": 1.0}
+SHUFFLED = ["privacy.mode=example", "privacy.example_sampling=shuffle"]
 MODES = pytest.mark.parametrize("mode", NOISE)
 SEEDS = [pytest.param(1, id="once"), pytest.param(10, id="ten", marks=pytest.mark.slow)]
 
 
 def audited(mode, *, seed=1, sets=()):
     """The result of each check of one audit."""
-    given = [*SETS, f"privacy.mode={mode}", f"privacy.noise_multiplier={NOISE[mode]}"]
+    chosen = SHUFFLED if mode == "shuffled" else [f"privacy.mode={mode}"]
+    given = [*SETS, *chosen, f"privacy.noise_multiplier={NOISE[mode]}"]
     resolved = resolve(read_experiment(None, [*given, f"seed={seed}", *sets]))
     built = build_run(resolved)
     try:
@@ -101,6 +103,15 @@ def moved_noise(monkeypatch):
     noised_by(monkeypatch, fault)
 
 
+def noise_of_the_round(monkeypatch):
+    """A round that is repeated has the same noise, whatever the noise covers."""
+
+    def fault(root, count, deviation, *path):
+        return noise.gaussian(root, count, deviation, *[p for p in path if len(str(p)) < 64])
+
+    noised_by(monkeypatch, fault)
+
+
 def noise_drawn_twice(monkeypatch):
     """Every two neighbouring coordinates share one draw."""
 
@@ -146,12 +157,15 @@ def mean_of_those_who_answered(monkeypatch):
 
     monkeypatch.setattr(run_privacy, "constant_denominator", mean)
 
+    counts = [0]
+
     def rows(rows_BP, bound):
-        rows.count = len(rows_BP)
+        counts[0] += len(rows_BP)
         return noise.clip_rows(rows_BP, bound)
 
     def noised(chosen, grad_P, batch_size, noise_P):
-        return private_training.noised(chosen, grad_P, rows.count, noise_P)
+        count, counts[0] = max(1, counts[0]), 0
+        return private_training.noised(chosen, grad_P, count, noise_P)
 
     monkeypatch.setattr(local_training, "clip_rows", rows)
     monkeypatch.setattr(local_training, "noised", noised)
@@ -163,6 +177,7 @@ FAULTS = {
     same_noise: "noise_repeated",
     flipped_noise: "noise_repeated",
     moved_noise: "noise_repeated",
+    noise_of_the_round: "noise_repeated",
     noise_drawn_twice: "noise_alike",
     known_noise: "noise_predictable",
     no_clip: "clip",
@@ -204,11 +219,40 @@ def test_noise_from_the_seed_is_not_compared_with_a_second_run(mode):
     assert set(found.values()) <= {"passed", "noted"}
 
 
-@pytest.mark.parametrize("sets", [["client.batch_size=1"], ["engine.clients_per_pass=4"]])
-def test_other_batches_and_passes_are_checked_too(sets, monkeypatch):
-    assert set(audited("example", sets=sets).values()) <= {"passed", "noted", "not run"}
+OTHERS = [
+    ("example", ["client.batch_size=1"]),
+    ("shuffled", ["client.batch_size=1"]),
+    ("example", ["engine.clients_per_pass=4"]),
+    ("shuffled", ["engine.clients_per_pass=4"]),
+    ("example", ["privacy.examples_per_client=4000"]),
+    pytest.param("example", ["client.batch_size=64"], marks=pytest.mark.slow),  # rate 1
+    pytest.param("shuffled", ["client.batch_size=64"], marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("mode", "sets"), OTHERS)
+def test_other_batches_and_passes_are_checked_too(sets, mode, monkeypatch):
+    allowed = {"passed", "noted"} if mode == "example" else {"passed", "noted", "not run"}
+    assert set(audited(mode, sets=sets).values()) <= allowed
     clip_by_tensor(monkeypatch)
-    assert audited("example", sets=sets)["clip"] == "found"
+    assert audited(mode, sets=sets)["clip"] == "found"
+
+
+def test_an_empty_batch_must_be_noised_too(monkeypatch):
+    counts = [0]
+
+    def rows(rows_BP, bound):
+        counts[0] += len(rows_BP)
+        return noise.clip_rows(rows_BP, bound)
+
+    def noised(chosen, grad_P, batch_size, noise_P):
+        count, counts[0] = counts[0], 0
+        return private_training.noised(chosen, grad_P, batch_size, noise_P * (count > 0))
+
+    monkeypatch.setattr(local_training, "clip_rows", rows)
+    monkeypatch.setattr(local_training, "noised", noised)
+    assert audited("example")["noise_too_small"] == "found"
+    assert audited("shuffled")["noise_too_small"] == "passed"
 
 
 @pytest.mark.parametrize("up", ["int8", "top_k", "float16"])

@@ -18,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedpeft.build.model import fit_privacy, load_run_data
 from fedpeft.build.run import build_run
 from fedpeft.core.errors import PrivacyError
-from fedpeft.experiment.epsilon import may_go_on
+from fedpeft.experiment.epsilon import is_settled, may_go_on
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.experiment.resolve import resolve
@@ -59,6 +60,8 @@ def audit(
     """
     began = time.perf_counter()
     resolved = resolve(experiment)
+    if not is_settled(resolved.experiment):
+        resolved = fit_privacy(resolved, load_run_data(resolved))
     claimed = resolved.experiment
     _check(claimed, request)
     rounds = _rounds(claimed)

@@ -33,7 +33,7 @@ UNSEEN = (
     "a fault that depends on the data, the round or the client, and spares the probes",
     "noise that is a little too small, or too small in a few coordinates without being absent",
     "noise that follows another rule: only copies and the noise of a second run are compared",
-    "how cohorts and batches are drawn, and the accountant's arithmetic",
+    "how cohorts and batches are drawn: at which rate, independently; the accountant's arithmetic",
     "what leaves beside the releases: records, logs, timing, failures, files",
     "machines: only this process was tested, not the software of other sites",
 )
@@ -207,7 +207,7 @@ def _clip_words(seen: Observed) -> str:
 
 def _denominator_words(seen: Observed) -> str:
     if _denominator(seen) is None:
-        return "a batch of one example has no smaller one"
+        return "a shuffled batch of one example has no smaller one"
     scores = [*seen.denominator_scores, *seen.denominator_errors]
     return f"largest deviation {max(map(abs, scores)):.3g}" if scores else "noise of few and many"
 

@@ -3,76 +3,42 @@
     one example, repeated, its loss multiplied by a factor for each copy:
 
     factor 0      no gradient: what is released is the noise alone
-    factor huge   a gradient of 10000 C: B of them add at most B C along any direction
+    factor huge   a gradient of 10000 C: n of them add at most n C along any direction
     factor small  gradients g of 0.9 C: what is released is n g / B, not n g / n      B: batch size
 
-Turns run through the client half of the run with its model, its passes and its gradient privacy.
-Only the data, batches of a known size, one epoch and plain SGD are chosen here: the update of one
-step is then the noised gradient. Poisson sampling chooses which examples stand in a batch, and
-nothing after that; its coins are not audited. The loss is the run's own, without dropout.
+A round is also repeated with the same secrets and other factors: its noise must be fresh, else the
+difference of the two releases would be free of noise.
+
+n is the number of copies in the batch. With Poisson sampling it is random, and known here because
+the copies that were read are counted; clients that hold a single copy, without a gradient, show
+what an empty batch releases. `example_scene` says what of a turn is the run's own.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from fedpeft.build.model import build_tuned, local_settings, up_stages
-from fedpeft.client.local import LocalSettings
-from fedpeft.client.optimizers import OptimizerSettings
-from fedpeft.client.passes.many import many_trainer
-from fedpeft.client.private import one_by_one
-from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Memory
-from fedpeft.core import seeds
-from fedpeft.data.examples import ClientData, ExampleSet, Federated
-from fedpeft.experiment.experiment import num_together
+from fedpeft.client.turns import DELTA
+from fedpeft.data.examples import Federated
 from fedpeft.experiment.resolve import Resolved
-from fedpeft.models.tasks import Batch, Scores
-from fedpeft.rounds.client_half import ClientHalf, run_turns
 from fedpeft.studies.audit.checks import EXACT, Observed
 from fedpeft.studies.audit.contributions import lone_norms, twin_of
+from fedpeft.studies.audit.example_scene import STEP, Scene, Seen, build_scene
 from fedpeft.studies.audit.probes import HUGE, least_norm
 from fedpeft.studies.audit.statistics import Floats
-from fedpeft.tuning.dropout import KeyedDropout
-from fedpeft.tuning.tuned import TunedModel, read_buffers, read_delta
 from fedpeft.wire import messages
 
 __all__ = ["observe_examples"]
 
-_FACTOR = "audit_factor"
-_CLIENTS = 2
 _ROUNDS = 4
-_STEPS = 4
+_EPOCHS, _STEPS = 2, 2
 _BELOW = 0.9
-_STEP = 0.01  # how far a step moves by noise alone: small, so that losses stay finite
 _MOST_TURNS = 64
-_TRIED = 8  # examples, of which the one with the longest gradient is taken
-
-
-@dataclass
-class _Copies:
-    """A table of copies of one example, each with a factor of its loss; keeps what was asked."""
-
-    examples: ExampleSet
-    row: int
-    factors: Sequence[float]
-    asked: list[int] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.factors)
-
-    def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
-        """Collate copies, and their factors under a name of their own."""
-        self.asked = list(indices)
-        batch = self.examples.batch([self.row] * len(indices), seed=None)
-        factor_B = torch.tensor([self.factors[i] for i in indices])
-        return {**batch, _FACTOR: factor_B}
+_TRIED = 32  # rounds, until a batch of the twin has an example
 
 
 def observe_examples(resolved: Resolved, data: Federated, multiplier: float) -> Observed:
@@ -83,33 +49,116 @@ def observe_examples(resolved: Resolved, data: Federated, multiplier: float) -> 
       data: of all clients; one example of it is used.
       multiplier: the claimed noise multiplier z, > 0.
     """
-    scene = _scene(resolved, data, multiplier)
-    size = scene.batch_size
-    many_TP = scene.noise(size, range(1, _ROUNDS + 1))
-    later = range(_ROUNDS + 1, 2 * _ROUNDS + 1)
-    few_TP = scene.noise(size // 2, later) if size > 1 else None
-    sums_TP = scene.noise(size * _STEPS, range(1, _ROUNDS + 1), secrets="steps")
-    simulated = resolved.experiment.privacy.reproducible_noise
-    along_P, tensors = scene.along()
-    turns = _num_turns(multiplier, size, tensors)
-    huge = scene.excesses([HUGE] * size, along_P, turns=turns)
-    lone = scene.excesses([HUGE, *[0.0] * (size - 1)], along_P, turns=2)
-    scores = (sum(huge) / math.sqrt(turns), *lone)
+    sums_TP = _sums(resolved, data, multiplier)
     norms = _twin_norms(resolved, data, multiplier)
-    least = least_norm(multiplier / (size * math.sqrt(turns)), len(scores))
-    apart = scene.residuals([_BELOW] * size, turns=2)
-    apart += scene.residuals([_BELOW] * (size // 2), turns=4) if size > 1 else []
+    scene = build_scene(resolved, data, multiplier)
+    idle = scene.held(0.0, scene.many)
+    many_TP = _noise(scene, [idle] * _ROUNDS, first=1)
+    varied = _fewer(scene)
+    few_TP = _noise(scene, varied, first=_ROUNDS + 1) if varied else None
+    noises = [many_TP] if few_TP is None else [many_TP, few_TP]
+    simulated = resolved.experiment.privacy.reproducible_noise
+    if not simulated:
+        noises += _noise_again(scene)
+    first = 2 * _ROUNDS + 1
+    scores, blur = _clip_scores(scene, first)
     return Observed(
-        many_TP if few_TP is None else np.concatenate([many_TP, few_TP]),
+        np.concatenate(noises),
         scene.tuned.spec.sizes,
-        None if simulated else scene.noise(size, range(1, 3), secrets="again"),
-        sums_TP / math.sqrt(_STEPS),
+        None if simulated else _noise(scene, [idle] * 2, first=1, secrets="again"),
+        sums_TP,
         clip_scores=scores,
         clip_norms=norms,
-        least_norm=1 + EXACT if norms else least,
-        denominator_scores=tuple(apart) if size > 1 else (),
+        least_norm=1 + EXACT if norms else least_norm(blur, len(scores)),
+        denominator_scores=_residuals(scene, first + 2 * _MOST_TURNS) if varied else (),
         few_TP=few_TP,
         many_TP=None if few_TP is None else many_TP,
+    )
+
+
+def _noise(
+    scene: Scene, held: Sequence[Sequence[float]], *, first: int, secrets: str = ""
+) -> Floats:
+    """Return what turns without gradients release [T, P], one row for each client and round.
+
+    Args:
+      scene: of the run.
+      held: of each round, what its clients hold.
+      first: number of the first round.
+      secrets: names the clients' memories.
+    """
+    numbers = range(first, first + len(held))
+    pairs = zip(held, numbers, strict=True)
+    return np.stack([one.row_P for own, n in pairs for one in scene.turns(own, n, secrets)])
+
+
+def _noise_again(scene: Scene) -> list[Floats]:
+    """Return the noise of round 1 [1, P] of each client, repeated with gradients of 0.9 C.
+
+    A client whose batch is empty again releases the same sum, with the same noise, and is left out.
+    """
+    unit_P = scene.gradient_P / np.linalg.norm(scene.gradient_P)
+    seen = scene.turns(scene.held(_BELOW, scene.many), 1)
+    return [
+        (one.row_P - sum(one.lengths) / scene.multiplier * unit_P)[None]
+        for one in seen
+        if one.lengths
+    ]
+
+
+def _sums(resolved: Resolved, data: Federated, multiplier: float) -> Floats:
+    """Return sums of the noise of several steps [T, P], over the root of their number."""
+    scene = build_scene(resolved, data, multiplier, epochs=_EPOCHS, steps=_STEPS)
+    size = scene.many if scene.rate is not None else _STEPS * scene.batch_size
+    idle = scene.held(0.0, size)
+    return _noise(scene, [idle] * _ROUNDS, first=1001) / math.sqrt(_EPOCHS * _STEPS)
+
+
+def _fewer(scene: Scene) -> list[list[float]]:
+    """Return what clients hold in rounds of few examples; [] where their number cannot vary."""
+    half = scene.held(0.0, scene.batch_size // 2)
+    if scene.rate is not None:
+        return [scene.held(0.0, 0), half] * (_ROUNDS // 2)
+    return [half] * _ROUNDS if scene.batch_size > 1 else []
+
+
+def _taken(scene: Scene, held: Sequence[float], turns: int, first: int) -> list[Seen]:
+    """Take turns from a round on, until there are enough."""
+    found: list[Seen] = []
+    while len(found) < turns:
+        found += scene.turns(held, first)
+        first += 1
+    return found[:turns]
+
+
+def _clip_scores(scene: Scene, first: int) -> tuple[tuple[float, ...], float]:
+    """Return by how many deviations contributions exceed C each along a direction, and the blur.
+
+    The first score is of all full batches together, the others are of turns in which about one
+    example has a gradient. The blur is the deviation of the mean contribution to the first.
+    """
+    along_P, tensors = scene.along()
+    turns = _num_turns(scene.multiplier, scene.many, tensors)
+
+    def excess(one: Seen) -> float:
+        return float(one.row_P @ along_P) - len(one.lengths) / scene.multiplier
+
+    huge = _taken(scene, scene.held(HUGE, scene.many), turns, first)
+    lone = [*scene.held(HUGE, 1), *scene.held(0.0, scene.many - 1)]
+    single = _taken(scene, lone, 2 if scene.rate is None else 8, first + turns)
+    together = sum(map(excess, huge)) / math.sqrt(turns)
+    count = sum(len(one.lengths) for one in huge)
+    blur = scene.multiplier * math.sqrt(turns) / count if count else math.inf
+    return (together, *map(excess, single)), blur
+
+
+def _residuals(scene: Scene, first: int) -> tuple[float, ...]:
+    """Return how far releases are from (sum of gradients) / B, in deviations of the noise."""
+    unit_P = scene.gradient_P / np.linalg.norm(scene.gradient_P)
+    many = _taken(scene, scene.held(_BELOW, scene.many), 2, first)
+    few = _taken(scene, scene.held(_BELOW, max(1, scene.batch_size // 2)), 4, first + 2)
+    return tuple(
+        float(one.row_P @ unit_P) - sum(one.lengths) / scene.multiplier for one in [*many, *few]
     )
 
 
@@ -121,195 +170,23 @@ def _num_turns(multiplier: float, batch_size: int, tensors: int) -> int:
 
 
 def _twin_norms(resolved: Resolved, data: Federated, multiplier: float) -> tuple[float, ...]:
-    """Return the norms of single examples' contributions, in clip bounds."""
-    twin = _scene(resolved.changed(privacy=twin_of(resolved.experiment).privacy), data, multiplier)
-    others = [0.0] * (twin.batch_size - 1)
+    """Return the norms of single examples' contributions, in clip bounds.
+
+    The twin's coins come from the seed too: one turn has the same batch whatever its lengths are.
+    """
+    changed = resolved.changed(privacy=twin_of(resolved.experiment).privacy)
+    twin = build_scene(changed, data, multiplier)
+    idle = twin.held(0.0, twin.many)
+    drawn = ((number, twin.turns(idle, number)[0].places) for number in range(1, _TRIED + 1))
+    found = next(((number, places[0]) for number, places in drawn if places), None)
+    if found is None:
+        return ()
+    number, place = found
 
     def release(length: float) -> Floats:
         twin.memories.clear()
-        row, _ = twin.released([length, *others], 1)[0]
-        return row * multiplier
+        held = [*idle[:place], length, *idle[place + 1 :]]
+        return twin.turns(held, number)[0].row_P * multiplier
 
     values = float(torch.linalg.vector_norm(messages.decode(twin.broadcast)[0][DELTA]))
-    return lone_norms(release, values=values * multiplier / _STEP)
-
-
-@dataclass
-class _Scene:
-    """The client half, the example and the claim.
-
-    Attributes:
-      tuned: the model.
-      half: the client half, with plain SGD that moves by noise of deviation `_STEP`.
-      examples: the table of the run.
-      row: the example that is copied.
-      gradient_P: its gradient, alone, in clip bounds.
-      multiplier: z.
-      batch_size: B.
-      seed: of the run.
-      broadcast: the values from which each turn starts, encoded.
-      memories: of the clients.
-      taken: number of rounds that `_turns` took.
-    """
-
-    tuned: TunedModel
-    half: ClientHalf
-    examples: ExampleSet
-    row: int
-    gradient_P: Floats
-    multiplier: float
-    batch_size: int
-    seed: int
-    broadcast: bytes
-    memories: dict[str, Memory] = field(default_factory=dict)
-    taken: int = 0
-
-    def noise(self, examples: int, rounds: range, *, secrets: str = "") -> Floats:
-        """Return what turns of some rounds release [T, P], one row for each client and round.
-
-        Args:
-          examples: number of examples, none of which has a gradient.
-          rounds: numbers of the rounds.
-          secrets: names the clients' memories, and with them the secrets of their noise.
-        """
-        none = [0.0] * examples
-        return np.stack([row for n in rounds for row, _ in self.released(none, n, secrets)])
-
-    def along(self) -> tuple[Floats, int]:
-        """Return a unit vector [P] with equal norms in the tensors that have a gradient."""
-        parts = np.split(self.gradient_P, np.cumsum(self.tuned.spec.sizes)[:-1])
-        norms = [float(np.linalg.norm(part)) for part in parts]
-        used = sum(norm > 0 for norm in norms)
-        units = [part / norm if norm else part for part, norm in zip(parts, norms, strict=True)]
-        return np.concatenate(units) / math.sqrt(used), used
-
-    def excesses(self, lengths: Sequence[float], along_P: Floats, *, turns: int) -> list[float]:
-        """Return by how many deviations batches exceed one clip bound an example.
-
-        Args:
-          lengths: norms of the examples' gradients, in clip bounds.
-          along_P: unit vector.
-          turns: number of turns.
-        """
-        bound = sum(length > 0 for length in lengths) / self.multiplier
-        return [float(row @ along_P) - bound for row, _ in self._turns(lengths, turns)]
-
-    def residuals(self, lengths: Sequence[float], *, turns: int) -> list[float]:
-        """Return how far releases are from (sum of gradients) / B, in deviations of the noise.
-
-        Args:
-          lengths: norms of the examples' gradients, in clip bounds, all below 1.
-          turns: number of turns.
-        """
-        unit_P = self.gradient_P / np.linalg.norm(self.gradient_P)
-        return [
-            float(row @ unit_P) - sum(lengths[i] for i in asked) / self.multiplier
-            for row, asked in self._turns(lengths, turns)
-        ]
-
-    def _turns(self, lengths: Sequence[float], turns: int) -> list[tuple[Floats, list[int]]]:
-        found: list[tuple[Floats, list[int]]] = []
-        while len(found) < turns:
-            self.taken += 1
-            found += self.released(lengths, 2 * _ROUNDS + self.taken)
-        return found[:turns]
-
-    def released(
-        self, lengths: Sequence[float], number: int, secrets: str = ""
-    ) -> list[tuple[Floats, list[int]]]:
-        """Return noised gradients [P] of one turn of each client, and the copies in their batches.
-
-        Args:
-          lengths: norms of the examples' gradients, in clip bounds.
-          number: number of the round.
-          secrets: names the clients' memories.
-        """
-        norm = float(np.linalg.norm(self.gradient_P))
-        tables = [
-            _Copies(self.examples, self.row, [length / norm for length in lengths])
-            for _ in range(_CLIENTS)
-        ]
-        turns = [
-            ClientTurn(
-                number,
-                f"audit-probe-{i}",
-                ClientData(table, np.arange(len(lengths))),
-                self.memories.get(f"{secrets}{i}", {}),
-                seeds.derive(self.seed, "audit", "example", number, i),
-                number - 1,
-            )
-            for i, table in enumerate(tables)
-        ]
-        found = []
-        for i, (blob, memory) in enumerate(run_turns(self.half, self.broadcast, turns)):
-            self.memories[f"{secrets}{i}"] = memory
-            update_P = messages.decode(blob)[0][DELTA]
-            found.append((-update_P.double().numpy() / _STEP, tables[i].asked))
-        return found
-
-
-def _scene(resolved: Resolved, data: Federated, multiplier: float) -> _Scene:
-    experiment = resolved.experiment
-    tuned = _weighted(build_tuned(resolved, experiment.model.num_labels))
-    deviation = multiplier * experiment.privacy.clip_norm
-    settings = local_settings(resolved)
-    plain = OptimizerSettings(
-        "sgd",
-        _STEP * settings.batch_size / deviation,
-        momentum=0.0,
-        nesterov=False,
-        weight_decay=0.0,
-    )
-    assert settings.privacy is not None, "mode `example`"
-    fixed = dataclasses.replace(settings.privacy, rate=None, steps=0)
-    settings = dataclasses.replace(settings, epochs=1, prox_mu=0.0, optimizer=plain, privacy=fixed)
-    row, gradient_P = _longest(tuned, settings, data)
-    payload = {DELTA: read_delta(tuned).cpu()}
-    if tuned.buffers:
-        payload[BUFFERS] = read_buffers(tuned).cpu()
-    trainer = many_trainer(tuned, settings, clients_per_pass=num_together(experiment))
-    stages = up_stages(resolved)[: len(up_stages(resolved)) - len(resolved.up)]
-    half = ClientHalf(trainer, stages, (), tuned.spec, private=True)
-    return _Scene(
-        tuned,
-        half,
-        data.train,
-        row,
-        gradient_P / experiment.privacy.clip_norm,
-        multiplier,
-        settings.batch_size,
-        experiment.seed,
-        messages.encode(payload),
-    )
-
-
-def _weighted(tuned: TunedModel) -> TunedModel:
-    """Return the model without dropout, with a loss that each example's factor multiplies."""
-    score = tuned.loaded.task.score
-    for module in tuned.model.modules():
-        if isinstance(module, KeyedDropout):
-            module.p = 0.0
-
-    def weighted(model: nn.Module, batch: Batch) -> Scores:
-        rest = {name: value for name, value in batch.items() if name != _FACTOR}
-        scores = score(model, rest)
-        if _FACTOR not in batch:
-            return scores
-        return dataclasses.replace(scores, loss_B=scores.loss_B * batch[_FACTOR])
-
-    task = dataclasses.replace(tuned.loaded.task, score=weighted)
-    return dataclasses.replace(tuned, loaded=dataclasses.replace(tuned.loaded, task=task))
-
-
-def _longest(tuned: TunedModel, settings: LocalSettings, data: Federated) -> tuple[int, Floats]:
-    """Return the example with the longest gradient of the first few, and that gradient [P]."""
-    rows = next(iter(data.clients.values()))[:_TRIED].tolist()
-    tuned.model.eval()
-    found = []
-    for row in rows:
-        batch = data.train.batch([row], seed=None)
-        on_device = {name: value.to(settings.device) for name, value in batch.items()}
-        keys_B = torch.zeros(1, dtype=torch.int64, device=settings.device)
-        gradient: Tensor = one_by_one(tuned, on_device, keys_B)[0][0]
-        found.append((row, gradient.double().cpu().numpy()))
-    return max(found, key=lambda pair: float(np.linalg.norm(pair[1])))
+    return lone_norms(release, values=values * multiplier / STEP)

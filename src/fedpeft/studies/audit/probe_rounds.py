@@ -75,12 +75,19 @@ class ProbeEngine:
       plan: of the run; its up stages are the clients'.
       rounds: the probes of rounds 1, 2, ...
       update_P: the update of length 1, in clip bounds.
+      memories: of the clients; brought up to date.
     """
 
-    def __init__(self, plan: RoundPlan, rounds: Sequence[Probe], update_P: Tensor) -> None:
+    def __init__(
+        self,
+        plan: RoundPlan,
+        rounds: Sequence[Probe],
+        update_P: Tensor,
+        memories: dict[str, Memory],
+    ) -> None:
         self._rounds = rounds
         self._update_P = update_P
-        self._memories: dict[str, Memory] = {}
+        self._memories = memories
         self._half = ClientHalf(self._train, plan.up, plan.down, plan.spec, private=True)
 
     def clients(self) -> Sequence[str]:
@@ -109,7 +116,11 @@ class ProbeEngine:
 
 
 def release_rounds(
-    state: ServerState, plan: RoundPlan, update_P: Tensor, rounds: Sequence[Probe]
+    state: ServerState,
+    plan: RoundPlan,
+    update_P: Tensor,
+    rounds: Sequence[Probe],
+    memories: dict[str, Memory],
 ) -> Iterator[Released]:
     """Run rounds of probes, from the first, and yield what each released.
 
@@ -118,11 +129,12 @@ def release_rounds(
       plan: the plan of every round; its sampler is not used.
       update_P: the update of length 1, in clip bounds.
       rounds: the probes of each round.
+      memories: of the clients; brought up to date. The same state and memories repeat a round.
 
     Raises:
       RoundError: if a reply could not be used.
     """
-    engine = ProbeEngine(plan, rounds, update_P)
+    engine = ProbeEngine(plan, rounds, update_P, memories)
     sampler = sampler_of(lambda clients, number: clients[: rounds[number - 1].asked])
     watcher = _Watcher()
     plan = dataclasses.replace(plan, sampler=sampler, algorithm=watcher.watched(plan.algorithm))

@@ -1,6 +1,8 @@
 """Probe clients: updates that are designed to show what the rounds of a run do to them.
 
     nobody contributes       what is released is the noise alone
+    a round is repeated,     what is released is the contributions and fresh noise: else the
+      and all contribute     difference of the two releases would be free of noise
     K send u, |u| = 10000 C  what is released has at most the length K C along u
     n of N send u, |u| < C   what is released is n u / E, not n u / n       E: expected number
 
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.build.privacy_of_run import PrivacyOfRun
+from fedpeft.client.turns import Memory
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.experiment.experiment import Experiment
@@ -78,10 +81,18 @@ class _Claim:
         """The deviation of the noise of a coordinate."""
         return self.multiplier * self.clip_norm
 
-    def noise(self, released: Released) -> Floats:
-        """Return a round's noise [T, P], standard by claim: one row, or one of each client."""
+    def noise(self, released: Released, length: float = 0.0) -> Floats:
+        """Return a round's noise [T, P], standard by claim: one row, or one of each client.
+
+        Args:
+          released: by the round.
+          length: norm of every client's update, in clip bounds, below 1; used if `by_client`.
+        """
         if self.by_client:
-            return np.stack([numbers(reply_P) / self.deviation for reply_P in released.replies])
+            sent_P = length * numbers(self.update_P)
+            return (
+                np.stack([numbers(row_P) - sent_P for row_P in released.replies]) / self.deviation
+            )
         return (numbers(released.sum_P) - released.total())[None] / self.deviation
 
     def excess(self, released: Released, senders: int) -> float:
@@ -132,17 +143,22 @@ def observe_rounds(
     clips = [*lone, Probe(count, count, count, HUGE), Probe(count, count, count, 2.0)]
     third = max(1, count // 3)
     parts = [Probe(n, m, m, _BELOW) for n, m in ((count, count), (count, third), (third, third))]
-    releases = release_rounds(start, plan, claim.update_P, [*few, *many, *clips, *parts])
+    memories: dict[str, Memory] = {}
+    rounds = [*few, *many, *clips, *parts]
+    releases = release_rounds(start, plan, claim.update_P, rounds, memories)
     few_TP, many_TP = (
-        np.concatenate([claim.noise(next(releases)) for _ in rounds]) for rounds in (few, many)
+        np.concatenate([claim.noise(next(releases)) for _ in idle]) for idle in (few, many)
     )
     excesses = tuple(claim.excess(next(releases), probe.senders) for probe in clips)
+    noises = [few_TP, many_TP]
+    if not chosen.reproducible_noise:
+        noises.append(_noise_again(start, plan, claim, few[0], memories))
     twin = twin_replies(experiment, plan.spec, direction_P)
     norms = lone_norms(twin) if by_client else ()
     measure = claim.error if by_client else claim.residual
     apart = tuple(map(measure, releases))
     return Observed(
-        np.concatenate([few_TP, many_TP]),
+        np.concatenate(noises),
         plan.spec.sizes,
         None if chosen.reproducible_noise else _other_noise(start, plan, claim, privacy, few),
         clip_scores=excesses,
@@ -195,5 +211,14 @@ def _other_noise(
     """Return the noise of the first two rounds of another run, with a secret of its own."""
     again = privacy.start(dataclasses.replace(start, root=start.root[:0]))
     return np.concatenate(
-        [claim.noise(r) for r in release_rounds(again, plan, claim.update_P, few[:2])]
+        [claim.noise(r) for r in release_rounds(again, plan, claim.update_P, few[:2], {})]
     )
+
+
+def _noise_again(
+    start: ServerState, plan: RoundPlan, claim: _Claim, first: Probe, memories: dict[str, Memory]
+) -> Floats:
+    """Return the noise of the first round, repeated with the same secrets and all contributing."""
+    probe = dataclasses.replace(first, senders=first.answers, length=_BELOW)
+    (released,) = release_rounds(start, plan, claim.update_P, [probe], memories)
+    return claim.noise(released, _BELOW)
