@@ -91,11 +91,16 @@ def parse_value(text: str) -> object:
 
 
 def apply_overrides(
-    table: Mapping[str, Any], overrides: Iterable[tuple[str, object]]
+    table: Mapping[str, Any], overrides: Iterable[tuple[str, object]], where: str = "--set"
 ) -> dict[str, Any]:
     """Return a copy of a nested table with dotted keys replaced.
 
     Setting a method or an algorithm drops the options that belonged to the old one.
+
+    Args:
+      table: as TOML gives it.
+      overrides: pairs of a dotted key and a value.
+      where: what gives the keys, for messages.
 
     Raises:
       ConfigError: if a key leads through something that is not a table.
@@ -107,7 +112,9 @@ def apply_overrides(
         for depth, parent in enumerate(parents):
             inner = place.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key}: {'.'.join(parents[: depth + 1])} is not a table")
+                raise ConfigError(
+                    f"{where} {key}: {'.'.join(parents[: depth + 1])} is not a table"
+                )
             place = inner
         if last in ("method", "algorithm") and place.get(last) != value:
             place.pop("options", None)

@@ -72,7 +72,7 @@ def read_rows(
     found, problems = [], []
     for name, row in zip(names, rows, strict=True):
         try:
-            whole = apply_overrides(table, [*_in_order(row), *fixed])
+            whole = apply_overrides(table, [*_in_order(row), *fixed], where)
             found.append(SweepRow(name, row, validate(whole, where)))
         except ConfigError as error:
             problems.append(f"{error}\n  in the row {name}")
