@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fedpeft.cli import main
+from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of
 
 SETS = [
     "model.name=preset:tiny-vit", "tuning.method=head", "data.budget=100",
@@ -116,7 +117,8 @@ def test_single_examples_are_audited_without_canaries(audit, tmp_path):
     assert (tmp_path / "audit.png").exists()
 
 
-def test_the_noise_of_a_budget_is_found_by_the_data_before_it_is_audited(capsys, tmp_path):
+@pytest.mark.parametrize("noise", ["privacy.noise_multiplier=1.0", "privacy.epsilon=5.0"])
+def test_what_privacy_takes_from_the_data_is_settled_before_an_audit(noise, capsys, tmp_path):
     """The rate of Poisson batches, and so the noise, follow from how many examples there are."""
     for number in range(40):
         folder = tmp_path / "data" / "train" / f"class-{number % 2}"
@@ -127,14 +129,18 @@ def test_the_noise_of_a_budget_is_found_by_the_data_before_it_is_audited(capsys,
     sets = [
         "model.name=preset:tiny-vit", "tuning.method=head", f"data.source={tmp_path / 'data'}",
         "data.partition.clients=2", "federation.clients_per_round=2", "federation.rounds=2",
-        "client.batch_size=5", "privacy.mode=example", "privacy.epsilon=5.0",
+        "client.batch_size=20", "client.epochs=1", "privacy.mode=example", noise,
     ]  # fmt: skip
     with pytest.raises(SystemExit) as end:
         main(["audit", *(word for each in sets for word in ("--set", each)), "--json"])
     out, err = capsys.readouterr()
     assert not end.value.code, err
     found = json.loads(out)
-    assert 4.5 < found["epsilon"] <= 5.0 and found["noise_multiplier"] > 0 and not found["faults"]
+    mechanism = Mechanism(found["noise_multiplier"], sampling=1.0)  # batches of all that it holds
+    assert found["epsilon"] == pytest.approx(epsilon_of(mechanism, 2, found["delta"]))
+    assert not found["faults"]
+    if "epsilon" in noise:
+        assert 4.9 < found["epsilon"] <= 5.0
 
 
 def test_a_report_on_an_audit_says_where_its_picture_is(audit, capsys, tmp_path):
