@@ -54,6 +54,8 @@ class Observed:
       sizes: number of coordinates of each tensor, in their order.
       other_TP: the same releases of a second run, with a secret of its own; None where noise comes
         from the seed.
+      again_TP: noise of the first round, repeated with the same secrets and other contributions,
+        which are subtracted (up to rounding); None where noise comes from the seed.
       sums_TP: sums of the noise of several steps, over the root of their number; None where a
         release has one step.
       clip_scores: (projection - number of contributions) / deviation, each with mean <= 0.
@@ -70,6 +72,7 @@ class Observed:
     noise_TP: Floats
     sizes: tuple[int, ...]
     other_TP: Floats | None = None
+    again_TP: Floats | None = None
     sums_TP: Floats | None = None
     clip_scores: tuple[float, ...] = ()
     clip_norms: tuple[float, ...] = ()
@@ -134,10 +137,16 @@ def _checked(name: str, row: _Row, seen: Observed) -> Check:
 def _repeated(seen: Observed) -> float | None:
     if not seen.noise_TP.any():
         return None
-    copies = noise_tests.repeated(seen.noise_TP)
+    copies = noise_tests.repeated(_releases(seen))
     if seen.sums_TP is None:
         return copies
     return min(1.0, 2 * min(copies, noise_tests.spread_unequal(seen.sums_TP, seen.noise_TP)))
+
+
+def _releases(seen: Observed) -> Floats:
+    """Return the noise of all releases of one run [T, P]."""
+    again = [] if seen.again_TP is None else [seen.again_TP]
+    return np.concatenate([seen.noise_TP, *again])
 
 
 def _alike(seen: Observed) -> float | None:
@@ -189,7 +198,7 @@ def _noise_words(seen: Observed) -> str:
 
 
 def _pairs_words(seen: Observed) -> str:
-    count = len(seen.noise_TP)
+    count = len(_releases(seen))
     steps = "" if seen.sums_TP is None else "; sums of steps against single steps"
     return f"{count * (count - 1) // 2} pairs of releases, moved round by every place{steps}"
 

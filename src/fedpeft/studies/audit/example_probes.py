@@ -56,17 +56,16 @@ def observe_examples(resolved: Resolved, data: Federated, multiplier: float) -> 
     many_TP = _noise(scene, [idle] * _ROUNDS, first=1)
     varied = _fewer(scene)
     few_TP = _noise(scene, varied, first=_ROUNDS + 1) if varied else None
-    noises = [many_TP] if few_TP is None else [many_TP, few_TP]
     simulated = resolved.experiment.privacy.reproducible_noise
-    if not simulated:
-        noises += _noise_again(scene)
+    again_TP = None if simulated else _noise_again(scene)
     first = 2 * _ROUNDS + 1
     scores, blur = _clip_scores(scene, first)
     return Observed(
-        np.concatenate(noises),
+        many_TP if few_TP is None else np.concatenate([many_TP, few_TP]),
         scene.tuned.spec.sizes,
         None if simulated else _noise(scene, [idle] * 2, first=1, secrets="again"),
-        sums_TP,
+        again_TP=again_TP,
+        sums_TP=sums_TP,
         clip_scores=scores,
         clip_norms=norms,
         least_norm=1 + EXACT if norms else least_norm(blur, len(scores)),
@@ -92,18 +91,18 @@ def _noise(
     return np.stack([one.row_P for own, n in pairs for one in scene.turns(own, n, secrets)])
 
 
-def _noise_again(scene: Scene) -> list[Floats]:
-    """Return the noise of round 1 [1, P] of each client, repeated with gradients of 0.9 C.
+def _noise_again(scene: Scene) -> Floats | None:
+    """Return the noise of round 1 [T, P], a row for each client, repeated with gradients of 0.9 C.
 
-    A client whose batch is empty again releases the same sum, with the same noise, and is left out.
+    A client whose batch is empty again releases the same sum, with the same noise, and is left out;
+    None if all are.
     """
     unit_P = scene.gradient_P / np.linalg.norm(scene.gradient_P)
     seen = scene.turns(scene.held(_BELOW, scene.many), 1)
-    return [
-        (one.row_P - sum(one.lengths) / scene.multiplier * unit_P)[None]
-        for one in seen
-        if one.lengths
+    found = [
+        one.row_P - sum(one.lengths) / scene.multiplier * unit_P for one in seen if one.lengths
     ]
+    return np.stack(found) if found else None
 
 
 def _sums(resolved: Resolved, data: Federated, multiplier: float) -> Floats:

@@ -150,17 +150,18 @@ def observe_rounds(
         np.concatenate([claim.noise(next(releases)) for _ in idle]) for idle in (few, many)
     )
     excesses = tuple(claim.excess(next(releases), probe.senders) for probe in clips)
-    noises = [few_TP, many_TP]
+    again_TP = None
     if not chosen.reproducible_noise:
-        noises.append(_noise_again(start, plan, claim, few[0], memories))
+        again_TP = _noise_again(start, plan, claim, few[0], memories)
     twin = twin_replies(experiment, plan.spec, direction_P)
     norms = lone_norms(twin) if by_client else ()
     measure = claim.error if by_client else claim.residual
     apart = tuple(map(measure, releases))
     return Observed(
-        np.concatenate(noises),
+        np.concatenate([few_TP, many_TP]),
         plan.spec.sizes,
         None if chosen.reproducible_noise else _other_noise(start, plan, claim, privacy, few),
+        again_TP=again_TP,
         clip_scores=excesses,
         clip_norms=norms,
         least_norm=1 + EXACT if norms else least_norm(_blur(claim, count), len(excesses)),
