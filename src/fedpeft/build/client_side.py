@@ -37,8 +37,6 @@ from fedpeft.rounds.client_half import ClientHalf, run_turn
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire import messages
 
-__all__ = ["ClientSide", "client_side", "take"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -22,8 +22,6 @@ from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.rounds.job import RunEngine
 
-__all__ = ["BUILDERS", "BuildEngine", "engine_builder", "scorer_of"]
-
 BuildEngine: TypeAlias = Callable[[ClientSide], RunEngine]
 
 _WINDOW = 64

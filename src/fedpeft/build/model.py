@@ -29,22 +29,6 @@ from fedpeft.tuning.methods import TuningRequest, tune
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.stages import Stage
 
-__all__ = [
-    "Sketch",
-    "build_tuned",
-    "check_device",
-    "data_request",
-    "fit_labels",
-    "fit_privacy",
-    "load_run_data",
-    "local_settings",
-    "model_request",
-    "payload_bytes",
-    "sketch_run",
-    "tuning_request",
-    "up_stages",
-]
-
 
 @dataclass(frozen=True)
 class Sketch:

@@ -28,8 +28,6 @@ from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
 
-__all__ = ["TABLE", "UNDECIDED", "default_passes", "measure_passes", "resolve_passes"]
-
 logger = logging.getLogger(__name__)
 
 UNDECIDED = (None, "measure")

@@ -66,16 +66,6 @@ from fedpeft.tuning.prefix import (
 )
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = [
-    "PrefixNote",
-    "Prefixed",
-    "cache_folder",
-    "content_digest",
-    "planned_prefix",
-    "prefix_digest",
-    "with_prefix",
-]
-
 IntArray = npt.NDArray[np.int64]
 
 _MIB = 2**20

@@ -41,8 +41,6 @@ from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.privacy_accounting import epsilon_of, rdp_epsilon_of
 from fedpeft.wire.stages import Stage
 
-__all__ = ["SIMULATION", "PrivacyOfRun", "privacy_words"]
-
 SIMULATION = "simulation: not private"
 """The note in every output of a run whose noise comes from its seed."""
 

@@ -44,8 +44,6 @@ from fedpeft.server.traces import PHONES, Trace, phones, read_trace
 from fedpeft.server.weights import Weights
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, read_delta
 
-__all__ = ["BuiltRun", "assemble", "build_run", "scored_once"]
-
 
 @dataclass(frozen=True)
 class BuiltRun:

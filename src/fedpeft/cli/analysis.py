@@ -16,8 +16,6 @@ from fedpeft.studies.gap.features import GapRequest, RunsRequest, label_runs
 from fedpeft.studies.theorem.bound import TheoremRequest, check_theorem
 from fedpeft.studies.theorem.smoothness import Search
 
-__all__ = ["GapChoice", "gap_command", "theorem_command", "theorem_request"]
-
 
 @dataclass(frozen=True)
 class GapChoice:

@@ -19,8 +19,6 @@ import typer
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Json, Out, Overs, Sets
 
-__all__ = ["main"]
-
 app = typer.Typer(
     help="Federated parameter-efficient fine-tuning: send the delta, not the model.",
     epilog="Start with `fedpeft run`: it needs no file and no network. Exit codes: 0 done, 2 bad "

@@ -17,8 +17,6 @@ from fedpeft.cli.printing import show
 if TYPE_CHECKING:
     from fedpeft.studies.audit.audit import AuditRequest
 
-__all__ = ["audit"]
-
 
 @app.command()
 @ending()

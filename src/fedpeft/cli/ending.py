@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import typer
 
-__all__ = ["Interrupted", "ending"]
-
 _INTERRUPTED = 130
 
 

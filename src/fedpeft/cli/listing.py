@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fedpeft.models.tasks import Task
     from fedpeft.tuning.methods import TuningMethod
 
-__all__ = ["LISTS", "list_command"]
 
 Row: TypeAlias = dict[str, object]
 

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["File", "Json", "Out", "Overs", "Sets"]
-
 File = Annotated[
     Path | None,
     typer.Argument(metavar="[EXPERIMENT.toml]", hidden=True),

@@ -19,8 +19,6 @@ from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.plan.plan import Partition, Plan, check_shapes, make_plan, plan_rows
 
-__all__ = ["check_command", "plan_command"]
-
 _SHADES = " ░▒▓█"
 _BAR = 32
 _SHOWN = 16

@@ -9,8 +9,6 @@ import typer
 
 from fedpeft.core.strict_json import to_json
 
-__all__ = ["show", "show_table"]
-
 
 def show(found: object, lines: Iterable[str], *, as_json: bool) -> None:
     """Print one JSON value and nothing else, or lines for people.

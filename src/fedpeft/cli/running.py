@@ -27,8 +27,6 @@ from fedpeft.launch.sweep_table import TableLine, headline_of, table_lines
 from fedpeft.runs.folder import RunFolder, default_out
 from fedpeft.runs.records import RoundDone
 
-__all__ = ["run_command", "sweep_command"]
-
 
 def run_command(
     file: Path | None, sets: Sequence[str], out: Path | None, *, resume: bool, as_json: bool

@@ -10,8 +10,6 @@ import typer
 from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
 
-__all__ = ["admit", "server"]
-
 
 @app.command()
 @ending()

@@ -23,8 +23,6 @@ from fedpeft.federation.resident import SECONDS, SITE, SOCKET, serve
 from fedpeft.federation.supernode import NodeSettings, supernode, trusted_entities
 from fedpeft.runs.files import write_text
 
-__all__ = ["check_command", "node_command", "until_signal"]
-
 logger = logging.getLogger(__name__)
 
 _PARTS = ("all", "worker", "supernode")

@@ -12,8 +12,6 @@ from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Sets
 
-__all__ = ["node", "sign", "split"]
-
 
 @app.command()
 @ending()

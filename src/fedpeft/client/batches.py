@@ -12,9 +12,6 @@ from fedpeft.core import seeds
 from fedpeft.data.examples import in_epoch
 from fedpeft.models.tasks import Batch
 
-__all__ = ["Rows", "batches", "dropout_keys", "take_batch", "to_device"]
-
-
 Rows = npt.NDArray[np.int64]
 
 

@@ -14,8 +14,6 @@ from fedpeft.client.local import LocalSettings, autocast
 from fedpeft.data.examples import ExampleSet
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["Evaluation", "evaluate"]
-
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -16,8 +16,6 @@ from torch import Tensor
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.tuning.tuned import TunedModel, read_delta
 
-__all__ = ["FlatDelta", "active_mask"]
-
 
 class FlatDelta:
     """The trainable parameters of a tuned model, as views of one flat buffer.

@@ -42,8 +42,6 @@ from fedpeft.core.noise import clip_rows
 from fedpeft.models.tasks import Batch, Scores, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
 
-__all__ = ["LocalSettings", "autocast", "local_trainer"]
-
 _OWN = "own"
 """Key, in a client's memory, of the parts of the delta that stay at the client."""
 

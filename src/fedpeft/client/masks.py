@@ -16,8 +16,6 @@ from torch import Tensor
 from fedpeft.models.tasks import Batch
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["can_batch_text", "spread_mask", "with_spread_mask"]
-
 _ENCODERS = ("bert", "distilbert", "roberta")
 _DECODERS = ("gpt2", "llama", "qwen2", "qwen3")
 """Families without sliding windows: all layers attend to every key that the mask allows."""

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from fedpeft.core.errors import ConfigError
 
-__all__ = ["OPTIMIZERS", "OptimizerSettings", "Step", "make_step"]
-
 Step: TypeAlias = Callable[[Tensor, Tensor], None]
 
 OPTIMIZERS = ("sgd", "adamw")

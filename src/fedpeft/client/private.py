@@ -39,24 +39,6 @@ from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.methods import METHODS
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = [
-    "GradientPrivacy",
-    "RowGradients",
-    "check_rows",
-    "check_turn",
-    "covering",
-    "draw",
-    "kept_root",
-    "noised",
-    "one_by_one",
-    "row_gradients",
-    "rows_at_once",
-    "sent",
-    "stand_in",
-    "turn_batches",
-    "with_root",
-]
-
 _ROOT = "gradient.root"
 _COVERED = "gradient.covered"
 _CHUNK_BYTES = 256 * 2**20

@@ -10,18 +10,6 @@ from torch import Tensor
 
 from fedpeft.data.examples import ClientData
 
-__all__ = [
-    "BUFFERS",
-    "DELTA",
-    "ClientTurn",
-    "LocalResult",
-    "LocalTrainer",
-    "Memory",
-    "Payload",
-    "part_of",
-    "under",
-]
-
 Payload: TypeAlias = Mapping[str, Tensor]
 """Name -> tensor that is sent, in either direction."""
 

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from fedpeft.core.errors import DeltaMismatchError
 
-__all__ = ["DeltaSpec", "digest_of", "dtype_name"]
-
 
 @dataclass(frozen=True)
 class DeltaSpec:

@@ -17,20 +17,6 @@ A message states where the error is, what was found, what is allowed, and what t
 
 from __future__ import annotations
 
-__all__ = [
-    "ConfigError",
-    "DataError",
-    "DeltaMismatchError",
-    "EngineError",
-    "FedpeftError",
-    "ModelError",
-    "NotFiniteError",
-    "PrivacyError",
-    "RoundError",
-    "RunFolderError",
-    "TuningError",
-]
-
 
 class FedpeftError(Exception):
     """The base class of all errors of this package.

@@ -17,8 +17,6 @@ from typing import Any, Literal, TypeAlias
 
 from fedpeft.core.errors import ConfigError
 
-__all__ = ["ACCURACY", "METRICS", "PERPLEXITY", "FromSums", "Metric", "metric_in", "metric_named"]
-
 FromSums: TypeAlias = Callable[[float, float, float], float]
 """(summed loss, number of predictions > 0, number of correct ones) over a test set -> figure."""
 

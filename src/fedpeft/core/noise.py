@@ -30,8 +30,6 @@ from torch import Tensor
 from fedpeft.core import seeds
 from fedpeft.core.errors import PrivacyError
 
-__all__ = ["bounded", "clip", "clip_rows", "draw_root", "gaussian", "seeded_root", "uniform"]
-
 _ROOT_BYTES = 32
 _LONGEST = 1e30
 

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["derive", "generator", "isolated", "uniforms"]
-
 
 def derive(root: int, *path: str | int) -> int:
     """Derive a seed in [0, 2**63) from a root and a path.

@@ -6,8 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 
-__all__ = ["to_json", "without_nan"]
-
 
 def without_nan(value: object) -> object:
     """Return a value with None in place of every number that is not finite, at any depth."""

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["read_template"]
-
 
 def read_template(
     file: Path, filters: Mapping[str, Callable[..., object]], *, markup: bool

@@ -7,8 +7,6 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["byte_words", "dotted", "is_loopback", "nearest", "plain"]
-
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a phrase for an unknown word: the nearest known word, or all of them."""

@@ -24,8 +24,6 @@ import numpy.typing as npt
 from fedpeft.data.docstrings import read_docstrings
 from fedpeft.data.tables import Splits, Table
 
-__all__ = ["BUNDLED_DATASETS", "BundledDataset", "num_train", "read_set"]
-
 
 @dataclass(frozen=True)
 class BundledDataset:

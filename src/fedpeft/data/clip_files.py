@@ -34,8 +34,6 @@ from fedpeft.data.files import (
 )
 from fedpeft.data.tables import USUAL_NAMES, Table
 
-__all__ = ["CLIP_SUFFIXES", "ClipFile", "read_clip_file", "read_clip_folder"]
-
 Array = npt.NDArray[np.generic]
 
 _ANIMATED = (".gif", ".webp")

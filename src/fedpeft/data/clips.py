@@ -29,8 +29,6 @@ from fedpeft.data.tables import Column
 from fedpeft.data.transforms import View, apply_view
 from fedpeft.models.tasks import Batch
 
-__all__ = ["Clip", "ClipExamples", "Clips", "LazyClips", "StoredClips", "pick_frames", "read_clips"]
-
 
 @runtime_checkable
 class Clip(Protocol):

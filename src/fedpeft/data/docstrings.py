@@ -24,8 +24,6 @@ from pathlib import Path
 from fedpeft.core.errors import DataError
 from fedpeft.data.tables import Splits, Table
 
-__all__ = ["PACKAGES", "Docstring", "read_docstrings", "summary_of"]
-
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sklearn", "sympy", "torch")
 
 _MIN_CHARS = 60

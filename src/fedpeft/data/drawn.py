@@ -22,8 +22,6 @@ import numpy.typing as npt
 
 from fedpeft.core import seeds
 
-__all__ = ["DrawnClients", "Names", "Sizes", "names_of"]
-
 IntArray = npt.NDArray[np.int64]
 
 

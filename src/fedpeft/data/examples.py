@@ -13,8 +13,6 @@ from fedpeft.data.preprocessing import Preprocessing
 from fedpeft.data.request import DataRequest
 from fedpeft.models.tasks import Batch
 
-__all__ = ["NO_DATA", "ClientData", "EpochViews", "ExampleSet", "Federated", "in_epoch"]
-
 
 class ExampleSet(Protocol):
     """A table of examples. All randomness comes from the seed that is passed."""

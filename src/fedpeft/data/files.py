@@ -25,29 +25,6 @@ from fedpeft.data.tables import Table
 if TYPE_CHECKING:
     import datasets
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "READERS",
-    "Numbered",
-    "by_split",
-    "find_by_class",
-    "folders_in",
-    "full_scale_of",
-    "not_read",
-    "part_by_suffix",
-    "pictures_in",
-    "read_arrays",
-    "read_csv",
-    "read_image_folder",
-    "read_jsonl",
-    "read_npz",
-    "read_parquet",
-    "read_split_files",
-    "read_tsv",
-    "reading",
-    "split_named",
-    "tables_of",
-]
 
 _log = logging.getLogger(__name__)
 

@@ -29,7 +29,6 @@ from fedpeft.models.tasks import (
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-__all__ = ["from_datasets"]
 
 Source: TypeAlias = "Dataset | DatasetDict | Mapping[str, Dataset | DatasetDict]"
 

@@ -26,15 +26,6 @@ from fedpeft.data.tables import Column
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "MEMORY_LIMIT",
-    "Canvas",
-    "LazyPixels",
-    "Pixels",
-    "StoredPixels",
-    "is_deep",
-    "read_pixels",
-]
 
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of decoded pictures of one split that are kept in memory."""

@@ -13,8 +13,6 @@ import numpy.typing as npt
 from fedpeft.core.errors import DataError
 from fedpeft.data.tables import Table, values_of
 
-__all__ = ["Classes", "encode_labels", "read_names"]
-
 _MAX_UNNAMED = 1000
 
 _log = logging.getLogger(__name__)

@@ -38,8 +38,6 @@ from fedpeft.data.transforms import canvas_of, view_of
 from fedpeft.models.loaded import ImageInput, InputSpec, TextInput, VideoInput
 from fedpeft.models.tasks import TASKS, Task, task_named
 
-__all__ = ["draw_budget", "load_data", "load_splits", "read_rows"]
-
 _log = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[np.int64]

@@ -32,8 +32,6 @@ from fedpeft.data.schemes import (
     row_of,
 )
 
-__all__ = ["partition"]
-
 _log = logging.getLogger(__name__)
 _ADVICE_TRIES = 200
 

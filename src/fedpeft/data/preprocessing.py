@@ -23,8 +23,6 @@ from fedpeft.data.images import Canvas, read_pixels
 from fedpeft.data.tables import Column
 from fedpeft.data.transforms import View, apply_view
 
-__all__ = ["PicturePreprocessing", "Preprocessing", "TextPreprocessing", "preprocessing_from"]
-
 
 @dataclass(frozen=True)
 class PicturePreprocessing:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.models.tasks import Task
 
-__all__ = ["Columns", "DataRequest", "TransformSpec"]
-
 
 @dataclass(frozen=True)
 class Columns:

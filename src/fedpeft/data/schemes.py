@@ -30,17 +30,6 @@ import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
 
-__all__ = [
-    "MAX_TRIES",
-    "PARTITIONS",
-    "Deal",
-    "Partition",
-    "PartitionRequest",
-    "deal_dirichlet",
-    "num_clients",
-    "row_of",
-]
-
 MAX_TRIES = 10_000
 _BLOCK = 32
 

@@ -37,8 +37,6 @@ from fedpeft.data.tables import Splits, Table, select, values_of
 from fedpeft.models.locate import OBJECT
 from fedpeft.models.tasks import task_named
 
-__all__ = ["choose_splits", "read_source"]
-
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 _log = logging.getLogger(__name__)

@@ -8,8 +8,6 @@ import numpy.typing as npt
 from fedpeft.core.errors import DataError
 from fedpeft.data.examples import Federated
 
-__all__ = ["MOST_SHOWN", "label_table", "sizes"]
-
 MOST_SHOWN = 10_000
 """Number of clients up to which a table of all clients is made by default."""
 

@@ -18,19 +18,6 @@ from fedpeft.core.errors import DataError
 from fedpeft.data.request import Columns, DataRequest
 from fedpeft.models.tasks import task_named
 
-__all__ = [
-    "USUAL_NAMES",
-    "Column",
-    "Rows",
-    "Splits",
-    "Table",
-    "column_of",
-    "draw_holdout",
-    "find_column",
-    "select",
-    "values_of",
-]
-
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "pixel_values", "picture", "x", "file_name"),
     "video": ("video", "videos", "clip", "clips", "pixel_values", "frames", "x"),

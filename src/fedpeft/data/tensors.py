@@ -17,8 +17,6 @@ from fedpeft.data.images import Pixels
 from fedpeft.data.transforms import View, apply_view
 from fedpeft.models.tasks import Batch
 
-__all__ = ["ImageExamples", "TextExamples", "flat_tokens"]
-
 
 @dataclass(frozen=True)
 class ImageExamples:

@@ -18,8 +18,6 @@ from fedpeft.data.tables import Column, values_of
 from fedpeft.models.loaded import TextInput
 from fedpeft.models.padding import choose_padding, open_tokenizer
 
-__all__ = ["BLOCK_LENGTH", "Tokenizer", "blocks_of", "load_tokenizer", "tokenize"]
-
 BLOCK_LENGTH = 128
 """Tokens of a language model's example, unless `max_length` is given."""
 _CHUNK = 1000

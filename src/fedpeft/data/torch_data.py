@@ -20,8 +20,6 @@ from fedpeft.data.partition import partition
 from fedpeft.data.schemes import PartitionRequest, row_of
 from fedpeft.models.tasks import Batch
 
-__all__ = ["TorchExamples", "default_collate", "from_torch"]
-
 Rows: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 Clients: TypeAlias = Mapping[str, Rows] | PartitionRequest
 Source: TypeAlias = Dataset[object] | Mapping[str, Dataset[object]]

@@ -21,8 +21,6 @@ from fedpeft.data.images import Canvas, Pixels
 from fedpeft.data.request import TransformSpec
 from fedpeft.models.loaded import ImageInput
 
-__all__ = ["View", "apply_view", "canvas_of", "pixel_statistics", "view_of"]
-
 _CHUNK = 256
 
 

@@ -32,8 +32,6 @@ from fedpeft.rounds.client_half import ClientHalf, run_turns
 from fedpeft.rounds.job import Failure, Job, Reply
 from fedpeft.rounds.round_plan import turn_seed
 
-__all__ = ["LocalEngine", "block_size", "passes_of"]
-
 logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 256 * 2**20

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from fedpeft.client.turns import Memory
 
-__all__ = ["Memories"]
-
 
 class Memories:
     """The memories of clients, by client and by the number of the turn that stored them."""

@@ -22,8 +22,6 @@ from fedpeft.data.examples import ExampleSet
 from fedpeft.engines.workers import one_thread
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
-__all__ = ["Scorer", "make_scorer", "score_all"]
-
 _BATCH = {"cpu": 64, "cuda": 256}
 """Examples per forward pass: on a CPU, the activations of more examples do not fit its caches."""
 

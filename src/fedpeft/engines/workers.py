@@ -24,8 +24,6 @@ from typing import Generic, TypeVar
 import torch
 import torch.multiprocessing
 
-__all__ = ["Died", "WorkerPool", "one_thread"]
-
 _IDLE = 0.05
 """Seconds without work after which a worker returns freed memory to the system."""
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Callback", "ended", "started", "stops"]
-
 Facts = Mapping[str, object]
 """Values that JSON can hold, by name."""
 

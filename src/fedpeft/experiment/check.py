@@ -19,8 +19,6 @@ from fedpeft.models.tasks import TASKS
 from fedpeft.server.traces import PHONES
 from fedpeft.tuning.methods import METHODS, resolve_options
 
-__all__ = ["problems_of"]
-
 _TRACES = (".csv", ".jsonl")
 """How the name of a trace's file may end."""
 

@@ -11,8 +11,6 @@ from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.server.algorithms import weighted_mean
 from fedpeft.server.state import Algorithm
 
-__all__ = ["privacy_problems", "refuse_combination"]
-
 
 def privacy_problems(experiment: Experiment) -> Iterator[str]:
     """Yield every unsound or contradictory privacy setting of an experiment, a line each."""

@@ -17,8 +17,6 @@ from pydantic import Field
 from fedpeft.core.text import is_loopback
 from fedpeft.experiment.fields import Above, NotNegative, Port, Positive, Table
 
-__all__ = ["DEADLINE", "ENGINES", "PLACE", "WAIT", "EngineConfig", "EngineKind"]
-
 WAIT = 300.0
 """Seconds to wait for all sites where `engine.wait` is not set."""
 

@@ -21,19 +21,6 @@ from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.server.sampling import fixed_cohort
 from fedpeft.wire.privacy_accounting import Mechanism, calibrate, epsilon_of
 
-__all__ = [
-    "PoissonBatches",
-    "epsilon_after",
-    "is_settled",
-    "may_go_on",
-    "mechanism_of",
-    "poisson_batches",
-    "resolve_privacy",
-    "uses_a_turn",
-    "uses_after",
-    "with_examples",
-]
-
 _COUNTED = 1_000_000
 """Draws of a schedule that are counted; of a longer one each round counts."""
 

@@ -16,17 +16,6 @@ from fedpeft.experiment.engines import EngineConfig
 from fedpeft.experiment.fields import Above, Fraction, NotNegative, Options, Positive, Table
 from fedpeft.experiment.privacy import PrivacyConfig
 
-__all__ = [
-    "Experiment",
-    "FederationConfig",
-    "Normalization",
-    "ObjectConfig",
-    "StabilityConfig",
-    "TuningConfig",
-    "num_clients",
-    "num_together",
-]
-
 
 class ModelConfig(Table):
     """`[model]`: the pretrained model."""

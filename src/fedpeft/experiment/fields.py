@@ -7,8 +7,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field
 
-__all__ = ["Above", "Fraction", "NotNegative", "Options", "Port", "Positive", "Table"]
-
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -21,8 +21,6 @@ from typing import TypeGuard
 
 from fedpeft.core.errors import ConfigError
 
-__all__ = ["GROUPS", "Origin", "Plugin", "Plugins", "installed", "origin_of"]
-
 GROUPS = ("algorithms", "callbacks", "methods", "partitions", "samplers", "stages", "tasks")
 """Groups that packages may add to; the entry points of a group are under `fedpeft.GROUP`."""
 

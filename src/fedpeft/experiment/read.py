@@ -22,15 +22,6 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.plugins import Plugins, installed
 from fedpeft.experiment.schema import explain, listed
 
-__all__ = [
-    "apply_overrides",
-    "dump_experiment",
-    "parse_override",
-    "read_experiment",
-    "read_toml",
-    "validate",
-]
-
 _LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 _LONGEST_TEXT = 4096
 

@@ -38,17 +38,6 @@ from fedpeft.server.traces import PHONES
 from fedpeft.tuning.methods import TuningMethod, resolve_options
 from fedpeft.wire.stages import Stage
 
-__all__ = [
-    "BUNDLED_MODEL",
-    "Given",
-    "Resolved",
-    "learning_rate",
-    "origins",
-    "planned_turns",
-    "requested_clients",
-    "resolve",
-]
-
 BUNDLED_MODEL = "vit-glyphs-8"
 """The model for which the quickstart holds searched learning rates."""
 

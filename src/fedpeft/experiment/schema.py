@@ -15,8 +15,6 @@ from pydantic_core import ErrorDetails
 
 from fedpeft.core.text import nearest
 
-__all__ = ["Problem", "explain", "listed"]
-
 _BRANCHES = ("literal[", "dict[", "constrained-", "function-", "Normalization")
 """Beginnings of pydantic's names for the branches of a union."""
 

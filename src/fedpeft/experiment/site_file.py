@@ -18,8 +18,6 @@ from fedpeft.experiment.fields import Above, Port, Positive, Table
 from fedpeft.experiment.privacy import PRIVACY_MODES, ModeName
 from fedpeft.experiment.schema import explain, listed
 
-__all__ = ["SiteConfig", "read_site", "site_problems"]
-
 
 def _absolute(value: str, info: ValidationInfo) -> str:
     """Make a path absolute; it is relative to the folder of the site's file."""

@@ -29,8 +29,6 @@ from fedpeft.experiment.read import (
     validate,
 )
 
-__all__ = ["SweepRow", "parse_over", "read_rows"]
-
 Overrides = Mapping[str, Any]
 
 

@@ -28,25 +28,6 @@ from fedpeft.tuning.methods import METHODS, TuningMethod
 from fedpeft.wire import stages
 from fedpeft.wire.stages import Stage
 
-__all__ = [
-    "ALGORITHMS",
-    "CALLBACKS",
-    "OURS",
-    "SAMPLERS",
-    "STAGES",
-    "algorithm_options",
-    "load_plugin",
-    "make_algorithm",
-    "make_callbacks",
-    "make_sampler",
-    "make_stages",
-    "method_rule",
-    "options_of",
-    "partition_rule",
-    "summary_of",
-    "task_rule",
-]
-
 T = TypeVar("T")
 
 ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = {

@@ -23,8 +23,6 @@ from fedpeft.results.runs import Run, describe_partition
 from fedpeft.results.table import TEXTS, row_of_run
 from fedpeft.runs.load import ExportInfo
 
-__all__ = ["CardFacts", "model_card"]
-
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _LIBRARIES = {"merged": "transformers", "peft": "peft", "fedpeft": "fedpeft"}
 _ORDER = (

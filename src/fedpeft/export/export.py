@@ -49,7 +49,6 @@ from fedpeft.tuning.peft_export import merge_peft, save_peft
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FORMS", "export_run"]
 
 FORMS = ("adapter", "merged")
 """The forms that `--as` names; without it, the form that every reader loads."""

@@ -23,8 +23,6 @@ from fedpeft.models.quiet import quiet
 from fedpeft.runs.files import write_json
 from fedpeft.runs.load import FinishedRun
 
-__all__ = ["write_inputs"]
-
 _PROCESSOR = "preprocessor_config.json"
 _VIDEO_PROCESSOR = "video_preprocessor_config.json"
 _OWN_FILES = (

@@ -14,8 +14,6 @@ from fedpeft.federation.control import Control
 from fedpeft.federation.server_folder import read_folder
 from fedpeft.federation.site_keys import bind, fingerprint, read_public_key
 
-__all__ = ["admit"]
-
 
 def admit(site: str, key: Path, folder: Path, *, replace: bool = False) -> tuple[str, bool]:
     """Admit a site.

@@ -25,8 +25,6 @@ from pathlib import Path
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.federation.supernode import key_id
 
-__all__ = ["STORE_PORT", "Signature", "app_store", "read_signature", "sign", "write_signature"]
-
 STORE_PORT = 8090
 """The default port of the store in which a SuperLink looks for signed bundles."""
 

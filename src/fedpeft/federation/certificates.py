@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509 import Certificate
 
-__all__ = ["link_problems", "pair_problems"]
 
 _MAKE_KEY = "make one with `ssh-keygen -t ecdsa -b 384 -N '' -f SITE`"
 _AUTHORITY = "name the ca.crt that came from the server's operator"

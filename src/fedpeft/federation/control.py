@@ -27,8 +27,6 @@ from fedpeft.federation.site_keys import fingerprint
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
 
-__all__ = ["Control", "Link", "RunState", "Unreachable", "make_bundle"]
-
 
 class Unreachable(EngineError):
     """The SuperLink does not answer."""

@@ -37,8 +37,6 @@ from fedpeft.runs.folder import RunFolder, read_summary
 from fedpeft.runs.ledger import read_ledger
 from fedpeft.runs.records import Record, RoundDone, read_records, totals
 
-__all__ = ["deploy", "greet_sites", "link_of"]
-
 logger = logging.getLogger(__name__)
 
 OnRound = Callable[[RoundDone], None]

@@ -17,8 +17,6 @@ from pathlib import Path
 from fedpeft.core.errors import ConfigError
 from fedpeft.federation.processes import Child, program
 
-__all__ = ["CALLS", "Gateway", "configuration", "gateway"]
-
 CALLS = (
     "activate-node",
     "deactivate-node",

@@ -15,8 +15,6 @@ from typing import Any
 
 from fedpeft.core.errors import EngineError
 
-__all__ = ["append", "rows"]
-
 
 def append(file: Path, row: Mapping[str, object]) -> None:
     """Add a line; file and folder are their owner's only.

@@ -27,8 +27,6 @@ from pathlib import Path
 
 from fedpeft.core.errors import EngineError
 
-__all__ = ["QUIET", "Child", "follow", "free_port", "program"]
-
 logger = logging.getLogger(__name__)
 
 _QUICK = 30.0

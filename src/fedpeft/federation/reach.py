@@ -10,8 +10,6 @@ import socket
 import ssl
 from dataclasses import dataclass
 
-__all__ = ["Unreached", "reach"]
-
 _PATH = "/v1/fleet/get-run"
 _HOST_MISMATCH, _ADDRESS_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_...
 _WRONG_TIME = {9: "is not valid yet", 10: "has expired"}

@@ -24,8 +24,6 @@ from fedpeft.federation.processes import QUIET, Child, program
 from fedpeft.federation.server_folder import SERVER, write_folder
 from fedpeft.runs.files import write_text
 
-__all__ = ["ServerSettings", "children", "server_problems"]
-
 
 @dataclass(frozen=True)
 class ServerSettings:

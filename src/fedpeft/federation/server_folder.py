@@ -14,8 +14,6 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.federation.control import Link
 from fedpeft.runs.files import read_object, write_json
 
-__all__ = ["SERVER", "ServerFolder", "folder_of_this_superlink", "read_folder", "write_folder"]
-
 SERVER = "FEDPEFT_SERVER"
 """Environment of a SuperLink that `fedpeft server` started: the server's folder."""
 

@@ -53,8 +53,6 @@ from fedpeft.runs.loop import run_experiment
 from fedpeft.runs.records import RoundDone
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["data_digest", "for_sites", "serve"]
-
 logger = logging.getLogger(__name__)
 
 _LOCK_PATIENCE = 30.0

@@ -34,8 +34,6 @@ from fedpeft.rounds.handshake import compare, read_facts
 from fedpeft.wire import messages
 from fedpeft.wire.stages import start_memory
 
-__all__ = ["Limits", "Prepared", "Site"]
-
 logger = logging.getLogger(__name__)
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

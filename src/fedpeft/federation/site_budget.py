@@ -22,8 +22,6 @@ from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation.journal import append, rows
 from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of_all
 
-__all__ = ["charge", "spent"]
-
 
 def charge(site: SiteConfig, experiment: Experiment, run: str, turn: int, request: str) -> None:
     """Record what a turn costs, before it is trained.

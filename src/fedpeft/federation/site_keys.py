@@ -24,14 +24,6 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.engines.flower.sites import Identities
 from fedpeft.runs.files import write_text
 
-__all__ = [
-    "bind",
-    "fingerprint",
-    "identities",
-    "read_bindings",
-    "read_public_key",
-]
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 

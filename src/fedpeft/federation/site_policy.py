@@ -13,9 +13,6 @@ from fedpeft.experiment.read import validate
 from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.models.locate import BUNDLED
 
-__all__ = ["agree", "refusals"]
-
-
 _NORMALIZE = "'model', or a mean and a std, because 'dataset' needs statistics of all clients' data"
 
 

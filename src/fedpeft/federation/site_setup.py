@@ -44,8 +44,6 @@ from fedpeft.runs.files import write_whole
 from fedpeft.runs.folder import experiment_digest
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["make_site", "prepare", "shared_facts"]
-
 
 def make_site(site: SiteConfig) -> Site:
     """Build a site from its file; model and data are loaded when the first request comes."""

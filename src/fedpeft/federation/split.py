@@ -36,8 +36,6 @@ from fedpeft.models.source import sketch_model
 from fedpeft.models.tasks import task_named
 from fedpeft.runs.files import write_text
 
-__all__ = ["ServerAddress", "split"]
-
 IntArray = npt.NDArray[np.int64]
 Writer = Callable[[Path, IntArray | None], str]
 """Writes rows of the training set, or the whole test set for None; returns the file's name."""

@@ -19,8 +19,6 @@ from pathlib import Path
 from fedpeft.core.errors import ConfigError
 from fedpeft.federation.processes import QUIET, Child, free_port, program
 
-__all__ = ["NodeSettings", "key_id", "supernode", "trusted_entities"]
-
 _FORGOTTEN = 100.0  # a server forgets a node that was killed after two heartbeats of 30 s
 _NOT_ADMITTED = "Exit Code: 305"
 

@@ -17,8 +17,6 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.federation.journal import append, rows
 
-__all__ = ["check_turn", "count_turn"]
-
 
 def check_turn(site: SiteConfig, run: str, request: str) -> None:
     """Refuse a turn that would be one too many; nothing is counted.

@@ -28,8 +28,6 @@ from torch import Tensor
 from fedpeft.client.turns import Memory
 from fedpeft.core.errors import EngineError
 
-__all__ = ["Kept", "TurnStore"]
-
 _FORMAT = "fedpeft-turn-1"
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 _NAME = re.compile(r"turn-(\d{5,})\.safetensors")

@@ -14,8 +14,6 @@ from fedpeft.pictures.style import LIGHT
 from fedpeft.results.table import seconds_text
 from fedpeft.runs.records import Record, Totals
 
-__all__ = ["as_html", "as_text"]
-
 _WIDTH, _HEIGHT = 420, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 34
 

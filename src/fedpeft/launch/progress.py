@@ -9,8 +9,6 @@ from typing import TextIO, TypeAlias
 from fedpeft.core.text import byte_words
 from fedpeft.runs.records import RoundDone
 
-__all__ = ["Report", "progress_line", "show_progress", "time_words"]
-
 Report: TypeAlias = Callable[[str, RoundDone | str], None]
 """Called with the name of a run, and its latest round or a text about its end."""
 

@@ -25,8 +25,6 @@ from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.locate import OBJECT
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["check_recorded", "described"]
-
 
 def described(tuned: TunedModel, data: Federated, seed: object) -> dict[str, object]:
     """Return the tables of an experiment with a seed that describe a model and its data."""

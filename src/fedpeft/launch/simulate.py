@@ -39,8 +39,6 @@ from fedpeft.server.state import Algorithm
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 from fedpeft.wire.stages import Stage
 
-__all__ = ["Result", "run", "simulate"]
-
 OnRound = Callable[[Record], None]
 Choose = Callable[[Sequence[str], int], Sequence[str]]
 

@@ -25,8 +25,6 @@ from fedpeft.runs.lock import locked
 from fedpeft.runs.loop import run_experiment
 from fedpeft.runs.records import RoundDone
 
-__all__ = ["DEPLOYMENTS", "run"]
-
 
 class Deploy(Protocol):
     """Runs an experiment at a server elsewhere, waits for its end and returns the summary."""

@@ -35,8 +35,6 @@ from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.lock import LOCK, locked
 from fedpeft.runs.records import RoundDone
 
-__all__ = ["Failed", "Finished", "results_json", "sweep"]
-
 _FILE = "sweep.json"
 _CRASHED = 4
 _PRELOADED = (

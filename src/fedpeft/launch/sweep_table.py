@@ -13,8 +13,6 @@ from typing import Any
 
 from fedpeft.core.metrics import metric_in
 
-__all__ = ["TableLine", "headline_of", "table_lines"]
-
 
 @dataclass(frozen=True)
 class TableLine:

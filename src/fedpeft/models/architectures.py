@@ -37,17 +37,6 @@ from fedpeft.models.tasks import IMAGE_CLASSIFICATION, TASKS, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = [
-    "ModelConfig",
-    "Weights",
-    "build",
-    "fit_config",
-    "infer_task",
-    "load_weights",
-    "preset_config",
-    "read_config",
-    "tensor_sizes",
-]
 
 ModelConfig: TypeAlias = "PreTrainedConfig | ShuffleNetConfig"
 

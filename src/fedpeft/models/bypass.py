@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 from fedpeft.models.families import Family, hidden_size, num_blocks
 
-__all__ = ["PREFIX", "Rest", "apart", "entry_of", "put_features", "skippable", "without"]
-
 PREFIX = "prefix"
 """Batch key of stored features: [B, T, D], or [B, D] if one vector per example is enough."""
 

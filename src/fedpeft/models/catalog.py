@@ -7,8 +7,6 @@ from fedpeft.models.architectures import tensor_sizes
 from fedpeft.models.locate import BUNDLED, Bundled
 from fedpeft.models.presets import PRESETS, Preset
 
-__all__ = ["model_rows"]
-
 
 def model_rows() -> list[dict[str, object]]:
     """List bundled models, then presets, each by name.

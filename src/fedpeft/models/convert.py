@@ -35,7 +35,6 @@ from fedpeft.models.quiet import quiet
 if TYPE_CHECKING:
     from transformers import ViTModel
 
-__all__ = ["SCHEMES", "ConvertReport", "Scheme", "convert_checkpoint"]
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 

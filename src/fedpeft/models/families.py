@@ -20,19 +20,6 @@ from torch import nn
 
 from fedpeft.core.errors import ModelError
 
-__all__ = [
-    "FAMILIES",
-    "PLAIN",
-    "Family",
-    "block_of",
-    "canonical",
-    "canonical_names",
-    "family_of",
-    "hidden_size",
-    "num_blocks",
-    "parameters_under",
-]
-
 
 @dataclass(frozen=True)
 class Family:

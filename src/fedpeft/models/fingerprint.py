@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from fedpeft.core.errors import ModelError
 from fedpeft.models.families import Family, canonical_names
 
-__all__ = ["fingerprint"]
-
 
 def fingerprint(module: nn.Module, family: Family, *, exclude: Collection[str] = ()) -> str:
     """Hash the parameters and saved buffers of a module.

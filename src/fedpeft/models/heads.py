@@ -19,8 +19,6 @@ from torch import nn
 from fedpeft.core import seeds
 from fedpeft.core.errors import ModelError
 
-__all__ = ["HEAD_INITS", "init_head", "name_classes"]
-
 HEAD_INITS = ("normal", "paper")
 """Names of the initialisations."""
 

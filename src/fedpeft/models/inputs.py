@@ -18,8 +18,6 @@ from fedpeft.core.errors import ModelError
 from fedpeft.models.families import Family
 from fedpeft.models.loaded import ImageInput, PadTokens, TextInput, VideoInput
 
-__all__ = ["image_input", "text_input", "video_input"]
-
 _RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "bilinear", 5: "bicubic"}
 """Filter number of image libraries -> name; a missing filter is replaced by a similar one."""
 

@@ -12,8 +12,6 @@ from torch import nn
 from fedpeft.models.families import Family
 from fedpeft.models.tasks import Task
 
-__all__ = ["ImageInput", "InputSpec", "LoadedModel", "PadTokens", "TextInput", "VideoInput"]
-
 
 @dataclass(frozen=True)
 class ImageInput:

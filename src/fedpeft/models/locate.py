@@ -20,8 +20,6 @@ from pathlib import Path
 from fedpeft.core.errors import ModelError
 from fedpeft.models.presets import PRESETS
 
-__all__ = ["BUNDLED", "OBJECT", "Bundled", "Place", "is_local", "locate"]
-
 OBJECT = "object:"
 """Prefix, in a run folder, of the name of a module that was passed from Python."""
 

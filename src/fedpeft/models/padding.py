@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["choose_padding", "open_tokenizer", "pad_tokens", "set_padding"]
-
 
 def pad_tokens(config: object, family: Family, *, num_tokens: int | None, ends: bool) -> PadTokens:
     """Return what a model's config says about padding.

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["quiet", "zero_dropout"]
-
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:

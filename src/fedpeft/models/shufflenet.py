@@ -27,15 +27,6 @@ from torch import Tensor, nn
 
 from fedpeft.core.errors import ModelError
 
-__all__ = [
-    "ImageLogits",
-    "ShuffleNet",
-    "ShuffleNetConfig",
-    "load_shufflenet",
-    "read_shufflenet_config",
-    "save_shufflenet",
-]
-
 
 @dataclass(frozen=True)
 class ShuffleNetConfig:

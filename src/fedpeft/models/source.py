@@ -44,8 +44,6 @@ from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import zero_dropout
 from fedpeft.models.tasks import TASKS, Task, task_named
 
-__all__ = ["ModelRequest", "describe_module", "load_model", "sketch_model"]
-
 
 @dataclass(frozen=True)
 class ModelRequest:

@@ -25,21 +25,6 @@ from torch import Tensor, nn
 from fedpeft.core.errors import ConfigError, ModelError
 from fedpeft.core.metrics import Metric, metric_named
 
-__all__ = [
-    "CAUSAL_LM",
-    "IMAGE_CLASSIFICATION",
-    "TASKS",
-    "TEXT_CLASSIFICATION",
-    "VIDEO_CLASSIFICATION",
-    "Batch",
-    "Scores",
-    "Task",
-    "classification_task",
-    "custom_task",
-    "mean_loss",
-    "task_named",
-]
-
 Batch: TypeAlias = Mapping[str, Tensor]
 """Name -> collated tensor with first axis B; `labels` holds the targets."""
 

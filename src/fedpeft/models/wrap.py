@@ -14,8 +14,6 @@ from fedpeft.models.loaded import InputSpec, LoadedModel
 from fedpeft.models.quiet import zero_dropout
 from fedpeft.models.tasks import Task
 
-__all__ = ["wrap_module"]
-
 
 def wrap_module(
     module: nn.Module,

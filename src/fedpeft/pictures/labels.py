@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Box", "Label", "place_labels", "spread"]
 
 _GAP = 11.0  # points between the end of a curve and its label
 

@@ -28,17 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "DARK",
-    "LIGHT",
-    "Picture",
-    "Stroke",
-    "new_figure",
-    "note",
-    "picture_of",
-    "strokes",
-    "write_picture",
-]
 
 _PALETTE = {
     "ink": ("#1c1f23", "#e8eaed"),

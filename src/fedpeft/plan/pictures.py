@@ -25,8 +25,6 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.pictures.style import LIGHT, Picture, new_figure, picture_of, strokes, write_picture
 from fedpeft.plan.plan import make_plan
 
-__all__ = ["draw_cost", "draw_layer", "write_figures"]
-
 _COSTS = ("full", "head", "bias", "adapter", "prompt")
 _LAYERS = ("bias", "adapter", "prompt")
 _PARTS = (

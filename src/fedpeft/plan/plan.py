@@ -40,8 +40,6 @@ from fedpeft.models.locate import is_local
 from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
 
-__all__ = ["Partition", "Plan", "check_shapes", "make_plan", "plan_rows"]
-
 _OPENED = 64 * 2**20
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,6 @@ from fedpeft.core.errors import RunFolderError
 from fedpeft.results.runs import Group, Run
 from fedpeft.results.table import Spread
 
-__all__ = ["commands", "configuration", "diagnosed"]
-
 _HARMLESS = ("name", "sweep", "engine.workers", "engine.clients_per_pass")
 _DIAGNOSED = {"clip_fraction": "clip fraction", "noise_to_signal": "noise over signal"}
 

@@ -25,8 +25,6 @@ from fedpeft.results.names import describe, distinguishing
 from fedpeft.results.runs import Group, Panel
 from fedpeft.results.table import row_of
 
-__all__ = ["budgets", "curve_parts", "draw_panel", "forests", "parts", "varied"]
-
 _WIDE, _NARROW = 5.8, 3.6  # inches; the narrow one is the width of a phone
 _WHOLE = 11.4  # inches: the width of the page
 _FEW = 6

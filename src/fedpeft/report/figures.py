@@ -24,17 +24,6 @@ from fedpeft.pictures.style import LIGHT, Picture, Stroke, new_figure, note, pic
 from fedpeft.results.runs import Group, Panel
 from fedpeft.results.table import Spread, metric_text, row_of, seconds_text
 
-__all__ = [
-    "Axis",
-    "Curve",
-    "curve_of",
-    "draw_budgets",
-    "draw_curves",
-    "drawn_axes",
-    "marked",
-    "metric_axis",
-]
-
 Axis = Literal["bytes", "rounds", "time"]
 
 _X_LABELS: Mapping[Axis, str] = {

@@ -33,8 +33,6 @@ from fedpeft.results.table import (
     seconds_text,
 )
 
-__all__ = ["Forest", "draw_forest", "forest_of"]
-
 _WIDE = 5.0  # inches
 _COLUMN = 0.85  # inches
 _COSTS = ("trained", "a message", "both ways", "time")

@@ -25,8 +25,6 @@ from fedpeft.results.grid import Grid
 from fedpeft.results.runs import Group, Panel, Run
 from fedpeft.results.table import TEXTS, Row, as_csv
 
-__all__ = ["DrawnGrid", "DrawnPanel", "Figure", "Page", "html_of"]
-
 _OPTIONS = "tuning.options"
 
 

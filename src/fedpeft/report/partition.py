@@ -17,8 +17,6 @@ from matplotlib.ticker import MaxNLocator
 from fedpeft.pictures.style import LIGHT, Picture, new_figure, picture_of
 from fedpeft.results.runs import Partition, describe_partition
 
-__all__ = ["draw_partition"]
-
 _COLOUR = LIGHT["s0"]
 _MOST_NAMES = 40
 

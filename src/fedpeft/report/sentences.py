@@ -10,8 +10,6 @@ from fedpeft.results.claims import ABSENT, Comparison, Verdict, compare
 from fedpeft.results.runs import Panel
 from fedpeft.results.table import metric_text, row_of
 
-__all__ = ["claims_words", "leader", "listed", "worth"]
-
 
 def leader(panel: Panel, name: str) -> str:
     """Return which row has the best mean, and its lead over paired seeds; "" for one row.

@@ -32,8 +32,6 @@ from fedpeft.results.grid import Grid, read_grids
 from fedpeft.results.runs import Partition, Run, describe_partition
 from fedpeft.results.table import as_csv
 
-__all__ = ["ReportOptions", "write_report"]
-
 _NARROW = 3.6  # inches: the width of a phone
 _WIDTH_OF_TABLE = 9.2  # inches
 _DRAWN_PARTITIONS = 4

@@ -13,21 +13,6 @@ from dataclasses import dataclass, replace
 
 from fedpeft.results.runs import Run
 
-__all__ = [
-    "FAR_SOURCES",
-    "Cell",
-    "Comparison",
-    "Grid",
-    "alike",
-    "compare",
-    "make_grid",
-    "name_of",
-    "over_seeds",
-    "paired",
-    "score",
-    "shadowed",
-]
-
 FAR_SOURCES: Mapping[str, str] = {
     "timm/resisc45": "1aurent/PatchCamelyon",
     "digits": "digits-permuted",

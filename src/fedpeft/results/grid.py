@@ -17,8 +17,6 @@ from typing import Any
 from fedpeft.core.errors import RunFolderError
 from fedpeft.results.runs import Group, Panel, Run, find_runs, panels_of, read_run
 
-__all__ = ["Grid", "MissingRow", "read_grids"]
-
 _SWEEP = "sweep.json"
 
 

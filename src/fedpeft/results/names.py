@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["describe", "distinguishing"]
-
 Settings = Mapping[str, Any]
 
 _TEXTS: Mapping[str, str] = {

@@ -23,17 +23,6 @@ from fedpeft.results.names import describe, distinguishing
 from fedpeft.runs.files import read_object
 from fedpeft.runs.records import read_records
 
-__all__ = [
-    "Group",
-    "Panel",
-    "Partition",
-    "Run",
-    "describe_partition",
-    "find_runs",
-    "panels_of",
-    "read_run",
-]
-
 _FILES = ("experiment.toml", "environment.json", "rounds.jsonl", "summary.json", "checkpoints")
 _OF_ONE_MODE = "federation.buffered."
 _MODEL = "model.name"

@@ -16,22 +16,6 @@ from fedpeft.core.metrics import Metric
 from fedpeft.core.text import byte_words
 from fedpeft.results.runs import Group, Panel, Run
 
-__all__ = [
-    "TEXTS",
-    "Row",
-    "Spread",
-    "as_csv",
-    "bytes_text",
-    "count_text",
-    "epsilon_text",
-    "exact_bytes",
-    "interval_text",
-    "metric_text",
-    "row_of",
-    "row_of_run",
-    "seconds_text",
-]
-
 
 @dataclass(frozen=True)
 class Spread:

@@ -18,8 +18,6 @@ from fedpeft.rounds.job import Failure, Job
 from fedpeft.server.availability import Conditions, available, close_round, opening, outcome
 from fedpeft.server.clock import clock_memory, read_clock
 
-__all__ = ["Buffering", "Call", "Gathered", "attend", "gather", "simulated"]
-
 
 @dataclass(frozen=True)
 class Buffering:

@@ -35,8 +35,6 @@ from fedpeft.server.availability import Conditions, available, opening, outcome
 from fedpeft.server.clock import clock_memory, read_clock
 from fedpeft.server.state import RoundContext, ServerState
 
-__all__ = ["TOO_STALE", "advance", "run_buffered"]
-
 TOO_STALE = "too stale"
 
 

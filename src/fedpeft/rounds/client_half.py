@@ -18,8 +18,6 @@ from fedpeft.wire import messages
 from fedpeft.wire.forms import form_of
 from fedpeft.wire.stages import Stage, encode_all, start_memory
 
-__all__ = ["PRIVATE_NOTES", "ClientHalf", "reply_notes", "run_turn", "run_turns"]
-
 
 @dataclass(frozen=True)
 class ClientHalf:

@@ -18,8 +18,6 @@ from fedpeft.core.errors import NotFiniteError
 from fedpeft.server.state import ServerState, Update
 from fedpeft.wire.stages import Stage
 
-__all__ = ["LARGEST", "check_combined", "check_finished", "check_state", "magnitude"]
-
 LARGEST = 1e15
 """Largest magnitude of a number in a delta: squares and sums of such numbers fit into float32."""
 

@@ -29,8 +29,6 @@ from fedpeft.server.weights import capped
 from fedpeft.wire import messages
 from fedpeft.wire.forms import Form, decode_exactly, form_of
 
-__all__ = ["Checked", "Tally", "check_reply", "open_message", "usable_updates"]
-
 _LARGEST_METRIC = 1e12
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,3})?", re.ASCII)
 

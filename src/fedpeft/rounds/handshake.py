@@ -21,18 +21,6 @@ from fedpeft.models.fingerprint import fingerprint
 from fedpeft.models.loaded import InputSpec, TextInput
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = [
-    "NOT_TOLD",
-    "VERSIONS",
-    "announced",
-    "compare",
-    "label_fact",
-    "model_facts",
-    "read_facts",
-    "refuse_announced",
-    "write_facts",
-]
-
 VERSIONS = ("fedpeft", "torch", "transformers", "peft")
 """Packages whose version numbers must agree in the first two places."""
 

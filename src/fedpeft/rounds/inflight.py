@@ -19,8 +19,6 @@ from torch import Tensor
 
 from fedpeft.client.turns import Memory
 
-__all__ = ["Flight", "Turn", "pack_flight", "unpack_flight", "without_flight"]
-
 _PREFIX = "flight."
 _TABLE = "flight.turns"
 _BLOB = "flight.blob."

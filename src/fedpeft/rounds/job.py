@@ -10,8 +10,6 @@ from torch import Tensor
 
 from fedpeft.client.evaluate import Evaluation
 
-__all__ = ["Engine", "Failure", "Job", "Reply", "RunEngine"]
-
 
 @dataclass(frozen=True)
 class Job:

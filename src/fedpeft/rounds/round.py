@@ -28,8 +28,6 @@ from fedpeft.server.state import ClientUpdate, RoundContext, ServerState
 from fedpeft.wire import messages
 from fedpeft.wire.stages import encode_all, finish_all
 
-__all__ = ["run_round", "settle", "write_job"]
-
 
 def run_round(
     state: ServerState, plan: RoundPlan, engine: Engine

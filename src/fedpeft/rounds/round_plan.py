@@ -17,9 +17,6 @@ from fedpeft.server.state import Algorithm, RoundContext, ServerState
 from fedpeft.server.weights import Weights
 from fedpeft.wire.stages import Stage
 
-__all__ = ["RoundPlan", "RoundRecord", "server_turn", "turn_seed"]
-
-
 _SAMPLER = "sampler."
 """Prefix of the sampler's memory in the server's memory."""
 

@@ -11,9 +11,6 @@ from fedpeft.wire.forms import form_of
 from fedpeft.wire.messages import encoded_size
 from fedpeft.wire.stages import Stage
 
-__all__ = ["TYPICAL_NOTES", "wire_bytes"]
-
-
 TYPICAL_NOTES: Mapping[str, str] = reply_notes(1.0, {"loss": 0.0})
 """The notes of a reply; their length is the same in every reply."""
 

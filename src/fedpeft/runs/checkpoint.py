@@ -28,8 +28,6 @@ from fedpeft.core.errors import RunFolderError
 from fedpeft.runs.files import write_whole
 from fedpeft.server.state import ServerState
 
-__all__ = ["Checkpoint", "checkpoints", "prune", "read_checkpoint", "write_checkpoint"]
-
 _FORMAT = "fedpeft-checkpoint-1"
 _KEPT = 2
 _NAME = re.compile(r"round-(\d{5,})\.safetensors")

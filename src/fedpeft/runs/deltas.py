@@ -22,8 +22,6 @@ from fedpeft.runs.folder import RunFolder, write_delta
 from fedpeft.server.state import ServerState
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["delta_file", "keep_delta", "read_kept", "start_deltas"]
-
 
 def delta_file(folder: RunFolder, round: int) -> Path:
     """Return the file of a round's delta; round 0 is the start."""

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 
 from fedpeft.core.cpus import num_cores
 
-__all__ = ["PACKAGES", "describe_environment", "memory_bytes", "versions"]
-
 PACKAGES = (
     "fedpeft", "torch", "transformers", "peft", "safetensors", "numpy", "datasets", "tokenizers",
     "scikit-learn", "pydantic",

@@ -11,15 +11,6 @@ from typing import Any
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.strict_json import to_json
 
-__all__ = [
-    "TEMPORARY",
-    "read_object",
-    "remove_temporary",
-    "write_json",
-    "write_text",
-    "write_whole",
-]
-
 TEMPORARY = ".partial"
 """Suffix of a file that is being written; one that is found later was left by a crash."""
 

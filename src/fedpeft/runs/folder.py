@@ -39,22 +39,6 @@ from fedpeft.runs.lock import LOCK
 from fedpeft.server.state import ServerState
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = [
-    "RunFolder",
-    "check_same_experiment",
-    "default_out",
-    "experiment_digest",
-    "finished_summary",
-    "may_start",
-    "peek",
-    "read_summary",
-    "recorded_metric",
-    "stored_experiment",
-    "with_recorded_passes",
-    "with_recorded_privacy",
-    "write_delta",
-]
-
 
 @dataclass(frozen=True)
 class _Inside:

@@ -20,8 +20,6 @@ from fedpeft.core.strict_json import to_json
 from fedpeft.rounds.handshake import announced
 from fedpeft.runs.files import read_object, write_json
 
-__all__ = ["Ledger", "read_ledger"]
-
 _COUNTED = {"answered": "turns", "failed": "failures"}
 
 

@@ -36,8 +36,6 @@ from fedpeft.runs.folder import write_delta as write_delta_file
 from fedpeft.tuning.methods import tune
 from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
-__all__ = ["EXPORT_FILE", "ExportInfo", "FinishedRun", "apply_delta", "load", "load_run"]
-
 EXPORT_FILE = "fedpeft.json"
 """Name of the file that describes an export; a folder with it is an export."""
 

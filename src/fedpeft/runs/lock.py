@@ -19,8 +19,6 @@ from filelock import FileLock, Timeout
 
 from fedpeft.core.errors import RunFolderError
 
-__all__ = ["LOCK", "holder", "locked"]
-
 LOCK = ".fedpeft.lock"
 """Name of the lock file in a folder."""
 

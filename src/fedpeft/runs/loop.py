@@ -50,8 +50,6 @@ from fedpeft.runs.records import (
 from fedpeft.runs.summary import finish_run
 from fedpeft.server.state import ServerState
 
-__all__ = ["rounds_of", "run_experiment"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -24,18 +24,6 @@ from fedpeft.runs.files import write_text
 if TYPE_CHECKING:
     from fedpeft.rounds.round_plan import RoundRecord
 
-__all__ = [
-    "Record",
-    "RoundDone",
-    "Totals",
-    "append_record",
-    "brief",
-    "cut_diagnostics",
-    "cut_records",
-    "read_records",
-    "record_of",
-    "totals",
-]
 
 Record: TypeAlias = dict[str, object]
 """One line of `rounds.jsonl`."""

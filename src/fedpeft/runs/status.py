@@ -21,8 +21,6 @@ from fedpeft.runs.ledger import read_ledger
 from fedpeft.runs.lock import holder
 from fedpeft.runs.records import read_records, totals
 
-__all__ = ["read_status"]
-
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 

@@ -13,8 +13,6 @@ from fedpeft.runs.folder import RunFolder, write_delta
 from fedpeft.runs.records import Record, Totals, read_records
 from fedpeft.server.state import ServerState
 
-__all__ = ["finish_run", "summary_of"]
-
 
 def finish_run(
     built: BuiltRun, folder: RunFolder, state: ServerState, so_far: Totals

@@ -32,17 +32,6 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import ConfigError, DeltaMismatchError, RoundError
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
 
-__all__ = [
-    "constant_denominator",
-    "fedadagrad",
-    "fedadam",
-    "fedavg",
-    "fedavgm",
-    "fedprox",
-    "fedyogi",
-    "weighted_mean",
-]
-
 _EMPTY = torch.empty(0)
 
 Optimise = Callable[[Memory, Tensor], tuple[Tensor, Memory]]

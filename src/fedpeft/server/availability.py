@@ -18,19 +18,6 @@ from dataclasses import dataclass, field
 from fedpeft.server.clock import Costs, Work, turn_seconds, uniform
 from fedpeft.server.traces import Trace, available_until, next_opening
 
-__all__ = [
-    "DROPPED_OUT",
-    "MISSED_DEADLINE",
-    "NOT_AVAILABLE",
-    "NOT_NEEDED",
-    "Conditions",
-    "Outcome",
-    "available",
-    "close_round",
-    "opening",
-    "outcome",
-]
-
 DROPPED_OUT = "dropped out"
 MISSED_DEADLINE = "missed the deadline"
 NOT_AVAILABLE = "not available"

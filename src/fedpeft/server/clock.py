@@ -24,17 +24,6 @@ import torch
 from fedpeft.client.turns import Memory
 from fedpeft.core import seeds
 
-__all__ = [
-    "Costs",
-    "Stragglers",
-    "Work",
-    "clock_memory",
-    "read_clock",
-    "slowdown",
-    "turn_seconds",
-    "uniform",
-]
-
 _CLOCK = "clock.time"
 _NORMAL = NormalDist()
 

@@ -21,17 +21,6 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.noise import uniform
 
-__all__ = [
-    "ClientMetrics",
-    "Draw",
-    "Sampler",
-    "fixed",
-    "fixed_cohort",
-    "poisson",
-    "poisson_cohort",
-    "sampler_of",
-]
-
 
 @dataclass(frozen=True)
 class Draw:

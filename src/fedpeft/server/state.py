@@ -12,9 +12,6 @@ from torch import Tensor
 from fedpeft.client.turns import Memory, Payload
 from fedpeft.core.deltas import DeltaSpec, digest_of
 
-__all__ = ["Algorithm", "ClientUpdate", "RoundContext", "ServerState", "Update"]
-
-
 _NO_ROOT = torch.empty(0, dtype=torch.uint8)
 
 

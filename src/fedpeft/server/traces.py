@@ -29,8 +29,6 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.core.text import nearest
 from fedpeft.server.clock import uniform
 
-__all__ = ["DAY", "PHONES", "Trace", "available_until", "next_opening", "phones", "read_trace"]
-
 Interval = tuple[float, float]
 
 DAY = 86_400.0

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 from fedpeft.core.errors import DeltaMismatchError
 
-__all__ = ["Weights", "capped"]
-
 _MOST = 2.0**53
 _ROUNDING = 1 + 1e-9  # a weight travels with ten digits
 

@@ -9,8 +9,6 @@ from fedpeft.client.turns import DELTA
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext
 from fedpeft.tuning.tuned import read_buffers, read_delta
 
-__all__ = ["check_algorithm"]
-
 
 def check_algorithm(algorithm: Algorithm) -> None:
     """Check the laws of an algorithm, on updates and in whole rounds.

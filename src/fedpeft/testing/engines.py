@@ -10,8 +10,6 @@ from fedpeft.rounds.client_half import ClientHalf
 from fedpeft.rounds.job import Engine
 from fedpeft.wire.stages import float16, top_k
 
-__all__ = ["check_engine"]
-
 
 def check_engine(make: Callable[[Callable[[], ClientHalf], Federated], Engine]) -> None:
     """Check that an engine computes the same rounds as the local engine, bit for bit.

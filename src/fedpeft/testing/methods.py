@@ -12,8 +12,6 @@ from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.methods import TuningMethod, TuningRequest, tune
 from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
 
-__all__ = ["check_method"]
-
 
 def check_method(
     method: TuningMethod,

@@ -8,8 +8,6 @@ import numpy as np
 
 from fedpeft.data.schemes import Partition, PartitionRequest
 
-__all__ = ["check_partition"]
-
 
 def check_partition(rule: Partition, request: PartitionRequest | None = None) -> None:
     """Check the laws of a partition on 400 examples of 5 classes.

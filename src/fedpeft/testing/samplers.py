@@ -8,8 +8,6 @@ from fedpeft.client.turns import Memory
 from fedpeft.server.sampling import Draw, Sampler
 from fedpeft.testing.world import same_tensors
 
-__all__ = ["check_sampler"]
-
 
 def check_sampler(sampler: Sampler, *, rounds: int = 5) -> None:
     """Check the laws of a sampler over some rounds, with ten clients and cohorts of four.

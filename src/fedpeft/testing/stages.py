@@ -13,8 +13,6 @@ from fedpeft.rounds.sizes import wire_bytes
 from fedpeft.wire import messages
 from fedpeft.wire.stages import Stage, decode_all, encode_all, start_memory
 
-__all__ = ["check_stage"]
-
 _SPEC = DeltaSpec(("w",), ((200,),))
 
 

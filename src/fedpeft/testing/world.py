@@ -30,21 +30,6 @@ from fedpeft.tuning.dropout import DropoutKeys, KeyedDropout
 from fedpeft.tuning.tuned import TunedModel, read_buffers, read_delta
 from fedpeft.wire.stages import Stage
 
-__all__ = [
-    "Points",
-    "check_rounds",
-    "make_data",
-    "make_engine",
-    "make_half",
-    "make_plan",
-    "make_settings",
-    "make_tuned",
-    "run_rounds",
-    "same_state",
-    "same_tensors",
-    "score",
-]
-
 
 class _Net(nn.Module):
     """Two layers with keyed dropout between them, and optionally BatchNorm."""

@@ -30,8 +30,6 @@ from fedpeft.tuning.prepared import (
     head_parameters,
 )
 
-__all__ = ["Bottleneck", "adapter"]
-
 
 class Bottleneck(nn.Module):
     """`Up(GELU(Down(m)))` on the last axis.

@@ -34,8 +34,6 @@ from fedpeft.tuning.tuned import TunedModel
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["from_peft"]
-
 
 def from_peft(model: nn.Module, *, task: Task | None = None, base: str | None = None) -> TunedModel:
     """Import a model that `peft.get_peft_model` has wrapped, with its config and its values.

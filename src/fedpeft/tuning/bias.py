@@ -19,8 +19,6 @@ from fedpeft.models.families import block_of, canonical
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.prepared import ModelToTune, PreparedModel, head_parameters, in_range
 
-__all__ = ["bias"]
-
 
 def bias(model: ModelToTune) -> PreparedModel:
     """Train all biases, or those of a range of blocks, and the head.

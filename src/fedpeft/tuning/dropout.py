@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from fedpeft.core import seeds
 
-__all__ = ["DropoutKeys", "KeyedDropout"]
-
 
 @dataclass
 class DropoutKeys:

@@ -48,8 +48,6 @@ from fedpeft.tuning.prepared import (
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["apply_peft", "remove_copies"]
-
 
 def apply_peft(model: ModelToTune) -> PreparedModel:
     """Insert the layers of a `peft` type into the model, and train them and the head.

@@ -21,8 +21,6 @@ from fedpeft.core.errors import TuningError
 from fedpeft.core.text import nearest
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["keep_local"]
-
 
 def keep_local(tuned: TunedModel, parts: Sequence[str]) -> TunedModel:
     """Return a tuned model in which some parts of the delta stay at the clients.

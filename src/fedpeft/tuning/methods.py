@@ -29,8 +29,6 @@ from fedpeft.tuning.prompt import prompt
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.tuning.whole import full, head, scratch
 
-__all__ = ["METHODS", "TuningMethod", "TuningRequest", "resolve_options", "tune"]
-
 
 @dataclass(frozen=True)
 class TuningRequest:

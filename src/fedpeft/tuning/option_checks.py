@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from fedpeft.core.text import nearest
 
-__all__ = ["Option", "ResolvedOptions", "resolve_own", "unknown_option"]
-
 
 @dataclass(frozen=True)
 class Option:

@@ -22,8 +22,6 @@ from fedpeft.tuning.tuned import TunedModel
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-__all__ = ["merge_peft", "save_peft"]
-
 
 def save_peft(tuned: TunedModel, folder: Path, *, base: str, revision: str | None = None) -> None:
     """Write the current delta of a model that was tuned by a `peft` method.

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from fedpeft.models.families import canonical
 from fedpeft.models.loaded import LoadedModel
 
-__all__ = ["PeftNames"]
-
 _HIDDEN = frozenset({"base_layer", "default"})
 
 

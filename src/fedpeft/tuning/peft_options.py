@@ -17,7 +17,6 @@ from fedpeft.tuning.peft_table import PEFT_TYPES, SEED_FIELDS, short_form
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["config_class", "option_names", "read_options", "resolve_peft"]
 
 _OURS = "it follows from the model and the run"
 _LOOP = "it needs data or calls that a federated round does not make"

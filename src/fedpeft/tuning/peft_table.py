@@ -13,20 +13,6 @@ from dataclasses import dataclass, field
 from fedpeft.models.families import PLAIN
 from fedpeft.models.loaded import LoadedModel
 
-__all__ = [
-    "KEY_VALUE",
-    "KINDS",
-    "PEFT_TYPES",
-    "PROMPT_LEARNING",
-    "SEED_FIELDS",
-    "SHORT_FORMS",
-    "PeftType",
-    "default_targets",
-    "kind_of",
-    "short_form",
-    "verdict",
-]
-
 KINDS = ("vit", "bert", "llama", "videomae", "plain")
 """The columns of the table."""
 

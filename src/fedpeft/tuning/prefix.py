@@ -26,17 +26,6 @@ from fedpeft.models.tasks import Batch, mean_loss
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = [
-    "NoPrefix",
-    "Split",
-    "features",
-    "find_split",
-    "probe_batch",
-    "rest_batch",
-    "rest_equals_whole",
-    "rest_of",
-]
-
 _TOLERANCE = 1e-3
 
 

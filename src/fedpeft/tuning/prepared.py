@@ -24,20 +24,6 @@ from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.dropout import DropoutKeys
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = [
-    "ADAPTER_ROOT",
-    "PROMPT_ROOT",
-    "ModelToTune",
-    "PreparedModel",
-    "check_blocks",
-    "chosen_blocks",
-    "finish",
-    "head_parameters",
-    "in_range",
-    "is_meta",
-    "wire_name",
-]
-
 ADAPTER_ROOT = "fedpeft_adapter"
 """Attribute of the model that holds our adapters; `adapter` on the wire."""
 

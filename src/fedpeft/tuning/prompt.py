@@ -31,8 +31,6 @@ from fedpeft.tuning.prepared import (
     head_parameters,
 )
 
-__all__ = ["Prompt", "prompt"]
-
 
 class Prompt(nn.Module):
     """The learned tokens: `tokens` [P, D], or [blocks, P, D] for deep prompts.

@@ -16,8 +16,6 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.dropout import DropoutKeys
 
-__all__ = ["TunedModel", "move", "read_buffers", "read_delta", "write_buffers", "write_delta"]
-
 
 @dataclass(frozen=True)
 class TunedModel:

@@ -18,8 +18,6 @@ from fedpeft.models.families import parameters_under
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.prepared import ModelToTune, PreparedModel, head_parameters, in_range, is_meta
 
-__all__ = ["full", "head", "scratch"]
-
 
 def full(model: ModelToTune) -> PreparedModel:
     """Train everything; with a range of blocks, those blocks and the head."""

@@ -24,8 +24,6 @@ from fedpeft.data.examples import NO_DATA
 from fedpeft.wire.messages import LONGEST_HEADER, encoded_size
 from fedpeft.wire.stages import Stage
 
-__all__ = ["Form", "check_payload", "decode_exactly", "form_of"]
-
 _SLACK = 4096
 _LOOSE = 2**20
 

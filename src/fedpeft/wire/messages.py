@@ -25,8 +25,6 @@ from fedpeft.client.turns import Payload
 from fedpeft.core.errors import DeltaMismatchError
 from fedpeft.core.text import plain
 
-__all__ = ["LONGEST_HEADER", "decode", "encode", "encoded_size"]
-
 LONGEST_HEADER = 32 * 1024
 """Largest header of a message whose tensors are not known beforehand, in bytes."""
 

@@ -39,16 +39,6 @@ _GRID, _COARSE = 200_000, 10_000
 _CELLS = 15
 _USES = 100_000
 
-__all__ = [
-    "Mechanism",
-    "author_deviation",
-    "calibrate",
-    "epsilon_of",
-    "epsilon_of_all",
-    "gaussian_deviation",
-    "rdp_epsilon_of",
-]
-
 
 @dataclass(frozen=True)
 class Mechanism:

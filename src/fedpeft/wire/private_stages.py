@@ -28,8 +28,6 @@ from fedpeft.core.noise import bounded, draw_root, gaussian, seeded_root
 from fedpeft.server.state import RoundContext, Update
 from fedpeft.wire.stages import Stage
 
-__all__ = ["Guard", "central", "local"]
-
 
 @dataclass(frozen=True)
 class Guard:

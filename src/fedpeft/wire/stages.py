@@ -22,17 +22,6 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import ConfigError
 from fedpeft.server.state import RoundContext, Update
 
-__all__ = [
-    "Stage",
-    "decode_all",
-    "encode_all",
-    "finish_all",
-    "float16",
-    "int8",
-    "start_memory",
-    "top_k",
-]
-
 Encode = Callable[[Payload, Memory, ClientTurn], tuple[Payload, Memory]]
 Decode = Callable[[Payload, ClientTurn], Payload]
 Finish = Callable[[Update, Memory, RoundContext], tuple[Update, Memory]]

@@ -26,8 +26,6 @@ import numpy.typing as npt
 
 from fedpeft.core.errors import EngineError
 
-__all__ = ["FeatureFile", "bytes_of", "file_in_folder", "memory_file", "private_file"]
-
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 _HEADER = 4096

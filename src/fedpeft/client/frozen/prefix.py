@@ -27,17 +27,6 @@ from fedpeft.models.tasks import Batch
 from fedpeft.tuning.prefix import Split, features, rest_batch
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = [
-    "CHUNK",
-    "Kept",
-    "Layout",
-    "PrefixExamples",
-    "PrefixViews",
-    "lay_out",
-    "prefix_of",
-    "token_counts",
-]
-
 Ints = npt.NDArray[np.int64]
 
 CHUNK = 64

@@ -23,8 +23,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["last_block", "short_tail"]
-
 _ATTENTION = ("eager", "sdpa")
 """Implementations of attention whose results `_attend` reproduces up to rounding."""
 

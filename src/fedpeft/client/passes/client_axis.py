@@ -24,8 +24,6 @@ from torch import Tensor, nn
 
 from fedpeft.tuning.dropout import DropoutKeys
 
-__all__ = ["Live", "Own", "Run", "layer_norm", "linear", "vmapped"]
-
 
 @dataclass
 class Live:

@@ -25,8 +25,6 @@ from fedpeft.client.passes.layers import Place, in_place
 from fedpeft.core.noise import clip_rows
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["Gradients", "PassGradients", "clipped_by_example", "stacked_gradients"]
-
 _ROW_BYTES = 256 * 2**20
 
 

@@ -25,8 +25,6 @@ from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import DataError
 from fedpeft.models.tasks import Batch
 
-__all__ = ["ClientBatch", "Pass", "client_batches", "join", "split_by_size"]
-
 _AHEAD_BYTES = 4 * 2**20
 _MASK, _TOKENS, _LABELS = "attention_mask", "input_ids", "labels"
 

@@ -20,8 +20,6 @@ from fedpeft.client.passes.client_axis import Live, Own, Run, layer_norm, linear
 from fedpeft.tuning.prompt import Prompt
 from fedpeft.tuning.tuned import TunedModel
 
-__all__ = ["FORMS", "Form", "LoraLayer", "Place", "find_places", "in_place"]
-
 
 class LoraLayer(Protocol):
     """The part of `peft`'s linear LoRA layer that we use."""

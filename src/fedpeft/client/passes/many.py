@@ -53,8 +53,6 @@ from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, P
 from fedpeft.models.tasks import Batch
 from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
 
-__all__ = ["MANY_FAMILIES", "MANY_METHODS", "many_trainer", "why_one_by_one"]
-
 MANY_METHODS = (
     "adapter", "bias", "dora", "full", "head", "ia3", "ln_tuning", "lora", "prompt", "rslora",
     "scratch",

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
 
-__all__ = ["NOT_FINITE", "AppFailure", "Serve", "SiteAnswer", "client_app", "server_app"]
 
 logger = logging.getLogger(__name__)
 

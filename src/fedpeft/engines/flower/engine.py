@@ -34,7 +34,6 @@ from fedpeft.wire import messages
 if TYPE_CHECKING:
     from flwr.app import Message
 
-__all__ = ["FlowerEngine", "FlowerSettings", "Roster", "reply_limit"]
 
 logger = logging.getLogger(__name__)
 

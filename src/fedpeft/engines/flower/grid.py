@@ -16,7 +16,6 @@ from fedpeft.core.errors import EngineError
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
 
-__all__ = ["Grid", "Unreadable", "Watch", "ignore", "pull_one", "push_one"]
 
 _GRACE = 60.0
 

@@ -20,14 +20,6 @@ from fedpeft.engines.flower.requests import Answer, Request
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-__all__ = [
-    "error_words",
-    "read_answer",
-    "read_request",
-    "require_flower",
-    "write_answer",
-    "write_request",
-]
 
 _WORDS = "fedpeft"
 _BUFFERS = "buffers"

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Answer", "Request"]
-
 
 @dataclass(frozen=True)
 class Request:

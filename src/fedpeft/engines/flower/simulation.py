@@ -29,14 +29,6 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
 
-__all__ = [
-    "Resources",
-    "Simulation",
-    "Take",
-    "VirtualNodes",
-    "quiet_environment",
-    "simulation_client",
-]
 
 Take: TypeAlias = Callable[[Request, bytes], tuple[Answer, bytes]]
 """A client's half: (request, encoded memory) -> (answer, encoded new memory)."""

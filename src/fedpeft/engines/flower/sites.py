@@ -25,7 +25,6 @@ from fedpeft.engines.flower.requests import Answer, Request
 if TYPE_CHECKING:
     from flwr.app import Message
 
-__all__ = ["Greeting", "Identities", "Sites"]
 
 logger = logging.getLogger(__name__)
 

@@ -41,16 +41,6 @@ from fedpeft.server.sampling import Sampler, sampler_of
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
 from fedpeft.studies.audit.statistics import Flags, Floats
 
-__all__ = [
-    "Canaries",
-    "CanaryEngine",
-    "Projections",
-    "busiest_rounds",
-    "canary_trainer",
-    "draw_canaries",
-    "watch_rounds",
-]
-
 _PREFIX = "audit-canary-"
 
 

@@ -39,8 +39,6 @@ from fedpeft.studies.audit.statistics import (
     lower_bound,
 )
 
-__all__ = ["NO_CANARIES", "AuditRequest", "claimed_epsilon", "run_canaries"]
-
 NO_CANARIES = {
     "canaries": 0,
     "present": 0,

@@ -24,8 +24,6 @@ import numpy as np
 from fedpeft.studies.audit import noise_tests
 from fedpeft.studies.audit.statistics import Floats
 
-__all__ = ["CHECKS", "EXACT", "FAMILY_LEVEL", "UNSEEN", "Check", "Observed", "judge"]
-
 FAMILY_LEVEL = 0.001
 """The probability, at most, with which a sound mechanism is accused by any of the checks."""
 

@@ -25,8 +25,6 @@ from fedpeft.studies.audit.statistics import Floats
 from fedpeft.wire import messages
 from fedpeft.wire.stages import decode_all
 
-__all__ = ["lone_norms", "twin_of", "twin_replies"]
-
 Release = Callable[[float], Floats]
 """Length of one contribution before the clip -> what is released [P]; both in clip bounds."""
 

@@ -32,8 +32,6 @@ from fedpeft.studies.audit.probes import HUGE, least_norm
 from fedpeft.studies.audit.statistics import Floats
 from fedpeft.wire import messages
 
-__all__ = ["observe_examples"]
-
 _ROUNDS = 4
 _EPOCHS, _STEPS = 2, 2
 _BELOW = 0.9

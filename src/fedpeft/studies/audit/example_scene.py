@@ -37,8 +37,6 @@ from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.tuned import TunedModel, read_buffers, read_delta
 from fedpeft.wire import messages
 
-__all__ = ["STEP", "Scene", "Seen", "build_scene"]
-
 STEP = 0.01
 """How far a step moves by noise alone, in each coordinate: small, so that losses stay finite."""
 

@@ -13,8 +13,6 @@ from fedpeft.studies.audit.checks import FAMILY_LEVEL, UNSEEN, judge
 from fedpeft.studies.audit.example_probes import observe_examples
 from fedpeft.studies.audit.probes import observe_rounds
 
-__all__ = ["check_mechanism"]
-
 
 def check_mechanism(claimed: Experiment, running: Resolved, built: BuiltRun) -> dict[str, Any]:
     """Compare what a run's mechanism releases with what is claimed.

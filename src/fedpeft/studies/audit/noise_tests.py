@@ -20,18 +20,6 @@ import numpy as np
 
 from fedpeft.studies.audit.statistics import Floats
 
-__all__ = [
-    "above",
-    "alike_within",
-    "off",
-    "repeated",
-    "repeated_across",
-    "smallest_seen",
-    "spread_unequal",
-    "too_little",
-    "too_much",
-]
-
 _FAMILIES = 4  # of `too_little`: all, a vector, a tensor, a coordinate
 _HEAD = 16  # coordinates at the start of each tensor that are compared between tensors
 

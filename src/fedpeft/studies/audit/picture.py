@@ -22,8 +22,6 @@ from scipy.stats import norm
 from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.pictures.style import LIGHT, Picture, new_figure, picture_of
 
-__all__ = ["draw_audit", "draw_seeds"]
-
 
 def draw_audit(found: Mapping[str, Any]) -> Picture:
     """Draw one audit: the cosines of canaries, the values of epsilon, and the checks.

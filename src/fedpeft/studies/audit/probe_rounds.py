@@ -25,8 +25,6 @@ from fedpeft.server.sampling import sampler_of
 from fedpeft.server.state import Algorithm, ClientUpdate, RoundContext, ServerState, Update
 from fedpeft.studies.audit.statistics import Floats
 
-__all__ = ["SILENT", "Probe", "ProbeEngine", "Released", "numbers", "release_rounds"]
-
 SILENT = "this probe does not answer"
 """The reason of a probe's failure."""
 

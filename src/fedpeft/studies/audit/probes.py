@@ -37,8 +37,6 @@ from fedpeft.studies.audit.contributions import lone_norms, twin_replies
 from fedpeft.studies.audit.probe_rounds import Probe, Released, numbers, release_rounds
 from fedpeft.studies.audit.statistics import Floats
 
-__all__ = ["HUGE", "least_norm", "observe_rounds", "spread"]
-
 HUGE = 1e4
 """The length, in clip bounds, of an update that must be clipped."""
 

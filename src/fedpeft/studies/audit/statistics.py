@@ -31,24 +31,6 @@ import numpy.typing as npt
 
 from fedpeft.wire.privacy_accounting import Mechanism
 
-__all__ = [
-    "Evidence",
-    "Normal",
-    "Power",
-    "Rule",
-    "Trial",
-    "allowed_failures",
-    "choose_rule",
-    "count_right",
-    "epsilon_between",
-    "estimate_interval",
-    "fit",
-    "levels",
-    "log_ratios",
-    "lower_bound",
-    "p_value",
-]
-
 # T rounds, K canaries
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]

@@ -22,8 +22,6 @@ from fedpeft.studies.gap.features import (
 from fedpeft.studies.gap.measures import MEASURES, Gap, balance, measure_gap
 from fedpeft.studies.gap.picture import draw_gap, draw_runs
 
-__all__ = ["analyse_gap", "analyse_runs", "matching"]
-
 Gaps: TypeAlias = Mapping[str, Gap]
 """`unbalanced` and `balanced`."""
 

@@ -44,16 +44,6 @@ from fedpeft.runs.folder import RunFolder, stored_experiment
 from fedpeft.runs.load import load_run
 from fedpeft.studies.gap.measures import Array, sample_of
 
-__all__ = [
-    "GapRequest",
-    "RunFeatures",
-    "RunsRequest",
-    "features_of",
-    "label_runs",
-    "read_features",
-    "read_run_features",
-]
-
 _BATCH = 256
 _SPLITS = ("test", "train")
 _DECODER_HEADS = ("score", "lm_head")

@@ -25,19 +25,6 @@ from numpy.typing import NDArray
 from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 
-__all__ = [
-    "MEASURES",
-    "Array",
-    "Gap",
-    "balance",
-    "frechet",
-    "linear_mmd",
-    "measure_gap",
-    "plane_of",
-    "sample_of",
-    "sliced_wasserstein",
-]
-
 Array: TypeAlias = NDArray[np.float64]
 
 MEASURES: Mapping[str, str] = {

@@ -14,8 +14,6 @@ from matplotlib.axes import Axes
 from fedpeft.pictures.style import Picture, new_figure, picture_of, strokes
 from fedpeft.studies.gap.measures import Gap, plane_of
 
-__all__ = ["draw_gap", "draw_runs"]
-
 _SHOWN = 1500
 
 

@@ -48,8 +48,6 @@ from fedpeft.studies.theorem.smoothness import (
 from fedpeft.tuning.methods import tune
 from fedpeft.tuning.tuned import TunedModel, write_delta
 
-__all__ = ["TheoremRequest", "check_theorem", "control"]
-
 _WHOLE = ("full", "scratch")
 _CHUNK = 128
 _CONTROL_BETA = 4.0

@@ -16,8 +16,6 @@ from matplotlib.ticker import MaxNLocator
 
 from fedpeft.pictures.style import LIGHT, Picture, new_figure, picture_of
 
-__all__ = ["draw_theorem"]
-
 
 def draw_theorem(result: Mapping[str, Any]) -> Picture:
     """Draw loss and bound, and the parts of P beside what they bound.

@@ -24,18 +24,6 @@ from torch.autograd.functional import vhp, vjp
 
 from fedpeft.core import seeds
 
-__all__ = [
-    "Bound",
-    "Parts",
-    "Peak",
-    "Search",
-    "beta_on_segment",
-    "bound_between",
-    "gradient_at",
-    "hessian_product",
-    "peak_at",
-]
-
 Parts: TypeAlias = Sequence[Callable[[Tensor], Tensor]]
 """A loss as a sum of twice differentiable functions from a flat point [P] to a scalar.
 
