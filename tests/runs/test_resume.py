@@ -23,7 +23,7 @@ name = "top_k"
 fraction = 0.2
 """
 )
-WRITES = range(1, 35)
+WRITES = range(1, 36)
 SOME_WRITES = (3, 14, 19, 26, 34)
 MOMENTS = random.Random(1)
 TWO = {"sets": ["engine.workers=2"]}

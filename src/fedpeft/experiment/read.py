@@ -112,9 +112,7 @@ def apply_overrides(
         for depth, parent in enumerate(parents):
             inner = place.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise ConfigError(
-                    f"{where} {key}: {'.'.join(parents[: depth + 1])} is not a table"
-                )
+                raise ConfigError(f"{where} {key}: {'.'.join(parents[: depth + 1])} is not a table")
             place = inner
         if last in ("method", "algorithm") and place.get(last) != value:
             place.pop("options", None)

@@ -61,6 +61,12 @@ class CardFacts:
         return found[1].strip("\"'") if found else ""
 
     @property
+    def initial(self) -> float | None:
+        """The headline metric of the untuned model; None where it is not known."""
+        found = (self.run.summary or {}).get(f"initial_{self.run.metric.name}")
+        return None if found is None else float(found)
+
+    @property
     def split(self) -> str:
         """The split that the run was evaluated on."""
         return str(self.run.settings.get("data.evaluate_on", "test"))

@@ -84,6 +84,8 @@ class RunFolder:
     """Examples of each client by label, where there are labels."""
     preprocessing = _Inside("preprocessing.json")
     """How raw input becomes tensors, and the names of the classes."""
+    initial = _Inside("initial.json")
+    """The metrics of the untuned model, where `federation.eval_first` is set."""
     rounds = _Inside("rounds.jsonl")
     """One record a round."""
     diagnostics = _Inside("diagnostics.jsonl")
@@ -289,6 +291,7 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     """Return an experiment as a table without the keys that may differ when a run is resumed."""
     table = experiment.model_dump(mode="json", exclude={"sweep"}, exclude_none=True)
     table["federation"].pop("rounds")
+    table["federation"].pop("eval_first")  # it changes no round
     table["run"].pop("callbacks", None)  # they change no result
     for key in _FIRST_CONTACT:
         table["federation"].pop(key, None)

@@ -32,7 +32,7 @@ from fedpeft.runs.checkpoint import (
 )
 from fedpeft.runs.deltas import keep_delta, start_deltas
 from fedpeft.runs.environment import describe_environment
-from fedpeft.runs.files import remove_temporary, write_json, write_text
+from fedpeft.runs.files import read_object, remove_temporary, write_json, write_text
 from fedpeft.runs.folder import (
     RunFolder,
     experiment_digest,
@@ -50,7 +50,7 @@ from fedpeft.runs.records import (
 from fedpeft.runs.summary import finish_run
 from fedpeft.server.state import ServerState
 
-__all__ = ["rounds_of", "run_experiment"]
+__all__ = ["initial_metrics", "rounds_of", "run_experiment"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def run_experiment(
     records = [brief(record) for record in cut_records(folder.rounds, state.round)]
     _write_head(built, folder)
     digest = experiment_digest(experiment)
+    initial = _kept_initial(built, folder)
     start_deltas(built, folder, state)
     if built.privacy.private:
         cut_diagnostics(folder.diagnostics, state.round)
@@ -85,7 +86,7 @@ def run_experiment(
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records.append(brief(line))
         on_round(RoundDone(line, totals(records, metric), experiment.federation.rounds))
-    summary = finish_run(built, folder, state, totals(records, metric))
+    summary = finish_run(built, folder, state, totals(records, metric), initial)
     ended(built.callbacks, summary)
     return summary
 
@@ -114,6 +115,27 @@ def rounds_of(
         line = _line_of(built, state, record)
         yield state, record, line
         stopped = stops(built.callbacks, line)
+
+
+def initial_metrics(built: BuiltRun) -> Record:
+    """Score the model before round 1; {} where `federation.eval_first` is off.
+
+    A figure that is not finite is None.
+    """
+    if not built.experiment.federation.eval_first:
+        return {}
+    return {name: without_nan(value) for name, value in built.evaluate(built.start).items()}
+
+
+def _kept_initial(built: BuiltRun, folder: RunFolder) -> Record:
+    """Return the metrics before round 1; they are computed once and read when a run goes on."""
+    if not built.experiment.federation.eval_first:
+        return {}
+    kept = read_object(folder.initial)
+    if kept is None:
+        kept = initial_metrics(built)
+        write_json(folder.initial, kept)
+    return kept
 
 
 def _restore(built: BuiltRun, folder: RunFolder) -> ServerState:
