@@ -24,7 +24,7 @@ fraction = 0.2
 """
 )
 WRITES = range(1, 36)
-SOME_WRITES = (3, 14, 19, 26, 34)
+SOME_WRITES = (3, 14, 19, 26, 35)
 MOMENTS = random.Random(1)
 TWO = {"sets": ["engine.workers=2"]}
 TRIALS: dict[str, list[dict[str, Any]]] = {

@@ -182,7 +182,9 @@ class FederationConfig(Table):
     eval_every: Positive = 1
     """Rounds between evaluations; the last round is always evaluated."""
     evaluate_clients: bool = False
-    """Also report the headline metric of each client."""
+    """Also report the headline metric of each client: `client_metrics`, on its own test rows, where
+    the test set names clients; else `client_metrics_by_class`, the mean over the test set's classes
+    in the client's proportions; null where the test set lacks one of them."""
     options: Options = Field(default_factory=dict)
     """Options of the algorithm."""
 

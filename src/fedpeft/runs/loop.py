@@ -206,7 +206,8 @@ def _figures(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record
     began = time.perf_counter()
     line = record_of(record, built.evaluate(state), time.perf_counter() - began)
     if built.evaluate_clients is not None:
-        line["client_metrics"] = dict(built.evaluate_clients(state))
+        name = "client_metrics" if built.data.test_clients else "client_metrics_by_class"
+        line[name] = dict(built.evaluate_clients(state))
     return line | private
 
 
