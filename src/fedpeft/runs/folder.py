@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor
 
 from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.deltas import digest_of
@@ -278,7 +279,23 @@ def write_delta(
         "spec_digest": plan.spec.digest,
         "delta_digest": digest_of(state.delta),
     }
-    write_whole(file, lambda partial: safetensors.torch.save_file(copies, partial, described))
+    write_whole(file, lambda partial: _save(copies, partial, described))
+
+
+def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on its content alone.
+
+    The library writes metadata in an order that differs from call to call: the header is written
+    again, sorted, in the same place.
+    """
+    safetensors.torch.save_file(tensors, file, metadata)
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        opened.seek(8)
+        opened.write(text.ljust(length))
 
 
 def _content(path: Path) -> list[str]:
