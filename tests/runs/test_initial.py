@@ -41,6 +41,24 @@ def test_it_can_be_switched_off_and_changes_no_round(tmp_path):
     assert on["delta_digest"] == off["delta_digest"]
 
 
+def records(tmp_path: Path, out: str) -> list[dict[str, object]]:
+    lines = RunFolder(tmp_path / out).rounds.read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def test_more_rounds_leave_no_evaluation_that_a_straight_run_lacks(tmp_path):
+    asked = {"eval_every": 2, "evaluate_clients": True}
+    straight = run(tmp_path, "straight", rounds=5, **asked)
+    run(tmp_path, "resumed", rounds=3, **asked)
+    assert "accuracy" in records(tmp_path, "resumed")[-1]["metrics"]
+    resumed = run(tmp_path, "resumed", resume=True, rounds=5, **asked)
+    assert records(tmp_path, "resumed") == records(tmp_path, "straight")
+    assert ["accuracy" in each["metrics"] for each in records(tmp_path, "resumed")] == [
+        False, True, False, True, True,
+    ]  # fmt: skip
+    assert all(resumed[k] == straight[k] for k in straight if k not in ("seconds", "run_dir"))
+
+
 def test_a_folder_from_before_the_key_is_the_same_experiment():
     plain, off = Experiment(), Experiment().changed(federation={"eval_first": False})
     assert experiment_digest(plain) == experiment_digest(off)

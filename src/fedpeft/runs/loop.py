@@ -44,6 +44,7 @@ from fedpeft.runs.records import (
     brief,
     cut_diagnostics,
     cut_records,
+    drop_evaluation,
     record_of,
     totals,
 )
@@ -69,7 +70,10 @@ def run_experiment(
     """
     experiment, metric = built.experiment, built.tuned.loaded.task.headline
     state = first = _restore(built, folder)
-    records = [brief(record) for record in cut_records(folder.rounds, state.round)]
+    kept = cut_records(folder.rounds, state.round)
+    if built.privacy.goes_on(state.round) and state.round % experiment.federation.eval_every:
+        kept = drop_evaluation(folder.rounds, kept, metric)  # it was due as the last round's
+    records = [brief(record) for record in kept]
     _write_head(built, folder)
     digest = experiment_digest(experiment)
     initial = _kept_initial(built, folder)
