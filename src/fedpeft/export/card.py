@@ -61,6 +61,13 @@ class CardFacts:
         return found[1].strip("\"'") if found else ""
 
     @property
+    def clients(self) -> str:
+        """The number of clients; of natural ones, where the run recorded it."""
+        asked = self.info.experiment.data.partition.clients
+        found = self.run.environment.get("data", {}).get("clients", asked)
+        return "as many as the data has" if found is None else str(found)
+
+    @property
     def initial(self) -> float | None:
         """The headline metric of the untuned model; None where it is not known."""
         found = (self.run.summary or {}).get(f"initial_{self.run.metric.name}")

@@ -166,11 +166,13 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
     if not folder.experiment.exists() or folder.experiment.read_text("utf-8") != text:
         write_text(folder.experiment, text)
     if not folder.environment.exists():
-        data = {
+        data: dict[str, object] = {
             "name": built.data.name,
             "digest": built.data.digest,
             "evaluated": len(built.data.test),
         }
+        if not built.privacy.private:
+            data["clients"] = len(built.data.clients)
         metric = built.tuned.loaded.task.headline.as_json()
         found = {**describe_environment(built.experiment.seed), "data": data, "metric": metric}
         write_json(folder.environment, found)
