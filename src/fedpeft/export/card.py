@@ -20,7 +20,7 @@ from fedpeft.core.templates import read_template
 from fedpeft.data.preprocessing import Preprocessing
 from fedpeft.models.tasks import Task
 from fedpeft.results.runs import Run, describe_partition
-from fedpeft.results.table import TEXTS, row_of_run
+from fedpeft.results.table import TEXTS, Spread, row_of_run
 from fedpeft.runs.load import ExportInfo
 
 __all__ = ["CardFacts", "model_card"]
@@ -68,10 +68,10 @@ class CardFacts:
         return "as many as the data has" if found is None else str(found)
 
     @property
-    def initial(self) -> float | None:
+    def initial(self) -> Spread | None:
         """The headline metric of the untuned model; None where it is not known."""
         found = (self.run.summary or {}).get(f"initial_{self.run.metric.name}")
-        return None if found is None else float(found)
+        return None if found is None else Spread(float(found), None)
 
     @property
     def split(self) -> str:

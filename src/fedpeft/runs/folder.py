@@ -1,7 +1,8 @@
 """The run folder: enough to repeat, resume, report, load and export a run.
 
     experiment.toml    resolved, complete            rounds.jsonl        one record a round
-    environment.json   versions, hardware, seed      summary.json        the headline figures
+    environment.json   versions, hardware, seed      initial.json        figures before round 1
+                                                     summary.json        the headline figures
     checkpoints/       safetensors + state           delta.safetensors   the final delta
     partition.json     examples a client and label   preprocessing.json  raw input to tensors
 
