@@ -1,3 +1,6 @@
+import json
+import re
+
 import finished_runs
 import pytest
 import torch
@@ -236,3 +239,13 @@ def test_an_export_says_nothing_about_this_machine(finished, models, tmp_path):
     folder = export_run(finished("vit", "adapter"), tmp_path / "out")
     for file in folder.rglob("*"):
         assert file.is_dir() or str(models["vit"].parent).encode() not in file.read_bytes()
+
+
+def test_the_card_tells_what_the_untuned_model_scored_where_it_was_scored(finished, tmp_path):
+    run = finished("vit", "bias")
+    silent = (export_run(run, tmp_path / "silent") / "README.md").read_text()
+    assert "before training" not in silent
+    file = run / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"initial_accuracy": 0.125}))
+    card = (export_run(run, tmp_path / "out") / "README.md").read_text()
+    assert re.search(r"before training \| 12\.50? ?%? \|", card)

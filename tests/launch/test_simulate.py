@@ -120,7 +120,7 @@ def test_public_names_are_sorted_and_exist():
 
 def test_clients_are_evaluated_in_memory_too():
     result = simulate("head", settings={"federation.evaluate_clients": True})
-    assert all(len(record["client_metrics"]) == 8 for record in result.records)
+    assert all(len(record["client_metrics_by_class"]) == 8 for record in result.records)
 
 
 PRIVATE = {"mode": "central", "noise_multiplier": 2.0, "reproducible_noise": True}

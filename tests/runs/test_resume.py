@@ -23,8 +23,8 @@ name = "top_k"
 fraction = 0.2
 """
 )
-WRITES = range(1, 35)
-SOME_WRITES = (3, 14, 19, 26, 34)
+WRITES = range(1, 38)
+SOME_WRITES = (3, 14, 19, 26, 37)
 MOMENTS = random.Random(1)
 TWO = {"sets": ["engine.workers=2"]}
 TRIALS: dict[str, list[dict[str, Any]]] = {

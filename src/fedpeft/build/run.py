@@ -9,6 +9,7 @@ build_run      everything
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from fedpeft.data.examples import Federated
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.experiment import Experiment, StabilityConfig
 from fedpeft.experiment.resolve import Resolved, requested_clients
+from fedpeft.models.tasks import Task
 from fedpeft.rounds.attendance import Buffering
 from fedpeft.rounds.job import RunEngine
 from fedpeft.rounds.round_plan import RoundPlan
@@ -59,8 +61,9 @@ class BuiltRun:
       settings: of local training; evaluation takes device and precision from them.
       start: the state before round 1.
       evaluate: from a state to metrics on the server's test set.
-      evaluate_clients: from a state to the headline metric of each client; None where it is not
-        reported.
+      evaluate_clients: from a state to the headline metric of each client: None for a client
+        whose test examples, or one of whose classes, the test set lacks. The whole is None where
+        figures of clients are not reported.
       prefix: the decision on the frozen prefix.
       callbacks: functions to call around rounds.
     """
@@ -74,7 +77,7 @@ class BuiltRun:
     settings: LocalSettings
     start: ServerState
     evaluate: Callable[[ServerState], Mapping[str, float]]
-    evaluate_clients: Callable[[ServerState], Mapping[str, float]] | None
+    evaluate_clients: Callable[[ServerState], Mapping[str, float | None]] | None
     prefix: PrefixNote
     callbacks: tuple[Callback, ...] = ()
 
@@ -134,7 +137,7 @@ def assemble(
         side.settings,
         start,
         lambda state: tuned.loaded.task.metrics(*score(state).sums()),
-        (lambda state: _score_clients(score(state), tuned, data))
+        (lambda state: score_clients(score(state), tuned.loaded.task, data))
         if resolved.experiment.federation.evaluate_clients
         else None,
         side.prefix,
@@ -233,22 +236,29 @@ def scored_once(score: Callable[[ServerState], Evaluation]) -> Callable[[ServerS
     return scored
 
 
-def _score_clients(evaluation: Evaluation, tuned: TunedModel, data: Federated) -> dict[str, float]:
-    """Score each client: on its own test rows, or by class in the client's own proportions."""
-    task = tuned.loaded.task
+def score_clients(evaluation: Evaluation, task: Task, data: Federated) -> dict[str, float | None]:
+    """Score each client: on its own test rows, or by class in the client's own proportions.
+
+    Returns:
+      client -> headline metric; None where nothing is known: a client without test rows, a class
+      without test examples, data without labels.
+    """
 
     def scored(rows: list[int]) -> float:
         return task.metrics(*evaluation.sums(rows))[task.headline.name]
 
+    def known(figure: float) -> float | None:
+        return figure if math.isfinite(figure) else None
+
     if data.test_clients:
-        return {client: scored(rows.tolist()) for client, rows in data.test_clients.items()}
+        return {client: known(scored(rows.tolist())) for client, rows in data.test_clients.items()}
     if data.labels is None or data.num_labels is None:
-        return {}
+        return dict.fromkeys(data.clients)
     by_class = [
         scored((evaluation.label_N == label).nonzero().flatten().tolist())
         for label in range(data.num_labels)
     ]
     return {
-        client: sum(by_class[label] for label in data.labels[rows]) / len(rows)
+        client: known(sum(by_class[label] for label in data.labels[rows]) / len(rows))
         for client, rows in data.clients.items()
     }

@@ -12,7 +12,7 @@ import typer
 
 from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.printing import show
-from fedpeft.core.text import byte_words
+from fedpeft.core.text import byte_words, median_words
 from fedpeft.data.summary import MOST_SHOWN
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import read_experiment
@@ -109,10 +109,9 @@ def _partition_lines(found: Partition | None) -> Iterator[str]:
         return
     order = sorted(range(len(found.sizes)), key=lambda i: -found.sizes[i])
     sizes = [found.sizes[i] for i in order]
-    middle = sizes[len(sizes) // 2]
     yield (
         f"  partition           {len(sizes)} clients with {sizes[-1]} to {sizes[0]} examples, "
-        f"median {middle}"
+        f"median {median_words(sizes)}"
     )
     for i in order[:_SHOWN]:
         bar = "█" * max(1, round(_BAR * found.sizes[i] / sizes[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,11 @@ def byte_words(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def median_words(sizes: Iterable[int]) -> str:
+    """Format the median of some counts; of an even number it is the mean of the middle two."""
+    return f"{statistics.median(sizes):,.1f}".removesuffix(".0")
 
 
 def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

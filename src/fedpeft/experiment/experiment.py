@@ -166,10 +166,14 @@ class FederationConfig(Table):
     max_weight_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Largest share of one client in a round's mean; at one n-th or less all weigh the same. Below
     1 a round's replies are held until all have come."""
+    eval_first: bool = True
+    """Also score the untuned model, before round 1; it is never the best."""
     eval_every: Positive = 1
     """Rounds between evaluations; the last round is always evaluated."""
     evaluate_clients: bool = False
-    """Also report the headline metric of each client."""
+    """Also report the headline metric of each client: `client_metrics`, on its own test rows, where
+    the test set names clients; else `client_metrics_by_class`, the mean over the test set's classes
+    in the client's proportions; null where the test set lacks one of them."""
     options: Options = Field(default_factory=dict)
     """Options of the algorithm."""
 

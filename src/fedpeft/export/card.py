@@ -20,7 +20,7 @@ from fedpeft.core.templates import read_template
 from fedpeft.data.preprocessing import Preprocessing
 from fedpeft.models.tasks import Task
 from fedpeft.results.runs import Run, describe_partition
-from fedpeft.results.table import TEXTS, row_of_run
+from fedpeft.results.table import TEXTS, Spread, row_of_run
 from fedpeft.runs.load import ExportInfo
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -57,6 +57,19 @@ class CardFacts:
         header = re.match(r"---\n(.*?)\n---", self.base_card, re.DOTALL)
         found = re.search(r"^license:\s*(\S+)\s*$", header[1], re.MULTILINE) if header else None
         return found[1].strip("\"'") if found else ""
+
+    @property
+    def clients(self) -> str:
+        """The number of clients; of natural ones, where the run recorded it."""
+        asked = self.info.experiment.data.partition.clients
+        found = self.run.environment.get("data", {}).get("clients", asked)
+        return "as many as the data has" if found is None else str(found)
+
+    @property
+    def initial(self) -> Spread | None:
+        """The headline metric of the untuned model; None where it is not known."""
+        found = (self.run.summary or {}).get(f"initial_{self.run.metric.name}")
+        return None if found is None else Spread(float(found), None)
 
     @property
     def split(self) -> str:

@@ -215,10 +215,11 @@ def _settings(
 def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
     """Run all rounds in memory and leave the final delta in the model."""
     state, records = built.start, list[Record]()
+    initial = loop.initial_metrics(built)
     for state, _, line in loop.rounds_of(built, built.start, None):  # noqa: B007  # the last is kept
         records.append(line)
         on_round(line)
-    ended(built.callbacks, summary_of(built, totals(records), state))
+    ended(built.callbacks, summary_of(built, totals(records), state, initial))
     write_delta(built.tuned, state.delta)
     if built.tuned.buffers:
         write_buffers(built.tuned, state.buffers)

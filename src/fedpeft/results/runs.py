@@ -18,7 +18,7 @@ from typing import Any
 
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
-from fedpeft.core.text import dotted
+from fedpeft.core.text import dotted, median_words
 from fedpeft.results.names import describe, distinguishing
 from fedpeft.runs.files import read_object
 from fedpeft.runs.records import read_records
@@ -325,6 +325,6 @@ def describe_partition(partition: Partition) -> str:
     mean = sum(held) / len(held)
     return (
         f"{len(sizes)} clients hold {sizes[0]:,} to {sizes[-1]:,} examples "
-        f"(median {sizes[len(sizes) // 2]:,}) and {mean:.1f} of {len(partition.labels)} classes on "
+        f"(median {median_words(sizes)}) and {mean:.1f} of {len(partition.labels)} classes on "
         "average"
     )

@@ -29,6 +29,7 @@ from fedpeft.runs.files import write_whole
 from fedpeft.server.state import ServerState
 
 _FORMAT = "fedpeft-checkpoint-1"
+_VERSIONS = re.compile(r"fedpeft-checkpoint-\d+")
 _KEPT = 2
 _NAME = re.compile(r"round-(\d{5,})\.safetensors")
 
@@ -105,6 +106,12 @@ def read_checkpoint(file: Path) -> Checkpoint:
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise _corrupt(file, f"it is not a whole safetensors file ({error})") from error
+    if metadata.get("format", "") != _FORMAT and _VERSIONS.fullmatch(metadata.get("format", "")):
+        raise RunFolderError(
+            f"{file}: the checkpoint has the format {metadata['format']!r} of another version of "
+            f"fedpeft; this one reads {_FORMAT!r}. Nothing was changed; go on with the version in "
+            "environment.json, or choose another --out"
+        )
     if metadata.get("format") != _FORMAT:
         found = metadata.get("format", "none")
         raise _corrupt(file, f"its format is {found!r}, expected {_FORMAT!r}")

@@ -1,7 +1,8 @@
 """The run folder: enough to repeat, resume, report, load and export a run.
 
     experiment.toml    resolved, complete            rounds.jsonl        one record a round
-    environment.json   versions, hardware, seed      summary.json        the headline figures
+    environment.json   versions, hardware, seed      initial.json        figures before round 1
+                                                     summary.json        the headline figures
     checkpoints/       safetensors + state           delta.safetensors   the final delta
     partition.json     examples a client and label   preprocessing.json  raw input to tensors
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor
 
 from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.deltas import digest_of
@@ -68,6 +70,8 @@ class RunFolder:
     """Examples of each client by label, where there are labels."""
     preprocessing = _Inside("preprocessing.json")
     """How raw input becomes tensors, and the names of the classes."""
+    initial = _Inside("initial.json")
+    """The metrics of the untuned model, where `federation.eval_first` is set."""
     rounds = _Inside("rounds.jsonl")
     """One record a round."""
     diagnostics = _Inside("diagnostics.jsonl")
@@ -260,7 +264,23 @@ def write_delta(
         "spec_digest": plan.spec.digest,
         "delta_digest": digest_of(state.delta),
     }
-    write_whole(file, lambda partial: safetensors.torch.save_file(copies, partial, described))
+    write_whole(file, lambda partial: _save(copies, partial, described))
+
+
+def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on its content alone.
+
+    The library writes metadata in an order that differs from call to call: the header is written
+    again, sorted, in the same place.
+    """
+    safetensors.torch.save_file(tensors, file, metadata)
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        opened.seek(8)
+        opened.write(text.ljust(length))
 
 
 def _content(path: Path) -> list[str]:
@@ -273,6 +293,7 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     """Return an experiment as a table without the keys that may differ when a run is resumed."""
     table = experiment.model_dump(mode="json", exclude={"sweep"}, exclude_none=True)
     table["federation"].pop("rounds")
+    table["federation"].pop("eval_first")  # it changes no round
     table["run"].pop("callbacks", None)  # they change no result
     for key in _FIRST_CONTACT:
         table["federation"].pop(key, None)

@@ -32,7 +32,7 @@ from fedpeft.runs.checkpoint import (
 )
 from fedpeft.runs.deltas import keep_delta, start_deltas
 from fedpeft.runs.environment import describe_environment
-from fedpeft.runs.files import remove_temporary, write_json, write_text
+from fedpeft.runs.files import read_object, remove_temporary, write_json, write_text
 from fedpeft.runs.folder import (
     RunFolder,
     experiment_digest,
@@ -44,6 +44,7 @@ from fedpeft.runs.records import (
     brief,
     cut_diagnostics,
     cut_records,
+    drop_evaluation,
     record_of,
     totals,
 )
@@ -67,9 +68,13 @@ def run_experiment(
     """
     experiment, metric = built.experiment, built.tuned.loaded.task.headline
     state = first = _restore(built, folder)
-    records = [brief(record) for record in cut_records(folder.rounds, state.round)]
+    kept = cut_records(folder.rounds, state.round)
+    if built.privacy.goes_on(state.round) and state.round % experiment.federation.eval_every:
+        kept = drop_evaluation(folder.rounds, kept, metric)  # it was due as the last round's
+    records = [brief(record) for record in kept]
     _write_head(built, folder)
     digest = experiment_digest(experiment)
+    initial = _kept_initial(built, folder)
     start_deltas(built, folder, state)
     if built.privacy.private:
         cut_diagnostics(folder.diagnostics, state.round)
@@ -83,7 +88,7 @@ def run_experiment(
         write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records.append(brief(line))
         on_round(RoundDone(line, totals(records, metric), experiment.federation.rounds))
-    summary = finish_run(built, folder, state, totals(records, metric))
+    summary = finish_run(built, folder, state, totals(records, metric), initial)
     ended(built.callbacks, summary)
     return summary
 
@@ -114,6 +119,27 @@ def rounds_of(
         stopped = stops(built.callbacks, line)
 
 
+def initial_metrics(built: BuiltRun) -> Record:
+    """Score the model before round 1; {} where `federation.eval_first` is off.
+
+    A figure that is not finite is None.
+    """
+    if not built.experiment.federation.eval_first:
+        return {}
+    return {name: without_nan(value) for name, value in built.evaluate(built.start).items()}
+
+
+def _kept_initial(built: BuiltRun, folder: RunFolder) -> Record:
+    """Return the metrics before round 1; they are computed once and read when a run goes on."""
+    if not built.experiment.federation.eval_first:
+        return {}
+    kept = read_object(folder.initial)
+    if kept is None:
+        kept = initial_metrics(built)
+        write_json(folder.initial, kept)
+    return kept
+
+
 def _restore(built: BuiltRun, folder: RunFolder) -> ServerState:
     """Return the state of the newest checkpoint, or the one before round 1."""
     remove_temporary(folder.path)
@@ -138,11 +164,13 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
     if not folder.experiment.exists() or folder.experiment.read_text("utf-8") != text:
         write_text(folder.experiment, text)
     if not folder.environment.exists():
-        data = {
+        data: dict[str, object] = {
             "name": built.data.name,
             "digest": built.data.digest,
             "evaluated": len(built.data.test),
         }
+        if not built.privacy.private:
+            data["clients"] = len(built.data.clients)
         metric = built.tuned.loaded.task.headline.as_json()
         found = {**describe_environment(built.experiment.seed), "data": data, "metric": metric}
         write_json(folder.environment, found)
@@ -182,7 +210,8 @@ def _figures(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record
     began = time.perf_counter()
     line = record_of(record, built.evaluate(state), time.perf_counter() - began)
     if built.evaluate_clients is not None:
-        line["client_metrics"] = dict(built.evaluate_clients(state))
+        name = "client_metrics" if built.data.test_clients else "client_metrics_by_class"
+        line[name] = dict(built.evaluate_clients(state))
     return line | private
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Record: TypeAlias = dict[str, object]
 """One line of `rounds.jsonl`."""
 
+_OF_CLIENTS = ("client_metrics", "client_metrics_by_class")
 _NOT_PRIVATE = {"note": "not private: true figures, for whoever runs a simulation; do not publish"}
 
 
@@ -147,6 +148,24 @@ def cut_records(file: Path, rounds: int) -> list[Record]:
     if file.exists() and file.read_bytes() != text.encode():
         write_text(file, text)
     return kept
+
+
+def drop_evaluation(file: Path, records: list[Record], metric: Metric) -> list[Record]:
+    """Take the evaluation out of the last line: it was of a last round, and more rounds follow.
+
+    Args:
+      file: `rounds.jsonl` of a run folder.
+      records: its lines.
+      metric: the headline metric.
+    """
+    if not records or "loss" not in _metrics(records[-1]):
+        return records
+    kept = {name: each for name, each in records[-1].items() if name not in _OF_CLIENTS}
+    figures = _metrics(kept)
+    kept["metrics"] = {n: figures[n] for n in figures if n not in ("loss", metric.name)}
+    whole = [*records[:-1], kept]
+    write_text(file, "".join(to_json(record) + "\n" for record in whole))
+    return whole
 
 
 def cut_diagnostics(file: Path, rounds: int) -> None:

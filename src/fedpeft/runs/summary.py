@@ -15,13 +15,16 @@ from fedpeft.server.state import ServerState
 
 
 def finish_run(
-    built: BuiltRun, folder: RunFolder, state: ServerState, so_far: Totals
+    built: BuiltRun, folder: RunFolder, state: ServerState, so_far: Totals, initial: Record
 ) -> dict[str, object]:
-    """Write the final delta, then the summary: where there is one, the run folder is complete."""
+    """Write the final delta, then the summary: where there is one, the run folder is complete.
+
+    `initial` holds the metrics before round 1, {} where they were not computed.
+    """
     metadata = {"method": built.experiment.tuning.method, "rounds": str(state.round)}
     write_delta(folder.delta, built.plan, state, metadata)
     spent = built.privacy.client_epsilons(_read_late(folder.rounds))
-    summary = summary_of(built, so_far, state) | spent | {"run_dir": str(folder.path)}
+    summary = summary_of(built, so_far, state, initial) | spent | {"run_dir": str(folder.path)}
     write_json(folder.summary, summary)
     return summary
 
@@ -31,9 +34,14 @@ def _read_late(file: Path) -> Iterator[Record]:
     yield from read_records(file)
 
 
-def summary_of(built: BuiltRun, so_far: Totals, state: ServerState) -> dict[str, object]:
-    """Return the summary of a run after some rounds, without its folder."""
-    experiment, plan = built.experiment, built.plan
+def summary_of(
+    built: BuiltRun, so_far: Totals, state: ServerState, initial: Record
+) -> dict[str, object]:
+    """Return the summary of a run after some rounds, without its folder.
+
+    `initial` holds the metrics before round 1, {} where they were not computed.
+    """
+    experiment, plan, headline = built.experiment, built.plan, so_far.metric.name
     done = so_far.rounds >= experiment.federation.rounds
     goes_on = built.privacy.goes_on(so_far.rounds)
     return {
@@ -44,6 +52,7 @@ def summary_of(built: BuiltRun, so_far: Totals, state: ServerState) -> dict[str,
         **so_far.last,
         "metric": so_far.metric.name,
         **({} if so_far.best is None else {f"best_{so_far.metric.name}": so_far.best}),
+        **({f"initial_{headline}": initial.get(headline)} if initial else {}),
         "trainable_parameters": plan.spec.num_params,
         "total_parameters": sum(p.numel() for p in built.tuned.model.parameters()),
         "payload_bytes": plan.spec.num_bytes + plan.buffer_spec.num_bytes,
