@@ -46,7 +46,7 @@ def test_only_the_owner_can_read(tmp_path: Path) -> None:
 
 
 def test_a_half_written_file_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "round-00007.safetensors.partial").write_bytes(b"half")
+    (tmp_path / "round-00007.safetensors.fedpeft.partial").write_bytes(b"half")
     assert checkpoints(tmp_path) == []
 
 

@@ -218,3 +218,24 @@ def test_missing_records_are_an_error(done: Path, tmp_path: Path) -> None:
     (out / "rounds.jsonl").write_text("")
     with pytest.raises(RunFolderError, match="found 0 rounds, the newest checkpoint is of round 2"):
         run(tiny(), out, resume=True)
+
+
+def test_files_of_the_user_are_never_ours(tmp_path):
+    """A folder with anything that we did not make is not empty, and keeps it."""
+    for name in ("lock", "movie.partial", "experiment.toml.partial", ".hidden"):
+        folder = tmp_path / name.strip(".")
+        folder.mkdir()
+        (folder / name).write_text("x")
+        for resume in (False, True):
+            with pytest.raises(RunFolderError, match=r"not empty|no run folder"):
+                run(tiny(), folder, resume=resume)
+        assert snapshot(folder) == {name: b"x"}
+
+
+def test_a_file_of_the_user_in_a_run_folder_stays(tmp_path):
+    run(tiny(), tmp_path / "run")
+    (tmp_path / "run" / "movie.partial").write_text("x")
+    (tmp_path / "run" / "summary.json.fedpeft.partial").write_text("left by a crash")
+    run(tiny(rounds=3), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "movie.partial").read_text() == "x"
+    assert not (tmp_path / "run" / "summary.json.fedpeft.partial").exists()

@@ -11,8 +11,8 @@ from typing import Any
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.strict_json import to_json
 
-TEMPORARY = ".partial"
-"""Suffix of a file that is being written; one that is found later was left by a crash."""
+TEMPORARY = ".fedpeft.partial"
+"""Suffix of a file of ours that is being written; one that is found later was left by a crash."""
 
 
 def write_whole(file: Path, write: Callable[[Path], None], *, mode: int = 0o644) -> None:
