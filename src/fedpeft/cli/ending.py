@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import typer
 
 _INTERRUPTED = 130
+_USAGE = 2
 
 
 class Interrupted(Exception):
@@ -34,3 +35,8 @@ def ending() -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads our output any more; be silent
         raise typer.Exit(0) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        raise typer.Exit(_USAGE) from error

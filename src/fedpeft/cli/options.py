@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+
+def expanded(path: Path | None) -> Path | None:
+    """Return a path with `~` written out; one that names no user's folder stays as it is."""
+    return None if path is None else Path(os.path.expanduser(path))
+
+
 File = Annotated[
     Path | None,
-    typer.Argument(metavar="[EXPERIMENT.toml]", hidden=True),
+    typer.Argument(metavar="[EXPERIMENT.toml]", hidden=True, callback=expanded),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -21,6 +28,8 @@ Overs = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Folder; by default runs/<name>-<time>."),
+    typer.Option(
+        "--out", metavar="DIR", help="Folder; by default runs/<name>-<time>.", callback=expanded
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

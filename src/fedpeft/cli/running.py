@@ -16,6 +16,7 @@ import typer
 from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.ending import Interrupted
 from fedpeft.cli.printing import show, show_table
+from fedpeft.core.errors import RunFolderError
 from fedpeft.core.strict_json import to_json
 from fedpeft.core.text import byte_words
 from fedpeft.experiment.read import read_experiment, read_toml
@@ -34,10 +35,18 @@ def run_command(
     """Run one experiment and print its summary.
 
     Raises:
+      RunFolderError: if there is nothing to resume, and no file that says what to start instead.
       Interrupted: with the command that resumes the run.
     """
     source = file
-    if resume and file is None and out is not None and RunFolder(out).experiment.exists():
+    if resume and (out is None or not RunFolder(out).experiment.exists()):
+        if file is None:
+            raise RunFolderError(
+                f"{out or '--resume'}: there is no run to go on with; name the folder of a run by "
+                "--out, or the experiment file to start"
+            )
+        typer.echo(f"{out}: nothing to resume; a new run starts", err=True)
+    elif resume and file is None and out is not None:
         source = RunFolder(out).experiment  # the folder alone is enough to resume
     experiment = read_experiment(source, sets)
     gc.freeze()  # what the imports made lives to the end: no collection scans it
@@ -48,7 +57,8 @@ def run_command(
             on_round = partial(report, experiment.tuning.method)
             summary = run(experiment, place, resume=resume, on_round=on_round)
     except KeyboardInterrupt as stop:
-        command = shlex.join([*again, "--out", str(place), "--resume"])
+        kept = place is not None and RunFolder(place).experiment.exists()
+        command = shlex.join([*again, "--out", str(place), *(["--resume"] if kept else [])])
         raise Interrupted(f"interrupted; go on with: {command}") from stop
     show(summary, _summary_lines(summary), as_json=as_json)
 

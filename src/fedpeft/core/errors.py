@@ -76,6 +76,12 @@ class EngineError(FedpeftError):
     exit_code = 4
 
 
+class StorageError(FedpeftError):
+    """A run that is under way cannot write its folder; its last state is kept."""
+
+    exit_code = 4
+
+
 class NotFiniteError(FedpeftError):
     """A round's combined update or new state is not finite; nothing of the round was kept."""
 

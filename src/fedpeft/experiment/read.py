@@ -47,7 +47,7 @@ def read_toml(file: Path | None) -> dict[str, Any]:
         text = (importlib.resources.files("fedpeft") / "quickstart.toml").read_text("utf-8")
         return tomllib.loads(text)
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8-sig"))  # editors of Windows write a mark
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: there is no such file. Name a TOML file, or leave it out for the quickstart"

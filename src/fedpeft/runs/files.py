@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.errors import RunFolderError
+from safetensors import SafetensorError
+
+from fedpeft.core.errors import RunFolderError, StorageError
 from fedpeft.core.strict_json import to_json
 
 TEMPORARY = ".fedpeft.partial"
 """Suffix of a file of ours that is being written; one that is found later was left by a crash."""
+
+
+@contextlib.contextmanager
+def storing(folder: Path, round: int) -> Iterator[None]:
+    """Turn what a full or read-only disk raises in the block into one error of ours.
+
+    Raises:
+      StorageError: naming the folder, the round and what the system said.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        raise StorageError(
+            f"{getattr(error, 'filename', None) or folder}: cannot be written after round {round}: "
+            f"{said}. The last whole round is kept: make room or give the right to write, then go "
+            "on by --resume"
+        ) from error
 
 
 def write_whole(file: Path, write: Callable[[Path], None], *, mode: int = 0o644) -> None:

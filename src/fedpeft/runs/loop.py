@@ -32,7 +32,7 @@ from fedpeft.runs.checkpoint import (
 )
 from fedpeft.runs.deltas import keep_delta, start_deltas
 from fedpeft.runs.environment import describe_environment
-from fedpeft.runs.files import read_object, remove_temporary, write_json, write_text
+from fedpeft.runs.files import read_object, remove_temporary, storing, write_json, write_text
 from fedpeft.runs.folder import (
     RunFolder,
     experiment_digest,
@@ -65,6 +65,7 @@ def run_experiment(
 
     Raises:
       RunFolderError: if the folder's newest checkpoint or its records cannot be used.
+      StorageError: if the folder cannot be written after a round.
     """
     experiment, metric = built.experiment, built.tuned.loaded.task.headline
     state = first = _restore(built, folder)
@@ -79,16 +80,18 @@ def run_experiment(
     if built.privacy.private:
         cut_diagnostics(folder.diagnostics, state.round)
     for state, record, line in rounds_of(built, first, folder.path):
-        if built.privacy.private:
-            true = built.privacy.diagnostics(record, built.plan.spec.num_params)
-            append_record(folder.diagnostics, true)
-        append_record(folder.rounds, line)
-        keep_delta(built, folder, state)
         memories = built.engine.memories(state.committed)
-        write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
+        with storing(folder.path, state.round):
+            if built.privacy.private:
+                true = built.privacy.diagnostics(record, built.plan.spec.num_params)
+                append_record(folder.diagnostics, true)
+            append_record(folder.rounds, line)
+            keep_delta(built, folder, state)
+            write_checkpoint(folder.checkpoints, Checkpoint(state, memories, digest))
         records.append(brief(line))
         on_round(RoundDone(line, totals(records, metric), experiment.federation.rounds))
-    summary = finish_run(built, folder, state, totals(records, metric), initial)
+    with storing(folder.path, state.round):
+        summary = finish_run(built, folder, state, totals(records, metric), initial)
     ended(built.callbacks, summary)
     return summary
 
