@@ -45,7 +45,8 @@ def test_a_simulation_on_two_actors_equals_the_local_engine(tmp_path):
         for more in runs:
             command = [sys.executable, "-m", "fedpeft", "run", *sets, "--json"]
             command += [part for each in more for part in ("--set", each)]
-            command += ["--out", str(tmp_path / name), "--resume"]
+            command += ["--out", str(tmp_path / name)]
+            command += ["--resume"] if (tmp_path / name).exists() else []
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=240, check=False,
                 env=environment(tmp_path / "home"),
