@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.files import READERS, Numbered, find_by_class, pictures_in, split_named
+from fedpeft.data.files import READERS, Numbered
+from fedpeft.data.folders import find_by_class, pictures_in, split_named
 from fedpeft.data.images import Canvas, read_pixels
 from fedpeft.data.labels import encode_labels
 from fedpeft.data.request import DataRequest

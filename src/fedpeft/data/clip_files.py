@@ -22,16 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.files import (
-    IMAGE_SUFFIXES,
-    by_split,
-    find_by_class,
-    part_by_suffix,
-    pictures_in,
-    read_arrays,
-    read_split_files,
-    reading,
-)
+from fedpeft.data.files import part_by_suffix, read_arrays, read_split_files, reading
+from fedpeft.data.folders import IMAGE_SUFFIXES, by_split, find_by_class, pictures_in
 from fedpeft.data.tables import USUAL_NAMES, Table
 
 Array = npt.NDArray[np.generic]

@@ -1,15 +1,12 @@
-"""Readers of parquet, csv, tsv, jsonl and npz files and of folders of pictures; never unpickled.
+"""Readers of parquet, csv, tsv, jsonl and npz files; never unpickled.
 
-Hidden files and folders are no data. Splits are recognised by their usual names in any letter case
-(`split_named`). Whatever a broken file makes a library raise becomes one `DataError` with its path.
+Whatever a broken file makes a library raise becomes one `DataError` with its path.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,29 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
+from fedpeft.data.folders import split_named
 from fedpeft.data.tables import Table
 
 if TYPE_CHECKING:
     import datasets
 
 
-_log = logging.getLogger(__name__)
-
 Array = npt.NDArray[np.generic]
-
-_DEEPEST = 20
-
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
-
-
-_SPLITS: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training", "trn"),
-    "validation": ("validation", "valid", "val", "dev", "development"),
-    "test": ("test", "testing", "tst", "eval", "evaluation"),
-}
-_ALONGSIDE = frozenset({".md", ".rst", ".toml", ".yaml", ".yml", ".cff", ".bib", ".pdf", ".log"})
 
 
 @dataclass(frozen=True)
@@ -97,34 +79,6 @@ def reading(path: object, kind: str) -> Iterator[None]:
     except Exception as error:  # libraries raise what they like for bytes that they do not expect
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"data.source: {path} is not {kind}: {said}") from error
-
-
-def split_named(name: str) -> str | None:
-    """Return `train`, `validation` or `test` for a usual name of that split, else None.
-
-    >>> split_named("Training"), split_named("VAL"), split_named("hospital")
-    ('train', 'validation', None)
-    """
-    plain = name.strip().casefold()
-    return next((split for split, names in _SPLITS.items() if plain in names), None)
-
-
-def by_split(names: Sequence[str], where: object) -> dict[str, str]:
-    """Return split -> its name in a source; one with an unusual name is called by that name.
-
-    Raises:
-      DataError: if two names stand for one split, as `Train` and `training` do.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        split = split_named(name) or name
-        if split in found:
-            raise DataError(
-                f"data.source: {where} has {found[split]!r} and {name!r}, which both name the "
-                f"{split} split: remove or rename one"
-            )
-        found[split] = name
-    return found
 
 
 def tables_of(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, Table]:
@@ -251,67 +205,6 @@ def full_scale_of(path: Path) -> int:
         return int(found.item())
 
 
-def read_image_folder(path: Path) -> dict[str, Table]:
-    """Read `train/CLASS/*.png` and `test/CLASS/*.png`, or `CLASS/*.png` as one split."""
-    tables = {}
-    for split, (files, labels) in find_by_class(path, pictures_in).items():
-        paths = [str(file) for file in files]
-        tables[split] = Table({"image": paths, "label": labels}, places=paths)
-    return tables
-
-
-def find_by_class(
-    path: Path, find: Callable[[Path], Sequence[Path]]
-) -> dict[str, tuple[list[Path], list[str]]]:
-    """Return split -> (examples, the class of each), classes and their examples in sorted order.
-
-    Args:
-      path: a folder with `train/CLASS` and other splits, or `CLASS` folders as one split.
-      find: gives the examples in the folder of a class. Hidden folders are no classes.
-
-    Raises:
-      DataError: if the folders look like splits, or hold the classes one level further down.
-    """
-    folders = {folder.name: folder for folder in folders_in(path)}
-    splits = by_split([name for name in folders if split_named(name)], path)
-    if "train" in splits:
-        others = [name for name in folders if not split_named(name)]
-        if others:
-            _log.warning("data: %s: not read: the folders %s", path, ", ".join(others))
-    else:
-        _refuse_nested(path, folders, find)
-        splits = {"train": ""}
-    found = {}
-    for split, name in splits.items():
-        pairs = [(file, kind.name) for kind in folders_in(path / name) for file in find(kind)]
-        found[split] = [file for file, _ in pairs], [label for _, label in pairs]
-    return found
-
-
-def folders_in(path: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones; links are followed."""
-    return sorted(inner for inner in path.iterdir() if inner.is_dir() and _is_seen(inner.name))
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Return all pictures under a folder, sorted, without hidden ones; links are followed."""
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if _is_seen(name)]
-        found += [Path(place, name) for name in files if _is_picture(name)]
-        if len(Path(place).parts) - len(folder.parts) > _DEEPEST:
-            raise DataError(f"data.source: {folder} has folders over {_DEEPEST} deep: a link back?")
-    return sorted(found)
-
-
-def not_read(path: Path, files: Sequence[Path]) -> list[str]:
-    """Return the names in a folder that look like data and are not among the files to read."""
-    left = [each for each in path.iterdir() if each not in files and _is_seen(each.name)]
-    plain = [each for each in left if each.suffix.lower() not in _ALONGSIDE]
-    words = ("readme", "license", "licence", "dataset_info", "classes", "labels")
-    return sorted(each.name for each in plain if each.stem.casefold() not in words)
-
-
 READERS: Mapping[str, Callable[[Path], dict[str, Table]]] = {
     ".parquet": read_parquet,
     ".csv": read_csv,
@@ -388,29 +281,3 @@ def _aligned(columns: Mapping[str, Array]) -> dict[str, Array]:
 
 def _names_of(column: str) -> tuple[str, ...]:
     return ("classes", "label_names") if column in ("y", "label") else (f"{column}s",)
-
-
-def _refuse_nested(
-    path: Path, folders: Mapping[str, Path], find: Callable[[Path], Sequence[Path]]
-) -> None:
-    """Refuse folders that hold the same folders: they are splits, sites or one level too many."""
-    shared = Counter(
-        each.name
-        for folder in folders.values()
-        for each in set(folders_in(folder)) - set(find(folder))
-    )
-    if shared and (max(shared.values()) > 1 or len(folders) == 1):
-        found = ", ".join(repr(name) for name in sorted(folders)[:5])
-        raise DataError(
-            f"data.source: the folders {found} of {path} are no classes: they hold the folders "
-            f"{', '.join(repr(name) for name in sorted(shared)[:5])}. Name the splits train, "
-            "validation and test, or give the folder that holds the classes"
-        )
-
-
-def _is_seen(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def _is_picture(name: str) -> bool:
-    return _is_seen(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES

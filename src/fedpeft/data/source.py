@@ -19,18 +19,14 @@ import numpy as np
 from fedpeft.core.errors import DataError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.clip_files import read_clip_file, read_clip_folder
-from fedpeft.data.files import (
-    READERS,
+from fedpeft.data.files import READERS, full_scale_of, read_split_files, reading, tables_of
+from fedpeft.data.folders import (
     by_split,
     folders_in,
-    full_scale_of,
+    has_pictures,
     not_read,
-    pictures_in,
     read_image_folder,
-    read_split_files,
-    reading,
     split_named,
-    tables_of,
 )
 from fedpeft.data.request import DataRequest
 from fedpeft.data.tables import Splits, Table, select, values_of
@@ -134,7 +130,7 @@ def _read_folder(path: Path) -> Mapping[str, Table]:
     files = sorted(
         file for file in path.iterdir() if file.suffix in READERS and not file.name.startswith(".")
     )
-    pictured = any(pictures_in(folder) for folder in folders_in(path))
+    pictured = any(has_pictures(folder) for folder in folders_in(path))
     if files and not (pictured and not any(map(_split_of, files))):
         _say_what_is_not_read(path, files)
         return _read_files(files)
