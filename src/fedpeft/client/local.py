@@ -26,10 +26,8 @@ from fedpeft.client.private import (
     GradientPrivacy,
     RowGradients,
     check_turn,
-    covering,
-    draw,
     kept_root,
-    noised,
+    private_step,
     row_gradients,
     rows_at_once,
     sent,
@@ -152,9 +150,9 @@ def _train_client(
                     batch = take_batch(turn, places[part], epoch, settings.device)
                     grad_P += clip_rows(rows(batch, keys_B[part]), chosen.clip_norm).sum(0)
             if chosen is not None:
-                covered = covering(chosen, turn, covered, grad_P)
-                noise_P = draw(chosen, turn, len(grad_P), number, covered)
-                grad_P = noised(chosen, grad_P, settings.batch_size, noise_P)
+                grad_P, covered = private_step(
+                    chosen, turn, grad_P, number, settings.batch_size, covered
+                )
             if settings.prox_mu:  # only for the parameters that are sent: the others have no anchor
                 grad_P[:num_sent].add_((flat.value_P - start_P)[:num_sent], alpha=settings.prox_mu)
             step = step or make_step(settings.optimizer, active_P)

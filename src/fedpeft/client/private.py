@@ -192,6 +192,29 @@ def noised(chosen: GradientPrivacy, grad_P: Tensor, batch_size: int, noise_P: Te
     return clip(grad_P, chosen.clip_norm) + noise_P / (batch_size if chosen.divided else 1)
 
 
+def private_step(
+    chosen: GradientPrivacy,
+    turn: ClientTurn,
+    grad_P: Tensor,
+    step: int,
+    batch_size: int,
+    before: str,
+) -> tuple[Tensor, str]:
+    """Return the noised gradient [P] of one step, and the digest of what its noise covers.
+
+    Args:
+      chosen: the mechanism.
+      turn: a turn `with_root`.
+      grad_P: as `noised` takes it.
+      step: number of the step, from 1.
+      batch_size: B, a constant of the run.
+      before: the digest that the step before returned; "" at the first.
+    """
+    covered = covering(chosen, turn, before, grad_P)
+    noise_P = draw(chosen, turn, len(grad_P), step, covered)
+    return noised(chosen, grad_P, batch_size, noise_P), covered
+
+
 def row_gradients(tuned: TunedModel) -> RowGradients:
     """Return a function for per-example gradients, in one pass if `torch.func.vmap` supports it.
 

@@ -31,7 +31,8 @@ MEMORY_LIMIT = 2 * 1024**3
 """Bytes of decoded pictures of one split that are kept in memory."""
 
 _TURN = 0x0112  # EXIF's tag of the orientation
-_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+"""Pillow's number of each way of resampling, which processors write too."""
 
 
 @dataclass(frozen=True)
@@ -230,5 +231,5 @@ def _resized(array: npt.NDArray[np.uint8], canvas: Canvas) -> npt.NDArray[np.uin
 
     image = Image.fromarray(array[:, :, 0] if canvas.channels == 1 else array)
     size = (canvas.width, canvas.height)
-    out = np.asarray(image.resize(size, Image.Resampling(_RESAMPLE[canvas.resample])))
+    out = np.asarray(image.resize(size, Image.Resampling(RESAMPLE[canvas.resample])))
     return out[:, :, None] if canvas.channels == 1 else out

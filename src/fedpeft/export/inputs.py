@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from fedpeft.core.errors import ModelError
-from fedpeft.data.images import Canvas
+from fedpeft.data.images import RESAMPLE, Canvas
 from fedpeft.data.preprocessing import PicturePreprocessing
 from fedpeft.data.transforms import View
 from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
@@ -30,7 +30,6 @@ _OWN_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
     *("vocab*", "merges.txt", "*.model"),
 )
-_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
 
 def write_inputs(run: FinishedRun, folder: Path) -> None:
@@ -100,7 +99,7 @@ def _processor(made: PicturePreprocessing, kind: str) -> dict[str, object]:
         "do_convert_rgb": canvas.channels == 3,
         "do_resize": True,
         "size": {"height": canvas.height, "width": canvas.width},
-        "resample": _RESAMPLE[canvas.resample],
+        "resample": RESAMPLE[canvas.resample],
         "do_center_crop": cropped,
         "crop_size": {"height": view.height, "width": view.width},
         "do_rescale": True,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import EngineError
+from fedpeft.core.strict_json import to_json
 
 
 def append(file: Path, row: Mapping[str, object]) -> None:
@@ -23,7 +24,7 @@ def append(file: Path, row: Mapping[str, object]) -> None:
       OSError: if it cannot be written; nothing of it is left then.
     """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    line = json.dumps(row).encode() + b"\n"
+    line = to_json(row, ascii_only=True).encode() + b"\n"
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     before = os.fstat(descriptor).st_size
     try:

@@ -163,8 +163,8 @@ def check_shapes(experiment: Experiment) -> list[str]:
             "check its shapes"
         ]
     sketch = sketch_run(experiment)
-    path = Path(experiment.data.source).expanduser()
-    if experiment.data.source not in BUNDLED_DATASETS and path.exists():
+    path = _own_data(experiment)
+    if path is not None:
         files = path.iterdir() if path.is_dir() else [path]
         if sum(file.stat().st_size for file in files if file.is_file()) <= _OPENED:
             request = data_request(sketch.resolved, sketch.tuned.loaded.task)
@@ -225,14 +225,19 @@ def _data(resolved: Resolved) -> Federated | None:
     experiment = resolved.experiment
     if ENGINES[experiment.engine.name].deployed:
         return None  # this machine has the server's data, not the sites'
-    source = experiment.data.source
-    if source not in BUNDLED_DATASETS and not Path(source).expanduser().exists():
+    if experiment.data.source not in BUNDLED_DATASETS and _own_data(experiment) is None:
         return None
     try:
         return load_run_data(resolved)
     except FedpeftError as error:
         logger.warning("no partition is shown: %s", error)
         return None
+
+
+def _own_data(experiment: Experiment) -> Path | None:
+    """Return the file or folder of the user's own data; None if it is not on this machine."""
+    path = Path(experiment.data.source).expanduser()
+    return path if experiment.data.source not in BUNDLED_DATASETS and path.exists() else None
 
 
 def _partition(data: Federated) -> Partition:

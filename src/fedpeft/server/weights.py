@@ -45,21 +45,24 @@ class Weights:
         Raises:
           DeltaMismatchError: if the client may not have that weight.
         """
-        found = None if self.announced is None else self.announced.get(client)
-        told = self.announced is None or found is not None
-        most = 1.0 if self.constant or not told else _MOST if found is None else float(found)
+        most, why = self._bound(client)
         if not 0 < claimed <= most * _ROUNDING:
-            why = (
-                "every weight is 1 here"
-                if self.constant
-                else "the number of examples that it announced"
-            )
-            why = why if told or self.constant else "it announced no number of examples"
             raise DeltaMismatchError(
                 f"weight is {claimed:g}; allowed is a finite number above 0"
                 + (f" and at most {most:g} ({why})" if most < _MOST else "")
             )
+        told = self.announced is None or client in self.announced
         return claimed if self.constant or told else self._median()
+
+    def _bound(self, client: str) -> tuple[float, str]:
+        """Return the largest weight that a client may claim, and why."""
+        if self.constant:
+            return 1.0, "every weight is 1 here"
+        if self.announced is None:
+            return _MOST, "no number of examples was announced"
+        if client not in self.announced:
+            return 1.0, "it announced no number of examples"
+        return float(self.announced[client]), "the number of examples that it announced"
 
     def _median(self) -> float:
         """Return the weight of a client that announced nothing."""
@@ -82,9 +85,8 @@ def capped(weights: Sequence[float], max_share: float) -> list[float]:
     if max_share * len(weights) <= 1:
         return [1.0] * len(weights)
     ordered = sorted(weights, reverse=True)
-    rests = list(itertools.accumulate(reversed(ordered)))[
-        ::-1
-    ]  # small ones first: no digit is lost
+    sums = list(itertools.accumulate(reversed(ordered)))  # small ones first: no digit is lost
+    rests = sums[::-1]
     for lowered, (weight, rest) in enumerate(zip(ordered, rests, strict=True)):
         # t = share (lowered t + rest): the value of those above it, where the others stay
         limit = max_share * rest / (1 - max_share * lowered)

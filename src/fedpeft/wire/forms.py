@@ -45,7 +45,7 @@ class Form:
     def dense_bytes(self) -> int:
         """Bytes of the payload before the first stage."""
         assert self.steps[0] is not None
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.steps[0].values())
+        return _data_bytes(self.steps[0])
 
     @functools.cached_property
     def max_header(self) -> int:

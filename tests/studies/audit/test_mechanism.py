@@ -16,6 +16,7 @@ import fedpeft.client.passes.gradients as joint_gradients
 import fedpeft.client.private as private_training
 import fedpeft.wire.private_stages as private_stages
 from fedpeft.build.run import build_run
+from fedpeft.client.private import noised as sound_noised
 from fedpeft.core import noise
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.resolve import resolve
@@ -165,10 +166,10 @@ def mean_of_those_who_answered(monkeypatch):
 
     def noised(chosen, grad_P, batch_size, noise_P):
         count, counts[0] = max(1, counts[0]), 0
-        return private_training.noised(chosen, grad_P, count, noise_P)
+        return sound_noised(chosen, grad_P, count, noise_P)
 
     monkeypatch.setattr(local_training, "clip_rows", rows)
-    monkeypatch.setattr(local_training, "noised", noised)
+    monkeypatch.setattr(private_training, "noised", noised)
 
 
 FAULTS = {
@@ -247,10 +248,10 @@ def test_an_empty_batch_must_be_noised_too(monkeypatch):
 
     def noised(chosen, grad_P, batch_size, noise_P):
         count, counts[0] = counts[0], 0
-        return private_training.noised(chosen, grad_P, batch_size, noise_P * (count > 0))
+        return sound_noised(chosen, grad_P, batch_size, noise_P * (count > 0))
 
     monkeypatch.setattr(local_training, "clip_rows", rows)
-    monkeypatch.setattr(local_training, "noised", noised)
+    monkeypatch.setattr(private_training, "noised", noised)
     assert audited("example")["noise_too_small"] == "found"
     assert audited("shuffled")["noise_too_small"] == "passed"
 

@@ -42,10 +42,8 @@ from fedpeft.client.passes.layers import Place, find_places
 from fedpeft.client.private import (
     RowGradients,
     check_turn,
-    covering,
-    draw,
     kept_root,
-    noised,
+    private_step,
     sent,
     with_root,
 )
@@ -228,7 +226,8 @@ def _private(
         return grad_AP
     rows = []
     for place, (grad_P, turn) in enumerate(zip(grad_AP, turns, strict=False)):
-        covered[place] = covering(chosen, turn, covered[place], grad_P)
-        noise_P = draw(chosen, turn, len(grad_P), number, covered[place])
-        rows.append(noised(chosen, grad_P, settings.batch_size, noise_P))
+        row_P, covered[place] = private_step(
+            chosen, turn, grad_P, number, settings.batch_size, covered[place]
+        )
+        rows.append(row_P)
     return torch.stack(rows)
