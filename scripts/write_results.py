@@ -104,7 +104,8 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
         why = "–"
         if least is not None:
             unit = "" if verdict.unit == "accuracy" else f" ({verdict.unit})"
-            why = f"{least.what}: {least.margin:+.3f} ± {least.error:.3f}{unit}"
+            low, high = least.interval
+            why = f"{least.what}: {least.margin:+.3f} ({low:+.3f} to {high:+.3f}){unit}"
             why += f", the least of {len(verdict.comparisons)}; {', '.join(verdict.sources)}"
         parts = "; ".join(f"{block}: {word}" for block, word in verdict.blocks.items())
         word = f"**{verdict.verdict}**" + (f" ({parts})" if parts else "")

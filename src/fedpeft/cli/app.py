@@ -235,7 +235,7 @@ def claims(
 ) -> None:
     """Check the paper's claims on finished sweeps.
 
-    SWEEP is the folder of a sweep. Margins are means over the seeds, with their standard error.
+    SWEEP is the folder of a sweep. Margins are means over paired seeds, with a t test at 0.05.
 
     \b
     Examples:

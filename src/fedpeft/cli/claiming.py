@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import typer
 
 from fedpeft.cli.printing import show
-from fedpeft.results.claims import Comparison, Verdict, check_claims
+from fedpeft.results.claims import Verdict, check_claims
 from fedpeft.results.claims_grid import shadowed
+from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Run, find_runs, read_run
 
 
@@ -49,9 +49,12 @@ def _analogue(verdict: Verdict) -> str:
 
 
 def _least(verdict: Verdict, least: Comparison) -> str:
-    error = "unknown: one seed" if math.isnan(least.error) else f"{least.error:.4f}"
-    count = len(verdict.comparisons)
+    low, high = least.interval
+    interval = "unknown: one seed" if least.seeds < 2 else f"{low:+.4f} to {high:+.4f}"
+    bound = f", may be {-least.tolerance:g}" if least.tolerance else ""
+    needed = least.seeds_needed if least.verdict == "undecided" else None
+    more = f"; about {needed} seeds would decide" if needed else ""
     return (
-        f"least of {count}: {least.what}: margin {least.margin:+.4f}, "
-        f"standard error {error} ({verdict.unit})"
+        f"least of {len(verdict.comparisons)}: {least.what}: margin {least.margin:+.4f}{bound} "
+        f"({verdict.unit}), 90 % interval {interval}, {least.seeds} seeds{more}"
     )

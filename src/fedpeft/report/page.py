@@ -8,7 +8,6 @@ All markup is in the template, which escapes everything that comes from runs.
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -20,8 +19,9 @@ from fedpeft.core.text import dotted
 from fedpeft.pictures.style import DARK, LIGHT, Picture, strokes
 from fedpeft.report.detail import commands, configuration, diagnosed
 from fedpeft.report.sentences import claims_words, leader, listed, worth
-from fedpeft.results.claims import Comparison, Verdict
+from fedpeft.results.claims import Verdict
 from fedpeft.results.grid import Grid
+from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Group, Panel, Run
 from fedpeft.results.table import TEXTS, Row, as_csv
 
@@ -168,11 +168,23 @@ def _plain(value: float) -> str:
 
 
 def _margin(found: Comparison) -> str:
-    return f"{found.margin:+.4f}".replace("-", "−")
+    bound = f" (may be −{found.tolerance:g})" if found.tolerance else ""
+    return f"{_signed(found.margin)}{bound}"
 
 
-def _error(found: Comparison) -> str:
-    return "unknown: one seed" if math.isnan(found.error) else f"{found.error:.4f}"
+def _interval(found: Comparison) -> str:
+    if found.seeds < 2:
+        return "unknown: one seed"
+    return " to ".join(_signed(end) for end in found.interval)
+
+
+def _seeds(found: Comparison) -> str:
+    needed = found.seeds_needed if found.verdict == "undecided" else None
+    return f"{found.seeds} seeds" + (f"; {needed} would decide" if needed else "")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
 
 
 def _column(key: str) -> str:
@@ -200,11 +212,12 @@ _FILTERS: Mapping[str, Callable[..., object]] = {
     "configuration": configuration,
     "csv_base64": lambda panel: base64.b64encode(as_csv([panel]).encode()).decode(),
     "diagnosed": diagnosed,
-    "error": _error,
+    "interval": _interval,
     "listed": listed,
     "margin": _margin,
     "plain": _plain,
     "plural": lambda number, noun: f"{number} {noun}{'' if number == 1 else 's'}",
+    "seeds": _seeds,
     "setting": _setting,
     "setting_of": _setting_of,
     "short": lambda text: text if len(text) <= 160 else f"{text[:159]}…",

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fedpeft.core.metrics import Metric
-from fedpeft.results.claims import ABSENT, Comparison, Verdict, compare
+from fedpeft.results.claims import ABSENT, Verdict
+from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Panel
 from fedpeft.results.table import metric_text, row_of
 
@@ -30,7 +31,7 @@ def leader(panel: Panel, name: str) -> str:
         for seed, a in sorted(one.items())
         if a is not None and (b := two.get(seed)) is not None
     ]
-    lead = f"; {_lead(compare('', margins), metric)}" if len(margins) > 1 else ""
+    lead = f"; {_lead(Comparison('', tuple(margins)), metric)}" if len(margins) > 1 else ""
     return (
         f"{name}: {'highest' if metric.better == 'max' else 'lowest'} mean {metric.name} of "
         f"{len(done)} rows: {first.label}, {metric_text(best, metric)}; next: "
@@ -41,9 +42,9 @@ def leader(panel: Panel, name: str) -> str:
 def _lead(found: Comparison, metric: Metric) -> str:
     scale, unit = metric.scale, " points" if metric.percent else ""
     verdict = (
-        "not distinguished by these seeds (under two standard errors)"
+        "not distinguished by these seeds (one-sided t test, 0.05)"
         if found.verdict == "undecided"
-        else "more than two standard errors apart"
+        else "more than chance between seeds (one-sided t test, 0.05)"
     )
     return (
         f"a lead of {scale * found.margin:.2f}{unit} with standard error "
@@ -58,7 +59,8 @@ def claims_words(verdicts: Sequence[Verdict]) -> str:
         return ""
     absent = f", {counts[ABSENT]} need rows that are not here" if counts[ABSENT] else ""
     return (
-        f"{counts['pass']} of the paper's {len(verdicts)} claims pass, {counts['fail']} fail, "
+        f"{counts['pass'] + counts['equivalent']} of the paper's {len(verdicts)} claims pass, "
+        f"{counts['fail']} fail, "
         f"{counts['undecided']} are undecided{absent}."
     )
 

@@ -6,11 +6,10 @@ paired(a, b):  d_s = accuracy of a - accuracy of b, in each seed s that both hav
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Run
 
 FAR_SOURCES: Mapping[str, str] = {
@@ -20,40 +19,6 @@ FAR_SOURCES: Mapping[str, str] = {
 """Near data set -> far one: the paper's pair, and our analogue at small scale."""
 
 _PCAM = FAR_SOURCES["timm/resisc45"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One difference over paired seeds.
-
-    Attributes:
-      what: the two sides that are compared.
-      margin: mean over the seeds; above 0 it supports the claim.
-      error: standard error of the mean; NaN with fewer than two seeds.
-      sources: the data sets of the compared runs.
-      block: the part of the table, such as a privacy mode; "" if the table has one part.
-    """
-
-    what: str
-    margin: float
-    error: float
-    sources: tuple[str, ...] = ()
-    block: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """`pass`, `fail` or `undecided`."""
-        if math.isnan(self.error) or abs(self.margin) <= 2 * self.error or self.margin == 0:
-            return "undecided"
-        return "pass" if self.margin > 0 else "fail"
-
-    def as_json(self) -> dict[str, object]:
-        """Return one JSON object."""
-        error = None if math.isnan(self.error) else self.error
-        return {
-            **{"what": self.what, "block": self.block, "margin": self.margin},
-            **{"error": error, "verdict": self.verdict},
-        }
 
 
 @dataclass(frozen=True)
@@ -145,7 +110,11 @@ def _privacy(settings: Mapping[str, object]) -> str:
 
 
 def over_seeds(
-    grid: Grid, cells: Sequence[Cell], margin: Callable[..., float], what: str
+    grid: Grid,
+    cells: Sequence[Cell],
+    margin: Callable[..., float],
+    what: str,
+    tolerance: float = 0.0,
 ) -> Iterator[Comparison]:
     """Compare cells on the seeds that all of them have; yield nothing if there are none.
 
@@ -154,30 +123,26 @@ def over_seeds(
       cells: the compared cells; a cell that the grid lacks has no seeds.
       margin: the margin of one run of each cell, all of one seed.
       what: the text of the comparison.
+      tolerance: how far below 0 the mean margin may lie.
     """
     seeds = set.intersection(*(set(grid.get(cell, {})) for cell in cells))
     margins = [margin(*(grid[cell][seed] for cell in cells)) for seed in sorted(seeds)]
     if margins:
-        yield compare(what, margins, tuple({cell.source: None for cell in cells}))
+        sources = tuple({cell.source: None for cell in cells})
+        yield Comparison(what, tuple(margins), tolerance, sources)
 
 
-def paired(grid: Grid, a: Cell, b: Cell, slack: float = 0.0) -> Iterator[Comparison]:
+def paired(grid: Grid, a: Cell, b: Cell, tolerance: float = 0.0) -> Iterator[Comparison]:
     """Compare two cells by accuracy, on the seeds that they share.
 
     Args:
       grid: holds the runs.
       a: the cell that is better according to the claim.
       b: the other cell.
-      slack: added to each margin, in accuracy.
+      tolerance: the accuracy by which a may be below b.
     """
     what = f"{name_of(a)} against {name_of(b)}"
-    return over_seeds(grid, (a, b), lambda one, two: score(one) - score(two) + slack, what)
-
-
-def compare(what: str, margins: Sequence[float], sources: tuple[str, ...] = ()) -> Comparison:
-    """Summarise the margins of all seeds as mean and standard error."""
-    error = statistics.stdev(margins) / math.sqrt(len(margins)) if len(margins) > 1 else math.nan
-    return Comparison(what, statistics.fmean(margins), error, sources)
+    return over_seeds(grid, (a, b), lambda one, two: score(one) - score(two), what, tolerance)
 
 
 def name_of(cell: Cell) -> str:
