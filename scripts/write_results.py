@@ -20,7 +20,7 @@ from typing import Any
 
 from fedpeft.launch.sweep_table import TableLine, table_lines
 from fedpeft.results.claims import Verdict, check_claims
-from fedpeft.results.runs import find_runs, read_run
+from fedpeft.results.lines import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "lab"
@@ -57,7 +57,7 @@ def main() -> None:
     for name in PICTURES:
         shutil.copyfile(runs / name, folder / _flat(name))
     grids = [runs / name for name in GRIDS]
-    verdicts = check_claims(read_run(path) for path in find_runs(grids))
+    verdicts = check_claims(read_runs(grids))
     (DOCS / "results.md").write_text(_page(runs, verdicts), "utf-8")
 
 
@@ -153,9 +153,9 @@ say how the methods compare *here*. They are no evidence for or against the pape
 
 ## The paper's claims
 
-A claim passes if every comparison is above two standard errors over paired seeds, fails if one is
-below minus two, and is undecided otherwise. The last column is the comparison that speaks least for
-it. Three seeds make a standard error itself uncertain.
+A claim passes if every comparison is above its bound by a one-sided t test over paired seeds at
+0.05, fails if one is below it after Holm's correction, and is undecided otherwise. The last column
+is the comparison that speaks least for it, with its 90 % interval.
 
 {claims}
 

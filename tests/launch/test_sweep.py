@@ -21,6 +21,7 @@ from fedpeft.launch.sweep import (
     sweep,
 )
 from fedpeft.launch.sweep_table import table_lines
+from fedpeft.results.grid import read_grids
 from fedpeft.runs.lock import LOCK
 from fedpeft.runs.records import RoundDone
 
@@ -129,6 +130,31 @@ def test_sweep_runs_all_rows_and_skips_them_the_next_time(file: Path, tmp_path: 
     assert [end.summary for end in again if isinstance(end, Finished)] == [
         end.summary for end in ends if isinstance(end, Finished)
     ]
+
+
+def test_results_file_stands_in_for_the_folders(file: Path, tmp_path: Path) -> None:
+    rows, results = read_rows(file)[:2], tmp_path / "results.jsonl"
+    first = sweep(rows, tmp_path / "here", results=results)
+    written = results.read_bytes()
+    assert written.count(b"\n") == 2
+
+    elsewhere = sweep(rows, tmp_path / "there", results=results)
+    for row in rows:
+        a, b = first[row.name], elsewhere[row.name]
+        assert isinstance(a, Finished) and isinstance(b, Finished) and b.skipped
+        assert b.summary == {key: v for key, v in a.summary.items() if key != "run_dir"}
+        assert not (tmp_path / "there" / row.name).exists(), "nothing is run twice"
+    assert results.read_bytes() == written
+
+    longer = read_rows(file, ["federation.rounds=3"])[:1]  # another experiment: no line of it
+    end = sweep(longer, tmp_path / "longer", results=results)[longer[0].name]
+    assert isinstance(end, Finished) and not end.skipped
+    assert results.read_bytes().count(b"\n") == 3
+
+    from_lines, from_folders = read_grids([results]), read_grids([tmp_path / "here"])
+    for line, folder in zip(from_lines[0].runs[:2], from_folders[0].runs, strict=True):
+        assert line.settings == folder.settings and line.curve() == folder.curve()
+        assert line.metric == folder.metric and line.last == folder.last
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from fedpeft.cli.ending import ending
-from fedpeft.cli.options import File, Json, Out, Overs, Sets
+from fedpeft.cli.options import File, Json, Out, Overs, Results, Sets
 
 app = typer.Typer(
     help="Federated parameter-efficient fine-tuning: send the delta, not the model.",
@@ -113,6 +113,7 @@ def sweep(
     sets: Sets = None,
     over: Overs = None,
     out: Out = None,
+    results: Results = None,
     json: Json = False,
 ) -> None:
     """Run the file's [[sweep]] rows, times --over.
@@ -124,11 +125,12 @@ def sweep(
     Examples:
       fedpeft sweep
       fedpeft sweep --over seed=1,42,3407 --out runs/seeds
+      fedpeft sweep my.toml --results results/my.jsonl
       fedpeft sweep my.toml --over tuning.method=head,bias,lora --over client.lr=0.01,0.1
     """
     import fedpeft.cli.running as running
 
-    code = running.sweep_command(experiment, (sets or [], over or []), out, as_json=json)
+    code = running.sweep_command(experiment, (sets or [], over or []), out, results, as_json=json)
     raise typer.Exit(code)
 
 
@@ -213,7 +215,7 @@ def report(
 ) -> None:
     """Write an HTML page with tables and figures.
 
-    RUN is a run folder, the folder of a sweep, or a folder of sweeps.
+    RUN is a run folder, the folder of a sweep, a folder of sweeps, or a results file.
 
     \b
     Examples:
@@ -235,7 +237,7 @@ def claims(
 ) -> None:
     """Check the paper's claims on finished sweeps.
 
-    SWEEP is the folder of a sweep. Margins are means over paired seeds, with a t test at 0.05.
+    SWEEP is the folder of a sweep, or a results file. Margins are means over paired seeds.
 
     \b
     Examples:

@@ -10,13 +10,14 @@ import typer
 from fedpeft.cli.printing import show
 from fedpeft.results.claims import Verdict, check_claims
 from fedpeft.results.claims_grid import shadowed
+from fedpeft.results.lines import read_runs
 from fedpeft.results.paired import Comparison
-from fedpeft.results.runs import Run, find_runs, read_run
+from fedpeft.results.runs import Run
 
 
 def claims_command(sweeps: Sequence[Path], *, as_json: bool) -> None:
     """Print a verdict on each claim, with the comparison that supports it least."""
-    runs = [read_run(folder) for folder in find_runs(sweeps)]
+    runs = read_runs(sweeps)
     verdicts = check_claims(runs)
     _warn(shadowed(runs))
     lines = (line for verdict in verdicts for line in _lines(verdict))

@@ -32,4 +32,13 @@ Out = Annotated[
         "--out", metavar="DIR", help="Folder; by default runs/<name>-<time>.", callback=expanded
     ),
 ]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        "--results",
+        metavar="FILE.jsonl",
+        help="A line for each finished run; runs that have one count as done.",
+        callback=expanded,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -67,6 +67,7 @@ def sweep_command(
     file: Path | None,
     overrides: tuple[Sequence[str], Sequence[str]],
     out: Path | None,
+    results: Path | None,
     *,
     as_json: bool,
 ) -> int:
@@ -76,6 +77,7 @@ def sweep_command(
       file: the experiment file; None is the quickstart.
       overrides: the values of `--set` and those of `--over`.
       out: the sweep's folder.
+      results: file with a line for each finished run.
       as_json: print the results as a JSON list instead.
 
     Returns:
@@ -90,10 +92,11 @@ def sweep_command(
     place = out or default_out(f"{read_toml(file).get('name', 'fedpeft')}-sweep")
     try:
         with show_progress(sys.stderr) as report:
-            ends = sweep(rows, place, partial(_report_event, report))
+            ends = sweep(rows, place, partial(_report_event, report), results)
     except KeyboardInterrupt as stop:
         again = ["fedpeft", "sweep", *([str(file)] if file else [])]
         again += [*_options("--set", sets), *_options("--over", overs), "--out", str(place)]
+        again += _options("--results", [str(results)] if results else [])
         raise Interrupted(f"interrupted; go on with: {shlex.join(again)}") from stop
     found = results_json(rows, ends, place)
     if as_json:

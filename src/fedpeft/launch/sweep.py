@@ -3,6 +3,7 @@
     rows ──> process ──> DIR/<row>/        a run folder
          └─> process ──> DIR/<row>/        finished ones are skipped, partial ones resumed
     sweep.json                             one object a row, as `fedpeft sweep --json` prints
+    results file                           a line for each finished run; a line counts as done
 
 Runs are processes, so that one that fails, or is killed, stops no other. A process ends when the
 sweep has ended, also after SIGKILL. The number of runs side by side cannot change a result.
@@ -30,6 +31,8 @@ from fedpeft.experiment.epsilon import resolve_privacy
 from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.launch.start import run
+from fedpeft.results.lines import append_line, line_digest, read_lines
+from fedpeft.results.runs import Run
 from fedpeft.runs.files import write_json
 from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.lock import LOCK, locked
@@ -77,7 +80,10 @@ Watcher: TypeAlias = Callable[[SweepRow, Event], None]
 
 
 def sweep(
-    rows: Sequence[SweepRow], out: Path, watch: Watcher = lambda row, event: None
+    rows: Sequence[SweepRow],
+    out: Path,
+    watch: Watcher = lambda row, event: None,
+    results: Path | None = None,
 ) -> Mapping[str, Finished | Failed]:
     """Run all rows inside a folder; finished ones are skipped, partial ones resumed.
 
@@ -85,20 +91,26 @@ def sweep(
       rows: the checked rows.
       out: the sweep's folder.
       watch: called with each event of a row.
+      results: file with a line for each finished run: rows that have one are not run again, here
+        or on another machine, and every row that finishes adds its own.
 
     Returns:
       the end of each row by its name.
 
     Raises:
-      RunFolderError: if the folder holds something else, or another sweep is writing to it.
+      RunFolderError: if the folder holds something else, or another sweep is writing to it, or the
+        results file cannot be read.
     """
     _check_folder(out)
+    done = read_lines(results) if results else {}
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         ends: dict[str, Finished | Failed] = {}
         write_json(out / _FILE, results_json(rows, ends, out))
-        for row, end in _run_all(rows, out, watch):
+        for row, end in _run_all(rows, out, watch, done):
             ends[row.name] = end
+            if results and isinstance(end, Finished) and (digest := _digest(row)) not in done:
+                append_line(results, digest, out / row.name)
             write_json(out / _FILE, results_json(rows, ends, out))
     return ends
 
@@ -139,12 +151,12 @@ def _check_folder(out: Path) -> None:
 
 
 def _run_all(
-    rows: Sequence[SweepRow], out: Path, watch: Watcher
+    rows: Sequence[SweepRow], out: Path, watch: Watcher, done: Mapping[str, Run]
 ) -> Iterator[tuple[SweepRow, Finished | Failed]]:
     """Start processes while there is room, and pass on the events that they send."""
     waiting: list[SweepRow] = []
     for row in rows:
-        end = _without_process(row, out)
+        end = _without_process(row, out, done)
         if end is None:
             waiting.append(row)
             continue
@@ -165,9 +177,15 @@ def _run_all(
                     yield process.row, event
 
 
-def _without_process(row: SweepRow, out: Path) -> Finished | Failed | None:
+def _digest(row: SweepRow) -> str:
+    return line_digest(resolve(row.experiment).experiment)
+
+
+def _without_process(row: SweepRow, out: Path, done: Mapping[str, Run]) -> Finished | Failed | None:
     """Return the end of a run that is already finished, or that cannot be started."""
     try:
+        if done and (found := done.get(_digest(row))) is not None:
+            return Finished(dict(found.summary or {}), skipped=True)
         summary = peek(resolve(row.experiment), RunFolder(out / row.name), resume=True)
     except FedpeftError as error:
         return Failed(str(error), error.exit_code)

@@ -1,7 +1,8 @@
 """The details of a report's row: the command that repeats it, its configuration, its diagnostics.
 
 The command names the run folder's own `experiment.toml`, which holds every default resolved; other
-seeds use that file with `--set`. With the same versions it gives the same delta digest.
+seeds use that file with `--set`. With the same versions it gives the same delta digest. A run from
+a line of a results file has no folder: its configuration, as shown, is to be saved under that name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fedpeft.core.errors import RunFolderError
 from fedpeft.results.runs import Group, Run
 from fedpeft.results.table import Spread
 
+_UNSAVED = Path("experiment.toml")
 _HARMLESS = ("name", "sweep", "engine.workers", "engine.clients_per_pass")
 _DIAGNOSED = {"clip_fraction": "clip fraction", "noise_to_signal": "noise over signal"}
 
@@ -34,14 +36,21 @@ def _command(first: Run, run: Run) -> list[str]:
     }
     gone = set(first.settings) - set(run.settings) - set(_HARMLESS)
     if gone or not all(isinstance(v, bool | int | float | str) for v in changed.values()):
-        return ["fedpeft", "run", str(run.folder / "experiment.toml")]
+        return ["fedpeft", "run", str(_file_of(run))]
     sets = [part for key, v in changed.items() for part in ("--set", f"{key}={json.dumps(v)}")]
-    return ["fedpeft", "run", str(first.folder / "experiment.toml"), *sets]
+    return ["fedpeft", "run", str(_file_of(first)), *sets]
 
 
 def configuration(run: Run) -> str:
     """Return the text of a run's `experiment.toml`."""
-    return (run.folder / "experiment.toml").read_text("utf-8")
+    if (file := _file_of(run)) != _UNSAVED:
+        return file.read_text("utf-8")
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in run.settings.items())
+
+
+def _file_of(run: Run) -> Path:
+    own = run.folder / _UNSAVED
+    return own if run.folder.is_dir() else _UNSAVED
 
 
 def diagnosed(group: Group) -> Iterator[tuple[int, str, str]]:

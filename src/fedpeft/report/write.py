@@ -32,6 +32,7 @@ from fedpeft.results.grid import Grid, read_grids
 from fedpeft.results.runs import Partition, Run, describe_partition
 from fedpeft.results.table import as_csv
 
+_PAGE = "report.html"
 _NARROW = 3.6  # inches: the width of a phone
 _WIDTH_OF_TABLE = 9.2  # inches
 _DRAWN_PARTITIONS = 4
@@ -63,10 +64,11 @@ def write_report(
     """Write a report about runs.
 
     Args:
-      runs: run folders, or folders that hold run folders up to two levels down; each folder of
-        runs is a grid of its own.
-      out: the page; None is `report.html` in the first folder. Figures are written beside it, with
-        its name as their prefix. Files of an earlier report are replaced.
+      runs: run folders, folders that hold run folders up to two levels down, or results files of
+        sweeps; each folder of runs, and each file, is a grid of its own.
+      out: the page; None is `report.html` in the first folder, or beside the first file. Figures
+        are written beside it, with its name as their prefix. Files of an earlier report are
+        replaced.
       options: what to show; None takes the defaults.
 
     Returns:
@@ -80,7 +82,8 @@ def write_report(
         raise ConfigError("report: no folder was named; name run folders, or a folder of runs")
     options = options or ReportOptions()
     grids = read_grids(runs)
-    place = _place(out or runs[0] / "report.html")
+    first = runs[0]
+    place = _place(out or (first.with_suffix(".html") if first.is_file() else first / _PAGE))
     drawn = [
         DrawnGrid(grid, tuple(draw_panel(panel, options.target) for panel in grid.panels))
         for grid in grids

@@ -3,6 +3,7 @@
 runs/small            ->  one grid for table1, one for table2 …
 runs/small/table1     ->  one grid: its run folders, and `sweep.json` for the failed runs
 runs/a runs/b         ->  one grid of single runs
+results/table1.jsonl  ->  one grid of a results file
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.results.lines import read_lines
 from fedpeft.results.runs import Group, Panel, Run, find_runs, panels_of, read_run
 
 _SWEEP = "sweep.json"
@@ -58,13 +60,14 @@ class Grid:
 
 
 def read_grids(folders: Sequence[Path]) -> list[Grid]:
-    """Read every folder as a grid; run folders that are named themselves form one grid together.
+    """Read each folder or results file as a grid; run folders named themselves form one together.
 
     Raises:
       RunFolderError: if a folder is missing, holds no run, or is corrupt.
     """
+    files = [place for place in dict.fromkeys(folders) if place.is_file()]
     parts: dict[Path | None, list[Path]] = {None: []}
-    for folder in dict.fromkeys(folders):
+    for folder in dict.fromkeys(place for place in folders if place not in files):
         runs = _runs_in(folder)
         if runs == [folder]:
             parts[None] += runs
@@ -74,7 +77,8 @@ def read_grids(folders: Sequence[Path]) -> list[Grid]:
             parts[run.parent].append(run)
     if not parts[None]:
         del parts[None]
-    grids = {folder: _grid(folder, runs) for folder, runs in parts.items()}
+    grids: dict[Path | None, Grid] = {file: _grid_of_lines(file) for file in files}
+    grids |= {folder: _grid(folder, runs) for folder, runs in parts.items()}
     names = [grid.name for grid in grids.values()]
     return [
         dataclasses.replace(grid, name=folder.resolve().name)
@@ -82,6 +86,10 @@ def read_grids(folders: Sequence[Path]) -> list[Grid]:
         else grid
         for folder, grid in grids.items()
     ]
+
+
+def _grid_of_lines(file: Path) -> Grid:
+    return Grid(file.stem, tuple(panels_of(read_lines(file).values())))
 
 
 def _runs_in(folder: Path) -> list[Path]:
