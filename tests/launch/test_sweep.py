@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import TINY
 
+import fedpeft.launch.sweep as sweep_module
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.experiment.sweep_rows import parse_over, read_rows
 from fedpeft.launch.sweep import (
@@ -208,3 +210,8 @@ def test_seeds_share_a_line_with_mean_and_sample_deviation() -> None:
 def test_unfinished_rows_stay_in_the_table(file: Path, tmp_path: Path) -> None:
     (line, *_) = table_lines(results_json(read_rows(file), {}, tmp_path))
     assert (line.finished, line.runs) == (0, 1) and math.isnan(line.mean)
+
+
+def test_where_nothing_can_fork_runs_of_a_sweep_are_spawned(monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    assert sweep_module._context().get_start_method() == "spawn"

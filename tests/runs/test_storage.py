@@ -7,9 +7,11 @@ import os
 
 import pytest
 
+import fedpeft.runs.files as files
 import fedpeft.runs.loop as loop
 from fedpeft.cli.app import main
 from fedpeft.core.errors import StorageError
+from fedpeft.runs.files import write_text
 
 TINY = (
     "model.name=preset:tiny-vit", "data.partition.clients=4", "federation.rounds=2",
@@ -72,3 +74,27 @@ def test_home_and_a_byte_order_mark_are_understood(command, monkeypatch, tmp_pat
     code, words = command("run", "~/e.toml", *options, "--out", "~/x", "--resume")
     assert code == 0 and "nothing to resume; a new run starts" in words
     assert (tmp_path / "x" / "summary.json").exists()
+
+
+def test_a_file_is_written_where_folders_cannot_be_opened(tmp_path, monkeypatch):
+    """Windows: a folder cannot be opened, and only a file that may be written can be synced."""
+    opened, writable = os.open, set()
+
+    def open_there(path, flags, *rest):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        descriptor = opened(path, flags, *rest)
+        (writable.add if flags & (os.O_RDWR | os.O_WRONLY) else writable.discard)(descriptor)
+        return descriptor
+
+    def sync_there(descriptor):
+        if descriptor not in writable:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(os, "open", open_there)
+    monkeypatch.setattr(os, "fsync", sync_there)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        write_text(tmp_path / "a.txt", "a")
+    monkeypatch.setattr(files, "_WINDOWS", True)
+    write_text(tmp_path / "a.txt", "a")
+    assert (tmp_path / "a.txt").read_text() == "a"

@@ -69,7 +69,8 @@ def _self_check() -> str:
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     hardware = dict(found["hardware"])
-    hardware["memory"] = byte_words(hardware.pop("memory_bytes"))
+    memory = hardware.pop("memory_bytes")
+    hardware["memory"] = None if memory is None else byte_words(memory)
     hardware["gpus"] = ", ".join(hardware["gpus"]) or None
     sections = {
         "versions": {**found["versions"], **found["optional"]},

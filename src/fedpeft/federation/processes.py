@@ -33,7 +33,10 @@ _QUICK = 30.0
 _MOST_QUICK_ENDS = 5
 _PAUSE = 10.0
 _GRACE = 10.0
-_LIBC = ctypes.CDLL(None)  # loaded here: a forked child of a threaded process may load nothing
+_LINUX = sys.platform == "linux"
+_LIBC = (
+    ctypes.CDLL(None) if _LINUX else None
+)  # a forked child of a threaded process may load nothing
 _DEATH_SIGNAL = 1
 
 QUIET: Mapping[str, str] = {
@@ -171,7 +174,7 @@ class _Running:
                 text=True,
                 errors="replace",
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=_die_with_parent if _LINUX else None,
             )
         except OSError as error:
             raise EngineError(f"the {child.name} cannot be started: {error}") from error
@@ -210,4 +213,5 @@ def _group_lives(process: subprocess.Popen[str]) -> bool:
 
 def _die_with_parent() -> None:
     """Have the kernel end this process when its parent is gone (Linux)."""
+    assert _LIBC is not None, "called on Linux alone"
     _LIBC.prctl(_DEATH_SIGNAL, signal.SIGTERM)

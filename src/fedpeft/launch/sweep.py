@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.cpus import num_cores
 from fedpeft.core.errors import FedpeftError, RunFolderError
@@ -37,6 +37,9 @@ from fedpeft.runs.files import write_json
 from fedpeft.runs.folder import RunFolder, peek
 from fedpeft.runs.lock import LOCK, locked
 from fedpeft.runs.records import RoundDone
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 _FILE = "sweep.json"
 _CRASHED = 4
@@ -212,7 +215,7 @@ def _layout(rows: Sequence[SweepRow]) -> tuple[int, int]:
 @dataclass(frozen=True)
 class _Running:
     row: SweepRow
-    process: ForkServerProcess
+    process: BaseProcess
     pipe: Connection[object, object]
 
 
@@ -231,8 +234,7 @@ def _processes() -> Iterator[list[_Running]]:
 
 def _start(row: SweepRow, out: Path, workers: int) -> _Running:
     """Start a run. Processes come from a server that has imported torch and never computed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_PRELOADED, run.__module__])
+    context = _context()
     experiment, engine = row.experiment, row.experiment.engine
     if engine.device == "cpu":
         experiment = experiment.changed(engine={"workers": engine.workers or workers})
@@ -242,6 +244,15 @@ def _start(row: SweepRow, out: Path, workers: int) -> _Running:
     process.start()
     theirs.close()
     return _Running(row, process, ours)
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    """Return what starts processes: a server to fork from where the system has one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_PRELOADED, run.__module__])
+    return context
 
 
 def _receive(running: _Running) -> Event:

@@ -32,8 +32,10 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
     return found | {package: _version(package) for package in packages}
 
 
-def memory_bytes() -> int:
-    """Return the size of this machine's memory in bytes."""
+def memory_bytes() -> int | None:
+    """Return the size of this machine's memory in bytes; None where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

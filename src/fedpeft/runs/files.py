@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from fedpeft.core.strict_json import to_json
 
 TEMPORARY = ".fedpeft.partial"
 """Suffix of a file of ours that is being written; one that is found later was left by a crash."""
+
+_WINDOWS = sys.platform == "win32"
 
 
 @contextlib.contextmanager
@@ -99,7 +102,10 @@ def _fill(file: Path, text: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have the disk hold a path; Windows opens no folders, and syncs only what may be written."""
+    if _WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
