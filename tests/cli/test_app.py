@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
+import typer
 from support import TINY
 
 from fedpeft.cli import main
+from fedpeft.cli.app import app
 from fedpeft.cli.listing import LISTS
 from fedpeft.experiment.plugins import Plugins
 
@@ -238,3 +241,33 @@ def test_interrupted_run_says_how_to_go_on(file: Path, tmp_path: Path) -> None:
     assert process.returncode == 130 and "Traceback" not in err
     command = f"fedpeft run {file} --set federation.rounds=5000 --out {out} --resume"
     assert f"interrupted; go on with: {command}" in err
+
+
+def paths_of(group: click.Group) -> list[object]:
+    """List the arguments and options of all commands whose value is a path."""
+    commands = [(name, param) for name, each in group.commands.items() for param in each.params]
+    return [
+        pytest.param(param, id=f"{name}-{param.name}")
+        for name, param in commands
+        if isinstance(param.type, click.Path)
+    ]
+
+
+PATHS = paths_of(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("param", PATHS)
+def test_a_home_folder_is_written_out_in_every_path_of_the_command_line(
+    param: click.Parameter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The shell leaves `~` in `--out=~/x` and in quotes; `~no-such-user` names no user and stays."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    context = click.Context(click.Command("x"))
+    many = param.nargs == -1 or getattr(param, "multiple", False)
+    for given, expected in (("~/x", tmp_path / "x"), ("~no-such-user/x", Path("~no-such-user/x"))):
+        found = param.process_value(context, [given] if many else given)
+        assert found == ([expected] if many else expected)
+
+
+def test_all_paths_of_the_command_line_are_found() -> None:
+    assert len(PATHS) > 20

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from fedpeft.cli.ending import ending
-from fedpeft.cli.options import File, Json, Out, Overs, Results, Sets
+from fedpeft.cli.options import File, Json, Out, Overs, Results, Sets, expanded
 
 app = typer.Typer(
     help="Federated parameter-efficient fine-tuning: send the delta, not the model.",
@@ -196,10 +196,15 @@ def list_(
 @app.command()
 @ending()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True, callback=expanded)],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE.html", help="Default: report.html in the first RUN."),
+        typer.Option(
+            "--out",
+            metavar="FILE.html",
+            help="Default: report.html in the first RUN.",
+            callback=expanded,
+        ),
     ] = None,
     target: Annotated[
         float | None,
@@ -232,7 +237,9 @@ def report(
 @app.command()
 @ending()
 def claims(
-    sweeps: Annotated[list[Path], typer.Argument(metavar="SWEEP...", hidden=True)],
+    sweeps: Annotated[
+        list[Path], typer.Argument(metavar="SWEEP...", hidden=True, callback=expanded)
+    ],
     json: Json = False,
 ) -> None:
     """Check the paper's claims on finished sweeps.
@@ -254,7 +261,8 @@ def figures(
     experiment: File = None,
     sets: Sets = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder of the pictures.")
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder of the pictures.", callback=expanded),
     ] = Path("figures"),
 ) -> None:
     """Draw the bytes that are sent, and the trained parts.
@@ -275,8 +283,10 @@ def figures(
 @app.command()
 @ending()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True, callback=expanded)],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.", callback=expanded)
+    ],
     form: Annotated[
         str,
         typer.Option(
@@ -306,9 +316,11 @@ def export(
 @app.command()
 @ending()
 def convert(
-    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True, callback=expanded)],
     scheme: Annotated[str, typer.Option("--as", metavar="SCHEME", help="mae, moco-v3 or dino.")],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.", callback=expanded)
+    ],
 ) -> None:
     """Turn a raw ViT checkpoint into a model folder.
 
@@ -372,7 +384,9 @@ def gap(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sample.")] = 1,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="For gap.json and the pictures."),
+        typer.Option(
+            "--out", metavar="DIR", help="For gap.json and the pictures.", callback=expanded
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -399,7 +413,7 @@ def gap(
 @app.command()
 @ending()
 def theorem(
-    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True, callback=expanded)],
     sample: Annotated[
         int, typer.Option("--sample", min=1, help="Number of training examples in the loss.")
     ] = 512,

@@ -11,7 +11,7 @@ import typer
 
 from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
-from fedpeft.cli.options import File, Json, Sets
+from fedpeft.cli.options import File, Json, Sets, expanded
 from fedpeft.cli.printing import show
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def audit(
     ] = 1,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="For audit.json and the pictures."),
+        typer.Option(
+            "--out", metavar="DIR", help="For audit.json and the pictures.", callback=expanded
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
-from fedpeft.cli.options import Json, Sets
+from fedpeft.cli.options import Json, Sets, expanded
 from fedpeft.cli.printing import show, show_table
 
 _SITE_COLUMNS = ("site", "last contact", "turns", "failures", "up", "down", "last failure")
@@ -19,7 +19,7 @@ _SITE_COLUMNS = ("site", "last contact", "turns", "failures", "up", "down", "las
 @app.command()
 @ending()
 def handshake(
-    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True, callback=expanded)],
     sets: Sets = None,
     json: Json = False,
 ) -> None:
@@ -40,7 +40,8 @@ def handshake(
 @app.command()
 @ending()
 def status(
-    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)], json: Json = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True, callback=expanded)],
+    json: Json = False,
 ) -> None:
     """Show the state of a run: rounds, sites, bytes, epsilon.
 

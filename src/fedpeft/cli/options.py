@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import os.path
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
+from fedpeft.core.text import home
 
-def expanded(path: Path | None) -> Path | None:
-    """Return a path with `~` written out; one that names no user's folder stays as it is."""
-    return None if path is None else Path(os.path.expanduser(path))
+_Paths = TypeVar("_Paths", Path, list[Path], None)
+
+
+def expanded(paths: _Paths) -> _Paths:
+    """Return paths with `~` written out: the shell leaves it in `--out=~/x` and in quotes."""
+    if isinstance(paths, list):
+        return [home(path) for path in paths]
+    return None if paths is None else home(paths)
 
 
 File = Annotated[

@@ -9,15 +9,21 @@ import typer
 
 from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
+from fedpeft.cli.options import expanded
 
 
 @app.command()
 @ending()
 def server(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True, callback=expanded)],
     certificates: Annotated[
         Path | None,
-        typer.Option("--certificates", metavar="DIR", help="Output of deploy/certificates.sh."),
+        typer.Option(
+            "--certificates",
+            metavar="DIR",
+            help="Output of deploy/certificates.sh.",
+            callback=expanded,
+        ),
     ] = None,
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="What sites call.")
@@ -64,9 +70,12 @@ def server(
 @ending()
 def admit(
     site: Annotated[str, typer.Argument(metavar="SITE", hidden=True)],
-    key: Annotated[Path, typer.Argument(metavar="KEY.pub", hidden=True)],
+    key: Annotated[Path, typer.Argument(metavar="KEY.pub", hidden=True, callback=expanded)],
     to: Annotated[
-        Path, typer.Option("--to", metavar="DIR", help="The folder of `fedpeft server`.")
+        Path,
+        typer.Option(
+            "--to", metavar="DIR", help="The folder of `fedpeft server`.", callback=expanded
+        ),
     ],
     replace: Annotated[
         bool, typer.Option("--replace", help="Give the site another key than it had.")

@@ -10,13 +10,13 @@ import typer
 
 from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
-from fedpeft.cli.options import File, Sets
+from fedpeft.cli.options import File, Sets, expanded
 
 
 @app.command()
 @ending()
 def node(
-    site: Annotated[Path, typer.Argument(metavar="SITE.toml", hidden=True)],
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", hidden=True, callback=expanded)],
     check: Annotated[
         bool, typer.Option("--check", help="List every problem of the file, and end.")
     ] = False,
@@ -52,7 +52,9 @@ def node(
 @app.command()
 @ending()
 def split(
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.", callback=expanded)
+    ],
     experiment: File = None,
     sets: Sets = None,
     superlink: Annotated[
@@ -65,7 +67,12 @@ def split(
     ] = None,
     certificates: Annotated[
         Path | None,
-        typer.Option("--certificates", metavar="DIR", help="Output of deploy/certificates.sh."),
+        typer.Option(
+            "--certificates",
+            metavar="DIR",
+            help="Output of deploy/certificates.sh.",
+            callback=expanded,
+        ),
     ] = None,
 ) -> None:
     """Write each client's part of an experiment as a folder.
@@ -94,9 +101,14 @@ def split(
 @ending()
 def sign(
     key: Annotated[
-        Path, typer.Option("--key", metavar="FILE", help="Private key of ssh-keygen -t ed25519.")
+        Path,
+        typer.Option(
+            "--key", metavar="FILE", help="Private key of ssh-keygen -t ed25519.", callback=expanded
+        ),
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="File of the signature.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="File of the signature.", callback=expanded)
+    ],
 ) -> None:
     """Sign the app bundle of this release.
 

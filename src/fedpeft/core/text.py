@@ -1,11 +1,13 @@
-"""Helpers for messages and keys: misspelt names, sizes in bytes, dotted keys, foreign text."""
+"""Helpers for messages and keys: misspelt names, sizes, dotted keys, paths, foreign text."""
 
 from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import statistics
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -39,6 +41,11 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inside = isinstance(value, Mapping)
         flat |= dotted(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
     return flat
+
+
+def home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with `~` written out; one that names no user's folder stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def plain(text: object, most: int = 500) -> str:

@@ -6,7 +6,7 @@ All problems of a file are listed together, each with its key, what was found an
 from __future__ import annotations
 
 import importlib.resources
-import os.path
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.experiment.check import problems_of
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.paths import read_from
 from fedpeft.experiment.plugins import Plugins, installed
 from fedpeft.experiment.schema import explain, listed
 
@@ -29,12 +30,15 @@ _LONGEST_TEXT = 4096
 def read_experiment(file: Path | None, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file, or the bundled quickstart, with `KEY=VALUE` overrides on top.
 
+    Relative paths of the file count from its folder, those of overrides from the current folder.
+
     Raises:
       ConfigError: listing every problem.
     """
     where = str(file) if file else "quickstart.toml (bundled)"
-    table = apply_overrides(read_toml(file), (parse_override(text) for text in overrides))
-    return validate(table, where)
+    pairs = [parse_override(text) for text in overrides]
+    table = read_from(file, read_toml(file), [key for key, _ in pairs])
+    return validate(apply_overrides(table, pairs), where)
 
 
 def read_toml(file: Path | None) -> dict[str, Any]:
@@ -107,7 +111,7 @@ def apply_overrides(
             place = inner
         if last in ("method", "algorithm") and place.get(last) != value:
             place.pop("options", None)
-        place[last] = _copy(value) if isinstance(value, Mapping) else value
+        place[last] = _plain(value)
     return result
 
 
@@ -166,7 +170,14 @@ def _texts_of_no_use(value: object, key: str = "") -> Iterator[str]:
 
 
 def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in table.items()}
+    return {key: _plain(value) for key, value in table.items()}
+
+
+def _plain(value: object) -> object:
+    """Copy a table; a path object, which only Python can give, becomes a text."""
+    if isinstance(value, Mapping):
+        return _copy(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _without(table: Mapping[str, Any], paths: Iterable[Sequence[str]]) -> Experiment:

@@ -11,10 +11,10 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from fedpeft.core.cpus import num_cores
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.text import home
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.schemes import Partition
 from fedpeft.experiment import tables
@@ -28,9 +28,9 @@ from fedpeft.experiment.experiment import (
     StabilityConfig,
     num_clients,
 )
+from fedpeft.experiment.paths import absolute
 from fedpeft.experiment.plugins import Plugins, installed, origin_of
 from fedpeft.experiment.read import read_toml
-from fedpeft.models.locate import BUNDLED
 from fedpeft.models.tasks import Task
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.state import Algorithm
@@ -158,6 +158,7 @@ def resolve(
     experiment = experiment.changed(**_named(given))
     found = Resolved(experiment, installed() if plugins is None else plugins, given)
     tuning, data, client = experiment.tuning, experiment.data, experiment.client
+    config = experiment.model.config
     federation, algorithm = experiment.federation, found.algorithm
     options = dict(federation.options)
     if given.algorithm is None:
@@ -168,9 +169,12 @@ def resolve(
         "clients": num_clients(experiment) or data.partition.clients,
     }
     resolved = experiment.changed(
-        model={"name": _absolute(experiment.model.name)},
+        model={
+            "name": absolute("model.name", experiment.model.name),
+            "config": config and absolute("model.config", config),
+        },
         tuning={"options": resolve_options(tuning.method, tuning.options, found.method)},
-        data={"source": _absolute(data.source), "partition": partition},
+        data={"source": absolute("data.source", data.source), "partition": partition},
         client={
             "lr": learning_rate(experiment),
             "prox_mu": algorithm.prox_mu if client.prox_mu is None else client.prox_mu,
@@ -267,12 +271,6 @@ def origins(resolved: Resolved) -> dict[str, ObjectConfig]:
     return found
 
 
-def _absolute(name: str) -> str:
-    """Make a local path absolute; other names stay."""
-    path, bundled = Path(name).expanduser(), name in (*BUNDLED_DATASETS, *BUNDLED)
-    return str(path.resolve()) if path.exists() and not bundled else name
-
-
 def _workers(experiment: Experiment) -> int:
     most = max(1, min(num_cores(), experiment.federation.clients_per_round))
     return ENGINES[experiment.engine.name].workers(experiment.engine, most)
@@ -296,7 +294,7 @@ def _stability(experiment: Experiment) -> StabilityConfig | None:
     stability = experiment.stability or (StabilityConfig() if buffered else None)
     if stability is None or stability.trace in (None, PHONES):
         return stability
-    file = Path(str(stability.trace)).expanduser().resolve()
+    file = home(str(stability.trace)).resolve()
     if not file.is_file():
         return stability  # a plan needs no trace; a run reports that it is missing
     digest = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -13,7 +13,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.text import is_loopback, nearest
+from fedpeft.core.text import home, is_loopback, nearest
+from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.experiment.fields import Above, Port, Positive, Table
 from fedpeft.experiment.privacy import PRIVACY_MODES, ModeName
 from fedpeft.experiment.schema import explain, listed
@@ -21,10 +22,12 @@ from fedpeft.experiment.schema import explain, listed
 
 def _absolute(value: str, info: ValidationInfo) -> str:
     """Make a path absolute; it is relative to the folder of the site's file."""
-    return str((info.context or Path()) / Path(value).expanduser())
+    return str((info.context or Path()) / home(value))
 
 
 def _source(value: str, info: ValidationInfo) -> str:
+    if value in BUNDLED_DATASETS:
+        return value
     path = Path(_absolute(value, info))
     return str(path) if path.exists() or path.suffix or "/" in value else value
 

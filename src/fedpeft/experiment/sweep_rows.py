@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.paths import read_from, read_pair
 from fedpeft.experiment.read import (
     apply_overrides,
     parse_override,
@@ -52,6 +53,8 @@ def read_rows(
 ) -> list[SweepRow]:
     """Read and check all rows of a sweep.
 
+    Relative paths count as in `read_experiment`: those of `[[sweep]]` from the file's folder.
+
     Args:
       file: the experiment file; None is the quickstart.
       sets: `KEY=VALUE`, on top of every row.
@@ -64,13 +67,18 @@ def read_rows(
     where = str(file) if file else "quickstart.toml (bundled)"
     fixed = [parse_override(text) for text in sets]
     rows = _points(table.pop("sweep", []), [parse_over(text) for text in overs], where)
-    set_keys = {key for key, _ in fixed}
+    set_keys, over_keys = {key for key, _ in fixed}, {parse_over(text)[0] for text in overs}
     rows = _unique([{k: v for k, v in row.items() if k not in set_keys} for row in rows])
     names = _names(rows)
     found, problems = [], []
     for name, row in zip(names, rows, strict=True):
         try:
-            whole = apply_overrides(table, [*_in_order(row), *fixed], where)
+            pairs = [
+                (key, value) if key in over_keys else read_pair(file, key, value)
+                for key, value in _in_order(row)
+            ]
+            base = read_from(file, table, [*row, *set_keys])
+            whole = apply_overrides(base, [*pairs, *fixed], where)
             found.append(SweepRow(name, row, validate(whole, where)))
         except ConfigError as error:
             problems.append(f"{error}\n  in the row {name}")

@@ -260,9 +260,10 @@ def _portable(experiment: Experiment, *, keep_model: bool) -> Experiment:
     """
     model, data = experiment.model, experiment.data
     name = _whole_path(model.name) if keep_model else _last_name(model.name)
+    config = model.config and _last_name(model.config)
     return experiment.model_copy(
         update={
-            "model": model.model_copy(update={"name": name}),
+            "model": model.model_copy(update={"name": name, "config": config}),
             "data": data.model_copy(update={"source": _last_name(data.source)}),
         }
     )

@@ -27,6 +27,7 @@ from fedpeft.core.errors import (
     RoundError,
     RunFolderError,
 )
+from fedpeft.core.text import home
 from fedpeft.engines.flower.app import NOT_FINITE
 from fedpeft.experiment.engines import WAIT
 from fedpeft.experiment.experiment import Experiment
@@ -194,8 +195,8 @@ def _absolute_files(experiment: Experiment) -> Experiment:
     engine = experiment.engine
     root, signatures = engine.root_certificates, engine.signatures
     files = {
-        "root_certificates": root and str(Path(root).absolute()),
-        "signatures": signatures and [str(Path(file).absolute()) for file in signatures],
+        "root_certificates": root and str(home(root).absolute()),
+        "signatures": signatures and [str(home(file).absolute()) for file in signatures],
     }
     return experiment.model_copy(update={"engine": engine.model_copy(update=files)})
 

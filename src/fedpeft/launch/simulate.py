@@ -19,10 +19,12 @@ from fedpeft.build.engine import engine_builder
 from fedpeft.build.model import check_device
 from fedpeft.build.run import BuiltRun, assemble
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.text import home
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.callbacks import Callback, ended
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.paths import read_from
 from fedpeft.experiment.read import apply_overrides, read_toml, validate
 from fedpeft.experiment.resolve import Given, Resolved, resolve
 from fedpeft.launch import start
@@ -100,7 +102,7 @@ def run(
       (1, 'rounds', 'example')
     """
     checked = _experiment(experiment, settings)
-    return start.run(checked, Path(out) if out else None, resume=resume, callbacks=callbacks)
+    return start.run(checked, home(out) if out else None, resume=resume, callbacks=callbacks)
 
 
 def simulate(
@@ -170,7 +172,7 @@ def simulate(
     check_device(resolved.experiment)
     built = assemble(resolved, tuned, data, engine_builder(resolved.experiment))
     try:
-        records = _in_folder(built, Path(out), on_round) if out else _rounds(built, on_round)
+        records = _in_folder(built, home(out), on_round) if out else _rounds(built, on_round)
     finally:
         built.engine.close()
     tuned.model.eval()
@@ -180,7 +182,11 @@ def simulate(
 def _experiment(
     source: str | Path | Mapping[str, Any] | None, settings: Mapping[str, Any] | None
 ) -> Experiment:
-    table = source if isinstance(source, Mapping) else read_toml(Path(source) if source else None)
+    if source is None or isinstance(source, str | Path):
+        file = home(source) if source else None
+        table: Mapping[str, Any] = read_from(file, read_toml(file), list(settings or {}))
+    else:
+        table = source
     where = str(source) if isinstance(source, str | Path) else "experiment"
     return validate(apply_overrides(table, (settings or {}).items()), where)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fedpeft.build.model import build_tuned, tuning_request
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import DeltaMismatchError, RunFolderError
+from fedpeft.core.text import home
 from fedpeft.data.preprocessing import Preprocessing, preprocessing_from
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved
@@ -112,7 +113,7 @@ def load(folder: str | Path) -> nn.Module:
       >>> type(model).__name__, model.training
       ('ViTForImageClassification', False)
     """
-    path = Path(folder)
+    path = home(folder)
     if (path / EXPORT_FILE).is_file():
         return _load_export(path)
     if RunFolder(path).experiment.is_file():

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from fedpeft.build.model import load_run_data
 from fedpeft.core import seeds
 from fedpeft.core.errors import ConfigError, ModelError
+from fedpeft.core.text import home
 from fedpeft.data.examples import ExampleSet
 from fedpeft.data.load import load_data
 from fedpeft.data.request import DataRequest, TransformSpec
@@ -131,8 +132,8 @@ def label_runs(texts: Sequence[str]) -> dict[str, Path]:
     runs: dict[str, Path] = {}
     for text in texts:
         name, sign, folder = text.partition("=")
-        named = bool(sign) and not Path(text).exists()
-        label, path = (name, Path(folder)) if named else (Path(text).name, Path(text))
+        named = bool(sign) and not home(text).exists()
+        label, path = (name, home(folder)) if named else (Path(text).name, home(text))
         label = label or path.resolve().name
         if label in runs:
             raise ConfigError(
