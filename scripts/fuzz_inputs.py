@@ -13,6 +13,8 @@ takes longer than 5 seconds.
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import functools
 import io
 import json
@@ -26,12 +28,16 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedpeft.core.errors import FedpeftError
 
-__all__ = ["check_config", "check_data", "check_model", "fuzz", "make_model", "mutate_text"]
+__all__ = [
+    "check_config", "check_data", "check_model", "fuzz", "make_models", "mutate_folder",
+    "mutate_text",
+]  # fmt: skip
 
 _SECONDS = 5.0
 _ODD = (
@@ -39,6 +45,45 @@ _ODD = (
     "{}", '"\\u0000"', "[[[[[[]]]]]]", "1979-05-27", "0x10", "1_000", '"' + "a" * 5000 + '"',
     "[1, 2, 3]", '"iid"', '"central"', "0.5", "2147483648",
 )  # fmt: skip
+_VALUES = (
+    0,
+    -1,
+    10**9,
+    10**6,
+    10**30,
+    1e300,
+    -1e300,
+    float("nan"),
+    "x",
+    "",
+    None,
+    [],
+    {},
+    True,
+    0.5,
+    3,
+    [3],
+    {"a": 1},
+    ["x", 2],
+    "a" * 5000,
+    [[10**9]],
+    2**31,
+    "\u0000",
+    {"type": []},
+)
+_KEYS = (
+    "num_labels",
+    "model_type",
+    "architectures",
+    "auto_map",
+    "quantization_config",
+    "dtype",
+    "vocab_size",
+    "id2label",
+    "text_config",
+    "num_hidden_layers",
+    "pad_token_id",
+)
 _WORDS = ("=", "[", "]", '"', "\n", ".", "\u00e9", "\ufeff", "\r\n", "#", "[[sweep]]\n", "\x00")
 
 
@@ -120,43 +165,152 @@ def check_data(folder: Path, draw: random.Random) -> None:
 
 
 def check_model(folder: Path, draw: random.Random) -> None:
-    """Load a mutated model folder."""
-    from fedpeft.models.source import ModelRequest, load_model
+    """Load a mutated model folder, its sketch and its tokenizer."""
+    from fedpeft.data.texts import load_tokenizer, tokenize
+    from fedpeft.models.loaded import TextInput
+    from fedpeft.models.source import ModelRequest, load_model, sketch_model
 
-    whole = make_model()
-    shutil.copytree(whole, folder / "model")
-    file = draw.choice(sorted((folder / "model").iterdir()))
+    model = folder / "model"
+    shutil.copytree(draw.choice(make_models()), model)
+    mutate_folder(model, draw)
+    request = ModelRequest(str(model), num_labels=3)
+    for read in draw.sample((load_model, sketch_model), 2):
+        inputs = read(request).inputs
+    if isinstance(inputs, TextInput):
+        tokenize(["w1 w2", "w3"], load_tokenizer(inputs, None))
+
+
+def mutate_folder(folder: Path, draw: random.Random) -> None:
+    """Change one or two files of a model folder: settings, a header, bytes, or what the file is."""
+    for _ in range(draw.choice((1, 1, 2))):
+        file = draw.choice(sorted(folder.iterdir()))
+        if not file.is_file():
+            continue
+        kind = draw.random()
+        if kind < 0.15:
+            _replace_file(file, draw)
+        elif kind < 0.35 or file.suffix not in (".json", ".safetensors"):
+            file.write_bytes(mutate_bytes(file.read_bytes(), draw))
+        elif file.suffix == ".json":
+            with contextlib.suppress(ValueError):
+                file.write_text(json.dumps(_mutate_table(json.loads(file.read_bytes()), draw)))
+        else:
+            _mutate_header(file, draw)
+
+
+def _replace_file(file: Path, draw: random.Random) -> None:
+    """Put another thing, or nothing, in the place of a file."""
     content = file.read_bytes()
-    if file.suffix == ".json" and draw.random() < 0.8:
-        table = json.loads(content)
+    file.unlink()
+    kind = draw.randrange(7)
+    if kind == 0:
+        file.write_bytes(b"")
+    elif kind == 1:
+        file.mkdir()
+    elif kind == 2:
+        file.symlink_to(draw.choice((file.name, "nowhere", "/dev/zero", "..")))
+    elif kind == 3:
+        file.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 12\n")
+    elif kind == 4:
+        file.with_name(draw.choice(("pytorch_model.bin", "adapter_config.json"))).write_bytes(
+            content
+        )
+    elif kind == 5:
+        shutil.copyfile(draw.choice(sorted(file.parent.iterdir())), file)
+
+
+def _mutate_table(table: object, draw: random.Random) -> object:
+    """Change, remove or add values of a JSON value, also of tables and lists inside."""
+    if isinstance(table, dict) and table:
         for _ in range(draw.randint(1, 2)):
-            key = draw.choice(sorted(table))
-            odd = draw.choice([0, -1, 10**9, 1e300, "x", None, [], {}, True, 0.5, 3])
-            if draw.random() < 0.2:
+            key = draw.choice(sorted(table) or ["num_labels"])
+            if draw.random() < 0.15:
                 del table[key]
+            elif draw.random() < 0.3 and isinstance(table[key], dict | list):
+                table[key] = _mutate_table(table[key], draw)
             else:
-                table[key] = odd
-            if not table:
-                break
-        content = json.dumps(table).encode()
+                table[key if draw.random() < 0.9 else draw.choice(_KEYS)] = draw.choice(_VALUES)
+        return table
+    if isinstance(table, list) and table and draw.random() < 0.8:
+        table[draw.randrange(len(table))] = draw.choice(_VALUES)
+        return table
+    return draw.choice(_VALUES)
+
+
+def _mutate_header(file: Path, draw: random.Random) -> None:
+    """Change the header of a safetensors file, with a right or a wrong length before it."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8:end])
+    except ValueError:
+        return
+    name = draw.choice(sorted(header))
+    entry = header[name]
+    kind = draw.randrange(4)
+    if kind == 0 and "dtype" in entry:
+        entry["dtype"] = draw.choice(("I32", "U32", "F32", "F64", "BOOL", "X", 3, "F16"))
+    elif kind == 1 and "shape" in entry:
+        shape = entry["shape"]
+        entry["shape"] = draw.choice((shape[::-1], [1, *shape], [], [10**12], [-1], "x", [0]))
+    elif kind == 2:
+        header[draw.choice(("x", "\u0000", "bert"))] = header.pop(name)
     else:
-        content = mutate_bytes(content, draw)
-    file.write_bytes(content)
-    load_model(ModelRequest(str(folder / "model"), num_labels=3))
+        header = _mutate_table(header, draw)
+    words = json.dumps(header).encode()
+    size = len(words) if draw.random() < 0.9 else draw.choice((0, 1, 2**62, len(words) + 1))
+    file.write_bytes(size.to_bytes(8, "little") + words + content[end:])
 
 
 @functools.cache
-def make_model() -> Path:
-    """Return a folder with a tiny BERT, made once a process."""
-    from transformers import BertConfig, BertForSequenceClassification
+def make_models() -> tuple[Path, ...]:
+    """Return folders of four tiny models, made once a process.
 
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-model-"))
-    config = BertConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=16, num_labels=3,
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
+    They are a text classifier with a tokenizer, an image classifier with a processor, a language
+    model in several files with an index, and our own convolutional network.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        ViTConfig,
+        ViTForImageClassification,
+    )
+
+    from fedpeft.models.quiet import quiet
+    from fedpeft.models.shufflenet import ShuffleNet, ShuffleNetConfig, save_shufflenet
+
+    root = Path(tempfile.mkdtemp(prefix="fuzz-model-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    sizes: dict[str, Any] = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }  # fmt: skip
+    texts: dict[str, Any] = {**sizes, "vocab_size": 40, "max_position_embeddings": 16}
+    bert, vit, llama, net = (root / name for name in ("bert", "vit", "llama", "shufflenet"))
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *(f"w{n}" for n in range(38))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with quiet():
+        BertForSequenceClassification(BertConfig(**texts, num_labels=3)).save_pretrained(bert)
+        LlamaForCausalLM(LlamaConfig(**texts)).save_pretrained(llama, max_shard_size="4KB")
+        images = ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=3)
+        ViTForImageClassification(images).save_pretrained(vit)
+        for folder in (bert, llama):
+            PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+            ).save_pretrained(folder)
+    processor = {
+        "image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8},
+        "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2,
+        "do_rescale": True, "rescale_factor": 1 / 255,
+    }  # fmt: skip
+    (vit / "preprocessor_config.json").write_text(json.dumps(processor))
+    save_shufflenet(ShuffleNet(ShuffleNetConfig(3, 3, 8, (1, 1, 1), (4, 4, 4, 4, 8))), net)
+    return bert, vit, llama, net
 
 
 @functools.cache
@@ -234,9 +388,10 @@ def fuzz(kind: str, count: int, *, start: int = 0, seed: int = 1) -> Iterator[tu
 
 def _is_clear(kind: str, words: str, folder: str) -> bool:
     """Whether an error names its place, and is one sentence (a file's problems: one line each)."""
-    named = folder in words or "data" in words or "model" in words
-    lines = 1 if kind != "configs" else 200
-    return named and len(words.splitlines()) <= lines and "Traceback" not in words
+    named = folder in words or words.startswith("data.") or (kind != "models" and "model" in words)
+    lines, most = (1, 1000) if kind != "configs" else (200, 100_000)
+    short = len(words.splitlines()) <= lines and len(words) <= most
+    return named and short and "Traceback" not in words
 
 
 def main() -> int:

@@ -9,23 +9,27 @@ safetensors files are read.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import json
-import math
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
+from fedpeft.core import seeds
 from fedpeft.core.errors import ModelError
+from fedpeft.core.text import plain
+from fedpeft.models.limits import MOST_LABELS, check_numbers, check_tables, limited
+from fedpeft.models.mistaken import no_config
 from fedpeft.models.presets import Preset
 from fedpeft.models.quiet import quiet, zero_dropout
+from fedpeft.models.reading import read_object, reading
 from fedpeft.models.shufflenet import (
     ShuffleNet,
     ShuffleNetConfig,
@@ -33,6 +37,7 @@ from fedpeft.models.shufflenet import (
     read_shufflenet_config,
 )
 from fedpeft.models.tasks import IMAGE_CLASSIFICATION, TASKS, Task
+from fedpeft.models.weight_files import stored_tensors, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -49,40 +54,87 @@ class Weights:
       module: the module, on the CPU, float32.
       missing: in-memory names of the tensors that the files lack.
       misshapen: in-memory names of the tensors that have another shape in the files.
+      integers: names, in the files, of the tensors that hold no floating-point numbers, with their
+        types.
     """
 
     module: nn.Module
     missing: frozenset[str]
     misshapen: frozenset[str]
+    integers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What describes an architecture.
+
+    Attributes:
+      where: the file or name, for messages.
+      stored: number of elements of the weights that the model is for; None where not known.
+    """
+
+    where: str
+    stored: int | None = None
 
 
 def read_config(folder: Path) -> ModelConfig:
     """Read a folder's `config.json`.
 
     Raises:
-      ModelError: if it is missing, not JSON, or of a model type that this `transformers` lacks.
+      ModelError: if it is missing, not JSON, asks for more than any model has, or is of a model
+        type that this `transformers` lacks.
     """
     file = folder / "config.json"
-    if not file.is_file():
-        raise ModelError(f"{folder}: has no config.json; a model folder holds config and weights")
-    try:
-        model_type = json.loads(file.read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{file}: not a JSON object ({error})") from error
+    if not os.path.lexists(file):
+        raise ModelError(f"{folder}: {no_config(folder)}")
+    found = read_object(file)
+    _check_kinds(found, file)
+    model_type = found.get("model_type")
     if model_type == ShuffleNetConfig.model_type:
         return read_shufflenet_config(file)
     from transformers import AutoConfig
 
-    try:
-        with quiet():
-            return AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    check_numbers(found, file, _known_keys(model_type))
+    with (
+        quiet(),
+        reading(
+            file,
+            f"model type {model_type!r} cannot be read by the installed transformers",
+            advice="correct it, or fetch the model again; a model's own code is never run",
+        ),
+    ):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    check_tables(config, file)
+    return config
+
+
+def _check_kinds(found: Mapping[str, object], file: Path) -> None:
+    """Check the keys of a config that this package reads itself."""
+    model_type, names = found.get("model_type"), found.get("architectures")
+    if model_type is not None and not isinstance(model_type, str):
         raise ModelError(
-            f"{file}: model type {model_type!r} cannot be read by the installed transformers "
-            f"({_first_line(error)}); code that comes with a model is never run"
-        ) from error
+            f"{file}: model_type: found {plain(repr(model_type), 80)}; the name of a model type is "
+            "expected: correct the file, or fetch the model again"
+        )
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names is not None and not texts:
+        raise ModelError(
+            f"{file}: architectures: found {plain(repr(names), 80)}; a list with the name of a "
+            "class is expected: correct the file, or fetch the model again"
+        )
+
+
+def _known_keys(model_type: object) -> frozenset[str]:
+    """Return the keys that the library's config of a type has, in all their spellings."""
+    from transformers import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        return frozenset()
+    kind = CONFIG_MAPPING[model_type]
+    names = {each.name for each in dataclasses.fields(kind)}
+    return frozenset({*names, *kind.attribute_map, "num_labels"})
 
 
 def preset_config(preset: Preset) -> ModelConfig:
@@ -134,8 +186,12 @@ def fit_config(
     """Return a copy of a config for a task: its class, its number of labels, no dropout.
 
     Raises:
-      ModelError: if the model does not support the task.
+      ModelError: if the model does not support the task, or nobody has so many labels.
     """
+    if num_labels is not None and num_labels > MOST_LABELS:
+        raise ModelError(
+            f"model.num_labels: found {num_labels:,}; allowed is at most {MOST_LABELS:,}"
+        )
     if isinstance(config, ShuffleNetConfig):
         if task != IMAGE_CLASSIFICATION:
             raise _unfit(where, config.model_type, task, [IMAGE_CLASSIFICATION])
@@ -164,71 +220,81 @@ def _drop_bad_padding(config: PreTrainedConfig) -> None:
             part.pad_token_id = None
 
 
-def build(config: ModelConfig, task: Task, *, attention: str | None) -> nn.Module:
+def build(
+    config: ModelConfig, task: Task, *, attention: str | None, described: Described
+) -> nn.Module:
     """Build an untrained module on the current device, drawing from the global generators.
 
     Raises:
-      ModelError: if the model does not support this implementation of attention.
+      ModelError: if no model can be built as the config says, or it does not support this
+        implementation of attention.
     """
-    if isinstance(config, ShuffleNetConfig):
-        return ShuffleNet(config)
-    import transformers
+    where = described.where
+    with quiet(), limited(where, described.stored), _building(where, attention):
+        if isinstance(config, ShuffleNetConfig):
+            return ShuffleNet(config)
+        import transformers
 
-    auto = getattr(transformers, task.auto_class)
-    with quiet(), _explained(config.model_type, attention):
+        auto = getattr(transformers, task.auto_class)
         module: nn.Module = auto.from_config(
             config, dtype=torch.float32, trust_remote_code=False, attn_implementation=attention
+        )
+    empty = [name for name, each in module.named_parameters() if not each.numel()]
+    if empty:
+        raise ModelError(
+            f"{where}: gives {len(empty)} tensors without any number: {', '.join(empty[:3])}; "
+            "correct its sizes, which must be 1 or more"
         )
     return module
 
 
 def load_weights(
-    folder: Path, config: ModelConfig, task: Task, *, attention: str | None
+    folder: Path, config: ModelConfig, task: Task, *, attention: str | None, where: str
 ) -> Weights:
     """Build a module and fill it from the safetensors files of a folder.
 
+    Args:
+      folder: with the files.
+      config: that `fit_config` returned.
+      task: of the model.
+      attention: `sdpa` or `eager`; None is the library's choice.
+      where: what the config was read from, for messages.
+
     Raises:
-      ModelError: if the files are missing or broken, or the model does not support this
-        implementation of attention.
+      ModelError: if the files are missing or broken, do not fit the config at all, or the model
+        does not support this implementation of attention.
     """
+    stored = stored_tensors(folder)
+    size = sum(each.num_elements for each in stored.values())
+    integers = {name: each.kind for name, each in stored.items() if not each.is_floating}
     if isinstance(config, ShuffleNetConfig):
-        with _explained(str(folder), attention):
-            network, bad = load_shufflenet(folder, config)
-        return Weights(network, missing=frozenset(), misshapen=bad)
-    _check_files(folder)
+        with torch.device("meta"):
+            build(config, task, attention=attention, described=Described(where, size))
+        network, bad = load_shufflenet(folder, config)
+        return Weights(network, frozenset(), bad, integers)
     import transformers
 
     auto = getattr(transformers, task.auto_class)
-    with quiet(), _explained(str(folder), attention):
-        module, info = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-            attn_implementation=attention,
-        )
+    try:
+        with quiet(), limited(where, size), _reading_weights(folder):
+            module, info = auto.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+                attn_implementation=attention,
+            )
+    except ModelError:
+        with seeds.isolated(0), torch.device("meta"):  # the config's fault is not the weights'
+            build(config, task, attention=attention, described=Described(where))
+        raise
     misshapen = frozenset(key[0] for key in info["mismatched_keys"])
-    return Weights(module, frozenset(info["missing_keys"]) - misshapen, misshapen)
-
-
-def tensor_sizes(folder: Path) -> dict[str, int]:
-    """Map the tensors in a folder's safetensors files to their number of floating-point elements.
-
-    Only the headers are read; tensors of other types count 0.
-    """
-    from safetensors import safe_open
-
-    sizes: dict[str, int] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(file, framework="np") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-        for name, part in slices.items():
-            sizes[name] = math.prod(part.get_shape()) if "F" in part.get_dtype() else 0
-    return sizes
+    missing = frozenset(info["missing_keys"]) - misshapen
+    return Weights(module, missing, misshapen, integers)
 
 
 def _tasks_of(config: PreTrainedConfig) -> list[Task]:
@@ -255,31 +321,14 @@ def _unfit(where: str, model_type: str, task: Task, able: list[Task]) -> ModelEr
     )
 
 
-def _check_files(folder: Path) -> None:
-    if not any(folder.glob("model*.safetensors")):
-        other = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".pt"))
-        raise ModelError(
-            f"{folder}: has no model.safetensors (found {other or 'no weights at all'}); pickled "
-            "weights are not read: turn them into safetensors with save_pretrained, or use "
-            "`fedpeft convert`"
-        )
+def _building(where: object, attention: str | None) -> AbstractContextManager[None]:
+    """Guard the library while it builds what a config says."""
+    option = f" with attention {attention!r}" if attention else ""
+    advice = "correct its numbers and names" + (", or leave the attention out" if option else "")
+    return reading(where, f"the model cannot be built{option}", advice=advice)
 
 
-@contextlib.contextmanager
-def _explained(where: str, attention: str | None) -> Iterator[None]:
-    """Convert the library's errors for bad files or options into a `ModelError`."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{where}: the weights cannot be read ({_first_line(error)}); fetch them again"
-        ) from error
-    except (ValueError, ImportError) as error:
-        option = f" with attention {attention!r}" if attention else ""
-        raise ModelError(f"{where}: cannot be built{option}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reading_weights(folder: Path) -> AbstractContextManager[None]:
+    """Guard the library while it reads the weights of a folder."""
+    files = (*weight_files(folder), folder / "generation_config.json")
+    return reading(folder, "the weights cannot be read", files=files)

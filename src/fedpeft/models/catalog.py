@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fedpeft.core.errors import ModelError
-from fedpeft.models.architectures import tensor_sizes
 from fedpeft.models.locate import BUNDLED, Bundled
 from fedpeft.models.presets import PRESETS, Preset
+from fedpeft.models.weight_files import stored_tensors
 
 
 def model_rows() -> list[dict[str, object]]:
@@ -35,6 +35,7 @@ def model_rows() -> list[dict[str, object]]:
 def _count(row: Bundled) -> int | None:
     """Count the floating-point elements in a folder's files; None if it is not installed."""
     try:
-        return sum(tensor_sizes(row.folder()).values())
+        stored = stored_tensors(row.folder()).values()
     except ModelError:
         return None
+    return sum(tensor.num_elements for tensor in stored if tensor.is_floating)

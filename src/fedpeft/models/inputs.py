@@ -10,19 +10,25 @@ Without these files the config decides: its `image_size` with mean and deviation
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.core.errors import ModelError
+from fedpeft.core.text import plain
 from fedpeft.models.families import Family
 from fedpeft.models.loaded import ImageInput, PadTokens, TextInput, VideoInput
+from fedpeft.models.reading import read_object
 
 _RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "bilinear", 5: "bicubic"}
 """Filter number of image libraries -> name; a missing filter is replaced by a similar one."""
 
 _UNLIMITED = 10**9
 """A tokenizer without a limit states a larger number than this."""
+_MOST = 2**24
+"""Largest size in pixels, frames or positions."""
 
 
 def image_input(
@@ -44,21 +50,31 @@ def image_input(
     """
     found = _read(folder, file)
     own = getattr(config, "image_size", None)
-    size = _processor_size(found) if own is None or family.any_size else None
-    height, width = size or _pair(own if own is not None else 224)
-    channels = int(getattr(config, "num_channels", 3))
+    place, settings = f"{folder}: {file}", _settings_of(folder)
+    size = _processor_size(found, place) if own is None or family.any_size else None
+    height, width = size or _pair(own if own is not None else 224, f"{settings}: image_size")
+    channels = _whole(getattr(config, "num_channels", 3), f"{settings}: num_channels")
     normalise = bool(found.get("do_normalize", True))
     mean = found.get("image_mean", 0.5) if normalise else 0.0
     std = found.get("image_std", 0.5) if normalise else 1.0
     rescale = found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1.0
+    means = _per_channel(mean, channels, f"{place}: image_mean")
+    deviations = _per_channel(std, channels, f"{place}: image_std")
+    if not all(number > 0 for number in deviations):
+        raise ModelError(
+            f"{place}: image_std: found {deviations}; numbers above 0 are expected: correct it, or "
+            "fetch the model again"
+        )
     return ImageInput(
         height=height,
         width=width,
         channels=channels,
-        mean=_per_channel(mean, channels, f"{folder}: image_mean"),
-        std=_per_channel(std, channels, f"{folder}: image_std"),
-        rescale=float(_number(rescale)),
-        resample=_RESAMPLE.get(int(_number(found.get("resample", 2))), "bilinear"),
+        mean=means,
+        std=deviations,
+        rescale=_number(rescale, f"{place}: rescale_factor"),
+        resample=_RESAMPLE.get(
+            int(_number(found.get("resample", 2), f"{place}: resample")), "bilinear"
+        ),
     )
 
 
@@ -74,11 +90,15 @@ def video_input(config: object, family: Family, folder: Path | None) -> VideoInp
       ModelError: if the frames are no multiple of the tubelet, or the size of the patch.
     """
     own_file = "video_preprocessor_config.json"
-    found = own_file if folder and (folder / own_file).is_file() else "preprocessor_config.json"
+    has_own = folder is not None and os.path.lexists(folder / own_file)
+    found = own_file if has_own else "preprocessor_config.json"
     picture = image_input(config, family, folder, file=found)
-    frames, tubelet = (int(getattr(config, name, 1)) for name in ("num_frames", "tubelet_size"))
-    patch = _pair(getattr(config, "patch_size", 1))
-    where = f"config.json of {folder or 'the preset'}"
+    where = _settings_of(folder)
+    frames, tubelet = (
+        _whole(getattr(config, name, 1), f"{where}: {name}")
+        for name in ("num_frames", "tubelet_size")
+    )
+    patch = _pair(getattr(config, "patch_size", 1), f"{where}: patch_size")
     if frames % tubelet:
         raise ModelError(
             f"{where}: num_frames is {frames} and tubelet_size {tubelet}; the frames must be a "
@@ -104,47 +124,54 @@ def text_input(
       padding: the tokens that the config offers for padding.
     """
     positions = getattr(config, "max_position_embeddings", None)
-    limits = [512] if positions is None else [int(positions) - family.position_offset]
-    found = _read(source if isinstance(source, Path) else None, "tokenizer_config.json")
-    stated = int(_number(found.get("model_max_length", _UNLIMITED)))
+    folder = source if isinstance(source, Path) else None
+    limits = [512]
+    if positions is not None:
+        where = f"{_settings_of(folder)}: max_position_embeddings"
+        limits = [_whole(positions, where) - family.position_offset]
+    found = _read(folder, "tokenizer_config.json")
+    where = f"{folder}: tokenizer_config.json: model_max_length"
+    stated = _number(found.get("model_max_length", _UNLIMITED), where)
     if stated < _UNLIMITED:
-        limits.append(stated)
+        limits.append(_whole(int(stated), where))
+    if min(limits) < 1:
+        raise ModelError(
+            f"{_settings_of(folder)}: max_position_embeddings: found {positions}; this model needs "
+            f"more than {family.position_offset}: correct it, or fetch the model again"
+        )
     return TextInput(str(source), min(limits), padding or PadTokens())
 
 
 def _read(folder: Path | None, name: str) -> Mapping[str, object]:
     file = folder / name if folder is not None else None
-    if file is None or not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ModelError(f"{file}: not a JSON file ({error}); fetch the model again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{file}: holds a {type(found).__name__}; a JSON object is expected")
-    return found
+    return read_object(file) if file is not None and os.path.lexists(file) else {}
 
 
-def _processor_size(found: Mapping[str, object]) -> tuple[int, int] | None:
+def _settings_of(folder: Path | None) -> str:
+    """Return the place of a model's config, for messages."""
+    return "the model's config" if folder is None else f"{folder}: config.json"
+
+
+def _processor_size(found: Mapping[str, object], place: str) -> tuple[int, int] | None:
     """Return height and width after the processor's resize and crop; None if not stated."""
     if found.get("do_center_crop") and found.get("crop_size") is not None:
-        return _pair(found["crop_size"])
-    return None if found.get("size") is None else _pair(found["size"])
+        return _pair(found["crop_size"], f"{place}: crop_size")
+    return None if found.get("size") is None else _pair(found["size"], f"{place}: size")
 
 
-def _pair(size: object) -> tuple[int, int]:
+def _pair(size: object, where: str) -> tuple[int, int]:
     """Parse one of the forms 224, [224, 224], {height, width}, {shortest_edge}."""
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge", size.get("longest_edge"))
         size = [size.get("height", edge), size.get("width", edge)]
     if not (isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2):
         size = [size, size]
-    return int(_number(size[0])), int(_number(size[1]))
+    return _whole(size[0], where), _whole(size[1], where)
 
 
 def _per_channel(value: object, channels: int, where: str) -> tuple[float, ...]:
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    numbers = tuple(float(_number(each)) for each in values)
+    numbers = tuple(_number(each, where) for each in values)
     numbers = numbers * channels if len(numbers) == 1 else numbers
     if len(numbers) != channels:
         raise ModelError(
@@ -154,7 +181,23 @@ def _per_channel(value: object, channels: int, where: str) -> tuple[float, ...]:
     return numbers
 
 
-def _number(value: object) -> float:
-    if isinstance(value, int | float):
-        return value
-    raise ModelError(f"preprocessor_config.json: {value!r} is not a number")
+def _whole(value: object, where: str) -> int:
+    """Return a whole number from 1 to 2^24."""
+    number = _number(value, where)
+    if number != int(number) or not 1 <= number <= _MOST:
+        raise ModelError(
+            f"{where}: found {plain(repr(value), 60)}; a whole number from 1 to {_MOST:,} is "
+            "expected: correct it, or fetch the model again"
+        )
+    return int(number)
+
+
+def _number(value: object, where: str) -> float:
+    """Return a number that is finite."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
+    raise ModelError(
+        f"{where}: {plain(repr(value), 60)} is not a number; correct it, or fetch the model again"
+    )

@@ -12,13 +12,16 @@ second a missing network.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.core.errors import ModelError
+from fedpeft.models.mistaken import refuse_adapter, refuse_file
 from fedpeft.models.presets import PRESETS
+from fedpeft.models.reading import reading
 
 OBJECT = "object:"
 """Prefix, in a run folder, of the name of a module that was passed from Python."""
@@ -79,11 +82,15 @@ def locate(name: str, *, revision: str | None = None) -> Place:
             f"model {name!r}: the run trained a module that was passed from Python, which its "
             "folder does not hold; `fedpeft.simulate` with the same model, data and folder gives it"
         )
-    path = Path(name).expanduser()
-    if path.is_dir():
+    with reading(f"model {name!r}", "it cannot be looked up", advice="check the path"):
+        path = Path(name).expanduser()
+        is_folder, is_config = path.is_dir(), path.name == "config.json" and path.is_file()
+    if is_folder:
+        refuse_adapter(path)
         return Place(name, folder=path)
-    if path.name == "config.json" and path.is_file():
+    if is_config:
         return Place(name, folder=path.parent)
+    refuse_file(path, name)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return Place(name, folder=_fetch(name, revision))
     if name.startswith((".", "/", "~")) or "/" in name or "\\" in name:
@@ -94,7 +101,9 @@ def locate(name: str, *, revision: str | None = None) -> Place:
 
 def is_local(name: str) -> bool:
     """Whether a name needs no network: a preset, a bundled name, a folder or a `config.json`."""
-    return name.startswith("preset:") or name in BUNDLED or Path(name).expanduser().exists()
+    return (
+        name.startswith("preset:") or name in BUNDLED or os.path.lexists(os.path.expanduser(name))
+    )
 
 
 def _known(name: str, names: Iterable[str], prefix: str) -> str:

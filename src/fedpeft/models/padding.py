@@ -17,10 +17,19 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.core.errors import ModelError
 from fedpeft.models.families import Family
 from fedpeft.models.loaded import PadTokens, TextInput
+from fedpeft.models.quiet import quiet
+from fedpeft.models.reading import reading
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+
+_FILES = (
+    *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
+    *("config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"),
+)
+"""Files that a tokenizer is made of."""
 
 
 def pad_tokens(config: object, family: Family, *, num_tokens: int | None, ends: bool) -> PadTokens:
@@ -54,20 +63,33 @@ def open_tokenizer(folder: str) -> PreTrainedTokenizerBase:
       folder: folder or hub id.
 
     Raises:
-      ModelError: if there is no tokenizer.
+      ModelError: if there is no tokenizer, or its files are broken.
     """
+    if not folder:
+        raise ModelError(
+            "model.name: no tokenizer loads from a preset, which has no files; take a model with a "
+            "tokenizer, such as a folder or a hub id"
+        )
     from transformers import AutoTokenizer
 
-    try:
+    path = Path(folder)
+    files = [path / name for name in _FILES] if path.is_dir() else []
+    advice = "a folder of a text model holds tokenizer.json: fetch the model again"
+    problem = "no tokenizer loads from it"
+    with quiet(), reading(f"model.name: {folder!r}", problem, advice=advice, files=files):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=Path(folder).is_dir(), trust_remote_code=False
+            folder, local_files_only=path.is_dir(), trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model.name: no tokenizer loads from {folder!r}: {error}; "
-            "a folder of a text model holds tokenizer.json"
-        ) from error
+        _try_out(tokenizer)
     return tokenizer
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Use a tokenizer once, as data do: some settings of a wrong type raise at the first text."""
+    tokens = tokenizer(["a"], truncation=True, max_length=2, return_attention_mask=False)
+    if not all(isinstance(token, int) for token in tokens["input_ids"][0]):
+        raise ValueError("it makes no whole numbers of a text")
+    _ = (len(tokenizer), tokenizer.all_special_ids, tokenizer.added_tokens_decoder)
 
 
 def choose_padding(inputs: TextInput, tokenizer: PreTrainedTokenizerBase | None) -> int:

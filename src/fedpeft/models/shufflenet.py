@@ -26,6 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.core.errors import ModelError
+from fedpeft.core.text import plain
+from fedpeft.models.reading import read_object, reading
+
+_MOST = 2**16
+"""Largest number in a config: units of a stage, or channels."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +159,9 @@ def read_shufflenet_config(file: Path) -> ShuffleNetConfig:
     """Read a `config.json` that `save_shufflenet` wrote.
 
     Raises:
-      ModelError: if a key is missing.
+      ModelError: if a key is missing, or not of whole numbers.
     """
-    found = json.loads(file.read_text())
+    found = read_object(file)
     names = {field.name for field in dataclasses.fields(ShuffleNetConfig)}
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -166,6 +171,13 @@ def read_shufflenet_config(file: Path) -> ShuffleNetConfig:
     missing = sorted(names - values.keys())
     if missing:
         raise ModelError(f"{file}: lacks {', '.join(missing)} of a ShuffleNetV2; save it again")
+    for name, value in values.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(e, bool) or (isinstance(e, int) and 1 <= e <= _MOST) for e in parts):
+            raise ModelError(
+                f"{file}: {name}: found {plain(repr(value), 80)}; whole numbers of 1 to {_MOST} "
+                "are expected: save it again"
+            )
     return ShuffleNetConfig(**values)
 
 
@@ -184,7 +196,9 @@ def load_shufflenet(folder: Path, config: ShuffleNetConfig) -> tuple[ShuffleNet,
     if not file.is_file():
         raise ModelError(f"{folder}: no model.safetensors; save the model with save_shufflenet")
     module = ShuffleNet(config)
-    expected, found = module.state_dict(), load_file(file)
+    with reading(file, "the weights cannot be read"):
+        found = load_file(file)
+    expected = module.state_dict()
     bad = frozenset(n for n, t in expected.items() if n not in found or found[n].shape != t.shape)
     module.load_state_dict({n: found[n] for n in expected if n not in bad}, strict=False)
     return module, bad

@@ -24,6 +24,7 @@ from torch import nn
 from fedpeft.core import seeds
 from fedpeft.core.errors import ModelError
 from fedpeft.models.architectures import (
+    Described,
     ModelConfig,
     Weights,
     build,
@@ -32,9 +33,8 @@ from fedpeft.models.architectures import (
     load_weights,
     preset_config,
     read_config,
-    tensor_sizes,
 )
-from fedpeft.models.families import Family, family_of, parameters_under
+from fedpeft.models.families import Family, canonical, family_of, parameters_under
 from fedpeft.models.heads import init_head
 from fedpeft.models.inputs import image_input, text_input, video_input
 from fedpeft.models.loaded import InputSpec, LoadedModel, TextInput
@@ -43,6 +43,7 @@ from fedpeft.models.padding import pad_tokens, set_padding
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import zero_dropout
 from fedpeft.models.tasks import TASKS, Task, task_named
+from fedpeft.models.weight_files import has_weights, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,17 @@ def load_model(request: ModelRequest) -> LoadedModel:
     """
     place = locate(request.name, revision=request.revision)
     config, task = _config(request, place)
+    attention, where = request.attention, _where(request, place)
     with seeds.isolated(seeds.derive(request.seed, "model")):
         if place.folder is None:
-            module = build(config, task, attention=request.attention)
+            module = build(config, task, attention=attention, described=Described(where))
             weights = Weights(module, missing=frozenset(), misshapen=frozenset())
         else:
-            weights = load_weights(place.folder, config, task, attention=request.attention)
+            weights = load_weights(place.folder, config, task, attention=attention, where=where)
     loaded = _describe(request, place, weights.module, task)
     fresh_paths = _fresh_paths(loaded, request, weights)
     _check_backbone(loaded, weights, fresh_paths)
+    _check_kinds(loaded, weights)
     init_head(loaded.module, fresh_paths, seed=request.seed, how=request.head_init)
     _check_numbers(loaded)
     if isinstance(loaded.inputs, TextInput):
@@ -124,11 +127,14 @@ def sketch_model(request: ModelRequest) -> LoadedModel:
     else:
         place = locate(request.name, revision=request.revision)
     config, task = _config(request, place)
+    folder = place.folder
+    stored = stored_tensors(folder) if folder is not None and has_weights(folder) else {}
+    size = sum(tensor.num_elements for tensor in stored.values()) if stored else None
+    described = Described(_where(request, place), size)
     with torch.device("meta"):
-        module = build(config, task, attention=request.attention)
+        module = build(config, task, attention=request.attention, described=described)
     loaded = _describe(request, place, module, task)
-    names = tensor_sizes(place.folder) if place.folder is not None else {}
-    missing = frozenset(_absent(loaded, names)) if names else frozenset()
+    missing = frozenset(_absent(loaded, stored)) if stored else frozenset()
     weights = Weights(module, missing=missing, misshapen=frozenset())
     fresh_paths = _fresh_paths(loaded, request, weights)
     return dataclasses.replace(loaded, fresh=parameters_under(module, fresh_paths))
@@ -201,6 +207,14 @@ def _read(request: ModelRequest, place: Place) -> ModelConfig:
     if other.folder is not None:
         return read_config(other.folder)
     return preset_config(PRESETS[str(other.preset)])
+
+
+def _where(request: ModelRequest, place: Place) -> str:
+    """Say what describes the architecture of a place, for messages."""
+    if place.folder is None:
+        return f"model {place.name!r}"
+    own = place.folder / "config.json"
+    return str(own if own.exists() or request.config is None else request.config)
 
 
 def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task) -> LoadedModel:
@@ -289,6 +303,29 @@ def _check_backbone(loaded: LoadedModel, weights: Weights, fresh_paths: Sequence
         f"{'; '.join(parts)}. Only a classifier's head may be new: check that config.json belongs "
         "to these weights, or convert them with `fedpeft convert`"
     )
+
+
+def _check_kinds(loaded: LoadedModel, weights: Weights) -> None:
+    """Check that the files hold floating-point numbers for every parameter, not codes for them."""
+    prefix = getattr(loaded.module, "base_model_prefix", "")
+    kinds = {
+        canonical(loaded.family, path): kind
+        for name, kind in weights.integers.items()
+        for path in (name, f"{prefix}.{name}")
+    }
+    found = {
+        name: kinds[own]
+        for name, tensor in loaded.module.named_parameters()
+        if tensor.is_floating_point() and (own := canonical(loaded.family, name)) in kinds
+    }
+    if found:
+        shown = [f"{name} ({kind})" for name, kind in sorted(found.items())[:5]]
+        raise ModelError(
+            f"model {loaded.source!r}: {len(found)} tensors of {loaded.folder or loaded.source} "
+            f"hold no floating-point numbers: {', '.join(shown)}{' ...' if len(found) > 5 else ''}"
+            ". The model is quantised or damaged: give it as it was before, in float32, float16 or "
+            "bfloat16"
+        )
 
 
 def _check_numbers(loaded: LoadedModel) -> None:
