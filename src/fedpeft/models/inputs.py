@@ -50,7 +50,7 @@ def image_input(
     """
     found = _read(folder, file)
     own = getattr(config, "image_size", None)
-    place, settings = f"{folder}: {file}", _settings_of(folder)
+    place, settings = str(folder / file if folder else file), _settings_of(folder)
     size = _processor_size(found, place) if own is None or family.any_size else None
     height, width = size or _pair(own if own is not None else 224, f"{settings}: image_size")
     channels = _whole(getattr(config, "num_channels", 3), f"{settings}: num_channels")
@@ -130,7 +130,7 @@ def text_input(
         where = f"{_settings_of(folder)}: max_position_embeddings"
         limits = [_whole(positions, where) - family.position_offset]
     found = _read(folder, "tokenizer_config.json")
-    where = f"{folder}: tokenizer_config.json: model_max_length"
+    where = f"{source}/tokenizer_config.json: model_max_length"
     stated = _number(found.get("model_max_length", _UNLIMITED), where)
     if stated < _UNLIMITED:
         limits.append(_whole(int(stated), where))
@@ -149,7 +149,7 @@ def _read(folder: Path | None, name: str) -> Mapping[str, object]:
 
 def _settings_of(folder: Path | None) -> str:
     """Return the place of a model's config, for messages."""
-    return "the model's config" if folder is None else f"{folder}: config.json"
+    return "the model's config" if folder is None else str(folder / "config.json")
 
 
 def _processor_size(found: Mapping[str, object], place: str) -> tuple[int, int] | None:

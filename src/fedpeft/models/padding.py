@@ -75,7 +75,7 @@ def open_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     path = Path(folder)
     files = [path / name for name in _FILES] if path.is_dir() else []
     advice = "a folder of a text model holds tokenizer.json: fetch the model again"
-    problem = "no tokenizer loads from it"
+    problem = "no tokenizer loads"
     with quiet(), reading(f"model.name: {folder!r}", problem, advice=advice, files=files):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=path.is_dir(), trust_remote_code=False

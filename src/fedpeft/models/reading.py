@@ -20,7 +20,8 @@ from pathlib import Path
 from fedpeft.core.errors import FedpeftError, ModelError
 from fedpeft.core.text import byte_words, plain
 
-_AGAIN = "fetch the model again, or take another copy"
+AGAIN = "fetch the model again, or take another copy"
+"""What to do about a broken file."""
 _MOST_JSON = 200_000_000
 """Bytes of the largest JSON file that is read: no tokenizer or index is near it."""
 _POINTER = b"version https://git-lfs"
@@ -28,7 +29,7 @@ _POINTER = b"version https://git-lfs"
 
 @contextlib.contextmanager
 def reading(
-    where: object, problem: str, *, advice: str = _AGAIN, files: Iterable[Path] = ()
+    where: object, problem: str, *, advice: str = AGAIN, files: Iterable[Path] = ()
 ) -> Iterator[None]:
     """Turn whatever a library raises for foreign files into one error that names them.
 
@@ -56,19 +57,19 @@ def reading(
                 f"{where}: {problem}: this machine has not enough memory; use one with more, or a "
                 "smaller model"
             ) from error
+        files = [file for file in files if os.path.lexists(file)]
         for file in files:
             check_file(file)
-        raise ModelError(f"{where}: {problem} ({_said(error)}); {advice}") from error
+        read = f" from {', '.join(file.name for file in files)}" if files else ""
+        raise ModelError(f"{where}: {problem}{read} ({_said(error)}); {advice}") from error
 
 
 def check_file(file: Path) -> None:
-    """Check that a file, if it exists, is a file, can be opened, and is JSON if it is named so.
+    """Check that a file is a file, can be opened, and is JSON if it is named so.
 
     Raises:
       ModelError: naming the file.
     """
-    if not os.path.lexists(file):
-        return
     if file.suffix == ".json":
         read_object(file)
     else:
@@ -85,17 +86,17 @@ def read_object(file: Path) -> dict[str, object]:
     if len(content) > _MOST_JSON:
         raise ModelError(
             f"{file}: found more than {byte_words(_MOST_JSON)}; a JSON object of settings is "
-            f"expected; {_AGAIN}"
+            f"expected; {AGAIN}"
         )
     try:
         found = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         empty = "the file is empty" if not content.strip() else _said(error)
-        raise ModelError(f"{file}: not a JSON object ({empty}); {_AGAIN}") from error
+        raise ModelError(f"{file}: not a JSON object ({empty}); {AGAIN}") from error
     if not isinstance(found, dict):
         raise ModelError(
             f"{file}: not a JSON object (found a {type(found).__name__}, {plain(found, 40)!r}); "
-            f"{_AGAIN}"
+            f"{AGAIN}"
         )
     return found
 
@@ -108,7 +109,7 @@ def read_start(file: Path, size: int) -> bytes:
     """
     try:
         if not file.is_file():
-            raise ModelError(f"{file}: {_not_a_file(file)}; a file is expected: {_AGAIN}")
+            raise ModelError(f"{file}: {_not_a_file(file)}; a file is expected: {AGAIN}")
         with file.open("rb") as stream:
             content = stream.read(max(size, len(_POINTER)))
     except OSError as error:
@@ -142,11 +143,12 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """Return the words of an exception in one line; of most kinds, with the kind."""
+    """Return the words of an exception in one line; of kinds that say little, with the kind."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    words = plain(error, 300)
-    telling = isinstance(error, ValueError | OSError | ImportError) or " " in type(error).__name__
-    if telling and words:
-        return words
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    if type(error).__name__ == "StrictDataclassFieldValidationError" and error.__cause__:
+        return plain(error.__cause__, 200).partition(". Errors:")[0]
+    words, kind = plain(error, 250), type(error).__name__
+    if not words:
+        return kind
+    return words if isinstance(error, ValueError | OSError | ImportError) else f"{kind}: {words}"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedpeft.core.errors import ModelError
 from fedpeft.core.text import plain
-from fedpeft.models.reading import read_object, read_start, reading
+from fedpeft.models.reading import AGAIN, read_object, read_start, reading
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -88,9 +88,12 @@ def stored_tensors(folder: Path) -> Mapping[str, StoredTensor]:
 
     found: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        read_start(file, 1)
+        if not read_start(file, 1):
+            raise ModelError(f"{file}: the weights cannot be read: the file is empty; {AGAIN}")
         size = file.stat().st_size
-        with reading(file, f"the weights cannot be read from {size:,} bytes"):
+        with reading(
+            file, f"the weights cannot be read: {size:,} bytes, no whole safetensors file"
+        ):
             with safe_open(file, framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118
                     part = tensors.get_slice(name)
