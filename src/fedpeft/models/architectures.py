@@ -25,7 +25,7 @@ from torch import nn
 from fedpeft.core import seeds
 from fedpeft.core.errors import ModelError
 from fedpeft.core.text import plain
-from fedpeft.models.limits import MOST_LABELS, check_numbers, check_tables, limited
+from fedpeft.models.limits import MOST_LABELS, check_counts, check_tables, limited
 from fedpeft.models.mistaken import no_config
 from fedpeft.models.presets import Preset
 from fedpeft.models.quiet import quiet, zero_dropout
@@ -70,11 +70,11 @@ class Described:
 
     Attributes:
       where: the file or name, for messages.
-      stored: number of elements of the weights that the model is for; None where not known.
+      stored: number of elements of each tensor in the model's files; None where not known.
     """
 
     where: str
-    stored: int | None = None
+    stored: tuple[int, ...] | None = None
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -94,7 +94,7 @@ def read_config(folder: Path) -> ModelConfig:
         return read_shufflenet_config(file)
     from transformers import AutoConfig
 
-    check_numbers(found, file, _known_keys(model_type))
+    check_counts(found, file, _known_keys(model_type))
     with (
         quiet(),
         reading(
@@ -265,18 +265,18 @@ def load_weights(
         does not support this implementation of attention.
     """
     stored = stored_tensors(folder)
-    size = sum(each.num_elements for each in stored.values())
+    sizes = tuple(each.num_elements for each in stored.values())
     integers = {name: each.kind for name, each in stored.items() if not each.is_floating}
     if isinstance(config, ShuffleNetConfig):
         with torch.device("meta"):
-            build(config, task, attention=attention, described=Described(where, size))
+            build(config, task, attention=attention, described=Described(where, sizes))
         network, bad = load_shufflenet(folder, config)
         return Weights(network, frozenset(), bad, integers)
     import transformers
 
     auto = getattr(transformers, task.auto_class)
     try:
-        with quiet(), limited(where, size), _reading_weights(folder):
+        with quiet(), limited(where, sizes), _reading_weights(folder):
             module, info = auto.from_pretrained(
                 folder,
                 config=config,
@@ -288,9 +288,10 @@ def load_weights(
                 trust_remote_code=False,
                 attn_implementation=attention,
             )
-    except ModelError:
-        with seeds.isolated(0), torch.device("meta"):  # the config's fault is not the weights'
-            build(config, task, attention=attention, described=Described(where))
+    except ModelError as error:
+        if error.__cause__ is not None:  # of the library: if the config is at fault, say so
+            with seeds.isolated(0), torch.device("meta"):
+                build(config, task, attention=attention, described=Described(where))
         raise
     misshapen = frozenset(key[0] for key in info["mismatched_keys"])
     missing = frozenset(info["missing_keys"]) - misshapen

@@ -1,6 +1,6 @@
 """Limits on what a config.json may ask for, so that a broken one is refused at once.
 
-    config.json ── check_numbers ──> the library's config ── check_tables ──> build, `limited`
+    config.json ── check_counts ──> the library's config ── check_tables ──> build, `limited`
 
 A library makes a list of `num_hidden_layers` entries, or a table of `num_labels` names, before it
 looks whether such a model can exist: a wrong digit costs all memory, or hours. Numbers of layers
@@ -23,11 +23,12 @@ from fedpeft.core.errors import ModelError
 
 MOST_LABELS = 1_000_000
 """Classes of a head."""
-MOST_MODULES = 20_000
+MOST_MODULES = 12_000
 """Modules of a model; the largest published ones have some thousands."""
 MOST_ELEMENTS = 10**13
 """Elements of a model's tensors; the largest published ones have some 10**12."""
 _MOST_NEW = 2**28
+_MODULES_PER_TENSOR, _MODULES_BESIDE = 10, 1000
 _MOST_LAYERS = 10_000
 _MOST_OTHERS = 2**24
 _MOST_IN_TABLE = 3_000_000
@@ -39,7 +40,7 @@ _FREE = re.compile(r"(?:_ids?|theta|seed|base|factor|max_length|eps)$|block_size
 """Numbers that count nothing, and sizes of tensors, which are counted as they are made."""
 
 
-def check_numbers(found: Mapping[str, object], file: Path, known: Collection[str]) -> None:
+def check_counts(found: Mapping[str, object], file: Path, known: Collection[str]) -> None:
     """Check the whole numbers of a config before a library makes anything of that many parts.
 
     Args:
@@ -96,37 +97,40 @@ def check_tables(config: object, where: object) -> None:
 
 
 @contextlib.contextmanager
-def limited(where: object, stored: int | None = None) -> Iterator[None]:
+def limited(where: object, stored: Collection[int] | None = None) -> Iterator[None]:
     """Count what this thread builds on `meta` in the block, and stop it when it is too much.
 
     Args:
       where: what describes the model, for messages.
-      stored: elements of the weights that the model is for, where they are known: it may have some
-        more (a new head, masks), but what does not fit them at all is not built.
+      stored: elements of each tensor that the model's files hold, where they are known: it may have
+        some more (a new head, masks), but what does not fit them at all is not built.
 
     Raises:
-      ModelError: when there are more than `MOST_MODULES` modules, or too many elements.
+      ModelError: when there are too many modules or elements.
     """
-    most = MOST_ELEMENTS if stored is None else 2 * stored + _MOST_NEW
-    beside = "any published one has" if stored is None else f"its weights' {stored:,} allow"
+    modules, elements, beside = MOST_MODULES, MOST_ELEMENTS, "any published one has"
+    if stored is not None:
+        modules = min(modules, _MODULES_PER_TENSOR * len(stored) + _MODULES_BESIDE)
+        elements = min(elements, 2 * sum(stored) + _MOST_NEW)
+        beside = f"its weights allow ({len(stored):,} tensors, {sum(stored):,} numbers)"
     thread, counts = threading.get_ident(), {"modules": 0, "elements": 0}
 
     def count_module(_: nn.Module, __: str, child: nn.Module | None) -> None:
         if threading.get_ident() == thread and child is not None:
             counts["modules"] += 1
-            if counts["modules"] > MOST_MODULES:
+            if counts["modules"] > modules:
                 raise ModelError(
-                    f"{where}: describes a model of more than {MOST_MODULES:,} modules, which is "
-                    "more than any published one: correct the numbers of layers"
+                    f"{where}: describes a model of more than {modules:,} modules, which is more "
+                    f"than {beside}; correct its numbers of layers"
                 )
 
     def count_tensor(_: nn.Module, __: str, tensor: Tensor | None) -> None:
         if threading.get_ident() == thread and tensor is not None and tensor.is_meta:
             counts["elements"] += tensor.numel()
-            if counts["elements"] > most:
+            if counts["elements"] > elements:
                 raise ModelError(
-                    f"{where}: describes a model of more than {most:,} numbers, which is more than "
-                    f"{beside}; correct its sizes (hidden_size, vocab_size and so on)"
+                    f"{where}: describes a model of more than {elements:,} numbers, which is more "
+                    f"than {beside}; correct its sizes (hidden_size, vocab_size and so on)"
                 )
 
     hooks = [

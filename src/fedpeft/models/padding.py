@@ -86,10 +86,16 @@ def open_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
     """Use a tokenizer once, as data do: some settings of a wrong type raise at the first text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    cut = getattr(backend, "truncation", None)
     tokens = tokenizer(["a"], truncation=True, max_length=2, return_attention_mask=False)
     if not all(isinstance(token, int) for token in tokens["input_ids"][0]):
         raise ValueError("it makes no whole numbers of a text")
     _ = (len(tokenizer), tokenizer.all_special_ids, tokenizer.added_tokens_decoder)
+    if backend is not None:  # it remembers the last call, and would be saved with it
+        backend.no_truncation()
+        if cut is not None:
+            backend.enable_truncation(**cut)
 
 
 def choose_padding(inputs: TextInput, tokenizer: PreTrainedTokenizerBase | None) -> int:

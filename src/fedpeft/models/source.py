@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,8 @@ from fedpeft.models.architectures import (
     preset_config,
     read_config,
 )
-from fedpeft.models.families import Family, canonical, family_of, parameters_under
+from fedpeft.models.checks import check_kinds, check_numbers, check_shapes
+from fedpeft.models.families import Family, family_of, parameters_under
 from fedpeft.models.heads import init_head
 from fedpeft.models.inputs import image_input, text_input, video_input
 from fedpeft.models.loaded import InputSpec, LoadedModel, TextInput
@@ -104,10 +104,10 @@ def load_model(request: ModelRequest) -> LoadedModel:
             weights = load_weights(place.folder, config, task, attention=attention, where=where)
     loaded = _describe(request, place, weights.module, task)
     fresh_paths = _fresh_paths(loaded, request, weights)
-    _check_backbone(loaded, weights, fresh_paths)
-    _check_kinds(loaded, weights)
+    check_shapes(loaded, weights, fresh_paths)
+    check_kinds(loaded, weights)
     init_head(loaded.module, fresh_paths, seed=request.seed, how=request.head_init)
-    _check_numbers(loaded)
+    check_numbers(loaded)
     if isinstance(loaded.inputs, TextInput):
         set_padding(loaded.module, loaded.inputs)
     return dataclasses.replace(loaded, fresh=parameters_under(loaded.module, fresh_paths))
@@ -129,8 +129,8 @@ def sketch_model(request: ModelRequest) -> LoadedModel:
     config, task = _config(request, place)
     folder = place.folder
     stored = stored_tensors(folder) if folder is not None and has_weights(folder) else {}
-    size = sum(tensor.num_elements for tensor in stored.values()) if stored else None
-    described = Described(_where(request, place), size)
+    sizes = tuple(tensor.num_elements for tensor in stored.values()) or None
+    described = Described(_where(request, place), sizes)
     with torch.device("meta"):
         module = build(config, task, attention=request.attention, described=described)
     loaded = _describe(request, place, module, task)
@@ -285,75 +285,6 @@ def _fresh_paths(loaded: LoadedModel, request: ModelRequest, weights: Weights) -
         if not weights.missing.isdisjoint(parameters_under(loaded.module, [path]))
     )
     return (*(loaded.head if renewed else ()), *late)
-
-
-def _check_backbone(loaded: LoadedModel, weights: Weights, fresh_paths: Sequence[str]) -> None:
-    fresh = parameters_under(loaded.module, fresh_paths)
-    missing = sorted(weights.missing - fresh)
-    misshapen = sorted(weights.misshapen - fresh)
-    if not missing and not misshapen:
-        return
-    parts = [
-        f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), ("of another shape", misshapen))
-        if names
-    ]
-    raise ModelError(
-        f"model {loaded.source!r}: the files do not fit the tensors of the backbone: "
-        f"{'; '.join(parts)}. Only a classifier's head may be new: check that config.json belongs "
-        "to these weights, or convert them with `fedpeft convert`"
-    )
-
-
-def _check_kinds(loaded: LoadedModel, weights: Weights) -> None:
-    """Check that the files hold floating-point numbers for every parameter, not codes for them."""
-    prefix = getattr(loaded.module, "base_model_prefix", "")
-    kinds = {
-        canonical(loaded.family, path): kind
-        for name, kind in weights.integers.items()
-        for path in (name, f"{prefix}.{name}")
-    }
-    found = {
-        name: kinds[own]
-        for name, tensor in loaded.module.named_parameters()
-        if tensor.is_floating_point() and (own := canonical(loaded.family, name)) in kinds
-    }
-    if found:
-        shown = [f"{name} ({kind})" for name, kind in sorted(found.items())[:5]]
-        raise ModelError(
-            f"model {loaded.source!r}: {len(found)} tensors of {loaded.folder or loaded.source} "
-            f"hold no floating-point numbers: {', '.join(shown)}{' ...' if len(found) > 5 else ''}"
-            ". The model is quantised or damaged: give it as it was before, in float32, float16 or "
-            "bfloat16"
-        )
-
-
-def _check_numbers(loaded: LoadedModel) -> None:
-    """Check that all weights are finite: one that is not makes every client's update so.
-
-    Raises:
-      ModelError: naming the tensors that are not.
-    """
-    module = loaded.module
-    bad = [name for name, tensor in module.named_parameters() if _worst(tensor) != "finite"]
-    # a buffer may hold -inf on purpose: a mask
-    bad += [name for name, tensor in module.named_buffers() if _worst(tensor) == "NaN"]
-    if bad:
-        raise ModelError(
-            f"model {loaded.source!r}: {len(bad)} tensors of {loaded.folder or loaded.source} hold "
-            f"NaN or infinity: {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}. The file is "
-            "damaged, or its training diverged; take another copy or an earlier checkpoint"
-        )
-
-
-def _worst(tensor: torch.Tensor) -> str:
-    """Return the worst kind of number in a tensor: `NaN`, `infinite`, or `finite`."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return "finite"
-    low, high = map(float, torch.aminmax(tensor.detach()))  # both are NaN where any number is
-    if math.isnan(low):
-        return "NaN"
-    return "finite" if math.isfinite(low) and math.isfinite(high) else "infinite"
 
 
 def _absent(loaded: LoadedModel, names: Collection[str]) -> Sequence[str]:
