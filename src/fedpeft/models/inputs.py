@@ -43,6 +43,7 @@ def image_input(
       ModelError: if the file's mean or deviation does not fit the model's channels.
     """
     found = _read(folder, file)
+    config = getattr(config, "vision_config", None) or config  # a tower beside one for texts
     own = getattr(config, "image_size", None)
     size = _processor_size(found) if own is None or family.any_size else None
     height, width = size or _pair(own if own is not None else 224)
