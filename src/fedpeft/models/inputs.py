@@ -49,6 +49,7 @@ def image_input(
       ModelError: if the file's mean or deviation does not fit the model's channels.
     """
     found = _read(folder, file)
+    config = getattr(config, "vision_config", None) or config  # a tower beside one for texts
     own = getattr(config, "image_size", None)
     place, settings = str(folder / file if folder else file), _settings_of(folder)
     size = _processor_size(found, place) if own is None or family.any_size else None

@@ -53,7 +53,7 @@ def _zero_attributes(holder: object) -> None:
         is_number = isinstance(value, float | int) and not isinstance(value, bool)
         if is_number and _PROBABILITY.search(name):
             with contextlib.suppress(AttributeError):
-                setattr(holder, name, 0.0)
+                setattr(holder, name, type(value)(0))  # some configs check the type
 
 
 _PROBABILITY = re.compile(r"dropout|pdrop|drop_path|drop_prob|layerdrop")

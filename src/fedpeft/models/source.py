@@ -248,6 +248,7 @@ def _recorded(request: ModelRequest) -> Mapping[str, object]:
 def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:
     candidates = family.head or ("classifier", "score", "lm_head", "fc", "head")
     found = tuple(path for path in candidates if parameters_under(module, [path]))
+    found = found or _beside_backbone(module)
     if not found:
         raise ModelError(
             f"model {source!r}: no head found at {', '.join(candidates)}; its modules are "
@@ -255,6 +256,16 @@ def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:
             "fedpeft's wrap_module with the head's path"
         )
     return found
+
+
+def _beside_backbone(module: nn.Module) -> tuple[str, ...]:
+    """Return what a class of `transformers` adds to its backbone, whatever it is called."""
+    output = getattr(module, "get_output_embeddings", lambda: None)()
+    if output is not None:
+        return tuple(path for path, part in module.named_modules() if part is output)[:1]
+    backbone = getattr(module, "base_model", module)
+    others = ((n, part) for n, part in module.named_children() if backbone not in (module, part))
+    return tuple(name for name, part in others if any(True for _ in part.parameters()))
 
 
 def _inputs(request: ModelRequest, module: nn.Module, task: Task, folder: Path | None) -> InputSpec:

@@ -1,9 +1,12 @@
 """Adapter tuning: a residual bottleneck after the MLP of each block, before its skip addition.
 
+In a model of no known family it comes after the last linear layer of each block, or after the last
+convolution where blocks have no linear layer; there it acts on the channels.
+
     m = MLP(LN2(x))
     x <- x + m + Up(GELU(Down(m)))        Down: d -> d / reduction, Up: back to d
 
-One bottleneck is shared by all blocks, or each block has its own. `init = "identity"` starts from
+One bottleneck is shared by all blocks (of one width), or each block has its own. `init = "identity"` starts from
 Up = 0; `init = "zeros"` also starts from Down = 0, where only the bias of Up ever gets a gradient.
 
 References: Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019; Sun et al.,
@@ -13,15 +16,18 @@ IEEE BigData 2024.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import hidden_size
+from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.prepared import (
     ADAPTER_ROOT,
     ModelToTune,
@@ -29,6 +35,22 @@ from fedpeft.tuning.prepared import (
     chosen_blocks,
     head_parameters,
 )
+from fedpeft.tuning.targets import Targets, last_layers
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The module whose output gets a bottleneck.
+
+    Attributes:
+      path: of the module.
+      width: size of the features in its output.
+      axis: of the features: -1, or 1 after a convolution.
+    """
+
+    path: str
+    width: int
+    axis: int = -1
 
 
 class Bottleneck(nn.Module):
@@ -56,17 +78,18 @@ class Bottleneck(nn.Module):
 
 
 def _add_bottleneck(
-    bottleneck: Bottleneck, path: str, module: nn.Module, inputs: object, output: object
+    bottleneck: Bottleneck, place: _Place, module: nn.Module, inputs: object, output: object
 ) -> Tensor:
     """A forward hook: add the bottleneck's correction to a module's output."""
-    width = bottleneck.down.in_features
-    if not isinstance(output, Tensor) or output.shape[-1] != width:
+    if not isinstance(output, Tensor) or output.shape[place.axis] != place.width:
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        which = "last axis" if place.axis == -1 else "second axis"
         raise TuningError(
-            f"tuning.method adapter: module {path!r} returned {found}; an adapter needs a "
-            f"tensor whose last axis is {width}; name another module in `after`"
+            f"tuning.method adapter: module {place.path!r} returned {found}; an adapter needs a "
+            f"tensor whose {which} is {place.width}; name another module in `after`"
         )
-    return output + cast(Tensor, bottleneck(output))
+    correction = cast(Tensor, bottleneck(output.movedim(place.axis, -1)))
+    return output + correction.movedim(-1, place.axis)
 
 
 def adapter(model: ModelToTune) -> PreparedModel:
@@ -76,19 +99,31 @@ def adapter(model: ModelToTune) -> PreparedModel:
       TuningError: if the adapted modules are unknown, missing, or cannot share one adapter.
     """
     module = model.loaded.module
-    sites = _sites(model)
-    widths = {key: _width(model, path) for key, path in sites.items()}
-    bottlenecks = _bottlenecks(model, widths)
-    for key, path in sites.items():
-        hook = partial(_add_bottleneck, bottlenecks[key], path)  # unlike a closure, picklable
-        module.get_submodule(path).register_forward_hook(hook)
-    shared = bool(model.options["shared"])
-    part = next(iter(bottlenecks.values())) if shared else nn.ModuleDict(bottlenecks)
-    host = _host(module, next(iter(sites.values())))
+    found = _sites(model)
+    places = {key: _place(model, path) for key, path in found.items()}
+    parts = _bottlenecks(model, places)
+    for key, place in places.items():
+        hook = partial(_add_bottleneck, parts[key], place)  # unlike a closure, picklable
+        module.get_submodule(place.path).register_forward_hook(hook)
+    part = _held(parts, shared=bool(model.options["shared"]))
+    host = _host(module, next(iter(places.values())).path)
     module.get_submodule(host).add_module(ADAPTER_ROOT, part)
     prefix = f"{host}.{ADAPTER_ROOT}".lstrip(".")
     trained = {f"{prefix}.{name}" for name, _ in part.named_parameters()}
-    return PreparedModel(module, trained | head_parameters(model.loaded))
+    return PreparedModel(module, trained | head_parameters(model.loaded), targets=_told(model, places))
+
+
+def _held(parts: Mapping[str, Bottleneck], *, shared: bool) -> nn.Module:
+    """Return the module that holds the bottlenecks: the one that all share, or one for each key.
+
+    Shared ones of several widths have the keys `width_96`, `width_192`.
+    """
+    if not shared:
+        return nn.ModuleDict(parts)
+    by_width = {part.down.in_features: part for part in parts.values()}
+    if len(by_width) == 1:
+        return next(iter(by_width.values()))
+    return nn.ModuleDict({f"width_{width}": part for width, part in by_width.items()})
 
 
 def _host(module: nn.Module, site: str) -> str:
@@ -117,26 +152,54 @@ def _sites(model: ModelToTune) -> dict[str, str]:
                 f"not have; its first modules are {names[1:7]}"
             )
         return {str(i): path for i, path in enumerate(after)}
-    if not loaded.family.mlp:
-        known = [name for name, part in loaded.module.named_modules() if _own_width(part)]
-        raise TuningError(
-            f"tuning.method adapter: {loaded.source} is of no known model family; name the "
-            "modules whose outputs get an adapter, as `after = [...]` in [tuning.options]; "
-            f"the first suitable ones are {known[:4]}"
+    if loaded.family.mlp:
+        return {str(i): loaded.family.mlp.format(i) for i in chosen_blocks(model)}
+    if paths := last_layers(loaded).modules:
+        return {str(i): path for i, path in enumerate(paths)}
+    raise TuningError(_nowhere(loaded))
+
+
+def _nowhere(loaded: LoadedModel) -> str:
+    """Say that no place was found, and name modules that could be one."""
+    inside = tuple(f"{path}." for path in loaded.head)
+    modules = loaded.module.named_modules()
+    known = [n for n, part in modules if _own_width(part) and not f"{n}.".startswith(inside)]
+    if not known:
+        return (
+            f"tuning.method adapter: {loaded.source} has no linear layer, convolution or layer norm "
+            "outside its head; choose head, bias or full"
         )
-    return {str(i): loaded.family.mlp.format(i) for i in chosen_blocks(model)}
+    return (
+        f"tuning.method adapter: {loaded.source} is of no known model family, and it has no "
+        "numbered blocks that end in a linear layer; name the modules whose outputs get an adapter, "
+        f"as `after = [...]` in [tuning.options]; the first suitable ones are {known[:4]}"
+    )
 
 
-def _bottlenecks(model: ModelToTune, widths: Mapping[str, int]) -> dict[str, Bottleneck]:
-    """Make a bottleneck for each key, or one for all of them if shared."""
+def _told(model: ModelToTune, places: Mapping[str, _Place]) -> Targets:
+    """Return the modules that get a bottleneck, with the rule that chose them."""
+    family = model.loaded.family
+    rule = f"the table of family {family.name}" if family.mlp else last_layers(model.loaded).rule
+    modules = tuple(place.path for place in places.values())
+    return Targets(modules, "tuning.options" if model.options["after"] else rule)
+
+
+def _bottlenecks(model: ModelToTune, places: Mapping[str, _Place]) -> dict[str, Bottleneck]:
+    """Make a bottleneck for each key; if shared, one for all places of a width.
+
+    Raises:
+      TuningError: if the user's own modules have several widths and shall share one.
+    """
+    widths = {key: place.width for key, place in places.items()}
     if not model.options["shared"]:
         return {key: _new(model, width) for key, width in widths.items()}
-    if len(set(widths.values())) > 1:
+    if model.options["after"] and len(set(widths.values())) > 1:
         raise TuningError(
             f"tuning.method adapter: modules of widths {sorted(set(widths.values()))} cannot share "
             "one adapter; set `shared = false` or name modules of one width in `after`"
         )
-    return dict.fromkeys(widths, _new(model, next(iter(widths.values()))))
+    made = {width: _new(model, width) for width in dict.fromkeys(widths.values())}
+    return {key: made[width] for key, width in widths.items()}
 
 
 def _new(model: ModelToTune, width: int) -> Bottleneck:
@@ -145,21 +208,25 @@ def _new(model: ModelToTune, width: int) -> Bottleneck:
     return Bottleneck(width, inner, zeros=model.options["init"] == "zeros", device=device)
 
 
-def _width(model: ModelToTune, path: str) -> int:
-    """Return the size of the last axis of a module's output, from the config or its last layer."""
+def _place(model: ModelToTune, path: str) -> _Place:
+    """Return a place with the size and axis of its features, from the config or its last layer."""
     loaded = model.loaded
-    if not model.options["after"]:
-        return hidden_size(loaded.module, loaded.family)
+    if loaded.family.mlp and not model.options["after"]:
+        return _Place(path, hidden_size(loaded.module, loaded.family))
     for part in reversed(list(loaded.module.get_submodule(path).modules())):
         if width := _own_width(part):
-            return width
+            return _Place(path, width, 1 if isinstance(part, _ConvNd) else -1)
     raise TuningError(
         f"tuning.method adapter: the output width of module {path!r} is unknown: it has no linear "
-        "layer or layer norm; name such a layer in `after`"
+        "layer, convolution or layer norm; name such a layer in `after`"
     )
 
 
 def _own_width(part: nn.Module) -> int:
     if isinstance(part, nn.Linear):
         return part.out_features
-    return part.normalized_shape[-1] if isinstance(part, nn.LayerNorm) else 0
+    if isinstance(part, _ConvNd):
+        return part.out_channels
+    if isinstance(part, nn.LayerNorm):
+        return part.normalized_shape[-1]
+    return int(getattr(part, "nf", 0))  # the `Conv1D` of transformers

@@ -16,11 +16,12 @@ import dataclasses
 import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import TuningError
@@ -30,9 +31,10 @@ from fedpeft.tuning.peft_names import PeftNames
 from fedpeft.tuning.peft_options import config_class
 from fedpeft.tuning.peft_table import (
     KEY_VALUE,
+    PEFT_TYPES,
     PROMPT_LEARNING,
     SEED_FIELDS,
-    default_targets,
+    WITHOUT_TARGETS,
     short_form,
     verdict,
 )
@@ -44,6 +46,7 @@ from fedpeft.tuning.prepared import (
     in_range,
     is_meta,
 )
+from fedpeft.tuning.targets import Targets, find_targets, layer_names, tied_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,8 +71,9 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
         prefix="base_model." if prompted else "",
     )
     head = head_parameters(model.loaded)
-    before, tied = _fingerprint(module), _tied_modules(module)
-    wrapper = _wrap(model, name)
+    before, tied = _fingerprint(module), tied_modules(module)
+    found = _targets_of(model, name)
+    wrapper = _wrap(model, name, found)
     changed: nn.Module = wrapper if prompted else wrapper.get_base_model()
     _check_frozen(model, changed, before)
     _key_dropouts(model, changed, names)
@@ -86,7 +90,8 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
         added | {path for path, _ in changed.named_parameters() if names.original(path) in head},
         rename=names.wire,
         peft_model=wrapper,
-        drawn=_drawn(model, name),
+        drawn={**_drawn(model, name), **_recorded(found, name)},
+        targets=found,
     )
 
 
@@ -98,7 +103,7 @@ def _cut_virtual_tokens(
     return output
 
 
-def _wrap(model: ModelToTune, name: str) -> PeftModel:
+def _wrap(model: ModelToTune, name: str, found: Targets | None) -> PeftModel:
     """Apply the library's own `get_peft_model`, then remove its copies of the head."""
     from peft import get_peft_model
 
@@ -106,20 +111,30 @@ def _wrap(model: ModelToTune, name: str) -> PeftModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = config_class(name)(**_fields(model, name))
+            config = config_class(name)(**_fields(model, name, found))
             wrapper: PeftModel = get_peft_model(module, config, low_cpu_mem_usage=is_meta(module))
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise _error(model, f"the peft library reports: {error}") from error
     remove_copies(wrapper)
+    _keep_sizes(wrapper)
     return wrapper
 
 
-def _fields(model: ModelToTune, name: str) -> dict[str, object]:
+def _keep_sizes(wrapper: nn.Module) -> None:
+    """Repeat a convolution's sizes on the layer around it: some models read them (MobileNet)."""
+    for part in wrapper.modules():
+        inner = getattr(part, "base_layer", None)
+        if isinstance(inner, _ConvNd):
+            for name in ("stride", "padding", "dilation", "kernel_size", "groups"):
+                if not hasattr(part, name):
+                    setattr(part, name, getattr(inner, name))
+
+
+def _fields(model: ModelToTune, name: str, found: Targets | None) -> dict[str, object]:
     """Return the library's config fields: options, and values set by model, blocks and seed."""
-    known = {field.name for field in dataclasses.fields(config_class(name))}
     fields = {**_drawn(model, name), **model.options}
-    if name not in PROMPT_LEARNING | {"adaption_prompt", "trainable_tokens"}:
-        return {**fields, **_targets(model, name, known)}
+    if found is not None:
+        return {**fields, **_targets(model, name, found)}
     if model.blocks is not None:
         raise _error(model, "it takes no range of blocks; leave `blocks` out")
     if name == "adaption_prompt":
@@ -155,30 +170,45 @@ def _prompt_fields(model: ModelToTune) -> dict[str, object]:
     }
 
 
-def _targets(model: ModelToTune, name: str, known: set[str]) -> dict[str, object]:
-    """Return which layers are adapted: the user's targets or the family's, within the blocks."""
-    family = model.loaded.family
-    targets = model.options.get("target_modules") or list(default_targets(name, family.targets))
-    if not targets:
-        raise _error(model, f"no default targets; {_first_layers(model)}")
-    fields: dict[str, object] = {"target_modules": targets}
+def _targets_of(model: ModelToTune, name: str) -> Targets | None:
+    """Return the layers that a type adapts; None for types that adapt no chosen layers.
+
+    Raises:
+      TuningError: if the user named none, and no rule finds any.
+    """
+    if name in PROMPT_LEARNING | WITHOUT_TARGETS:
+        return None
+    found = find_targets(model.loaded, name, model.options.get("target_modules"))
+    if not found.modules:
+        raise _error(model, _no_targets(model, name))
+    return found
+
+
+def _targets(model: ModelToTune, name: str, found: Targets) -> dict[str, object]:
+    """Return the config fields of the layers that are adapted, within the range of blocks."""
+    modules = found.modules if isinstance(found.modules, str) else list(found.modules)
+    fields: dict[str, object] = {"target_modules": modules}
     if name == "ia3" and "feedforward_modules" not in model.options:
-        given = targets if isinstance(targets, list) else list(family.feedforward)
-        fields["feedforward_modules"] = [path for path in given if path in family.feedforward]
-    if targets == "all-linear" and "exclude_modules" in known:
-        fields["exclude_modules"] = model.options.get("exclude_modules") or list(model.loaded.head)
+        fields["feedforward_modules"] = list(found.feedforward)
     if model.blocks is not None:
-        fields["target_modules"] = _only_in_blocks(model, targets)
+        fields["target_modules"] = _only_in_blocks(model, modules)
     return fields
+
+
+def _recorded(found: Targets | None, name: str) -> dict[str, object]:
+    """Return as options what was chosen by looking at the model, or at a table of the library."""
+    if found is None or not found.chosen:
+        return {}
+    modules = found.modules if isinstance(found.modules, str) else list(found.modules)
+    inner = {"feedforward_modules": list(found.feedforward)} if name == "ia3" else {}
+    return {"target_modules": modules, **inner}
 
 
 def _only_in_blocks(model: ModelToTune, targets: object) -> str:
     """Return a regular expression of the targeted modules inside the range of blocks."""
     module = model.loaded.module
     paths = [path for path, _ in module.named_modules() if path and in_range(model, path)]
-    if targets == "all-linear":
-        found = [p for p in paths if isinstance(module.get_submodule(p), nn.Linear)]
-    elif isinstance(targets, str):
+    if isinstance(targets, str):
         found = [path for path in paths if re.fullmatch(targets, path)]
     else:
         suffixes = tuple(f".{suffix}" for suffix in cast("list[object]", targets))
@@ -227,19 +257,6 @@ def _check_overlap(model: ModelToTune, places: set[str], head: frozenset[str]) -
         )
 
 
-def _tied_modules(module: nn.Module) -> dict[str, str]:
-    """Map each module whose weight is also another module's to the first of those others."""
-    owners: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        owners.setdefault(parameter, []).append(name.rpartition(".")[0])
-    return {
-        path: next(other for other in paths if other != path)
-        for paths in owners.values()
-        for path in paths
-        if len(set(paths)) > 1
-    }
-
-
 def _check_tied(model: ModelToTune, places: set[str], tied: Mapping[str, str]) -> None:
     """Raise if a target shares its weight: merged, the change would reach the other module too."""
     shared = sorted(places & tied.keys())
@@ -271,12 +288,18 @@ def _key_dropouts(model: ModelToTune, changed: nn.Module, names: PeftNames) -> N
         )
 
 
-def _first_layers(model: ModelToTune) -> str:
-    module = model.loaded.module
-    head = set(model.loaded.head)
-    linear = [n for n, p in module.named_modules() if isinstance(p, nn.Linear) and n not in head]
-    first = ", ".join(linear[:4])
-    return f"set `target_modules = [...]` in [tuning.options]; the first linear layers are {first}"
+def _no_targets(model: ModelToTune, name: str) -> str:
+    """Say that no rule found a layer to adapt."""
+    if name == "ln_tuning":
+        return "the model has no normalisation with a gain outside its head; choose head or bias"
+    return (
+        "outside its head the model has no linear layer and no convolution with one group of "
+        "torch's own classes; choose head, bias or full"
+    )
+
+
+def _first_layers(names: Sequence[str]) -> str:
+    return f"the first layers that can be named are {', '.join(names[:4])}"
 
 
 def _error(model: ModelToTune, what: str) -> TuningError:

@@ -51,6 +51,9 @@ KEY_VALUE = frozenset({"cartridge", "prefix_tuning"})
 PROMPT_LEARNING = KEY_VALUE | {"p_tuning", "prompt_tuning"}
 """Types that add virtual tokens to the input, inside the library's wrapper of the model."""
 
+WITHOUT_TARGETS = frozenset({"adaption_prompt", "trainable_tokens"})
+"""Further types that adapt no chosen layers."""
+
 _NO_TEXT = "it needs token embeddings or a key-value cache; for images choose `prompt`"
 _OWN_MODULE = "it needs a text model of `transformers`"
 

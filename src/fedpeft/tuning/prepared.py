@@ -22,6 +22,7 @@ from fedpeft.core.errors import TuningError
 from fedpeft.models.families import block_of, canonical, num_blocks
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.dropout import DropoutKeys
+from fedpeft.tuning.targets import Targets
 from fedpeft.tuning.tuned import TunedModel
 
 ADAPTER_ROOT = "fedpeft_adapter"
@@ -62,7 +63,9 @@ class PreparedModel:
       whole: whether floating buffers are sent too and BatchNorm runs in training mode.
       rename: maps an in-memory name to its wire name; None is `wire_name` of the family.
       peft_model: the `peft` wrapper around the module, where there is one.
-      drawn: options derived from the seed; passing them as options builds the same model again.
+      drawn: options derived from the seed, the model or the library; passing them as options builds
+        the same model again.
+      targets: the layers that were adapted, and the rule that chose them; None if none were.
     """
 
     module: nn.Module
@@ -71,6 +74,7 @@ class PreparedModel:
     rename: Callable[[str], str] | None = None
     peft_model: nn.Module | None = None
     drawn: Mapping[str, object] = field(default_factory=dict)
+    targets: Targets | None = None
 
 
 def finish(model: ModelToTune, prepared: PreparedModel) -> TunedModel:
@@ -107,6 +111,7 @@ def finish(model: ModelToTune, prepared: PreparedModel) -> TunedModel:
         dropout=model.keys,
         peft_model=prepared.peft_model,
         blocks=model.blocks,
+        targets=prepared.targets,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.dropout import DropoutKeys
+from fedpeft.tuning.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class TunedModel:
       local_spec: names, shapes and type of what each client trains and never sends.
       local: canonical name -> live parameter, in the order of `local_spec`.
       blocks: first and last block (inclusive) that were tuned; None is all.
+      targets: the layers that were adapted, and the rule that chose them; None if none were.
       unrecorded: why no experiment file can describe the model; empty if one can.
 
     Example:
@@ -61,6 +63,7 @@ class TunedModel:
     local_spec: DeltaSpec = field(default_factory=lambda: DeltaSpec((), ()))
     local: Mapping[str, nn.Parameter] = field(default_factory=dict)
     blocks: tuple[int, int] | None = None
+    targets: Targets | None = None
     unrecorded: str = ""
 
 
