@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
+import resource
 import shutil
 import socket
 import ssl
@@ -81,7 +83,9 @@ def running(place, folder, change=lambda text: text):
                     folder / "log"
                 ).read_text()
                 time.sleep(0.02)
-            yield lambda *request: call(authority, port, *request), behind
+            send = functools.partial(call, authority, port)
+            send.port = port
+            yield send, behind
         finally:
             process.terminate()
             process.wait(10)
@@ -159,6 +163,83 @@ def test_what_is_too_long_is_refused_and_who_calls_is_not_taken_from_the_caller(
     (seen,) = behind.seen
     assert seen[3].get_all("X-Forwarded-For") == ["127.0.0.1"]
     assert seen[3].get_all("X-Forwarded-Proto") == ["https"]
+
+
+def test_a_call_is_no_longer_than_it_can_be(place, tmp_path):
+    """The SuperLink holds a request whole before it knows whose it is; only objects are long."""
+    with running(place, tmp_path) as (send, behind):
+        with contextlib.suppress(OSError):
+            assert send("POST", "/v1/fleet/get-run", b"x" * (2**20 + 1)) == 413
+        with contextlib.suppress(OSError):
+            assert send("POST", "/v1/fleet/push-object", b"x" * (6 * 2**20 + 1)) == 413
+        assert not behind.seen
+        assert send("POST", "/v1/fleet/push-messages", b"x" * 2**20) == 200
+
+
+def test_who_is_refused_again_and_again_does_not_fill_the_disk(place, tmp_path):
+    with running(place, tmp_path) as (send, behind):
+        for number in range(80):
+            send("POST", f"/v1/control/start-run?{number}{'x' * 5000}")
+            send("POST", "/v1/fleet/get run")
+        lines = (tmp_path / "own" / "access.log").read_text().splitlines()
+    assert '"POST /v1/control/start-run?0xxx' in lines[0] and '" 404 ' in lines[0]
+    assert 20 <= len(lines) <= 60 and max(map(len, lines)) < 300
+    assert (tmp_path / "log").stat().st_size < 5000
+    assert not behind.seen
+
+
+def test_the_share_of_one_address_leaves_room_for_uploads(place, tmp_path):
+    """More uploads at once than an honest site has wait for their turn, other calls go on."""
+    with running(place, tmp_path) as (send, _):
+        head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: b\r\nContent-Length: 99\r\n\r\nx"
+        with contextlib.ExitStack() as stack:
+            for _ in range(33):
+                stack.enter_context(held(place, send.port, head))
+            until(lambda: send("POST", "/v1/fleet/push-object") == 503)
+            assert send("POST", "/v1/fleet/get-run") == 200
+        until(lambda: send("POST", "/v1/fleet/push-object") == 200)
+
+
+@pytest.mark.slow
+def test_requests_that_are_left_half_sent_keep_nobody_out(place, tmp_path):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20_000), hard))
+    half = b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: b\r\nX-A: "
+    for change, answers in ((lambda text: text, 1200), (few_connections, 0)):
+        (tmp_path / str(answers)).mkdir()
+        here = running(place, tmp_path / str(answers), change)
+        with here as (send, _), contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                for _ in range(1200):
+                    stack.enter_context(held(place, send.port, half))
+            if answers:
+                assert send("POST", "/v1/fleet/get-run") == 200
+            else:
+                with pytest.raises(OSError, match=r"reset|EOF|peer"):
+                    send("POST", "/v1/fleet/get-run")
+
+
+def few_connections(text):
+    """The negative control: what a proxy has where nobody says anything."""
+    assert "worker_connections 8192" in text
+    return text.replace("worker_connections 8192", "worker_connections 1024")
+
+
+@contextlib.contextmanager
+def held(place, port, start):
+    """A connection over which the start of a request was sent, and nothing more."""
+    context = ssl.create_default_context(cafile=str(place[1].file))
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+        with context.wrap_socket(raw, server_hostname="127.0.0.1") as link:
+            link.sendall(start)
+            yield
+
+
+def until(true):
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_gateway_that_passes_everything_on_would_be_seen(place, tmp_path):

@@ -20,6 +20,10 @@ from fedpeft.federation.supernode import NodeSettings, key_id, supernode, truste
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJv4ZfoCDA0Yw1ZmlEC2q7FWSrL7G0GHVMydpE0Ra2w9 someone"
 
 
+ALWAYS = {"": 100.0}
+"""Patience with every end."""
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(processes, "_GRACE", 1.0)
@@ -103,6 +107,36 @@ def test_a_wrong_authority_is_named_at_once_and_never_called_a_missing_key(tmp_p
     with pytest.raises(EngineError, match="root_certificates vouches for") as error:
         follow([child])
     assert "registered" not in str(error.value)
+
+
+def test_a_supernode_whose_connection_is_over_is_started_again(tmp_path):
+    """Flower's loop returns then, and a thread of its own would keep the process for ever."""
+    code = (
+        "import threading, time; from fedpeft.federation.supernode_program import end_with; "
+        f"open({str(tmp_path / 'starts')!r}, 'a').write('x'); "
+        "threading.Thread(target=time.sleep, args=(60,)).start(); "
+    )
+    starts = lambda: len((tmp_path / "starts").read_text())  # noqa: E731
+    follow([python(code + "time.sleep(0.1); end_with(lambda: None)", patience=ALWAYS)],
+           goes_on=lambda: not (tmp_path / "starts").exists() or starts() < 2)  # fmt: skip
+    (tmp_path / "starts").write_text("")
+    end = time.monotonic() + 2.0  # the negative control: the thread alone keeps it
+    follow([python(code, patience=ALWAYS)], goes_on=lambda: time.monotonic() < end)
+    assert starts() == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "number"),
+    [("raise SystemExit(5)", 5), ("raise SystemExit('no')", 1), ("raise KeyError(3)", 1), ("", 1)],
+)
+def test_a_supernodes_exit_code_is_kept(code, number):
+    ended = subprocess.run(
+        [sys.executable, "-c", "from fedpeft.federation.supernode_program import end_with\n"
+         f"def run():\n  print('last words')\n  {code}\nend_with(run)"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == number and "last words" in ended.stdout
+    assert ("KeyError" in ended.stderr) is ("Key" in code)
 
 
 def test_children_of_children_end_too(tmp_path):

@@ -71,7 +71,7 @@ def configuration(settings: Gateway) -> str:
         pid=f'"{settings.folder}/nginx.pid"',
         log=f'"{settings.folder}/access.log"',
         temp=f'"{settings.folder}/temp"',
-        calls="|".join(CALLS),
+        calls="|".join(call for call in CALLS if call != "push-object"),
     )
 
 
@@ -95,22 +95,31 @@ _TEMPLATE = """\
 daemon off;
 pid {pid};
 error_log stderr notice;
+worker_rlimit_nofile 20000;
 events {{
-  worker_connections 1024;
+  worker_connections 8192;  # requests left half sent count here, and under no other limit
 }}
 http {{
   server_tokens off;
-  map $status $odd {{
-    ~^2 0;
+  map $request $start {{
+    "~^(?<first>.{{0,200}})" $first;
+  }}
+  map "$status $limit_req_status" $kept {{
+    "~^2" 0;  # sites call every few seconds; what was refused is kept
+    "~REJECTED" 0;  # but nobody fills this disk: a few lines a second and address
+    "~^4.. $" 0;  # nor what is no request at all
     default 1;
   }}
-  access_log {log} combined if=$odd;  # sites call every few seconds; what was refused is kept
+  limit_req_zone $binary_remote_addr zone=lines:1m rate=5r/s;
+  log_format short '$remote_addr [$time_local] "$start" $status $body_bytes_sent';
+  access_log {log} short if=$kept;
   client_body_temp_path {temp};
   proxy_temp_path {temp};
   fastcgi_temp_path {temp};
   uwsgi_temp_path {temp};
   scgi_temp_path {temp};
   limit_conn_zone $binary_remote_addr zone=address:1m;
+  limit_conn_zone $binary_remote_addr zone=uploads:1m;
   server {{
     listen {listen} ssl;
     ssl_certificate "{certificates}/server.crt";
@@ -118,35 +127,55 @@ http {{
     ssl_protocols TLSv1.2 TLSv1.3;
     ssl_session_tickets off;
 
+    # The SuperLink holds a whole request in memory before it looks at its signature.
     limit_conn address 128;
-    client_max_body_size 16m;  # Flower sends objects in parts of 5 MiB
+    client_max_body_size 1m;
     large_client_header_buffers 4 8k;
-    client_header_timeout 15s;
+    client_header_timeout 10s;
     client_body_timeout 60s;  # between two reads, as the others
     send_timeout 60s;
     keepalive_timeout 75s;
+    limit_req zone=lines burst=20 nodelay;
+    limit_req_dry_run on;  # counts what is logged, and refuses nothing
+    limit_req_log_level info;
+    limit_conn_log_level info;
+    error_page 403 = @refused;
 
+    proxy_ssl_verify on;
+    proxy_ssl_trusted_certificate "{certificates}/ca.crt";
+    proxy_ssl_name localhost;
+    proxy_http_version 1.1;
+    proxy_set_header Host $host;
+    proxy_set_header Connection "";
+    proxy_set_header X-Forwarded-For $remote_addr;
+    proxy_set_header X-Forwarded-Proto https;
+    proxy_connect_timeout 5s;
+    proxy_read_timeout 120s;
+    proxy_send_timeout 60s;
+    proxy_request_buffering off;  # nothing of a message on this disk
+    proxy_max_temp_file_size 0;
+    proxy_intercept_errors off;
+
+    location = /v1/fleet/push-object {{
+      limit_except POST {{
+        deny all;
+      }}
+      limit_conn address 128;
+      limit_conn uploads 32;
+      client_max_body_size 6m;  # Flower sends objects in parts of 5 MiB
+      proxy_pass https://127.0.0.1:{port}/v1/fleet/push-object;
+    }}
     location ~ ^/v1/fleet/(?<call>{calls})\\z {{
-      if ($request_method != POST) {{
-        return 405;
+      limit_except POST {{
+        deny all;
       }}
       proxy_pass https://127.0.0.1:{port}/v1/fleet/$call;
-      proxy_ssl_verify on;
-      proxy_ssl_trusted_certificate "{certificates}/ca.crt";
-      proxy_ssl_name localhost;
-      proxy_http_version 1.1;
-      proxy_set_header Host $host;
-      proxy_set_header Connection "";
-      proxy_set_header X-Forwarded-For $remote_addr;
-      proxy_set_header X-Forwarded-Proto https;
-      proxy_connect_timeout 5s;
-      proxy_read_timeout 120s;
-      proxy_send_timeout 60s;
-      proxy_request_buffering off;  # nothing of a message on this disk
-      proxy_max_temp_file_size 0;
-      proxy_intercept_errors off;
     }}
     location / {{
+      deny all;
+      error_log stderr crit;
+    }}
+    location @refused {{
       return 404;
     }}
   }}

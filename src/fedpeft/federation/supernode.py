@@ -1,7 +1,7 @@
 """A site's two processes: its own worker, and the SuperNode that is connected to the server.
 
     fedpeft node ──┬── worker (backbone, data)          started again after a crash
-                   └── flower-supernode ── app ──> worker's socket
+                   └── SuperNode ── app ──> worker's socket
 
 Both end with this process, however it ends. The bundles that a server sends run below the
 SuperNode, and only if one of the site's trusted keys has signed them.
@@ -12,11 +12,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.core.errors import ConfigError
+from fedpeft.federation import supernode_program
 from fedpeft.federation.processes import QUIET, Child, free_port, program
 
 _FORGOTTEN = 100.0  # a server forgets a node that was killed after two heartbeats of 30 s
@@ -83,7 +85,8 @@ def supernode(settings: NodeSettings) -> Child:
     """
     executable = program("flower-supernode")
     config = " ".join(f"{name}={_literal(value)}" for name, value in settings.config.items())
-    command = [executable, "--superlink", settings.address, "--node-config", config]
+    command = [sys.executable, "-P", "-m", supernode_program.__name__]
+    command += ["--superlink", settings.address, "--node-config", config]
     command += ["--host", "127.0.0.1", "--port", str(settings.port or free_port())]
     command += [] if settings.root_certificates else ["--insecure"]
     for option, file in (
@@ -103,8 +106,8 @@ def supernode(settings: NodeSettings) -> Child:
 _ADVICE: Mapping[str, str] = {
     "CERTIFICATE_VERIFY_FAILED": "The server's certificate is not one that "
     "superlink.root_certificates vouches for; `fedpeft node SITE.toml --check` says why.",
-    _NOT_ADMITTED: "The server does not admit this site. Is its key registered there (`flwr "
-    "supernode register SITE.pub`), and not in use by another node? A node that was killed is "
+    _NOT_ADMITTED: "The server does not admit this site. Is its key registered there (`fedpeft "
+    "admit NAME NAME.pub --to SERVER`), and not in use by another node? A node that was killed is "
     "forgotten after a minute.",
     "address already in use": "Leave superlink.runtime_port out, or choose a free one.",
 }

@@ -93,7 +93,7 @@ def test_a_server_that_is_killed_goes_on_to_the_same_delta(tmp_path):
         code, found = here.finish(run)
         assert code == 0, run.text()
         assert found["delta_digest"] == expected["delta_digest"]
-        assert len(here.rounds()) == 5 and "submitted again" in run.text()
+        assert len(here.rounds()) == 5 and "submitting it again" in run.text()
 
 
 def test_a_site_that_is_killed_is_a_failure_and_comes_back(tmp_path):

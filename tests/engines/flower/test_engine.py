@@ -171,6 +171,19 @@ def test_a_reply_of_a_node_that_is_not_the_client_by_its_key_is_refused():
     assert record.failures == {BAD: "reply refused: another key"}
 
 
+def test_what_the_superlink_says_in_a_sites_place_is_named():
+    """Its errors come from node 1, itself: that a site is gone is no reply of a foreign node."""
+
+    def gone(message, honest):
+        (reply,) = fake_grid.error(5, "heartbeats stopped")(message, honest)
+        reply.metadata.__dict__["_src_node_id"] = 1
+        return [reply]
+
+    grid = fake_grid.FakeGrid(support.federated(), faults={BAD: gone})
+    _, (record,) = rounds(fake_grid.engine(grid), support.plan(cohort=6), count=1)
+    assert record.failures == {BAD: "the site is gone: heartbeats stopped"}
+
+
 def test_too_few_replies_end_the_run():
     faults = {f"client-{i}": fake_grid.error(2, "no") for i in range(6)}
     grid = fake_grid.FakeGrid(support.federated(), faults=faults)

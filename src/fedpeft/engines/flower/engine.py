@@ -236,11 +236,11 @@ class FlowerEngine:
         """Return a reply for the round, or a failure if the message fails a check."""
         if isinstance(reply, Unreadable):
             return Failure(turn.client, f"reply refused: {reply.reason}")
+        if reply.has_error():  # also one that the SuperLink itself says in a site's place
+            return Failure(turn.client, error_words(reply.error.code, reply.error.reason))
         foreign = self._foreign(reply, turn)
         if foreign:
             return Failure(turn.client, f"reply refused: {foreign}")
-        if reply.has_error():
-            return Failure(turn.client, error_words(reply.error.code, reply.error.reason))
         try:
             keeps = self._settings.keeps_memories
             answer, memory = read_answer(
