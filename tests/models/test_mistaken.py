@@ -72,6 +72,12 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
         assert f"is a link to {target}, which leads nowhere" in refusal(link)
 
 
+@pytest.mark.parametrize("name", ["owner/a--b", "owner/a.git", "owner/" + "a" * 300])
+def test_a_name_that_the_hub_does_not_allow_is_refused(name):
+    with pytest.raises(ModelError, match=rf"model '{name}': no folder here, and no hub id \("):
+        sketch_model(ModelRequest(name))
+
+
 @pytest.mark.parametrize("name", ["a" * 5000, "/" + "b/" * 3000, "~nobody-here/x"])
 def test_a_path_that_no_system_has_is_refused(name):
     assert not is_local(name)

@@ -99,7 +99,7 @@ def read_config(folder: Path) -> ModelConfig:
         quiet(),
         reading(
             file,
-            f"model type {model_type!r} cannot be read by the installed transformers",
+            f"model type {plain(repr(model_type), 80)} cannot be read by the installed transformers",
             advice="correct it, or fetch the model again; a model's own code is never run",
         ),
     ):

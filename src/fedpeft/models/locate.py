@@ -92,7 +92,8 @@ def locate(name: str, *, revision: str | None = None) -> Place:
         return Place(name, folder=path.parent)
     refuse_file(path, name)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return Place(name, folder=_fetch(name, revision))
+        with reading(f"model {name!r}", "no folder here, and no hub id", advice="check the name"):
+            return Place(name, folder=_fetch(name, revision))
     if name.startswith((".", "/", "~")) or "/" in name or "\\" in name:
         raise ModelError(f"model {name!r}: there is no such folder; check the path")
     _known(name, [*BUNDLED, *(f"preset:{preset}" for preset in PRESETS)], "")
