@@ -151,6 +151,8 @@ def test_a_file_without_permission_is_read_or_named(copied, name):
         ({"hidden_act": "x"}, "the model cannot be built (KeyError: 'x')"),
         ({"model_type": 3}, "model_type: found 3; the name of a model type is expected"),
         ({"model_type": "a" * 5000}, "model type 'aaaaa"),
+        ({"text_config": 3}, "the settings of its text model: found 3; a table is expected"),
+        ({"decoder": ["x"]}, "the settings of its text model: found ['x']; a table is expected"),
         ({"model_type": "gone"}, "model type None cannot be read"),
         ({"architectures": 7}, "architectures: found 7; a list with the name of a class"),
         ({"architectures": [None]}, "architectures: found [None]"),

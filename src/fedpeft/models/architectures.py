@@ -99,12 +99,18 @@ def read_config(folder: Path) -> ModelConfig:
         quiet(),
         reading(
             file,
-            f"model type {plain(repr(model_type), 80)} cannot be read by the installed transformers",
+            f"model type {plain(repr(model_type), 80)} cannot be read by this transformers",
             advice="correct it, or fetch the model again; a model's own code is never run",
         ),
     ):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
+        )
+        text = config.get_text_config()
+    if not hasattr(text, "model_type"):
+        raise ModelError(
+            f"{file}: the settings of its text model: found {plain(repr(text), 80)}; a table is "
+            "expected: correct the file, or fetch the model again"
         )
     check_tables(config, file)
     return config
@@ -216,7 +222,8 @@ def _drop_bad_padding(config: PreTrainedConfig) -> None:
     """Remove a padding id that is no row of the embedding, which torch would refuse or wrap."""
     for part in (config, config.get_text_config()):
         pad, rows = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
-        if pad is not None and rows is not None and not 0 <= pad < rows:
+        outside = isinstance(rows, int) and isinstance(pad, int) and not 0 <= pad < rows
+        if outside or not isinstance(pad, int | None):
             part.pad_token_id = None
 
 
