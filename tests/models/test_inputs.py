@@ -105,6 +105,8 @@ def test_a_file_of_another_kind_is_an_error(tmp_path):
         ("roberta", 514, 512, 512),
         ("roberta", 514, None, 512),
         ("llama", None, None, 512),
+        ("plain", -1, 100, 100),
+        ("plain", -1, None, 512),
     ],
 )
 def test_the_longest_text_is_what_model_and_tokenizer_bear(
@@ -113,5 +115,5 @@ def test_the_longest_text_is_what_model_and_tokenizer_bear(
     config = SimpleNamespace(max_position_embeddings=positions)
     content = {} if stated is None else {"model_max_length": stated}
     folder = folder_with(tmp_path, "tokenizer_config.json", content)
-    found = text_input(config, FAMILIES[family], folder)
+    found = text_input(config, FAMILIES.get(family, PLAIN), folder)
     assert (found.folder, found.max_length) == (str(tmp_path), length)

@@ -127,7 +127,7 @@ def text_input(
     positions = getattr(config, "max_position_embeddings", None)
     folder = source if isinstance(source, Path) else None
     limits = [512]
-    if positions is not None:
+    if positions not in (None, -1):  # XLNet's -1 is no limit
         where = f"{_settings_of(folder)}: max_position_embeddings"
         limits = [_whole(positions, where) - family.position_offset]
     found = _read(folder, "tokenizer_config.json")
