@@ -143,10 +143,12 @@ def test_a_file_without_permission_is_read_or_named(copied, name):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"hidden_size": 0}, "the model cannot be built"),
+        ({"hidden_size": 0}, "hidden_size: found 0; allowed is at least 1"),
+        ({"patch_size": 0}, "patch_size: found 0; allowed is at least 1"),
+        ({"patch_size": [4, 0]}, "patch_size: found 0; allowed is at least 1"),
         ({"hidden_size": "x"}, "'hidden_size' expected int, got str (value: 'x')"),
-        ({"num_attention_heads": 0}, "the model cannot be built (ZeroDivisionError"),
-        ({"intermediate_size": -1}, "negative dimension"),
+        ({"num_attention_heads": 0}, "num_attention_heads: found 0; allowed is at least 1"),
+        ({"intermediate_size": -1}, "intermediate_size: found -1; allowed is at least 1"),
         ({"num_hidden_layers": -1}, "num_hidden_layers: found -1; allowed is at least 1"),
         ({"hidden_act": "x"}, "the model cannot be built (KeyError: 'x')"),
         ({"model_type": 3}, "model_type: found 3; the name of a model type is expected"),
@@ -174,8 +176,7 @@ def test_a_wrong_setting_is_named_with_its_file(copied, values, message, read):
     ("read", "values", "message"),
     [
         (load_model, {"hidden_size": 15}, "of another shape: vit.embeddings"),
-        (load_model, {"intermediate_size": 0}, "of another shape: vit.layers.0"),
-        (sketch_model, {"intermediate_size": 0}, "tensors without any number: vit.layers.0"),
+        (load_model, {"intermediate_size": 16}, "of another shape: vit.layers.0"),
     ],
 )
 def test_sizes_that_the_weights_do_not_have_are_named(copied, read, values, message):
@@ -252,6 +253,22 @@ def test_a_header_that_lies_is_found(copied, values, read):
     header_changed(folder / WEIGHTS, "classifier.weight", **values)
     words = refusal(read, folder)
     assert words.startswith(str(folder / WEIGHTS)) and "no whole safetensors file" in words
+
+
+@pytest.mark.parametrize("read", TWICE)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "tf_model.h5"])
+def test_weights_of_another_format_alone_are_refused(copied, name, read):
+    folder = copied("vit")
+    (folder / WEIGHTS).rename(folder / name)
+    assert f"has no {WEIGHTS} (found ['{name}'])" in refusal(read, folder)
+
+
+def test_a_tensor_without_numbers_is_named(copied):
+    folder = copied("bert")
+    (folder / WEIGHTS).unlink()
+    change(folder / CONFIG, type_vocab_size=0)
+    words = refusal(sketch_model, folder)
+    assert "gives 1 tensors without any number: bert.embeddings.token_type_embeddings" in words
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.uint8, torch.complex64])

@@ -52,8 +52,11 @@ def test_a_folder_without_a_model_is_said_to_be_what_it_is(tmp_path, name, messa
 
 
 def test_the_model_in_a_folder_of_models_is_named(vit_folder, tmp_path):
-    shutil.copytree(vit_folder, tmp_path / "inner")
+    for inner in ("inner", "models--owner--name/snapshots/0a1b"):
+        shutil.copytree(vit_folder, tmp_path / inner)
     assert f"did you mean {tmp_path / 'inner'}?" in refusal(tmp_path)
+    cached = tmp_path / "models--owner--name"
+    assert f"did you mean {cached / 'snapshots' / '0a1b'}?" in refusal(cached)
 
 
 def test_a_file_of_a_folder_is_not_the_folder(vit_folder, tmp_path):

@@ -196,8 +196,8 @@ def fit_config(
     """
     if num_labels is not None and num_labels > MOST_LABELS:
         raise ModelError(
-            f"model.num_labels: found {num_labels:,}; allowed is at most {MOST_LABELS:,}: lower it, "
-            "or leave it out to take the number from the data"
+            f"model.num_labels: found {num_labels:,}; allowed is at most {MOST_LABELS:,}: lower "
+            "it, or leave it out to take the number from the data"
         )
     if isinstance(config, ShuffleNetConfig):
         if task != IMAGE_CLASSIFICATION:

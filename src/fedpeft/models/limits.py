@@ -34,7 +34,10 @@ _MOST_OTHERS = 2**24
 _MOST_IN_TABLE = 3_000_000
 
 _LAYERS = re.compile(r"layer|depth|block|repeat|stage|attention_types")
-_DEPTH = re.compile(r"num_hidden_layers|n_layers?|depths")
+_POSITIVE = re.compile(
+    r"num_hidden_layers|num_attention_heads|num_channels|n_layers?|n_heads?|n_embd|d_model|depths"
+    r"|hidden_sizes?|intermediate_size|vocab_size|image_size|patch_size"
+)
 _LABELS = re.compile(r"num_labels|num_classes")
 _FREE = re.compile(r"(?:_ids?|theta|seed|base|factor|max_length|eps)$|block_size|_dim$|_size$")
 """Numbers that count nothing, and sizes of tensors, which are counted as they are made."""
@@ -52,24 +55,28 @@ def check_counts(found: Mapping[str, object], file: Path, known: Collection[str]
       ModelError: naming the key.
     """
     for key, number in _numbers(found, known):
-        name, most = key.rpartition(".")[2], _MOST_OTHERS
-        if _LABELS.search(name):
-            most = MOST_LABELS
-        elif _FREE.search(name):
+        name = key.rpartition(".")[2]
+        least, most = (1 if _POSITIVE.fullmatch(name) else None), _most(name)
+        if least is not None and number < least:
+            allowed = f"at least {least}"
+        elif most is not None and number > most:
+            allowed = f"at most {most:,}"
+        else:
             continue
-        elif _LAYERS.search(name):
-            most = _MOST_LAYERS
-        if number < 1 and _DEPTH.fullmatch(name):
-            raise ModelError(
-                f"{file}: {key}: found {number}; allowed is at least 1: correct the file, or fetch "
-                "the model again"
-            )
-        if number > most:
-            shown = f"{number:,}" if number < 10**30 else f"a number of {len(str(number))} digits"
-            raise ModelError(
-                f"{file}: {key}: found {shown}; allowed is at most {most:,}: correct the file, or "
-                "fetch the model again"
-            )
+        shown = f"{number:,}" if abs(number) < 10**30 else f"a number of {len(str(number))} digits"
+        raise ModelError(
+            f"{file}: {key}: found {shown}; allowed is {allowed}: correct the file, or fetch the "
+            "model again"
+        )
+
+
+def _most(name: str) -> int | None:
+    """Return the largest number that is allowed under a key; None if it counts nothing."""
+    if _LABELS.search(name):
+        return MOST_LABELS
+    if _FREE.search(name):
+        return None
+    return _MOST_LAYERS if _LAYERS.search(name) else _MOST_OTHERS
 
 
 def check_tables(config: object, where: object) -> None:

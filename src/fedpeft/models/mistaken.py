@@ -58,7 +58,8 @@ def no_config(folder: Path) -> str:
         )
     inside: list[str] = []
     with contextlib.suppress(OSError):
-        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        files = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+        inside = sorted(str(file.parent.relative_to(folder)) for file in files)
     found = [name for name in inside if name.isprintable()][:3]
     if found:
         return (

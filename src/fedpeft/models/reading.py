@@ -22,7 +22,7 @@ from fedpeft.core.text import byte_words, plain
 
 AGAIN = "fetch the model again, or take another copy"
 """What to do about a broken file."""
-_MOST_JSON = 200_000_000
+_MOST_JSON = 50_000_000
 """Bytes of the largest JSON file that is read: no tokenizer or index is near it."""
 _POINTER = b"version https://git-lfs"
 
@@ -80,7 +80,7 @@ def read_object(file: Path) -> dict[str, object]:
     """Read a JSON object.
 
     Raises:
-      ModelError: if it cannot be read, is larger than 200 MB, not UTF-8, or holds something else.
+      ModelError: if it cannot be read, is larger than 50 MB, not UTF-8, or holds something else.
     """
     content = read_start(file, _MOST_JSON + 1)
     if len(content) > _MOST_JSON:

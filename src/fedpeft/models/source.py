@@ -128,7 +128,8 @@ def sketch_model(request: ModelRequest) -> LoadedModel:
         place = locate(request.name, revision=request.revision)
     config, task = _config(request, place)
     folder = place.folder
-    stored = stored_tensors(folder) if folder is not None and has_weights(folder) else {}
+    known = folder is not None and has_weights(folder, any_format=place.name == request.name)
+    stored = stored_tensors(folder) if folder is not None and known else {}
     sizes = tuple(tensor.num_elements for tensor in stored.values()) or None
     described = Described(_where(request, place), sizes)
     with torch.device("meta"):

@@ -21,6 +21,7 @@ from fedpeft.models.reading import AGAIN, read_object, read_start, reading
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 _OTHER = (".bin", ".pth", ".pt", ".h5", ".msgpack", ".gguf", ".onnx", ".safetensors")
 
 
@@ -47,9 +48,20 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a folder has safetensors files of a model, whole or not."""
-    return any(True for _ in folder.glob("model*.safetensors*"))
+def has_weights(folder: Path, *, any_format: bool) -> bool:
+    """Whether a folder has files of weights, whole or not.
+
+    Args:
+      folder: with or without weights.
+      any_format: also count weights of formats that are not read.
+    """
+    with reading(folder, "the folder cannot be listed"):
+        names = [path.name for path in folder.iterdir()]
+    if any_format:
+        weights = [n for n in names if n.endswith(_OTHER) and not n.startswith(_NOT_WEIGHTS)]
+    else:
+        weights = [n for n in names if n.startswith("model") and n.endswith(".safetensors")]
+    return _INDEX in names or bool(weights)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -64,7 +76,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if os.path.lexists(folder / _INDEX):
         return _indexed(folder)
     with reading(folder, "the folder cannot be listed"):
-        names = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER)
+        names = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER)[:5]
     shards = [name for name in names if name.startswith("model-") and name.endswith("safetensors")]
     if shards:
         raise ModelError(
@@ -73,8 +85,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         )
     raise ModelError(
         f"{folder}: has no {_SINGLE} (found {names or 'no weights at all'}); pickled "
-        "weights are not read: turn them into safetensors with save_pretrained, or use "
-        "`fedpeft convert`"
+        "weights and other formats are not read: turn them into safetensors with save_pretrained, "
+        "or use `fedpeft convert`"
     )
 
 
