@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_models import text_folder
 
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.errors import ConfigError, ModelError
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, parse_override, validate
 from fedpeft.launch.start import run
+from fedpeft.models.locate import locate
 from fedpeft.plan.plan import check_shapes, make_plan
 
 TINY = {
@@ -144,3 +147,23 @@ def test_data_that_were_not_read_leave_an_assumption(tmp_path):
     figures = make_plan(experiment).figures
     assert figures["num_labels"] == 757
     assert "the data were not read" in str(figures["num_labels_assumed"])
+
+
+@pytest.mark.parametrize("act", [make_plan, check_shapes])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_broken_model_is_one_error_and_no_warning(act, name, tmp_path, caplog):
+    folder = shutil.copytree(locate("vit-glyphs-8").folder, tmp_path / "m")
+    (folder / name).write_bytes((folder / name).read_bytes()[:100])
+    with pytest.raises(ModelError, match=name):
+        act(experiment(f'model.name="{folder}"'))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_check_tries_the_tokenizer_of_a_folder(tmp_path, broken):
+    folder = text_folder(tmp_path / "m", "bert", {}, {"pad_token": "<pad>"})
+    made = experiment(f'model.name="{folder}"', 'data.source="org/texts"', 'tuning.method="bias"')
+    if broken:
+        (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer\.json: not") if broken else nullcontext():
+        assert check_shapes(made) == []

@@ -284,7 +284,7 @@ def load_weights(
 
     auto = getattr(transformers, task.auto_class)
     try:
-        with quiet(), limited(where, sizes), _reading_weights(folder):
+        with quiet(), limited(where, sizes), _reading_weights(folder, config):
             module, info = auto.from_pretrained(
                 folder,
                 config=config,
@@ -337,7 +337,10 @@ def _building(where: object, attention: str | None) -> AbstractContextManager[No
     return reading(where, f"the model cannot be built{option}", advice=advice)
 
 
-def _reading_weights(folder: Path) -> AbstractContextManager[None]:
+def _reading_weights(folder: Path, config: PreTrainedConfig) -> AbstractContextManager[None]:
     """Guard the library while it reads the weights of a folder."""
     files = (*weight_files(folder), folder / "generation_config.json")
+    if getattr(config, "quantization_config", None):
+        advice = "they are quantised (quantization_config): give the model as it was before"
+        return reading(folder, "the weights cannot be read", files=files, advice=advice)
     return reading(folder, "the weights cannot be read", files=files)

@@ -104,7 +104,7 @@ def stored_tensors(folder: Path) -> Mapping[str, StoredTensor]:
             raise ModelError(f"{file}: the weights cannot be read: the file is empty; {AGAIN}")
         size = file.stat().st_size
         with reading(
-            file, f"the weights cannot be read: {size:,} bytes, no whole safetensors file"
+            file, f"the weights cannot be read: its {size:,} bytes are no whole safetensors file"
         ):
             with safe_open(file, framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118

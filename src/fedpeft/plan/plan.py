@@ -36,7 +36,9 @@ from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.resolve import Resolved, planned_turns, resolve
 from fedpeft.experiment.sweep_rows import SweepRow
+from fedpeft.models.loaded import TextInput
 from fedpeft.models.locate import is_local
+from fedpeft.models.padding import open_tokenizer
 from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
 
@@ -97,8 +99,10 @@ def make_plan(experiment: Experiment) -> Plan:
     Raises:
       ConfigError: if the model cannot be sketched (give `model.config`), or the method not applied.
     """
-    data = _data(resolve(experiment))
+    data, problem = _data(resolve(experiment))
     sketch = sketch_run(experiment, data.num_labels if data else None)
+    if problem is not None:  # of the data: one of the model has ended the plan
+        logger.warning("no partition is shown: %s", problem)
     federation, tuned = sketch.experiment.federation, sketch.tuned
     rounds = federation.rounds
     replies, requests = planned_turns(sketch.experiment)
@@ -152,7 +156,7 @@ def check_shapes(experiment: Experiment) -> list[str]:
       notes on what could not be checked without a network.
 
     Raises:
-      ConfigError: if the model is unknown, or the method cannot be applied to it.
+      ConfigError: if the model is unknown or its files are broken, or the method cannot be applied.
       DataError: if data on this machine cannot be read; pictures are not decoded, and files of
         over 64 MB in all are not opened.
     """
@@ -163,6 +167,9 @@ def check_shapes(experiment: Experiment) -> list[str]:
             "check its shapes"
         ]
     sketch = sketch_run(experiment)
+    inputs = sketch.tuned.loaded.inputs
+    if isinstance(inputs, TextInput) and Path(inputs.folder or "-").is_dir():
+        open_tokenizer(inputs.folder)
     path = _own_data(experiment)
     if path is not None:
         files = path.iterdir() if path.is_dir() else [path]
@@ -220,18 +227,17 @@ def _kept_deltas(sketch: Sketch) -> int:
     return (sketch.experiment.federation.rounds + 1) * payload_bytes(sketch.tuned)
 
 
-def _data(resolved: Resolved) -> Federated | None:
-    """Load and partition data that is on this machine; None where it is not, or cannot be read."""
+def _data(resolved: Resolved) -> tuple[Federated | None, FedpeftError | None]:
+    """Load and partition data on this machine; None where it is not, and the problem if any."""
     experiment = resolved.experiment
     if ENGINES[experiment.engine.name].deployed:
-        return None  # this machine has the server's data, not the sites'
+        return None, None  # this machine has the server's data, not the sites'
     if experiment.data.source not in BUNDLED_DATASETS and _own_data(experiment) is None:
-        return None
+        return None, None
     try:
-        return load_run_data(resolved)
+        return load_run_data(resolved), None
     except FedpeftError as error:
-        logger.warning("no partition is shown: %s", error)
-        return None
+        return None, error
 
 
 def _own_data(experiment: Experiment) -> Path | None:
