@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from fedpeft.core.errors import ModelError
+from fedpeft.models import locate
 from fedpeft.models.locate import is_local
 from fedpeft.models.source import ModelRequest, load_model, sketch_model
 
@@ -73,6 +74,17 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
         link.unlink(missing_ok=True)
         link.symlink_to(target)
         assert f"is a link to {target}, which leads nowhere" in refusal(link)
+
+
+def test_a_folder_without_permission_is_named(vit_folder, monkeypatch):
+    """Root may open any folder, so the system's answer is put in its place."""
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(locate.os, "scandir", denied)
+    words = f"model '{vit_folder}': it cannot be looked up (Permission denied: {vit_folder})"
+    assert refusal(vit_folder).startswith(words)
 
 
 @pytest.mark.parametrize("name", ["owner/a--b", "owner/a.git", "owner/" + "a" * 300])

@@ -82,9 +82,12 @@ def locate(name: str, *, revision: str | None = None) -> Place:
             f"model {name!r}: the run trained a module that was passed from Python, which its "
             "folder does not hold; `fedpeft.simulate` with the same model, data and folder gives it"
         )
-    with reading(f"model {name!r}", "it cannot be looked up", advice="check the path"):
+    with reading(f"model {name!r}", "it cannot be looked up", advice="check its path and rights"):
         path = Path(name).expanduser()
         is_folder, is_config = path.is_dir(), path.name == "config.json" and path.is_file()
+        if is_folder:  # may it be listed, and its files be opened?
+            os.scandir(path).close()
+            os.stat(os.path.join(path, "."))
     if is_folder:
         refuse_adapter(path)
         return Place(name, folder=path)
