@@ -17,37 +17,47 @@ from fedpeft.models.source import ModelRequest, load_model, sketch_model
 
 PAD, UNK, ADDED = {"pad_token": "<pad>"}, {"pad_token": "<unk>"}, {"pad_token": "[PAD]"}
 EOS = {"eos_token": "</s>"}
-ROWS = [
-    pytest.param(kind, config, tokens, expected, id=f"{kind}-{name}")
-    for kind in ("llama", "qwen2", "gpt2")
-    for name, config, tokens, expected in (
-        ("agree", {"pad_token_id": 0}, PAD, 0),
-        ("tokenizer-pads-with-unk", {"pad_token_id": None}, UNK, 3),
-        ("added-token", {"pad_token_id": None}, ADDED, 2),
-        ("pad-of-minus-one", {"pad_token_id": -1}, EOS, 2),
-        ("eos-is-a-list", {"pad_token_id": None, "eos_token_id": [2, 3]}, {}, 2),
-        ("eos-of-the-tokenizer", {"pad_token_id": None, "eos_token_id": None}, EOS, 2),
-        ("others", {"pad_token_id": 5}, PAD, 0),
-        ("pad-is-a-word", {"pad_token_id": 5}, {}, 2),
-        ("pad-is-a-word-and-eos-unknown", {"pad_token_id": 5, "eos_token_id": None}, EOS, 2),
-    )
-] + [
-    pytest.param(kind, config, tokens, expected, id=f"{kind}-{name}")
-    for kinds, name, config, tokens, expected in (
-        ("llama gpt2 opt phi mistral gemma", "beyond", {"pad_token_id": 99}, EOS, 2),
-        ("opt phi mistral gemma", "added-token", {"pad_token_id": None}, ADDED, 2),
-        ("opt phi", "tokenizer-pads-with-unk", {"pad_token_id": None}, UNK, 3),
-        ("gpt2 opt", "left", {"pad_token_id": 0}, {**PAD, "padding_side": "left"}, 0),
-        ("llama", "cut-on-the-left", {"pad_token_id": 0}, {**PAD, "truncation_side": "left"}, 0),
-        ("llama", "only-in-the-config", {"pad_token_id": 0}, {}, 2),
-        ("llama", "end", {"pad_token_id": 2}, {"pad_token": "</s>", **EOS}, 2),
-        ("llama", "begin", {"pad_token_id": 1}, {"pad_token": "<s>", **EOS}, 1),
-    )
-    for kind in kinds.split()
-] + [
-    pytest.param("bert", {"pad_token_id": 0}, UNK, 3, id="bert-others"),
-    pytest.param("roberta", {"pad_token_id": 1}, PAD, 1, id="roberta-keeps-its-own"),
-]
+ROWS = (
+    [
+        pytest.param(kind, config, tokens, expected, id=f"{kind}-{name}")
+        for kind in ("llama", "qwen2", "gpt2")
+        for name, config, tokens, expected in (
+            ("agree", {"pad_token_id": 0}, PAD, 0),
+            ("tokenizer-pads-with-unk", {"pad_token_id": None}, UNK, 3),
+            ("added-token", {"pad_token_id": None}, ADDED, 2),
+            ("pad-of-minus-one", {"pad_token_id": -1}, EOS, 2),
+            ("eos-is-a-list", {"pad_token_id": None, "eos_token_id": [2, 3]}, {}, 2),
+            ("eos-of-the-tokenizer", {"pad_token_id": None, "eos_token_id": None}, EOS, 2),
+            ("others", {"pad_token_id": 5}, PAD, 0),
+            ("pad-is-a-word", {"pad_token_id": 5}, {}, 2),
+            ("pad-is-a-word-and-eos-unknown", {"pad_token_id": 5, "eos_token_id": None}, EOS, 2),
+        )
+    ]
+    + [
+        pytest.param(kind, config, tokens, expected, id=f"{kind}-{name}")
+        for kinds, name, config, tokens, expected in (
+            ("llama gpt2 opt phi mistral gemma", "beyond", {"pad_token_id": 99}, EOS, 2),
+            ("opt phi mistral gemma", "added-token", {"pad_token_id": None}, ADDED, 2),
+            ("opt phi", "tokenizer-pads-with-unk", {"pad_token_id": None}, UNK, 3),
+            ("gpt2 opt", "left", {"pad_token_id": 0}, {**PAD, "padding_side": "left"}, 0),
+            (
+                "llama",
+                "cut-on-the-left",
+                {"pad_token_id": 0},
+                {**PAD, "truncation_side": "left"},
+                0,
+            ),
+            ("llama", "only-in-the-config", {"pad_token_id": 0}, {}, 2),
+            ("llama", "end", {"pad_token_id": 2}, {"pad_token": "</s>", **EOS}, 2),
+            ("llama", "begin", {"pad_token_id": 1}, {"pad_token": "<s>", **EOS}, 1),
+        )
+        for kind in kinds.split()
+    ]
+    + [
+        pytest.param("bert", {"pad_token_id": 0}, UNK, 3, id="bert-others"),
+        pytest.param("roberta", {"pad_token_id": 1}, PAD, 1, id="roberta-keeps-its-own"),
+    ]
+)
 
 
 def loaded_and_data(tmp_path, kind, config, tokens):
