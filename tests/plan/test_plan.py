@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.errors import ConfigError, ModelError
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import apply_overrides, parse_override, validate
 from fedpeft.launch.start import run
@@ -144,3 +144,12 @@ def test_data_that_were_not_read_leave_an_assumption(tmp_path):
     figures = make_plan(experiment).figures
     assert figures["num_labels"] == 757
     assert "the data were not read" in str(figures["num_labels_assumed"])
+
+
+def test_a_model_without_a_tokenizer_is_a_problem_of_texts(tmp_path):
+    rows = [{"text": f"a text {number}", "label": number % 2} for number in range(20)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = ['model.name="preset:tiny-bert"', 'tuning.method="lora"']
+    assert not check_shapes(experiment(*sets, "model.num_labels=2"))  # no texts were named
+    with pytest.raises(ModelError, match="no tokenizer loads from a preset"):
+        check_shapes(experiment(*sets, f'data.source="{tmp_path / "texts.jsonl"}"'))

@@ -10,7 +10,7 @@ whose positions start after the padding id (RoBERTa) keep the config's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,29 @@ _FILES = (
     *("config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"),
 )
 """Files that a tokenizer is made of."""
+
+UNMASKED: Mapping[str, str] = {
+    "convbert": "its convolutions read the padding beside a text",
+    "fnet": "its Fourier transform mixes padding into a text",
+    "reformer": "its attention reads other tokens where a text is padded",
+    "xlnet": "its head reads the last token of a row, which may be padding",
+    "yoso": "its attention counts padding",
+}
+"""`model_type` -> why its classifiers score a text by its padding too, in the library's code."""
+
+
+def refuse_unmasked(model_type: str, *, where: str) -> None:
+    """Refuse a classifier whose logits of a text depend on the texts that it is batched with.
+
+    Raises:
+      ModelError: naming the reason.
+    """
+    if model_type in UNMASKED:
+        raise ModelError(
+            f"model {where!r}: type {model_type!r} cannot classify texts in batches: "
+            f"{UNMASKED[model_type]}, so a text's score would change with the other texts of its "
+            "batch; choose another model, such as a BERT, RoBERTa or DeBERTa"
+        )
 
 
 def pad_tokens(module: nn.Module, *, ends: bool) -> PadTokens:

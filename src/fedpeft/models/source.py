@@ -39,10 +39,16 @@ from fedpeft.models.heads import init_head
 from fedpeft.models.inputs import image_input, text_input, video_input
 from fedpeft.models.loaded import InputSpec, LoadedModel, TextInput
 from fedpeft.models.locate import Place, is_local, locate
-from fedpeft.models.padding import check_padding, pad_tokens, position_table, set_padding
+from fedpeft.models.padding import (
+    check_padding,
+    pad_tokens,
+    position_table,
+    refuse_unmasked,
+    set_padding,
+)
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import zero_dropout
-from fedpeft.models.tasks import TASKS, Task, task_named
+from fedpeft.models.tasks import TASKS, TEXT_CLASSIFICATION, Task, task_named
 from fedpeft.models.weight_files import has_weights, stored_tensors
 
 
@@ -197,6 +203,8 @@ def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, Task]:
         config = _read(request, place)
     named = request.task or (preset.task if preset else None)
     task = task_named(named) if named else infer_task(config, where=request.name)
+    if task is TEXT_CLASSIFICATION:
+        refuse_unmasked(config.model_type, where=request.name)
     return fit_config(config, task, num_labels=request.num_labels, where=request.name), task
 
 

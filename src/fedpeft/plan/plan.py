@@ -32,10 +32,12 @@ from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.source import choose_splits, read_source
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
+from fedpeft.data.texts import load_tokenizer
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.resolve import Resolved, planned_turns, resolve
 from fedpeft.experiment.sweep_rows import SweepRow
+from fedpeft.models.loaded import TextInput
 from fedpeft.models.locate import is_local
 from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
@@ -153,6 +155,7 @@ def check_shapes(experiment: Experiment) -> list[str]:
 
     Raises:
       ConfigError: if the model is unknown, or the method cannot be applied to it.
+      ModelError: if there are texts on this machine, and a local model has no tokenizer for them.
       DataError: if data on this machine cannot be read; pictures are not decoded, and files of
         over 64 MB in all are not opened.
     """
@@ -169,6 +172,9 @@ def check_shapes(experiment: Experiment) -> list[str]:
         if sum(file.stat().st_size for file in files if file.is_file()) <= _OPENED:
             request = data_request(sketch.resolved, sketch.tuned.loaded.task)
             choose_splits(read_source(request), request)
+        inputs = sketch.tuned.loaded.inputs
+        if isinstance(inputs, TextInput) and is_local(inputs.folder or model.name):
+            load_tokenizer(inputs, experiment.data.max_length)
     return []
 
 
