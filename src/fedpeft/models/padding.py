@@ -189,7 +189,7 @@ def check_padding(module: nn.Module, inputs: TextInput) -> None:
 
     Raises:
       ModelError: if it reads its padding: it has no attention mask (FNet), or takes the text's end
-        from the last place (XLNet).
+        from the last place (XLNet); or if it cannot be run on short texts at all.
     """
     pad, rows = int(module.config.pad_token_id), inputs.padding.num_tokens or 0  # type: ignore[union-attr, arg-type]
     words = [token for token in range(rows - 1, -1, -1) if token not in (pad, *inputs.padding.eos)]
@@ -198,14 +198,19 @@ def check_padding(module: nn.Module, inputs: TextInput) -> None:
         return
     tokens_BT = torch.tensor([words[:length], words[:length]])
     mask_BT = torch.ones_like(tokens_BT)
-    tokens_BT[1, length // 2 :], mask_BT[1, length // 2 :] = pad, 0
-    with torch.no_grad():
+    short_length = length // 2
+    if inputs.padding.eos:  # some read a text where it ends (BART, T5)
+        tokens_BT[0, -1] = tokens_BT[1, short_length - 1] = inputs.padding.eos[0]
+    tokens_BT[1, short_length:], mask_BT[1, short_length:] = pad, 0
+    where = f"model.name: {inputs.folder or 'the preset'}"
+    advice = "take another model, such as a BERT, RoBERTa or DeBERTa"
+    with reading(where, "it cannot be run on short texts", advice=advice), torch.no_grad():
         beside = module(input_ids=tokens_BT, attention_mask=mask_BT).logits[1]
-        short = slice(1, None), slice(0, length // 2)
+        short = slice(1, None), slice(0, short_length)
         alone = module(input_ids=tokens_BT[short], attention_mask=mask_BT[short]).logits[0]
     if (beside - alone).abs().max() > _SAME * alone.abs().max():
         raise ModelError(
-            f"model.name: {inputs.folder or 'the preset'}: this classifier reads its padding: the "
+            f"{where}: this classifier reads its padding: the "
             "score of a text depends on the texts beside it in a batch. Take a model with an "
             "attention mask that is padded on the right"
         )
