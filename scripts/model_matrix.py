@@ -132,9 +132,7 @@ def try_pair(loaded: LoadedModel, method: str, batch: Batch) -> Outcome:
     return found
 
 
-def _try(
-    loaded: LoadedModel, method: str, options: Mapping[str, object], batch: Batch
-) -> Outcome:
+def _try(loaded: LoadedModel, method: str, options: Mapping[str, object], batch: Batch) -> Outcome:
     try:
         _check_pair(loaded, TuningRequest(method, options, seed=1), batch)
     except REFUSALS as error:
@@ -239,7 +237,10 @@ def page_of(rows: Mapping[Kind, Mapping[str, Outcome]]) -> str:
     works = sum(not o.refused and not o.broken for o in pairs)
     lines = [HEAD.format(models=len(rows), pairs=len(pairs), works=works)]
     for task in dict.fromkeys(kind.task for kind in rows):
-        lines += [f"\n## {TITLES[task]}\n", "| model type | known as | " + " | ".join(METHODS) + " |"]
+        lines += [
+            f"\n## {TITLES[task]}\n",
+            "| model type | known as | " + " | ".join(METHODS) + " |",
+        ]
         lines.append("| --- | --- |" + " --- |" * len(METHODS))
         for kind, row in rows.items():
             if kind.task == task:

@@ -25,6 +25,10 @@ TEXT_MODELS = {
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40},
     "llama": {"num_key_value_heads": 2},
     "qwen2": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2},
+    "gemma": {"num_key_value_heads": 2, "head_dim": 8},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "phi": {"num_key_value_heads": 2},
 }
 
 
@@ -48,7 +52,9 @@ def text_folder(folder: Path, kind: str, config: dict, tokens: dict) -> Path:
         tokenizer_object=tokenizer, **{"bos_token": "<s>", "unk_token": "<unk>", **tokens}
     ).save_pretrained(folder)
     settings = {**SIZES, "bos_token_id": 1, "eos_token_id": 2, **TEXT_MODELS[kind], **config}
-    changed = {key: settings.pop(key) for key in ("pad_token_id",) if settings.get(key) == -1}
+    pad = settings.get("pad_token_id")
+    beyond = pad is not None and not 0 <= pad < settings["vocab_size"]
+    changed = {"pad_token_id": settings.pop("pad_token_id")} if beyond else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = AutoModelForSequenceClassification.from_config(

@@ -178,7 +178,7 @@ def run_pictures(tmp_path, model, source, method, transforms):
     return Made(tmp_path / "run", raw)
 
 
-def run_texts(tmp_path, model, source, method):
+def run_texts(tmp_path, model, source, method, config=None):
     (tmp_path / "data").mkdir()
     rows = [{**row, "label": bool(row["label"])} for row in texts(40)]
     for split, part in (("train", rows[:24]), ("test", rows[24:])):
@@ -192,7 +192,12 @@ def run_texts(tmp_path, model, source, method):
 
             datasets.Dataset.from_list(part).to_parquet(file)
     pad = {} if model in ("bert", "roberta") else {"pad_token_id": None}
-    folder = text_folder(tmp_path / "model", model, pad, {"pad_token": "<unk>" if pad else "<pad>"})
+    folder = text_folder(
+        tmp_path / "model",
+        model,
+        {**pad, **(config or {})},
+        {"pad_token": "<unk>" if pad else "<pad>"},
+    )
     table = {"model": {"name": str(folder), "task": "text-classification"},
              "tuning": {"method": method},
              "data": {"source": str(tmp_path / "data"), "max_length": 8}}  # fmt: skip
@@ -340,6 +345,28 @@ def test_an_adapter_alone_names_its_base(method, tmp_path):
     torch.testing.assert_close(
         text_logits(folder, made.raw, fedpeft.load(folder)), ours, atol=2e-5, rtol=0
     )
+
+
+def test_a_base_elsewhere_is_loaded_with_the_runs_own_settings(tmp_path):
+    """Its config may name another problem and another padding token than the run used."""
+    made = run_texts(tmp_path, "llama", "jsonl", "lora", {"problem_type": "regression"})
+    ours, folder = own_logits(made.run), exported(made, tmp_path, "adapter")
+    assert '"problem_type": "regression"' in (tmp_path / "model/config.json").read_text()
+    names: dict[str, object] = {"folder": str(folder)}
+    with quiet():
+        exec((folder / "README.md").read_text().split("```python")[1].split("```")[0], names)
+    model = names["model"]
+    torch.testing.assert_close(text_logits(folder, made.raw, model), ours, atol=2e-5, rtol=0)
+    assert model.config.problem_type == "single_label_classification"
+
+
+@pytest.mark.parametrize("form", ["", "merged"])
+def test_another_problem_of_the_checkpoint_is_not_exported(form, tmp_path):
+    settings = {"problem_type": "multi_label_classification"}
+    made = run_texts(tmp_path, "bert", "jsonl", "lora", settings)
+    folder = exported(made, tmp_path, form)
+    config = json.loads((folder / ("" if form else "base") / "config.json").read_text())
+    assert config["problem_type"] == "single_label_classification"
 
 
 def test_a_run_and_its_export_name_the_classes(tmp_path):

@@ -7,6 +7,7 @@ import stat
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fedpeft.core.errors import EngineError
 from fedpeft.federation.turn_store import Kept, TurnStore
@@ -78,6 +79,15 @@ def test_a_corrupt_file_is_refused(tmp_path, where):
     data[where] ^= 1
     file.write_bytes(data)
     with pytest.raises(EngineError, match="memory of this client is corrupt"):
+        place.start("run", 1)
+
+
+def test_a_file_of_another_version_is_called_that(tmp_path):
+    place = store(tmp_path)
+    place.keep("run", kept(1), committed=0)
+    file = tmp_path / "turns/run/turn-00001.safetensors"
+    save_file(load_file(file), file, {"format": "fedpeft-turn-2"})
+    with pytest.raises(EngineError, match="another version of fedpeft: its format is 'fedpeft-tur"):
         place.start("run", 1)
 
 

@@ -97,23 +97,22 @@ def test_a_file_of_another_kind_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "positions", "stated", "length"),
+    ("reserved", "positions", "stated", "length"),
     [
-        ("bert", 512, None, 512),
-        ("bert", 512, 128, 128),
-        ("bert", 512, int(1e30), 512),
-        ("roberta", 514, 512, 512),
-        ("roberta", 514, None, 512),
-        ("llama", None, None, 512),
-        ("plain", -1, 100, 100),
-        ("plain", -1, None, 512),
+        (0, 512, None, 512),
+        (0, 512, 128, 128),
+        (0, 512, int(1e30), 512),
+        (2, 514, 512, 512),
+        (2, 514, None, 512),
+        (0, None, None, 512),
+        (0, -1, None, 512),
     ],
 )
 def test_the_longest_text_is_what_model_and_tokenizer_bear(
-    tmp_path, family, positions, stated, length
+    tmp_path, reserved, positions, stated, length
 ):
     config = SimpleNamespace(max_position_embeddings=positions)
     content = {} if stated is None else {"model_max_length": stated}
     folder = folder_with(tmp_path, "tokenizer_config.json", content)
-    found = text_input(config, FAMILIES.get(family, PLAIN), folder)
+    found = text_input(config, folder, reserved=reserved)
     assert (found.folder, found.max_length) == (str(tmp_path), length)

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -395,3 +397,25 @@ def test_weights_that_are_not_finite_are_found_and_named(tiny_vit, write_folder,
     folder = write_folder(tmp_path / "damaged", tiny_vit, tensors)
     with pytest.raises(ModelError, match=r"1 tensors of .*damaged hold NaN or infinity: .*layer"):
         load_model(ModelRequest(str(folder), num_labels=3))
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_a_classifier_that_reads_the_end_of_a_text_loads(kind, tmp_path):
+    sizes = {"vocab_size": 24, "d_model": 16, "pad_token_id": 0, "eos_token_id": 2}
+    small = {
+        "bart": {f"{part}_{n}": v for part in ("encoder", "decoder")
+                 for n, v in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))},
+        "t5": {"d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0},
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **sizes, **small[kind])
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    loaded = load_model(ModelRequest(str(tmp_path), "text-classification", num_labels=2))
+    assert loaded.module.config.eos_token_id == 2
+
+
+def test_a_classifier_that_cannot_be_run_is_refused(tmp_path):
+    sizes = {"vocab_size": 24, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("lilt", intermediate_size=16, channel_shrink_ratio=4, **sizes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot be run on short texts"):
+        load_model(ModelRequest(str(tmp_path), "text-classification", num_labels=2))

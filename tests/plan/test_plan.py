@@ -167,3 +167,12 @@ def test_check_tries_the_tokenizer_of_a_folder(tmp_path, broken):
         (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match=r"tokenizer\.json: not") if broken else nullcontext():
         assert check_shapes(made) == []
+
+
+def test_a_model_without_a_tokenizer_is_a_problem_of_texts(tmp_path):
+    rows = [{"text": f"a text {number}", "label": number % 2} for number in range(20)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = ['model.name="preset:tiny-bert"', 'tuning.method="lora"']
+    assert not check_shapes(experiment(*sets, "model.num_labels=2"))  # no texts were named
+    with pytest.raises(ModelError, match="no tokenizer loads from a preset"):
+        check_shapes(experiment(*sets, f'data.source="{tmp_path / "texts.jsonl"}"'))

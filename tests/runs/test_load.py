@@ -86,3 +86,15 @@ def test_a_corrupt_export_is_refused(run, tmp_path):
     (folder / "fedpeft.json").write_text(json.dumps({**found, "format": "other"}))
     with pytest.raises(RunFolderError, match="Export the run again"):
         fedpeft.load(folder)
+
+
+def test_files_of_another_version_are_called_that(run, tmp_path):
+    folder = export_run(run, tmp_path / "out")
+    found = json.loads((folder / "fedpeft.json").read_text())
+    (folder / "fedpeft.json").write_text(json.dumps({**found, "format": "fedpeft-export-2"}))
+    with pytest.raises(RunFolderError, match=r"by another version .* 'fedpeft-export-2'"):
+        fedpeft.load(folder)
+    file = run / "delta.safetensors"
+    save_file(load_file(file), file, {"format": "fedpeft-delta-2"})
+    with pytest.raises(RunFolderError, match=r"by another version .* 'fedpeft-delta-2'"):
+        fedpeft.load(run)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedpeft.models.families import family_of
+from fedpeft.models.families import before_head, family_of
 from fedpeft.models.loaded import ImageInput, LoadedModel, TextInput, VideoInput
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import (
@@ -89,7 +89,7 @@ def loaded(kind: str, *, meta: bool = False) -> LoadedModel:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     family = family_of(module)
-    paths = {path for path, _ in module.named_modules()} & set(family.late_head)
+    paths = before_head(module, head)
     fresh = {f"{p}.{n}" for p in paths for n, _ in module.get_submodule(p).named_parameters()}
     return LoadedModel(
         module, task(kind, head), family, head, inputs(kind), kind, fresh=frozenset(fresh)

@@ -100,7 +100,7 @@ def tokenize(
             raise DataError(f"data.text: {place(row)} is empty: leave it out")
         if tokenizer.num_tokens is not None and max(text) >= tokenizer.num_tokens:
             raise DataError(
-                f"data.text: row {row} holds token {max(text)}; the model has embeddings for 0 to "
+                f"data.text: {place(row)} holds token {max(text)}; the model has embeddings for 0 to "
                 f"{tokenizer.num_tokens - 1}: take the tokenizer that belongs to the model"
             )
     return tokens

@@ -29,6 +29,7 @@ from fedpeft.client.turns import Memory
 from fedpeft.core.errors import EngineError
 
 _FORMAT = "fedpeft-turn-1"
+_VERSIONS = re.compile(r"fedpeft-turn-\d+")
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 _NAME = re.compile(r"turn-(\d{5,})\.safetensors")
 _MEMORY, _REPLY = "memory.", "reply"
@@ -77,7 +78,7 @@ class TurnStore:
         """Return the result of the last turn in a run; None before the first.
 
         Raises:
-          EngineError: if its file is corrupt.
+          EngineError: if its file is corrupt, or written by another version.
         """
         turns = self._turns(run)
         return self._read(run, turns[-1]) if turns else None
@@ -86,7 +87,7 @@ class TurnStore:
         """Return the memory after a turn: empty for turn 0, None if that turn is not stored.
 
         Raises:
-          EngineError: if its file is corrupt.
+          EngineError: if its file is corrupt, or written by another version.
         """
         if committed == 0:
             return {}
@@ -131,7 +132,14 @@ class TurnStore:
                 tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise _corrupt(file, f"it is not a complete safetensors file ({error})") from error
-        if notes.get("format") != _FORMAT or notes.get("digest") != _digest(tensors):
+        found = notes.get("format", "")
+        if found != _FORMAT and _VERSIONS.fullmatch(found):
+            raise EngineError(
+                f"{file}: the memory of this client was written by another version of fedpeft: its "
+                f"format is {found!r}, this one reads {_FORMAT!r}. Nothing was changed; go on with "
+                "that version, or leave this run"
+            )
+        if found != _FORMAT or notes.get("digest") != _digest(tensors):
             raise _corrupt(file, "its content does not match the digest that was written with it")
         reply = tensors.pop(_REPLY).numpy().tobytes()
         memory = {name.removeprefix(_MEMORY): tensor for name, tensor in tensors.items()}

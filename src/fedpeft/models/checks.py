@@ -14,7 +14,7 @@ import torch
 
 from fedpeft.core.errors import ModelError
 from fedpeft.models.architectures import Weights
-from fedpeft.models.families import canonical, parameters_under
+from fedpeft.models.families import canonical
 from fedpeft.models.loaded import LoadedModel
 
 
@@ -29,9 +29,9 @@ def check_shapes(loaded: LoadedModel, weights: Weights, fresh_paths: Sequence[st
     Raises:
       ModelError: naming the tensors.
     """
-    fresh = parameters_under(loaded.module, fresh_paths)
-    missing = sorted(weights.missing - fresh)
-    misshapen = sorted(weights.misshapen - fresh)
+    new = tuple(f"{path}." for path in fresh_paths)
+    missing = sorted(name for name in weights.missing if not name.startswith(new))
+    misshapen = sorted(name for name in weights.misshapen if not name.startswith(new))
     if not missing and not misshapen:
         return
     parts = [

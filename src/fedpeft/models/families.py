@@ -29,8 +29,6 @@ class Family:
       name: name of the family.
       rules: pairs (regular expression, replacement), applied in order to an in-memory path.
       head: possible module paths of the head; all that exist are used.
-      late_head: further module paths that count as head if the checkpoint lacks their weights
-        (BERT's pooler).
       mlp: path of the module whose output an adapter takes, before the skip addition; `{}` is the
         block's number.
       block: path of a block; `{}` is the block's number.
@@ -38,19 +36,16 @@ class Family:
         for all other types.
       feedforward: the targets of IA3 whose input is scaled.
       any_size: whether the model accepts images of another size than the config's `image_size`.
-      position_offset: how many of `max_position_embeddings` the model reserves.
     """
 
     name: str
     rules: tuple[tuple[str, str], ...] = ()
     head: tuple[str, ...] = ()
-    late_head: tuple[str, ...] = ()
     mlp: str = ""
     block: str = ""
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     feedforward: tuple[str, ...] = ()
     any_size: bool = False
-    position_offset: int = 0
 
 
 def family_of(module: nn.Module) -> Family:
@@ -134,6 +129,24 @@ def parameters_under(module: nn.Module, paths: Collection[str]) -> frozenset[str
     return frozenset(n for n in names if any(n.startswith(f"{path}.") for path in paths))
 
 
+def before_head(module: nn.Module, head: Collection[str]) -> tuple[str, ...]:
+    """Return the paths of the modules between a backbone and its head: poolers, in most models.
+
+    They are what a class of `transformers` has beside its backbone, and every `pooler` inside. A
+    checkpoint of the backbone alone, or of masked-token prediction, may lack their weights.
+    """
+    backbone = getattr(module, "base_model", module)
+    found = [path for path, _ in module.named_modules() if path.rpartition(".")[2] == "pooler"]
+    if backbone is not module:
+        found += [path for path, part in module.named_children() if part is not backbone]
+    return tuple(
+        path
+        for path in dict.fromkeys(found)
+        if any(True for _ in module.get_submodule(path).parameters())
+        and not any(each == path or each.startswith(f"{path}.") for each in head)
+    )
+
+
 PLAIN = Family(name="plain")
 """The family of unknown modules: their canonical names are their paths."""
 
@@ -214,7 +227,6 @@ def _bert(prefix: str) -> Family:
             (r"^classifier\.", "head."),
         ),
         head=("classifier",),
-        late_head=(f"{prefix}.pooler",),
         mlp=f"{prefix}.encoder.layer.{{}}.output.dense",
         block=f"{prefix}.encoder.layer.{{}}",
         # IA3 belongs before the second linear layer, but the suffix `output.dense` would take the
@@ -243,7 +255,6 @@ _DISTILBERT = Family(
         (r"^classifier\.", "head."),
     ),
     head=("classifier",),
-    late_head=("pre_classifier",),
     mlp="distilbert.transformer.layer.{}.ffn",
     block="distilbert.transformer.layer.{}",
     targets={
@@ -312,7 +323,6 @@ def _videomae() -> Family:
         base,
         rules=(*base.rules, (r"^fc_norm\.", "pool_norm.")),
         head=("classifier",),
-        late_head=("fc_norm",),
         # The second linear layer of the MLP: the module around it adds the skip.
         mlp="videomae.encoder.layer.{}.output.dense",
         block="videomae.encoder.layer.{}",
@@ -338,7 +348,7 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": replace(_LLAMA, name="mistral"),
     "qwen2": replace(_LLAMA, name="qwen2"),
     "qwen3": replace(_LLAMA, name="qwen3"),
-    "roberta": replace(_bert("roberta"), position_offset=2),
+    "roberta": _bert("roberta"),
     "shufflenet-v2": Family(name="shufflenet-v2", head=("fc",), any_size=True),
     "videomae": _videomae(),
     "vit": _vit("vit"),

@@ -25,6 +25,8 @@ from fedpeft.models.reading import read_object
 _RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "bilinear", 5: "bicubic"}
 """Filter number of image libraries -> name; a missing filter is replaced by a similar one."""
 
+_ANY_LENGTH = -1
+"""What the config of a model without a limit says (XLNet)."""
 _UNLIMITED = 10**9
 """A tokenizer without a limit states a larger number than this."""
 _MOST = 2**24
@@ -114,22 +116,32 @@ def video_input(config: object, family: Family, folder: Path | None) -> VideoInp
 
 
 def text_input(
-    config: object, family: Family, source: str | Path, padding: PadTokens | None = None
+    config: object,
+    source: str | Path,
+    padding: PadTokens | None = None,
+    *,
+    places: int | None = None,
+    reserved: int = 0,
 ) -> TextInput:
     """Describe the texts that a model takes.
 
     Args:
       config: config of the model.
-      family: family of the model.
       source: folder or hub id of its tokenizer, or "" if there is none.
-      padding: the tokens that the config offers for padding.
+      padding: the tokens that the model and its config offer for padding.
+      places: rows of its table of positions; None where it has none.
+      reserved: how many of them no token takes.
+
+    Raises:
+      ModelError: if the config or the tokenizer's file allow no token at all.
     """
     positions = getattr(config, "max_position_embeddings", None)
     folder = source if isinstance(source, Path) else None
-    limits = [512]
-    if positions not in (None, -1):  # XLNet's -1 is no limit
+    limits = [] if places is None else [places - reserved]
+    if positions is not None and positions != _ANY_LENGTH:
         where = f"{_settings_of(folder)}: max_position_embeddings"
-        limits = [_whole(positions, where) - family.position_offset]
+        limits.append(_whole(positions, where) - reserved)
+    limits = limits or [512]
     found = _read(folder, "tokenizer_config.json")
     where = f"{source}/tokenizer_config.json: model_max_length"
     stated = _number(found.get("model_max_length", _UNLIMITED), where)
@@ -138,7 +150,7 @@ def text_input(
     if min(limits) < 1:
         raise ModelError(
             f"{_settings_of(folder)}: max_position_embeddings: found {positions}; this model needs "
-            f"more than {family.position_offset}: correct it, or fetch the model again"
+            f"more than {reserved}: correct it, or fetch the model again"
         )
     return TextInput(str(source), min(limits), padding or PadTokens())
 

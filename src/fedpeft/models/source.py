@@ -34,15 +34,21 @@ from fedpeft.models.architectures import (
     read_config,
 )
 from fedpeft.models.checks import check_kinds, check_numbers, check_shapes
-from fedpeft.models.families import Family, family_of, parameters_under
+from fedpeft.models.families import Family, before_head, family_of, parameters_under
 from fedpeft.models.heads import init_head
 from fedpeft.models.inputs import image_input, text_input, video_input
 from fedpeft.models.loaded import InputSpec, LoadedModel, TextInput
 from fedpeft.models.locate import Place, is_local, locate
-from fedpeft.models.padding import pad_tokens, set_padding
+from fedpeft.models.padding import (
+    check_padding,
+    pad_tokens,
+    position_table,
+    refuse_unmasked,
+    set_padding,
+)
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import zero_dropout
-from fedpeft.models.tasks import TASKS, Task, task_named
+from fedpeft.models.tasks import TASKS, TEXT_CLASSIFICATION, Task, task_named
 from fedpeft.models.weight_files import has_weights, stored_tensors
 
 
@@ -110,6 +116,8 @@ def load_model(request: ModelRequest) -> LoadedModel:
     check_numbers(loaded)
     if isinstance(loaded.inputs, TextInput):
         set_padding(loaded.module, loaded.inputs)
+        if task.targets == "class":
+            check_padding(loaded.module, loaded.inputs)
     return dataclasses.replace(loaded, fresh=parameters_under(loaded.module, fresh_paths))
 
 
@@ -196,6 +204,8 @@ def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, Task]:
         config = _read(request, place)
     named = request.task or (preset.task if preset else None)
     task = task_named(named) if named else infer_task(config, where=request.name)
+    if task is TEXT_CLASSIFICATION:
+        refuse_unmasked(config.model_type, where=request.name)
     return fit_config(config, task, num_labels=request.num_labels, where=request.name), task
 
 
@@ -248,7 +258,9 @@ def _recorded(request: ModelRequest) -> Mapping[str, object]:
 
 def _head(module: nn.Module, family: Family, source: str) -> tuple[str, ...]:
     candidates = family.head or ("classifier", "score", "lm_head", "fc", "head")
-    found = tuple(path for path in candidates if parameters_under(module, [path]))
+    twins = () if family.head else (n for n in _beside_backbone(module) if "classifier" in n)
+    paths = dict.fromkeys((*candidates, *twins))  # a distilled model has a second classifier
+    found = tuple(path for path in paths if parameters_under(module, [path]))
     found = found or _beside_backbone(module)
     if not found:
         raise ModelError(
@@ -274,11 +286,11 @@ def _inputs(request: ModelRequest, module: nn.Module, task: Task, folder: Path |
     if task.inputs in ("image", "video"):
         return (image_input if task.inputs == "image" else video_input)(config, family, folder)
     source = folder or ("" if is_local(request.name) else request.name)
-    embedding = getattr(module, "get_input_embeddings", lambda: None)()
     ends = task.targets == "class" and "score" in dict(module.named_children())
-    rows = getattr(embedding, "num_embeddings", None)
-    padding = pad_tokens(config, family, num_tokens=rows, ends=ends)
-    return text_input(config, family, source, padding)
+    places, padded = position_table(module) or (None, None)
+    reserved = 0 if padded is None else padded + 1
+    padding = pad_tokens(module, ends=ends)
+    return text_input(config, source, padding, places=places, reserved=reserved)
 
 
 def _fresh_paths(loaded: LoadedModel, request: ModelRequest, weights: Weights) -> tuple[str, ...]:
@@ -293,7 +305,7 @@ def _fresh_paths(loaded: LoadedModel, request: ModelRequest, weights: Weights) -
     )
     late = tuple(
         path
-        for path in loaded.family.late_head
+        for path in before_head(loaded.module, loaded.head)
         if not weights.missing.isdisjoint(parameters_under(loaded.module, [path]))
     )
     return (*(loaded.head if renewed else ()), *late)
@@ -301,5 +313,6 @@ def _fresh_paths(loaded: LoadedModel, request: ModelRequest, weights: Weights) -
 
 def _absent(loaded: LoadedModel, names: Collection[str]) -> Sequence[str]:
     """Return the head's parameters that a file's names lack, with and without their prefix."""
-    parts = parameters_under(loaded.module, [*loaded.head, *loaded.family.late_head])
+    late = before_head(loaded.module, loaded.head)
+    parts = parameters_under(loaded.module, [*loaded.head, *late])
     return [n for n in parts if n not in names and n.partition(".")[2] not in names]

@@ -32,13 +32,13 @@ from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
 from fedpeft.data.source import choose_splits, read_source
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
+from fedpeft.data.texts import load_tokenizer
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_together
 from fedpeft.experiment.resolve import Resolved, planned_turns, resolve
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.loaded import TextInput
 from fedpeft.models.locate import is_local
-from fedpeft.models.padding import open_tokenizer
 from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
 
@@ -157,6 +157,7 @@ def check_shapes(experiment: Experiment) -> list[str]:
 
     Raises:
       ConfigError: if the model is unknown or its files are broken, or the method cannot be applied.
+      ModelError: if there are texts on this machine, and a local model has no tokenizer for them.
       DataError: if data on this machine cannot be read; pictures are not decoded, and files of
         over 64 MB in all are not opened.
     """
@@ -167,10 +168,11 @@ def check_shapes(experiment: Experiment) -> list[str]:
             "check its shapes"
         ]
     sketch = sketch_run(experiment)
-    inputs = sketch.tuned.loaded.inputs
-    if isinstance(inputs, TextInput) and Path(inputs.folder or "-").is_dir():
-        open_tokenizer(inputs.folder)
-    path = _own_data(experiment)
+    inputs, path = sketch.tuned.loaded.inputs, _own_data(experiment)
+    if isinstance(inputs, TextInput):
+        here = Path(inputs.folder or "-").is_dir()
+        if here or (path is not None and is_local(inputs.folder or model.name)):
+            load_tokenizer(inputs, experiment.data.max_length)
     if path is not None:
         files = path.iterdir() if path.is_dir() else [path]
         if sum(file.stat().st_size for file in files if file.is_file()) <= _OPENED:

@@ -9,13 +9,14 @@ The delta's digest, and an export's backbone fingerprint, are compared with the 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedpeft.build.model import build_tuned, tuning_request
@@ -39,6 +40,8 @@ from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 
 EXPORT_FILE = "fedpeft.json"
 """Name of the file that describes an export; a folder with it is an export."""
+_DELTA = "fedpeft-delta-1"
+_OTHER_VERSION = re.compile(r"fedpeft-(?:delta|export)-\d+")
 
 
 @dataclass(frozen=True)
@@ -181,10 +184,10 @@ def apply_delta(tuned: TunedModel, file: Path, digest: str) -> None:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
     try:
-        return dict(load_file(file))
+        with safe_open(file, framework="pt") as opened:
+            found = (opened.metadata() or {}).get("format", "")
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise RunFolderError(
             f"{file.parent}: delta.safetensors is missing, and no checkpoint beside it holds the "
@@ -194,6 +197,16 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         raise RunFolderError(
             f"{file}: no whole safetensors file: {error}; restore it, or run the experiment again"
         ) from error
+    if found != _DELTA and _OTHER_VERSION.fullmatch(found):
+        raise _by_another_version(file, found, _DELTA)
+    return tensors
+
+
+def _by_another_version(file: Path, found: str, ours: str) -> RunFolderError:
+    return RunFolderError(
+        f"{file}: was written by another version of fedpeft: its format is {found!r}, this one "
+        f"reads {ours!r}. Load it with that version"
+    )
 
 
 def _load_export(folder: Path) -> nn.Module:
@@ -240,5 +253,8 @@ def _read_info(file: Path) -> ExportInfo:
         return ExportInfo.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
+        found = str(first["input"])
+        if first["loc"] == ("format",) and _OTHER_VERSION.fullmatch(found):
+            raise _by_another_version(file, found, "fedpeft-export-1") from error
         problem = ": ".join([".".join(map(str, first["loc"])) or "the file", first["msg"]])
         raise RunFolderError(f"{file}: cannot be read: {problem}. Export the run again") from error

@@ -110,7 +110,9 @@ def adapter(model: ModelToTune) -> PreparedModel:
     module.get_submodule(host).add_module(ADAPTER_ROOT, part)
     prefix = f"{host}.{ADAPTER_ROOT}".lstrip(".")
     trained = {f"{prefix}.{name}" for name, _ in part.named_parameters()}
-    return PreparedModel(module, trained | head_parameters(model.loaded), targets=_told(model, places))
+    return PreparedModel(
+        module, trained | head_parameters(model.loaded), targets=_told(model, places)
+    )
 
 
 def _held(parts: Mapping[str, Bottleneck], *, shared: bool) -> nn.Module:

@@ -31,7 +31,6 @@ from fedpeft.tuning.peft_names import PeftNames
 from fedpeft.tuning.peft_options import config_class
 from fedpeft.tuning.peft_table import (
     KEY_VALUE,
-    PEFT_TYPES,
     PROMPT_LEARNING,
     SEED_FIELDS,
     WITHOUT_TARGETS,
@@ -46,7 +45,7 @@ from fedpeft.tuning.prepared import (
     in_range,
     is_meta,
 )
-from fedpeft.tuning.targets import Targets, find_targets, layer_names, tied_modules
+from fedpeft.tuning.targets import Targets, find_targets, tied_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel

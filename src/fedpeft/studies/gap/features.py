@@ -38,6 +38,7 @@ from fedpeft.data.request import DataRequest, TransformSpec
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved
+from fedpeft.models.families import before_head
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import Batch
@@ -215,8 +216,7 @@ def _place(loaded: LoadedModel) -> tuple[str, bool]:
 
     Decoders end in `score` or `lm_head`, which read the last token; `classifier` reads the first.
     """
-    paths = {path for path, _ in loaded.module.named_modules()}
-    late = [path for path in loaded.family.late_head if path in paths]
+    late = before_head(loaded.module, loaded.head)
     if not late and not loaded.head:
         raise ModelError(_no_feature(loaded, "it has none"))
     path = (*late, *loaded.head)[0]
