@@ -12,7 +12,6 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -24,8 +23,8 @@ from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 from fedpeft.data.clips import ClipExamples, read_clips
 from fedpeft.data.examples import ExampleSet, Federated
-from fedpeft.data.images import is_deep, read_pixels
-from fedpeft.data.labels import Classes, encode_labels, read_names
+from fedpeft.data.images import InFolder, is_deep, read_pixels
+from fedpeft.data.labels import Classes, encode_labels, read_names, warn_of_near_names
 from fedpeft.data.partition import partition
 from fedpeft.data.preprocessing import PicturePreprocessing, Preprocessing, TextPreprocessing
 from fedpeft.data.request import DataRequest
@@ -224,6 +223,12 @@ def _train_and_evaluation(
 ) -> tuple[Table, Table]:
     """Return the training and the evaluation table; a missing split is held out of training."""
     train, test, validation = found
+    for split, table in (("training", train), ("test", test), ("validation", validation)):
+        if table is not None and not len(table):
+            raise DataError(
+                f"data.source: the {split} split of {request.source!r} has no examples: fill it, "
+                "or take it away"
+            )
     if request.whole:
         return train, select(train, np.arange(min(1, len(train))))
     if test is None:
@@ -238,7 +243,7 @@ def _hold_out(train: Table, request: DataRequest, *, fraction: float) -> tuple[T
     columns = [column_of(train, kind, request, required=False) for kind in kinds]
     column = next((name for name in columns if name is not None), None)
     groups = values_of(train.columns[column]) if column else [""] * len(train)
-    kept, held = draw_holdout(groups, fraction=fraction)
+    kept, held = draw_holdout(groups, fraction=fraction, column=column)
     _log.info(
         "data: %s has no split of its own for this: held out %d of %d training examples, "
         "stratified by %s, from a fixed seed",
@@ -354,9 +359,7 @@ def _blocks(
 def _located(table: Table, column: str, kind: str) -> Column:
     """Return a column; names of picture files count from the folder of the table."""
     values = table.columns[column]
-    if kind != "image" or not table.folder or not isinstance(values, list):
-        return values
-    return [str(Path(table.folder, each)) if isinstance(each, str) else each for each in values]
+    return InFolder(values, table.folder) if kind == "image" and table.folder else values
 
 
 def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
@@ -378,7 +381,10 @@ def _owners(
     column = column_of(train, "client", request, required=natural)
     if column is None:
         return None, None
-    return read_names(train, column), read_names(test, column) if column in test.columns else None
+    names = read_names(train, column)
+    if natural:
+        warn_of_near_names(names, column, "clients")
+    return names, read_names(test, column) if column in test.columns else None
 
 
 def _rows_by_name(names: Sequence[str]) -> dict[str, IntArray]:
