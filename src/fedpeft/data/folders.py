@@ -83,6 +83,20 @@ def split_named(name: str) -> str | None:
     return next((split for split, words in _SPLITS.items() if word in words), None)
 
 
+def refuse_splits_as_clients(names: Sequence[str], where: str) -> None:
+    """Refuse names of splits where names of clients are needed.
+
+    Raises:
+      DataError: if all of several names are usual names of splits, with the training split's.
+    """
+    found = [name for name in names if split_named(name)]
+    if len(found) > 1 and len(found) == len(names) and "train" in map(split_named, found):
+        raise DataError(
+            f"{where}: {', '.join(map(repr, found))} are splits, and needed are clients' names: "
+            "pass the training and the test data one by one"
+        )
+
+
 def by_split(names: Sequence[str], where: object) -> dict[str, str]:
     """Return split -> its name in a source; one with an unusual name is called by that name.
 
