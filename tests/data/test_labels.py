@@ -129,3 +129,19 @@ def test_near_names_of_clients_are_told(caplog):
     assert not caplog.text
     warn_of_near_names(["h1", "H1 "], "client", "clients")
     assert "'H1 ', 'h1' of 'client' are different clients" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names", [("cat", "cat\u200b"), ("t-shirt", "t_shirt"), ("big cat", "big\u00a0Cat")]
+)
+def test_names_that_a_person_takes_for_one_are_told(caplog, names):
+    encode_labels(*tables([*names, "dog"], ["dog"]))
+    assert "are different classes" in caplog.text
+
+
+def test_a_client_is_a_word_without_control_characters():
+    with pytest.raises(DataError, match=r"row 1 has \['h'\]; allowed are words"):
+        read_names(Table({"c": ["a", ["h"]]}), "c")
+    for name in ("h\x1b[31m", "h\x00"):
+        with pytest.raises(DataError, match=r"'c' in row 0 holds a control character"):
+            read_names(Table({"c": [name]}), "c")

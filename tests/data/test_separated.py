@@ -131,3 +131,18 @@ def test_a_quote_that_is_opened_and_never_closed_is_no_traceback(tmp_path):
     path = write(tmp_path / "a.csv", '"text,label\n' + "a,b\n" * 50_000)
     with pytest.raises(DataError, match=r"a\.csv"):
         opened(path)
+
+
+def test_a_header_that_is_repeated_is_refused(tmp_path):
+    path = write(tmp_path / "a.csv", "text,label\na,b\n\ntext,label\nc,d\n")
+    with pytest.raises(DataError, match=r"line 4 repeats the header"):
+        opened(path)
+    assert len(opened(path, header=False)) == 4
+
+
+def test_keys_of_separated_values_are_for_these_only(tmp_path):
+    write(tmp_path / "a.jsonl", '{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"data\.separator: .*a\.jsonl is no file of separated"):
+        opened(tmp_path / "a.jsonl", separator=";")
+    with pytest.raises(DataError, match=r"data\.header: digits is no file"):
+        opened("digits", header=False)

@@ -105,7 +105,7 @@ def encode_labels(
 
 
 def warn_of_near_names(names: Iterable[str], column: str, what: str) -> None:
-    """Warn of names that differ in letter case or blanks only.
+    """Warn of names that differ in letter case, blanks, hyphens or invisible characters only.
 
     Args:
       names: the different names.
@@ -114,16 +114,22 @@ def warn_of_near_names(names: Iterable[str], column: str, what: str) -> None:
     """
     alike: dict[str, list[str]] = {}
     for name in sorted({*names}):
-        key = unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
-        alike.setdefault(key, []).append(name)
+        alike.setdefault(_alike(name), []).append(name)
     for group in alike.values():
         if len(group) > 1:
             _log.warning(
-                "data: %s of %r are different %s, which differ in case or blanks only",
+                "data: %s of %r are different %s, which differ in case, blanks or hyphens only",
                 ", ".join(map(repr, group)),
                 column,
                 what,
             )
+
+
+def _alike(name: str) -> str:
+    """Return what names that a person takes for one have in common."""
+    seen = "".join(c for c in name if unicodedata.category(c) != "Cf").replace("_", " ")
+    words = "".join(" " if unicodedata.category(c) == "Pd" else c for c in seen).split()
+    return unicodedata.normalize("NFKC", " ".join(words)).casefold()
 
 
 def _warn_of_absent(found: Classes, column: str) -> None:
@@ -151,6 +157,12 @@ def read_names(table: Table, column: str) -> list[str]:
     """
     names = table.names.get(column)
     values = _values(table, column)
+    for row, value in enumerate(values):
+        if isinstance(value, list | dict | bytes):
+            raise DataError(
+                f"data.client: {table.place(row)} has {repr(value)[:80]}; allowed are words and "
+                "numbers: is it the right column? Name it in data.client"
+            )
     if names is None:
         return [_plain(value) for value in values]
     return [names[value] if isinstance(value, int) else _plain(value) for value in values]
@@ -212,6 +224,11 @@ def _values(table: Table, column: str) -> list[object]:
             raise DataError(
                 f"data: {column!r} is missing in {table.place(row)}: "
                 "fill it in or leave the row out"
+            )
+        if isinstance(value, str) and any(c < " " and not c.isspace() for c in value):
+            raise DataError(
+                f"data: {column!r} in {table.place(row)} holds a control character: "
+                f"{repr(value)[:80]}; take it out"
             )
     return values
 

@@ -382,9 +382,13 @@ def _owners(
     if column is None:
         return None, None
     names = read_names(train, column)
+    test_names = read_names(test, column) if column in test.columns else None
     if natural:
         warn_of_near_names(names, column, "clients")
-    return names, read_names(test, column) if column in test.columns else None
+        if strange := sorted({*(test_names or ())} - {*names}):
+            shown = ", ".join(strange[:5]) + " ..." * (len(strange) > 5)
+            _log.warning("data: clients of the test set that have no training rows: %s", shown)
+    return names, test_names
 
 
 def _rows_by_name(names: Sequence[str]) -> dict[str, IntArray]:

@@ -63,7 +63,7 @@ def read_separated(path: Path, form: Separated = AS_USUAL) -> dict[str, Table]:
         _refuse_another_separator(path, mark)
     table = _read(path, mark, header=form.header)
     names = _names(path, table, mark) if form.header else _numbered(table.num_columns)
-    lines = _lines(path, mark)[form.header :]
+    lines = _lines(path, mark, header=form.header)
     places = Numbered(
         str(path),
         range(1, len(table) + 1),
@@ -157,12 +157,25 @@ def _refuse_ragged(path: Path, mark: str) -> None:
         expected = expected or cells
 
 
-def _lines(path: Path, mark: str) -> Sequence[int]:
-    """Return the line on which each row begins, the header's included; () where that fails."""
+def _lines(path: Path, mark: str, *, header: bool) -> Sequence[int]:
+    """Return the line on which each row begins; () where that cannot be told.
+
+    Raises:
+      DataError: if a row repeats the header, as in files that were put together.
+    """
+    rows = _rows(path, mark)
     try:
-        return tuple(line for line, _ in _rows(path, mark))
+        names = next(rows, (1, [""]))[1] if header else None
+        lines = []
+        for line, cells in rows:
+            if cells == names:
+                raise DataError(
+                    f"data.source: {path}, line {line} repeats the header: take that line out"
+                )
+            lines.append(line)
     except csv.Error:  # a cell over the limit of the standard library
         return ()
+    return lines
 
 
 def _rows(path: Path, mark: str) -> Iterator[tuple[int, list[str]]]:

@@ -32,7 +32,7 @@ from fedpeft.data.folders import (
 from fedpeft.data.metadata import metadata_in, read_metadata
 from fedpeft.data.places import reading
 from fedpeft.data.request import DataRequest
-from fedpeft.data.separated import Separated, read_separated
+from fedpeft.data.separated import AS_USUAL, Separated, read_separated
 from fedpeft.data.split_column import split_by_column
 from fedpeft.data.tables import Splits, Table
 from fedpeft.models.locate import OBJECT
@@ -41,6 +41,8 @@ from fedpeft.models.tasks import task_named
 _Read = Callable[[Path], dict[str, Table]]
 
 _PACKED = frozenset({".zip", ".gz", ".tgz", ".tar", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+
+_OF_OTHER_FORM = frozenset(READERS) - {".csv", ".tsv"}
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +53,9 @@ def read_source(request: DataRequest) -> Splits:
     Raises:
       DataError: if the data set does not exist, cannot be read or cannot be reached.
     """
+    form = Separated(request.header, request.separator)
+    if request.source in BUNDLED_DATASETS or Path(request.source).suffix.lower() in _OF_OTHER_FORM:
+        _refuse_form(request.source, form)
     if request.source in BUNDLED_DATASETS:
         return BUNDLED_DATASETS[request.source].read()
     if request.source.startswith(OBJECT):
@@ -61,7 +66,7 @@ def read_source(request: DataRequest) -> Splits:
     path = Path(request.source).expanduser()
     if task_named(request.task).inputs == "video" and path.exists():
         return Splits(read_clip_folder(path) if path.is_dir() else read_clip_file(path))
-    read = functools.partial(_read_file, form=Separated(request.header, request.separator))
+    read = functools.partial(_read_file, form=form)
     if path.is_dir():
         return Splits(_read_folder(path, read))
     if path.is_file():
@@ -109,6 +114,15 @@ def choose_splits(splits: Splits, request: DataRequest) -> tuple[Table, Table | 
         tables[test_name] if test_name else None,
         tables[validation] if validation else None,
     )
+
+
+def _refuse_form(source: str, form: Separated) -> None:
+    """Refuse the keys of separated values for a source of another kind."""
+    if form != AS_USUAL:
+        key = "header" if not form.header else "separator"
+        raise DataError(
+            f"data.{key}: {source} is no file of separated values (.csv, .tsv): leave the key out"
+        )
 
 
 def _read_file(path: Path, form: Separated) -> dict[str, Table]:
