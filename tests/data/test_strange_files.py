@@ -9,6 +9,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from PIL import Image
 
@@ -379,3 +380,31 @@ def test_sixteen_bits_that_would_be_black_are_refused(caplog):
 def test_ragged_numbers_are_no_picture():
     with pytest.raises(DataError, match="row 0 is not a picture"):
         read_pixels([[[1, 2], [3]]], Canvas(2, 2, 1))
+
+
+def encoded(picture, kind, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_palettes_with_transparency_and_wide_greys_are_read():
+    noise = np.random.default_rng(3).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    palette = Image.fromarray(noise).quantize(8)
+    clear = encoded(palette, "PNG", transparency=bytes([0, 128] + [255] * 6))
+    read = read_pixels([clear], Canvas(8, 8, 3)).read(torch.arange(1))
+    assert np.array_equal(read[0].numpy(), np.asarray(palette.convert("RGB")))
+    grey = noise[:, :, 0]
+    wide = b"P5\n8 8\n65535\n" + (grey.astype(">u2") * 257).astype(">u2").tobytes()
+    read = read_pixels([wide], Canvas(8, 8, 1)).read(torch.arange(1))
+    assert np.array_equal(read[0, :, :, 0].numpy(), grey)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_the_first_of_several_frames_is_used_and_told(kind, caplog):
+    frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (9, 200)]
+    read = read_pixels([encoded(frames[0], kind)], Canvas(4, 4, 1)).read(torch.arange(1))
+    assert not caplog.text and read.unique().tolist() == [9]
+    several = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    read = read_pixels([several], Canvas(4, 4, 1)).read(torch.arange(1))
+    assert "row 0 has 2 frames or pages" in caplog.text and read.unique().tolist() == [9]

@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 _DARK = 10
 """Pictures of 16 bits whose brightest pixel is under one part in so many of white are told."""
+_LOOKED_AT = 20
+"""Pictures that are looked at for several frames."""
 _TURN = 0x0112  # EXIF's tag of the orientation
 RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 """Pillow's number of each way of resampling, which processors write too."""
@@ -164,10 +166,28 @@ def read_pixels(
     pixels = np.empty((len(column), canvas.height, canvas.width, canvas.channels), np.uint8)
     for row, picture in enumerate(column):
         pixels[row] = _fitted(picture, place(row), canvas, full_scale)
+    _tell_frames(column, place)
     brightest = int(pixels.max(initial=0))
     if brightest * _DARK < full_scale and is_deep(column[0]):
         _tell_dark(place(0), brightest, full_scale)
     return StoredPixels(torch.from_numpy(pixels), full_scale)
+
+
+def _tell_frames(column: Column, place: Callable[[int], str]) -> None:
+    """Warn where one of the first pictures is a film or a stack of pages."""
+    for row in range(min(len(column), _LOOKED_AT)):
+        picture = column[row]
+        if isinstance(picture, np.ndarray | list | tuple):
+            return
+        with reading(place(row), "a picture"):
+            frames = int(getattr(_opened(picture), "n_frames", 1))
+        if frames > 1:
+            _log.warning(
+                "data: %s has %d frames or pages: of such pictures the first is used",
+                place(row),
+                frames,
+            )
+            return
 
 
 def _tell_dark(place: str, brightest: int, white: int) -> None:
@@ -219,7 +239,8 @@ def _to_array(picture: object, place: str) -> npt.NDArray[np.uint8]:
         image = _opened(picture)
         image.load()
         image = ImageOps.exif_transpose(image) if image.getexif().get(_TURN, 1) != 1 else image
-        if image.mode in ("I", "F"):
+        wide = image.mode == "I" and image.format == "PPM"  # scaled to 16 bits by Pillow
+        if image.mode in ("I", "F") and not wide:
             raise DataError(
                 f"data.source: {place}: a picture of 32-bit numbers, whose white is not known; "
                 "allowed are pictures of 8 or 16 bits a channel: save it as one"
@@ -228,6 +249,8 @@ def _to_array(picture: object, place: str) -> npt.NDArray[np.uint8]:
             deep = np.asarray(image, np.int64) >> 8
             return deep.clip(0, 255).astype(np.uint8)[:, :, None]
         grey = image.mode in ("1", "L", "LA")
+        if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+            image = image.convert("RGBA")  # what Pillow asks for; the colours are the same
         array = np.asarray(image.convert("L" if grey else "RGB"))
         return array[:, :, None] if grey else array
 
