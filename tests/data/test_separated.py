@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from fedpeft.core.errors import DataError
 from fedpeft.data.labels import encode_labels
 from fedpeft.data.request import Columns, DataRequest
+from fedpeft.data.rows import check_rows
+from fedpeft.data.schemes import PartitionRequest
 from fedpeft.data.separated import Separated, read_separated
 from fedpeft.data.source import choose_splits, read_source
 from fedpeft.data.tables import column_of, values_of
@@ -146,3 +149,21 @@ def test_keys_of_separated_values_are_for_these_only(tmp_path):
         opened(tmp_path / "a.jsonl", separator=";")
     with pytest.raises(DataError, match=r"data\.header: digits is no file"):
         opened("digits", header=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "message"),
+    [
+        ("a,x,h\nb,,h\n", {}, r"'label' is missing in row 2"),
+        ("a,x,h\n,y,h\n", {}, r"data\.text: row 2 .* is empty"),
+        ("a,x,h\nb,y,\n", {"partition": PartitionRequest("natural")}, r"'client' is missing"),
+        ("a,x,h\nb,y,h\n", {"columns": Columns(label="z")}, r"there is no column 'z'"),
+    ],
+)
+def test_rows_are_checked_without_a_model(tmp_path, rows, keys, message):
+    write(tmp_path / "train.csv", "text,label,client\n" + rows)
+    write(tmp_path / "test.csv", "text,label,client\na,x,h\n")
+    request = DataRequest(str(tmp_path), task="text-classification")
+    check_rows(replace(request, source=str(tmp_path / "test.csv"), whole=True))
+    with pytest.raises(DataError, match=message):
+        check_rows(replace(request, **keys))

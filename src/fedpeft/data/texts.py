@@ -84,9 +84,7 @@ def tokenize(
       DataError: for the first row that is no text, or for an empty one where texts are truncated;
         a document of a language model may be empty.
     """
-    texts = [
-        _checked(text, place(row), blank=not truncate) for row, text in enumerate(values_of(column))
-    ]
+    texts = check_texts(column, place, blank=not truncate)
     tokens: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
         encoded = tokenizer.encode(
@@ -107,6 +105,20 @@ def tokenize(
                 f"to {tokenizer.num_tokens - 1}: take the tokenizer that belongs to the model"
             )
     return tokens
+
+
+def check_texts(column: Column, place: Callable[[int], str], *, blank: bool) -> list[str]:
+    """Return the texts of a column, after a check that a tokenizer can read each.
+
+    Args:
+      column: the texts.
+      place: gives the words for where a row stands, for messages.
+      blank: whether a text may be empty.
+
+    Raises:
+      DataError: for the first row that is no text.
+    """
+    return [_checked(text, place(row), blank=blank) for row, text in enumerate(values_of(column))]
 
 
 def blocks_of(
