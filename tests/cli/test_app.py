@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ import typer
 from support import TINY
 
 from fedpeft.cli import main
-from fedpeft.cli.app import app
+from fedpeft.cli.app import app, warnings_once
 from fedpeft.cli.listing import LISTS
 from fedpeft.experiment.plugins import Plugins
 
@@ -271,3 +272,15 @@ def test_a_home_folder_is_written_out_in_every_path_of_the_command_line(
 
 def test_all_paths_of_the_command_line_are_found() -> None:
     assert len(PATHS) > 20
+
+
+def test_a_warning_about_the_data_is_printed_once() -> None:
+    def printed(name: str) -> list[bool]:
+        record = logging.makeLogRecord({"name": name, "msg": "not read: notes.csv"})
+        assert logging.lastResort is not None
+        return [bool(logging.lastResort.filter(record)) for _ in range(2)]
+
+    with warnings_once():
+        assert printed("fedpeft.data.source") == [True, False]
+        assert printed("fedpeft.runs.loop") == [True, True]
+    assert printed("fedpeft.data.source") == [True, True]

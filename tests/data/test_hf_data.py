@@ -141,6 +141,7 @@ def renamed():
         (worded("x").with_transform(dict), r"has a transform of its own"),
         (renamed(), r"columns or class names of the clients differ"),
         ({}, r"clients need the same splits, at least one; found"),
+        ({"train": worded("x"), "val": worded("x")}, r"'train', 'val' are splits"),
         (
             {"a": worded("x"), "b": datasets.DatasetDict(test=worded("x"))},
             r"same splits, at least one; found a: train; b: test",

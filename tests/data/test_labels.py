@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.labels import encode_labels, read_names
+from fedpeft.data.labels import encode_labels, read_names, warn_of_near_names
 from fedpeft.data.tables import Table
 
 
@@ -47,7 +47,7 @@ def test_the_data_of_one_site_keep_their_numbers():
 
 def test_names_are_compared_in_one_form_of_unicode_and_near_ones_are_told(caplog):
     composed, apart = "caf\u00e9", "cafe\u0301"
-    assert encode_labels(*tables([composed, apart], ["b"])).count == 2
+    assert encode_labels(*tables([composed, apart, "b"], ["b"])).count == 2
     assert not caplog.text
     assert encode_labels(*tables(["cat", "Cat", "cat "], ["b"])).count == 4
     assert "'Cat', 'cat', 'cat '" in caplog.text
@@ -98,3 +98,50 @@ def test_truth_values_are_named_classes_also_where_one_is_absent():
     )
     assert encode_labels(one, one, "y").names == ("False", "True")
     assert encode_labels(one, one, "y", ("False", "True")).train.tolist() == [1]
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, b"a", 0.5, float("inf"), 10**30])
+def test_a_label_that_is_neither_word_nor_whole_number_is_refused(value):
+    for train in (["a", value], [0, value]):
+        with pytest.raises(DataError, match=r"data\.label: row 1 has"):
+            encode_labels(*tables(train, train[:1]))
+
+
+def test_what_makes_a_figure_say_nothing_is_told(caplog):
+    encode_labels(*tables(["a", "b"], ["b"]))
+    assert not caplog.text
+    encode_labels(*tables(["a", "b"], ["c"]))
+    assert "the class 'c' of the test set" in caplog.text
+    encode_labels(*tables(["a", "a"], ["a"]))
+    assert "has one class, 'a'" in caplog.text
+    caplog.clear()
+    encode_labels(*tables(["a", "a"], ["b"]), part=True)
+    assert not caplog.text
+
+
+def test_words_that_may_stand_for_a_missing_label_are_told(caplog):
+    encode_labels(*tables(["NA", "DE"], ["DE"]))
+    assert "'NA' of 'label' is taken as a class" in caplog.text
+
+
+def test_near_names_of_clients_are_told(caplog):
+    warn_of_near_names(["h1", "h2", "h1"], "client", "clients")
+    assert not caplog.text
+    warn_of_near_names(["h1", "H1 "], "client", "clients")
+    assert "'H1 ', 'h1' of 'client' are different clients" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names", [("cat", "cat\u200b"), ("t-shirt", "t_shirt"), ("big cat", "big\u00a0Cat")]
+)
+def test_names_that_a_person_takes_for_one_are_told(caplog, names):
+    encode_labels(*tables([*names, "dog"], ["dog"]))
+    assert "are different classes" in caplog.text
+
+
+def test_a_client_is_a_word_without_control_characters():
+    with pytest.raises(DataError, match=r"row 1 has \['h'\]; allowed are words"):
+        read_names(Table({"c": ["a", ["h"]]}), "c")
+    for name in ("h\x1b[31m", "h\x00"):
+        with pytest.raises(DataError, match=r"'c' in row 0 holds a control character"):
+            read_names(Table({"c": [name]}), "c")

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.load import draw_budget, load_data
+from fedpeft.data.load import load_data
 from fedpeft.data.partition import partition
 from fedpeft.data.request import Columns, DataRequest, TransformSpec
+from fedpeft.data.rows import draw_budget
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.data.summary import label_table, sizes
 from fedpeft.models.loaded import ImageInput

@@ -9,13 +9,16 @@ import logging
 
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 from PIL import Image
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.files import READERS, Numbered
+from fedpeft.data.files import READERS
 from fedpeft.data.folders import find_by_class, pictures_in, split_named
-from fedpeft.data.images import Canvas, read_pixels
+from fedpeft.data.images import Canvas, InFolder, read_pixels
 from fedpeft.data.labels import encode_labels
+from fedpeft.data.places import Numbered
 from fedpeft.data.request import DataRequest
 from fedpeft.data.source import choose_splits, read_source
 from fedpeft.data.tables import values_of
@@ -228,3 +231,180 @@ def test_classes_of_a_folder_are_found_without_a_warning(tmp_path, caplog):
         draw(tmp_path / "dog" / "more" / "0.png")
         assert list(find_by_class(tmp_path, pictures_in)) == ["train"]
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("training_set", "train"),
+        ("train2017", "train"),
+        ("01_Train", "train"),
+        ("trainset", "train"),
+        ("Test Images", "test"),
+        ("Validation-Data", "validation"),
+        ("entra\u00eenement", "train"),
+        ("validac\u0327a\u0303o", "validation"),
+        ("测试集", "test"),
+        ("train station", None),
+        ("test tube", None),
+        ("train_r1", None),
+        ("tr", None),
+    ],
+)
+def test_splits_are_named_in_many_spellings(name, split):
+    assert split_named(name) == split
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for kind in ("bus", "car", "train"):
+        draw(tmp_path / kind / "0.png")
+    train, test, _ = opened(tmp_path)
+    assert values_of(train.columns["label"]) == ["bus", "car", "train"] and test is None
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (("train/0.png", "test/0.png"), "hold no folders of classes"),
+        (("train/images/cat/0.png", "train/images/dog/0.png", "test/x/cat/0.png"), "no classes"),
+        (("train/cat/0.png", "odd/cat/0.png"), "'odd' holds the same folders as 'train'"),
+        (("cat/0.png", "dog/0.png", "test/cat/0.png"), "'test' stands beside classes"),
+        (("train/cat/0.png", "test/cat/x.txt"), "the test split, holds no folder"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(tmp_path, pictures, message):
+    for name in pictures:
+        draw(tmp_path / name) if name.endswith("png") else (tmp_path / name).parent.mkdir(
+            parents=True
+        )
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path)
+
+
+def test_what_lies_about_in_folders_of_classes_is_told(tmp_path, caplog):
+    for kind in ("cat", "dog"):
+        draw(tmp_path / "train" / kind / "0.png")
+    (tmp_path / "train" / "bird").mkdir()
+    draw(tmp_path / "train" / "loose.png")
+    (tmp_path / "train" / "cat" / "1.heic").write_text("x")
+    for seen in ("@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information"):
+        draw(tmp_path / "train" / seen / "0.png")
+    (tmp_path / "train" / "cat" / "Thumbs.db").write_text("x")
+    train, _, _ = opened(tmp_path)
+    assert values_of(train.columns["label"]) == ["cat", "dog"]
+    for told in ("nothing is in it: bird", "1 pictures in no folder", "no pictures: 1 .heic"):
+        assert told in caplog.text
+    assert "Thumbs" not in caplog.text and "eaDir" not in caplog.text
+
+
+def test_rows_are_split_by_a_column_in_any_case_and_others_are_told(tmp_path, caplog):
+    lines = ["text,label,Split", *(f"t{n},a,{'TRAIN' if n % 2 else 'test'}" for n in range(8))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    train, test, _ = opened(tmp_path / "a.csv")
+    assert (len(train), len(test)) == (4, 4) and not caplog.text
+    (tmp_path / "a.csv").write_text("\n".join(lines).replace("Split", "part"))
+    train, test, _ = opened(tmp_path / "a.csv")
+    assert test is None and "'part' holds names of splits and is not used" in caplog.text
+    (tmp_path / "a.csv").write_text("\n".join([*lines, "t,a,"]))
+    with pytest.raises(DataError, match=r"the split is missing in row 9 .*line 10"):
+        opened(tmp_path / "a.csv")
+
+
+def test_splits_that_are_not_read_are_told(tmp_path, caplog):
+    for name in ("train", "test", "extra"):
+        (tmp_path / f"{name}.csv").write_text("text,label\na,0\n")
+    (tmp_path / "~$train.csv").write_text("x")
+    opened(tmp_path)
+    assert "not read: the splits extra" in caplog.text
+
+
+def test_a_folder_of_a_data_set_is_read_with_its_own_rows(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("text,label\na,0\nb,\n")
+    train, _, _ = opened(tmp_path)
+    assert train.place(1).endswith("train.csv")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "text": "b"}', "line 2 is not JSON: it names 'text' twice"),
+        ('{"text": Infinity}', "line 2 is not JSON: it holds Infinity"),
+        ('[{"text": "a"}]', "is not a JSON object but a list"),
+        ('{"text": "a",}', "line 2 is not JSON"),
+    ],
+)
+def test_a_line_that_is_no_object_is_refused(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + line)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path / "a.jsonl")
+
+
+def test_arrays_that_do_not_fit_are_named(tmp_path):
+    x, y = np.zeros((4, 8, 8), np.uint8), np.arange(4)
+    for arrays, message in (
+        ({"x": x, "y": np.int64(3)}, "x has 4 rows and y has 1"),
+        ({"x": np.int64(3), "y": y}, "x is one number"),
+        ({"x": x, "y": y, "client": y[:2]}, "x has 4 rows and client has 2"),
+        ({"x": x, "y": np.array(["a"] * 4, object)}, "'y' holds Python objects"),
+    ):
+        np.savez(tmp_path / "a.npz", **arrays)
+        with pytest.raises(DataError, match=message):
+            opened(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_text("words")
+    with pytest.raises(DataError, match="is damaged, or of another kind"):
+        opened(tmp_path / "a.npz")
+
+
+def test_pictures_in_parquet_count_from_its_folder(tmp_path):
+    draw(tmp_path / "0.png", (8, 8))
+    for picture in ("0.png", {"bytes": None, "path": "0.png"}):
+        Dataset.from_list([{"image": picture, "label": "a"}]).to_parquet(tmp_path / "a.parquet")
+        train, _, _ = opened(tmp_path / "a.parquet")
+        located = InFolder(train.columns["image"], train.folder)
+        assert len(read_pixels(located, Canvas(8, 8, 1))) == 1
+
+
+def test_sixteen_bits_that_would_be_black_are_refused(caplog):
+    def deep(white):
+        return [Image.fromarray(np.full((4, 4), white, np.uint16))]
+
+    with pytest.raises(DataError, match="use the lower 8 only"):
+        read_pixels(deep(200), Canvas(4, 4, 1))
+    read_pixels(deep(60_000), Canvas(4, 4, 1))
+    assert not caplog.text
+    read_pixels(deep(4_000), Canvas(4, 4, 1))
+    assert "reach 6 % of white" in caplog.text
+
+
+def test_ragged_numbers_are_no_picture():
+    with pytest.raises(DataError, match="row 0 is not a picture"):
+        read_pixels([[[1, 2], [3]]], Canvas(2, 2, 1))
+
+
+def encoded(picture, kind, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_palettes_with_transparency_and_wide_greys_are_read():
+    noise = np.random.default_rng(3).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    palette = Image.fromarray(noise).quantize(8)
+    clear = encoded(palette, "PNG", transparency=bytes([0, 128] + [255] * 6))
+    read = read_pixels([clear], Canvas(8, 8, 3)).read(torch.arange(1))
+    assert np.array_equal(read[0].numpy(), np.asarray(palette.convert("RGB")))
+    grey = noise[:, :, 0]
+    wide = b"P5\n8 8\n65535\n" + (grey.astype(">u2") * 257).astype(">u2").tobytes()
+    read = read_pixels([wide], Canvas(8, 8, 1)).read(torch.arange(1))
+    assert np.array_equal(read[0, :, :, 0].numpy(), grey)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_the_first_of_several_frames_is_used_and_told(kind, caplog):
+    frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (9, 200)]
+    read = read_pixels([encoded(frames[0], kind)], Canvas(4, 4, 1)).read(torch.arange(1))
+    assert not caplog.text and read.unique().tolist() == [9]
+    several = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    read = read_pixels([several], Canvas(4, 4, 1)).read(torch.arange(1))
+    assert "row 0 has 2 frames or pages" in caplog.text and read.unique().tolist() == [9]

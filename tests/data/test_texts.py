@@ -90,3 +90,24 @@ def test_length_outside_the_models_is_refused(text_input, length):
 def test_folder_without_tokenizer_is_refused(text_input, tmp_path):
     with pytest.raises(ModelError, match=r"no tokenizer loads"):
         load_tokenizer(replace(text_input, folder=str(tmp_path)), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "row 1 is empty"),
+        ("  ", "row 1 is empty"),
+        (b"cat", "row 1 is bytes, not a text: save it as text"),
+        ("cat \ud800", r"row 1 is no valid text: character 4 is half of a pair"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_named(text_input, text, message):
+    tokenizer = load_tokenizer(text_input, None)
+    with pytest.raises(DataError, match=message):
+        tokenize(["cat", text], tokenizer)
+
+
+def test_documents_of_a_language_model_may_be_empty(text_input):
+    tokenizer = load_tokenizer(text_input, None)
+    bare = replace(tokenizer, encode=lambda texts, **_: {"input_ids": [[1], []]})
+    assert tokenize(["cat", ""], bare, truncate=False) == [[1], []]

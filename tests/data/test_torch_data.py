@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.schemes import PartitionRequest
@@ -111,8 +111,16 @@ def test_names_of_classes_are_kept():
         ({"a": TRAIN}, PARTS, r"found two divisions into clients, or none"),
         ({"a": TRAIN, "b": Subset(TRAIN, [])}, None, r"every client needs a row"),
         ({}, None, r"there must be a client"),
+        ({"train": TRAIN, "Test": TRAIN}, None, r"'train', 'Test' are splits"),
+        ({"a": DataLoader(TRAIN)}, None, r"client 'a' is DataLoader; needed is a data set"),
+        (iter([1]), PARTS, r"the data is list_iterator; needed is a data set"),
     ],
 )
 def test_clients_are_said_once(train, clients, message):
     with pytest.raises(DataError, match=message):
         from_torch(train, TRAIN, clients)
+
+
+def test_a_client_of_the_test_data_is_one_of_the_training_data():
+    with pytest.raises(DataError, match=r"test has the client 'b', which train lacks; .* a"):
+        from_torch({"a": TRAIN}, {"a": TRAIN, "b": TRAIN})

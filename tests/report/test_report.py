@@ -1,3 +1,4 @@
+import html
 import html.parser
 import json
 import re
@@ -224,3 +225,28 @@ def test_a_torn_last_line_of_an_unfinished_run_is_left_out(tmp_path):
     with (run / "rounds.jsonl").open("a") as opened:
         opened.write('{"round": 3, "coh')
     assert len(read_run(run).rounds) == 2
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        (
+            {"client_metrics": {"a": 0.5, "b": 1.0, "c": 0.75, "d": None}},
+            "on the clients' own test rows: 4 clients from 50.0 % (a) to 100.0 % (b), "
+            "median 75.0 %, 1 without a figure.",
+        ),
+        (
+            {"client_metrics_by_class": {"a": None, "b": None}},
+            "estimated from the clients' classes: 2 clients, none with a figure.",
+        ),
+        ({}, None),
+    ],
+)
+def test_figures_of_clients_are_shown(tmp_path, figures, words):
+    folder = fake(tmp_path / "r", "bias")
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    lines[1] |= figures
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = html.unescape(write_report([folder], tmp_path / "r.html").read_text("utf-8"))
+    assert ("Client by client: accuracy" in text) == (words is not None)
+    assert words is None or f"seed 1: round 2, {words}" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 import pytest
 
@@ -11,7 +12,7 @@ import fedpeft.runs.files as files
 import fedpeft.runs.loop as loop
 from fedpeft.cli.app import main
 from fedpeft.core.errors import StorageError
-from fedpeft.runs.files import write_text
+from fedpeft.runs.files import write_text, write_whole
 
 TINY = (
     "model.name=preset:tiny-vit", "data.partition.clients=4", "federation.rounds=2",
@@ -98,3 +99,22 @@ def test_a_file_is_written_where_folders_cannot_be_opened(tmp_path, monkeypatch)
     monkeypatch.setattr(files, "_WINDOWS", True)
     write_text(tmp_path / "a.txt", "a")
     assert (tmp_path / "a.txt").read_text() == "a"
+
+
+@pytest.mark.parametrize(("umask", "usual"), [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)])
+def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path, umask, usual):
+    """Also where a library puts a file of its own mode in the place of the temporary one."""
+
+    def replaced(partial):
+        partial.unlink()
+        os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "a", "a")
+        write_whole(tmp_path / "b", replaced)
+        write_text(tmp_path / "secret", "c", mode=0o600)
+    finally:
+        os.umask(before)
+    modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()}
+    assert modes == {"a": usual, "b": usual, "secret": 0o600}

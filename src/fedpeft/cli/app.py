@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,8 +41,30 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    with _few_collections():
+    with _few_collections(), warnings_once():
         app(args, prog_name="fedpeft")
+
+
+@contextlib.contextmanager
+def warnings_once() -> Iterator[None]:
+    """Print a warning about the data once, also where each row of a sweep reads them again."""
+    printed: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        if not {*record.name.split(".")[1:2]} & {"data", "plan"}:
+            return True
+        line = record.getMessage()
+        return line not in printed and not printed.add(line)  # type: ignore[func-returns-value]  # None
+
+    printer = logging.lastResort
+    if printer is None:
+        yield
+        return
+    printer.addFilter(is_new)
+    try:
+        yield
+    finally:
+        printer.removeFilter(is_new)
 
 
 @contextlib.contextmanager

@@ -103,8 +103,8 @@ def _partition_lines(found: Partition | None) -> Iterator[str]:
     """Draw the largest clients: a bar for the size, and a strip with a shade for each class."""
     if found is None:
         yield (
-            "  partition           not shown: the data is not on this machine, or there are more "
-            f"than {MOST_SHOWN:,} clients"
+            "  partition           not shown: the data is not on this machine or unusable, or "
+            f"there are more than {MOST_SHOWN:,} clients"
         )
         return
     order = sorted(range(len(found.sizes)), key=lambda i: -found.sizes[i])

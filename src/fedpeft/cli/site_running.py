@@ -168,7 +168,13 @@ def _data_problems(site: SiteConfig) -> list[str]:
     from fedpeft.data.request import DataRequest
     from fedpeft.data.source import choose_splits, read_source
 
-    request = DataRequest(source=site.data.source, train_split=site.data.train_split)
+    own = site.data
+    request = DataRequest(
+        source=own.source,
+        train_split=own.train_split,
+        header=own.header,
+        separator=own.separator,
+    )
     try:
         train, _, _ = choose_splits(read_source(request), request)
     except DataError as error:

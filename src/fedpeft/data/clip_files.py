@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.files import part_by_suffix, read_arrays, read_split_files, reading
-from fedpeft.data.folders import IMAGE_SUFFIXES, by_split, find_by_class, pictures_in
+from fedpeft.data.files import part_by_suffix, read_arrays, read_split_files
+from fedpeft.data.folders import IMAGE_SUFFIXES, by_split, find_by_class, is_seen, pictures_in
+from fedpeft.data.places import reading
 from fedpeft.data.tables import USUAL_NAMES, Table
 
 Array = npt.NDArray[np.generic]
@@ -116,7 +117,7 @@ def _clips(folder: Path) -> list[Path]:
 
 
 def _is_clip(path: Path) -> bool:
-    if path.name.startswith("."):
+    if not is_seen(path.name):
         return False
     if path.is_dir():
         return any(inner.suffix.lower() in IMAGE_SUFFIXES for inner in path.iterdir())

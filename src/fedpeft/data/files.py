@@ -5,11 +5,11 @@ Whatever a broken file makes a library raise becomes one `DataError` with its pa
 
 from __future__ import annotations
 
-import contextlib
 import json
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.folders import split_named
-from fedpeft.data.tables import Table
+from fedpeft.data.places import Numbered, check_text, reading
+from fedpeft.data.separated import read_separated
+from fedpeft.data.tables import USUAL_NAMES, Table
 
 if TYPE_CHECKING:
     import datasets
@@ -27,66 +29,18 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.generic]
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """Where the rows of a file stand, in words, for messages.
-
-    Attributes:
-      path: of the file.
-      numbers: the file's own number of each row, from 1; a range where all are used.
-      unit: `row` or `line`.
-      header: whether a line with the names of the columns stands before row 1 of a file with one
-        line a row, so that a text editor counts one more.
-    """
-
-    path: str
-    numbers: Sequence[int]
-    unit: str = "row"
-    header: bool = False
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int, /) -> str:
-        number = self.numbers[index]
-        after = f" after the header (line {number + 1})" if self.header else ""
-        return f"{self.unit} {number}{after} of {self.path}"
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
-
-
-@contextlib.contextmanager
-def reading(path: object, kind: str) -> Iterator[None]:
-    """Turn whatever a broken file makes a library raise into one error that names the file.
-
-    Args:
-      path: of the file, or words for where it stands.
-      kind: what the file should be, with its article: `a parquet file`.
-
-    Raises:
-      DataError: for every exception, but for one that is a `DataError` already.
-    """
-    try:
-        yield
-    except DataError:
-        raise
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"data.source: {path} is not UTF-8: {error.reason} (byte {error.object[error.start]:#x}"
-            f" at {error.start}); save it as UTF-8"
-        ) from error
-    except Exception as error:  # libraries raise what they like for bytes that they do not expect
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"data.source: {path} is not {kind}: {said}") from error
-
-
 def tables_of(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, Table]:
     """Return the splits of a data set of the `datasets` library; a lone one is called `train`."""
     import datasets
 
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    return {str(name): _from_dataset(split) for name, split in splits.items()}
+    return {
+        str(name): replace(
+            _from_dataset(split),
+            places=Numbered(f"the split {str(name)!r}", range(1, len(split) + 1)),
+        )
+        for name, split in splits.items()
+    }
 
 
 def read_parquet(path: Path) -> dict[str, Table]:
@@ -95,24 +49,19 @@ def read_parquet(path: Path) -> dict[str, Table]:
     from pyarrow import parquet
 
     with reading(path, "a parquet file"):
+        names = parquet.read_schema(path).names
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise DataError(f"data.source: {path} names the column {twice[0]!r} twice: rename one")
         table = _from_dataset(datasets.Dataset(parquet.read_table(path)))
     places = Numbered(str(path), range(1, len(table) + 1))
     return {"train": replace(table, places=places, folder=str(path.parent))}
 
 
-def read_csv(path: Path) -> dict[str, Table]:
-    """Read one table of comma-separated values with a header; empty cells are missing."""
-    return _read_separated(path, ",")
-
-
-def read_tsv(path: Path) -> dict[str, Table]:
-    """Read one table of tab-separated values with a header; empty cells are missing."""
-    return _read_separated(path, "\t")
-
-
 def read_jsonl(path: Path) -> dict[str, Table]:
     """Read one JSON object from each line; a key that a line lacks is a missing value there."""
     rows = {}
+    check_text(path)
     with reading(path, "a jsonl file"), path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -131,7 +80,7 @@ def read_npz(path: Path) -> dict[str, Table]:
     """
     arrays = read_arrays(path)
     parted = part_by_suffix(arrays).items()
-    splits = {split: _aligned(columns) for split, columns in parted if "x" in columns}
+    splits = {split: _aligned(path, columns) for split, columns in parted if "x" in columns}
     if "train" not in splits:
         raise DataError(
             f"data.source: {path} holds the arrays {', '.join(arrays)}; "
@@ -153,12 +102,27 @@ def read_arrays(path: Path) -> dict[str, Array]:
       DataError: if the file is of another form, or needs unpickling.
     """
     kind = f"an {path.suffix[1:]} file of plain arrays"
+    if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+        raise DataError(f"data.source: {path} is not {kind}: it is damaged, or of another kind")
     with reading(path, kind), path.open("rb") as file:  # numpy would leave a broken one open
         loaded = np.load(file, allow_pickle=False)
         if path.suffix == ".npy":
             return {"array": np.asarray(loaded)}
         with loaded as archive:
-            return {name: np.asarray(archive[name]) for name in archive.files}
+            return {name: _plain_array(path, archive, name) for name in archive.files}
+
+
+def _plain_array(path: Path, archive: Mapping[str, Array], name: str) -> Array:
+    try:
+        return np.asarray(archive[name])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise DataError(
+            f"data.source: {path} is not an npz file of plain arrays: {name!r} holds Python "
+            "objects, which are never unpickled; save numbers, or words as an array of strings "
+            "(dtype 'U')"
+        ) from error
 
 
 def part_by_suffix(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
@@ -207,49 +171,12 @@ def full_scale_of(path: Path) -> int:
 
 READERS: Mapping[str, Callable[[Path], dict[str, Table]]] = {
     ".parquet": read_parquet,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
+    ".csv": read_separated,
+    ".tsv": read_separated,
     ".jsonl": read_jsonl,
     ".npz": read_npz,
 }
 """The reader of each kind of file, by suffix."""
-
-
-def _read_separated(path: Path, separator: str) -> dict[str, Table]:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    options = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
-    kind = f"a {path.suffix[1:]} file"
-    with reading(path, kind):
-        table = csv.read_csv(path, parse_options=options)
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"data.source: {path}: the header names the column {twice[0]!r} twice: rename one"
-        )
-    odd = [name for name in table.column_names if pa.types.is_binary(table.schema.field(name).type)]
-    if odd:
-        with reading(path, kind):
-            path.read_text("utf-8")
-    lone = [name for name in table.column_names if _is_number(name)]
-    if lone:
-        raise DataError(
-            f"data.source: {path}: the first line must name the columns, found is {lone[0]!r}: add "
-            "a line such as text,label"
-        )
-    with path.open("rb") as lines:
-        ends = sum(block.count(b"\n") for block in iter(lambda: lines.read(2**20), b""))
-    places = Numbered(str(path), range(1, len(table) + 1), header=ends - len(table) in (0, 1))
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    return {"train": Table(columns, places=places, folder=str(path.parent))}
-
-
-def _is_number(name: str) -> bool:
-    try:
-        return bool(float(name) * 0 == 0)
-    except ValueError:
-        return False
 
 
 def _from_dataset(split: datasets.Dataset) -> Table:
@@ -263,20 +190,60 @@ def _from_dataset(split: datasets.Dataset) -> Table:
 
 def _parse(path: Path, number: int, line: str) -> dict[str, object]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"data.source: {path}, line {number} is not JSON: {error}") from error
+        raise DataError(
+            f"data.source: {path}, line {number} is not JSON: {error}. Each line is one object"
+        ) from error
     if not isinstance(row, dict):
-        raise DataError(f"data.source: {path}, line {number} is not a JSON object")
+        kind = "a list" if isinstance(row, list) else repr(row)[:40]
+        raise DataError(
+            f"data.source: {path}, line {number} is not a JSON object but {kind}: write one object "
+            "a line, and no list around them"
+        )
     return row
 
 
-def _aligned(columns: Mapping[str, Array]) -> dict[str, Array]:
-    """Keep the arrays that have one row for each row of `x`."""
-    rows = len(columns["x"])
-    if "y" in columns and len(columns["y"]) != rows:
-        raise DataError(f"data.source: x has {rows} rows and y has {len(columns['y'])}")
-    return {name: a for name, a in columns.items() if a.ndim and len(a) == rows}
+def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of JSON.
+
+    Raises:
+      ValueError: if a key stands twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise ValueError(f"it names {twice!r} twice")
+    return found
+
+
+def _constant(word: str) -> float | None:
+    """Return NaN, which many programs write for a missing value, as such.
+
+    Raises:
+      ValueError: for an infinite number.
+    """
+    if word != "NaN":
+        raise ValueError(f"it holds {word}")
+    return None
+
+
+def _aligned(path: Path, columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Keep the arrays that have one row for each row of `x`.
+
+    Raises:
+      DataError: if labels or clients have another number of rows.
+    """
+    counts = {name: len(array) if array.ndim else 1 for name, array in columns.items()}
+    if not columns["x"].ndim:
+        raise DataError(f"data.source: {path}: x is one number; needed is one row an example")
+    for name in (*USUAL_NAMES["label"], *USUAL_NAMES["client"]):
+        if counts.get(name, counts["x"]) != counts["x"]:
+            raise DataError(
+                f"data.source: {path}: x has {counts['x']} rows and {name} has "
+                f"{counts[name]}; needed is one row of each for each example"
+            )
+    return {name: a for name, a in columns.items() if a.ndim and counts[name] == counts["x"]}
 
 
 def _names_of(column: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from fedpeft.core.errors import DataError
 from fedpeft.data.examples import Federated
 from fedpeft.data.files import tables_of
+from fedpeft.data.folders import refuse_splits_as_clients
 from fedpeft.data.load import load_splits
 from fedpeft.data.request import DataRequest
 from fedpeft.data.schemes import PartitionRequest
@@ -90,6 +91,7 @@ def _of_clients(
     """Join the clients' rows, with a column that names the client."""
     import datasets
 
+    refuse_splits_as_clients([*map(str, source)], "from_datasets")
     clients = {str(name): _splits(part, f"client {name!r}") for name, part in source.items()}
     names = {client: sorted(splits) for client, splits in clients.items()}
     if len({tuple(found) for found in names.values()}) != 1:

@@ -9,7 +9,8 @@ each is decoded again for every batch, to the same pixels.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.errors import DataError
-from fedpeft.data.files import reading
+from fedpeft.data.places import in_folder, reading
 from fedpeft.data.tables import Column
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of decoded pictures of one split that are kept in memory."""
 
+_log = logging.getLogger(__name__)
+
+_DARK = 10
+"""Pictures of 16 bits whose brightest pixel is under one part in so many of white are told."""
+_LOOKED_AT = 20
+"""Pictures that are looked at for several frames."""
 _TURN = 0x0112  # EXIF's tag of the orientation
 RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 """Pillow's number of each way of resampling, which processors write too."""
@@ -95,6 +102,35 @@ class LazyPixels:
         return torch.from_numpy(np.stack(decoded))
 
 
+@dataclass(frozen=True)
+class InFolder:
+    """A column of pictures whose names of files count from a folder.
+
+    Attributes:
+      column: names, bytes, arrays, or the form in which `datasets` stores pictures.
+      folder: that relative names count from.
+    """
+
+    column: Column
+    folder: str
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, index: int, /) -> object:
+        return self._located(self.column[index])
+
+    def __iter__(self) -> Iterator[object]:
+        return map(self._located, iter(self.column))
+
+    def _located(self, picture: object) -> object:
+        if isinstance(picture, Mapping) and picture.get("bytes") is None:
+            picture = picture.get("path")
+        if not isinstance(picture, str):
+            return picture
+        return str(in_folder(self.folder, picture))
+
+
 Pixels = StoredPixels | LazyPixels
 
 
@@ -130,7 +166,44 @@ def read_pixels(
     pixels = np.empty((len(column), canvas.height, canvas.width, canvas.channels), np.uint8)
     for row, picture in enumerate(column):
         pixels[row] = _fitted(picture, place(row), canvas, full_scale)
+    _tell_frames(column, place)
+    brightest = int(pixels.max(initial=0))
+    if brightest * _DARK < full_scale and is_deep(column[0]):
+        _tell_dark(place(0), brightest, full_scale)
     return StoredPixels(torch.from_numpy(pixels), full_scale)
+
+
+def _tell_frames(column: Column, place: Callable[[int], str]) -> None:
+    """Warn where one of the first pictures is a film or a stack of pages."""
+    for row in range(min(len(column), _LOOKED_AT)):
+        picture = column[row]
+        if isinstance(picture, np.ndarray | list | tuple):
+            return
+        with reading(place(row), "a picture"):
+            frames = int(getattr(_opened(picture), "n_frames", 1))
+        if frames > 1:
+            _log.warning(
+                "data: %s has %d frames or pages: of such pictures the first is used",
+                place(row),
+                frames,
+            )
+            return
+
+
+def _tell_dark(place: str, brightest: int, white: int) -> None:
+    """Refuse pictures of 16 bits whose upper 8 are empty; warn where these are nearly so."""
+    share = f"{100 * brightest / white:.0f} %"
+    if not brightest:
+        raise DataError(
+            f"data.source: {place} and all others have 16 bits a value and use the lower 8 only, "
+            "so that all would be black: save them with 8 bits, or scale them up to 65,535"
+        )
+    _log.warning(
+        "data: %s and all others have 16 bits a value and reach %s of white: scale them up to "
+        "65,535",
+        place,
+        share,
+    )
 
 
 def is_deep(picture: object) -> bool:
@@ -160,13 +233,14 @@ def _to_array(picture: object, place: str) -> npt.NDArray[np.uint8]:
     """Return uint8 [H, W, C] with C of 1 or 3, turned as the picture's EXIF data say."""
     from PIL import ImageOps
 
-    if isinstance(picture, np.ndarray | list | tuple):
-        return _from_numbers(np.asarray(picture), place)
     with reading(place, "a picture"):
+        if isinstance(picture, np.ndarray | list | tuple):
+            return _from_numbers(np.asarray(picture), place)
         image = _opened(picture)
         image.load()
         image = ImageOps.exif_transpose(image) if image.getexif().get(_TURN, 1) != 1 else image
-        if image.mode in ("I", "F"):
+        wide = image.mode == "I" and image.format == "PPM"  # scaled to 16 bits by Pillow
+        if image.mode in ("I", "F") and not wide:
             raise DataError(
                 f"data.source: {place}: a picture of 32-bit numbers, whose white is not known; "
                 "allowed are pictures of 8 or 16 bits a channel: save it as one"
@@ -175,6 +249,8 @@ def _to_array(picture: object, place: str) -> npt.NDArray[np.uint8]:
             deep = np.asarray(image, np.int64) >> 8
             return deep.clip(0, 255).astype(np.uint8)[:, :, None]
         grey = image.mode in ("1", "L", "LA")
+        if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+            image = image.convert("RGBA")  # what Pillow asks for; the colours are the same
         array = np.asarray(image.convert("L" if grey else "RGB"))
         return array[:, :, None] if grey else array
 

@@ -12,7 +12,6 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -20,18 +19,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 from fedpeft.data.clips import ClipExamples, read_clips
 from fedpeft.data.examples import ExampleSet, Federated
-from fedpeft.data.images import is_deep, read_pixels
-from fedpeft.data.labels import Classes, encode_labels, read_names
+from fedpeft.data.images import InFolder, is_deep, read_pixels
+from fedpeft.data.labels import Classes, encode_labels
 from fedpeft.data.partition import partition
 from fedpeft.data.preprocessing import PicturePreprocessing, Preprocessing, TextPreprocessing
 from fedpeft.data.request import DataRequest
+from fedpeft.data.rows import (
+    draw_budget,
+    owners_of,
+    required_column,
+    rows_to_train,
+    train_and_evaluation,
+)
 from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source
-from fedpeft.data.tables import Column, Splits, Table, column_of, draw_holdout, select, values_of
+from fedpeft.data.tables import Column, Splits, Table, select
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.texts import BLOCK_LENGTH, Tokenizer, blocks_of, load_tokenizer, tokenize
 from fedpeft.data.transforms import canvas_of, view_of
@@ -125,7 +130,7 @@ def load_data(request: DataRequest, inputs: InputSpec) -> Federated:
 def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Federated:
     """Load a data set from tables in memory; otherwise like `load_data`."""
     _check(request, inputs)
-    train, test = _train_and_evaluation(choose_splits(splits, request), request)
+    train, test = train_and_evaluation(choose_splits(splits, request), request)
     task = task_named(request.task)
     load = _LOADERS[task.inputs, task.targets]
     content = load(_Tables(train, test, splits.full_scale), request, inputs)
@@ -153,47 +158,6 @@ def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Fede
     )
 
 
-def draw_budget(num_examples: int, request: DataRequest) -> IntArray:
-    """Return the rows to train on, sorted: all of them without a budget.
-
-    The draw is without replacement; with `fidelity = "paper"` it is with replacement, as in the
-    paper's code.
-
-    Raises:
-      DataError: if the budget is not within 1 to the number of examples.
-    """
-    budget = request.budget
-    if budget is None:
-        return np.arange(num_examples)
-    if not 1 <= budget <= num_examples:
-        raise DataError(
-            f"data.budget: found {budget}; allowed are 1 to the {num_examples} training examples"
-        )
-    rng = np.random.RandomState(seeds.derive(request.seed, "budget") % 2**32)
-    return np.sort(rng.choice(num_examples, budget, replace=request.fidelity == "paper"))
-
-
-def read_rows(request: DataRequest) -> tuple[Table, Table]:
-    """Return the rows of the training and the evaluation table that `load_data` would use.
-
-    Rows are held out and the budget is drawn, but nothing is decoded. The examples of a language
-    model are blocks of tokens rather than rows.
-
-    Raises:
-      DataError: if the source or the budget is not possible.
-    """
-    found = choose_splits(read_source(request), request)
-    train, test = _train_and_evaluation(found, request)
-    if task_named(request.task).targets == "tokens":
-        return train, test
-    return select(train, _rows_to_train(draw_budget(len(train), request), request)), test
-
-
-def _rows_to_train(drawn: IntArray, request: DataRequest) -> IntArray:
-    """Return the rows that clients train on: the drawn ones; the first ones, as the paper does."""
-    return np.arange(len(drawn)) if request.fidelity == "paper" else drawn
-
-
 def _check(request: DataRequest, inputs: InputSpec) -> None:
     for field, found, allowed in (
         ("fidelity", request.fidelity, (None, "paper")),
@@ -219,45 +183,16 @@ def _check(request: DataRequest, inputs: InputSpec) -> None:
         )
 
 
-def _train_and_evaluation(
-    found: tuple[Table, Table | None, Table | None], request: DataRequest
-) -> tuple[Table, Table]:
-    """Return the training and the evaluation table; a missing split is held out of training."""
-    train, test, validation = found
-    if request.whole:
-        return train, select(train, np.arange(min(1, len(train))))
-    if test is None:
-        train, test = _hold_out(train, request, fraction=0.2)
-    if request.evaluate_on == "test":
-        return train, test
-    return (train, validation) if validation else _hold_out(train, request, fraction=0.1)
-
-
-def _hold_out(train: Table, request: DataRequest, *, fraction: float) -> tuple[Table, Table]:
-    kinds = ("client", "label") if request.partition.scheme == "natural" else ("label", "client")
-    columns = [column_of(train, kind, request, required=False) for kind in kinds]
-    column = next((name for name in columns if name is not None), None)
-    groups = values_of(train.columns[column]) if column else [""] * len(train)
-    kept, held = draw_holdout(groups, fraction=fraction)
-    _log.info(
-        "data: %s has no split of its own for this: held out %d of %d training examples, "
-        "stratified by %s, from a fixed seed",
-        request.source,
-        len(held),
-        len(train),
-        column or "nothing",
-    )
-    return select(train, kept), select(train, held)
-
-
 def _classification(
     decode: _Decode, kind: str, tables: _Tables, request: DataRequest, inputs: InputSpec
 ) -> _Content:
     """Load a classification of the columns of one kind."""
-    column, label = (_required(tables, each, request) for each in (kind, "label"))
+    column, label = (
+        required_column((tables.train, tables.test), each, request) for each in (kind, "label")
+    )
     classes = encode_labels(tables.train, tables.test, label, request.classes, part=request.whole)
     drawn = draw_budget(len(classes.train), request)
-    rows = _rows_to_train(drawn, request)
+    rows = rows_to_train(drawn, request)
     table, labels = select(tables.train, rows), classes.train[rows]
     train, test = (
         _Labelled(
@@ -271,7 +206,7 @@ def _classification(
         test_examples,
         augmented,
         replace(made, labels=classes.shown),
-        owners=_owners(table, tables.test, request),
+        owners=owners_of(table, tables.test, request),
         skew=classes.train[drawn],
         labels=labels,
         classes=classes,
@@ -322,10 +257,10 @@ def _texts(train: _Labelled, test: _Labelled, request: DataRequest, inputs: Inpu
 def _documents(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
     """Load documents for a language model: joined, cut into blocks; a budget counts blocks."""
     assert isinstance(inputs, TextInput), "checked"
-    column = _required(tables, "text", request)
+    column = required_column((tables.train, tables.test), "text", request)
     length = request.max_length or min(inputs.max_length, BLOCK_LENGTH)
     tokenizer = load_tokenizer(inputs, length)
-    owners = _owners(tables.train, tables.test, request)
+    owners = owners_of(tables.train, tables.test, request)
     blocks, block_owners = _blocks(tables.train, column, owners[0], tokenizer)
     test_blocks, test_owners = _blocks(tables.test, column, owners[1], tokenizer)
     rows = draw_budget(len(blocks), request)
@@ -354,31 +289,7 @@ def _blocks(
 def _located(table: Table, column: str, kind: str) -> Column:
     """Return a column; names of picture files count from the folder of the table."""
     values = table.columns[column]
-    if kind != "image" or not table.folder or not isinstance(values, list):
-        return values
-    return [str(Path(table.folder, each)) if isinstance(each, str) else each for each in values]
-
-
-def _required(tables: _Tables, kind: str, request: DataRequest) -> str:
-    """Return the column of a kind, after a check that both tables have it."""
-    column = column_of(tables.train, kind, request, required=True)
-    assert column is not None, "required"
-    if column not in tables.test.columns:
-        raise DataError(
-            f"data.{kind}: the test split has no column {column!r}; found are "
-            f"{', '.join(tables.test.columns) or 'none'}"
-        )
-    return column
-
-
-def _owners(
-    train: Table, test: Table, request: DataRequest
-) -> tuple[list[str] | None, list[str] | None]:
-    natural = request.partition.scheme == "natural"
-    column = column_of(train, "client", request, required=natural)
-    if column is None:
-        return None, None
-    return read_names(train, column), read_names(test, column) if column in test.columns else None
+    return InFolder(values, table.folder) if kind == "image" and table.folder else values
 
 
 def _rows_by_name(names: Sequence[str]) -> dict[str, IntArray]:

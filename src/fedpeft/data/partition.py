@@ -189,6 +189,12 @@ def _natural(names: Sequence[str], request: PartitionRequest) -> dict[str, IntAr
     rng = np.random.RandomState(request.seed)
     if request.clients is not None and request.clients < len(keep):
         keep = sorted(rng.choice(keep, request.clients, replace=False).tolist())
+    elif request.clients is not None and request.clients > len(keep):
+        _log.warning(
+            "data.partition.clients: found %d; the data has %d natural clients, which are all used",
+            request.clients,
+            len(keep),
+        )
     return {found[index]: np.flatnonzero(column == index) for index in keep}
 
 

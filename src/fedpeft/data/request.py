@@ -76,6 +76,10 @@ class DataRequest:
       classes: names of all classes in the order of their numbers, where a part of the data may lack
         some; () takes those in the data.
       whole: whether nothing is held out for a test: for the data of one site in a federation.
+      header: whether the first line of a .csv or .tsv names the columns; else they are called
+        `column_1`, `column_2` ...
+      separator: the character between two cells of a .csv or .tsv; None is a comma in .csv and a
+        tab in .tsv.
     """
 
     source: str = "digits"
@@ -94,3 +98,5 @@ class DataRequest:
     transforms: TransformSpec = field(default_factory=TransformSpec)
     classes: tuple[str, ...] = ()
     whole: bool = False
+    header: bool = True
+    separator: str | None = None

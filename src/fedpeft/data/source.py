@@ -2,6 +2,7 @@
 
 bundled name              digits, digits-inverted, glyphs, docstrings ...
 folder                    saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
+folder with metadata      metadata.csv and the pictures that it names, see `metadata.py`
 file                      .parquet .csv .jsonl .npz, with a `split` column or as one split
 file or folder of clips   for video models, see `clip_files.py`
 anything else             a data set of the Hugging Face hub
@@ -10,30 +11,38 @@ anything else             a data set of the Hugging Face hub
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import numpy as np
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.clip_files import read_clip_file, read_clip_folder
-from fedpeft.data.files import READERS, full_scale_of, read_split_files, reading, tables_of
+from fedpeft.data.files import READERS, full_scale_of, read_split_files, tables_of
 from fedpeft.data.folders import (
     by_split,
     folders_in,
     has_pictures,
+    is_seen,
     not_read,
     read_image_folder,
     split_named,
 )
+from fedpeft.data.metadata import metadata_in, read_metadata
+from fedpeft.data.places import reading
 from fedpeft.data.request import DataRequest
-from fedpeft.data.tables import Splits, Table, select, values_of
+from fedpeft.data.separated import AS_USUAL, Separated, read_separated
+from fedpeft.data.split_column import split_by_column
+from fedpeft.data.tables import Splits, Table
 from fedpeft.models.locate import OBJECT
 from fedpeft.models.tasks import task_named
 
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_Read = Callable[[Path], dict[str, Table]]
+
+_PACKED = frozenset({".zip", ".gz", ".tgz", ".tar", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+
+_OF_OTHER_FORM = frozenset(READERS) - {".csv", ".tsv"}
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +53,9 @@ def read_source(request: DataRequest) -> Splits:
     Raises:
       DataError: if the data set does not exist, cannot be read or cannot be reached.
     """
+    form = Separated(request.header, request.separator)
+    if request.source in BUNDLED_DATASETS or Path(request.source).suffix.lower() in _OF_OTHER_FORM:
+        _refuse_form(request.source, form)
     if request.source in BUNDLED_DATASETS:
         return BUNDLED_DATASETS[request.source].read()
     if request.source.startswith(OBJECT):
@@ -54,11 +66,12 @@ def read_source(request: DataRequest) -> Splits:
     path = Path(request.source).expanduser()
     if task_named(request.task).inputs == "video" and path.exists():
         return Splits(read_clip_folder(path) if path.is_dir() else read_clip_file(path))
+    read = functools.partial(_read_file, form=form)
     if path.is_dir():
-        return Splits(_read_folder(path))
+        return Splits(_read_folder(path, read))
     if path.is_file():
-        return Splits(_split_by_column(_read_file(path)), full_scale_of(path))
-    if path.suffix in READERS or request.source.startswith((".", "/", "~")):
+        return Splits(split_by_column(read(path)), full_scale_of(path))
+    if path.suffix.lower() in READERS or request.source.startswith((".", "/", "~")):
         raise DataError(f"data.source: there is no file or folder {request.source!r}")
     return Splits(_read_hub(request))
 
@@ -93,6 +106,9 @@ def choose_splits(splits: Splits, request: DataRequest) -> tuple[Table, Table | 
     others = [name for name in tables if name != train_name]
     test_name = test_name or next((n for n in ("test", "validation") if n in others), None)
     validation = "validation" if "validation" in others and test_name != "validation" else None
+    left = [named[name] for name in others if name not in (test_name, validation)]
+    if left and not request.whole:
+        _log.warning("data: %s: not read: the splits %s", request.source, ", ".join(left))
     return (
         tables[train_name],
         tables[test_name] if test_name else None,
@@ -100,59 +116,68 @@ def choose_splits(splits: Splits, request: DataRequest) -> tuple[Table, Table | 
     )
 
 
-def _read_file(path: Path) -> dict[str, Table]:
-    if path.suffix not in READERS:
+def _refuse_form(source: str, form: Separated) -> None:
+    """Refuse the keys of separated values for a source of another kind."""
+    if form != AS_USUAL:
+        key = "header" if not form.header else "separator"
+        raise DataError(
+            f"data.{key}: {source} is no file of separated values (.csv, .tsv): leave the key out"
+        )
+
+
+def _read_file(path: Path, form: Separated) -> dict[str, Table]:
+    """Read a file of a kind that its suffix tells, in any letter case."""
+    suffix = path.suffix.lower()
+    if suffix in _PACKED:
+        raise DataError(
+            f"data.source: {path} is packed: unpack it, and give the file or folder that comes out"
+        )
+    if suffix not in READERS:
         raise DataError(
             f"data.source: {path} ends in {path.suffix!r}; allowed are {', '.join(READERS)}"
         )
-    tables = READERS[path.suffix](path)
+    separated = READERS[suffix] is read_separated
+    tables = read_separated(path, form) if separated else READERS[suffix](path)
     if not any(len(table) for table in tables.values()):
         raise DataError(f"data.source: {path} has no rows")
     return tables
 
 
-def _split_by_column(tables: dict[str, Table]) -> dict[str, Table]:
-    """Split a lone table by its column `split`, if it has one."""
-    if len(tables) > 1:
-        return tables
-    table = next(iter(tables.values()))
-    if "split" not in table.columns:
-        return tables
-    values = np.array([str(value) for value in values_of(table.columns["split"])])
-    return {name: select(table, np.flatnonzero(values == name)) for name in np.unique(values)}
-
-
-def _read_folder(path: Path) -> Mapping[str, Table]:
+def _read_folder(path: Path, read: _Read) -> Mapping[str, Table]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _read_with_datasets(path, saved=True)
-    if any(file.is_file() for name in _METADATA for file in (path / name, *path.glob(f"*/{name}"))):
-        return _read_with_datasets(path, "imagefolder")
-    files = sorted(
-        file for file in path.iterdir() if file.suffix in READERS and not file.name.startswith(".")
-    )
+    files = [file for file in _seen_in(path) if file.suffix.lower() in READERS]
+    if (lists := metadata_in(path)) and not any(map(_split_of, files)):
+        return read_metadata(path, lists, read)
     pictured = any(has_pictures(folder) for folder in folders_in(path))
     if files and not (pictured and not any(map(_split_of, files))):
         _say_what_is_not_read(path, files)
-        return _read_files(files)
+        return _read_files(files, read)
     if pictured:
         _say_what_is_not_read(path, folders_in(path))
         return read_image_folder(path)
-    if any(file.suffix in READERS for file in path.glob("data/*")):
-        return _read_with_datasets(path)
+    inner = path / "data"
+    if inner.is_dir() and any(file.suffix.lower() in READERS for file in _seen_in(inner)):
+        return _read_folder(inner, read)
+    found = ", ".join(each.name for each in sorted(path.iterdir())[:5]) or "nothing"
     raise DataError(
         f"data.source: the folder {path} holds none of: a data set saved by `datasets`, "
-        f"CLASS/*.png or train/CLASS/*.png, files that end in {', '.join(READERS)}"
+        f"CLASS/*.png or train/CLASS/*.png, files that end in {', '.join(READERS)}; found: {found}"
     )
 
 
-def _read_files(files: list[Path]) -> Mapping[str, Table]:
+def _seen_in(path: Path) -> list[Path]:
+    return sorted(each for each in path.iterdir() if each.is_file() and is_seen(each.name))
+
+
+def _read_files(files: list[Path], read: _Read) -> Mapping[str, Table]:
     """Read files of one split each: `train.csv`, `test-00000-of-00001.parquet`."""
     if len(files) == 1:
-        return _split_by_column(_read_file(files[0]))
+        return split_by_column(read(files[0]))
     if any("-of-" in file.stem for file in files):
         return _read_with_datasets(files[0].parent)
     names = by_split([_stem(file) for file in files], files[0].parent)
-    return read_split_files(files, list(names), _read_file)
+    return read_split_files(files, list(names), read)
 
 
 def _stem(file: Path) -> str:
@@ -178,15 +203,12 @@ def _say_what_is_not_read(path: Path, read: list[Path]) -> None:
         _log.warning("data: %s: not read: %s%s", path, ", ".join(left[:5]), more)
 
 
-def _read_with_datasets(
-    path: Path, builder: str = "", *, saved: bool = False
-) -> Mapping[str, Table]:
+def _read_with_datasets(path: Path, *, saved: bool = False) -> Mapping[str, Table]:
     """Read a folder with the `datasets` library.
 
     Args:
-      path: the folder.
-      builder: of the library, for a layout that it knows; "" is laid out like a data set of the
-        hub: several files for each split, perhaps under `data/`.
+      path: the folder: saved by the library, or laid out like a data set of the hub, with several
+        files for each split.
       saved: whether the library saved the folder.
     """
     import datasets
@@ -194,8 +216,6 @@ def _read_with_datasets(
     with reading(path, "a folder that `datasets` saved" if saved else "a folder of a data set"):
         if saved:
             return tables_of(datasets.load_from_disk(str(path)))
-        if builder:
-            return tables_of(datasets.load_dataset(builder, data_dir=str(path)))
         return tables_of(datasets.load_dataset(str(path)))
 
 

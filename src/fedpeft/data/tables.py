@@ -18,8 +18,12 @@ from fedpeft.core.errors import DataError
 from fedpeft.data.request import Columns, DataRequest
 from fedpeft.models.tasks import task_named
 
+_LONGEST = 40
+"""Largest number of characters of a column's name that are shown."""
+_FILES = ("filename", "file", "path", "filepath", "file_path", "image_path")
+
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "img", "pixel_values", "picture", "x", "file_name"),
+    "image": ("image", "img", "pixel_values", "picture", "x", "file_name", *_FILES),
     "video": ("video", "videos", "clip", "clips", "pixel_values", "frames", "x"),
     "text": ("text", "sentence", "query", "question", "content", "document", "utterance"),
     "label": ("label", "labels", "fine_label", "y", "intent", "target", "class", "category"),
@@ -46,12 +50,14 @@ class Table:
       names: column -> the names that its whole numbers stand for, where the source has them.
       places: where each row stands in its source, in words; () where only its number is known.
       folder: from which relative names of files in the columns count; "" for the current folder.
+      hint: what else may be wrong where a column is not found; "" for nothing.
     """
 
     columns: Mapping[str, Column]
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     places: Column = ()
     folder: str = ""
+    hint: str = ""
 
     def __len__(self) -> int:
         return min((len(column) for column in self.columns.values()), default=0)
@@ -133,20 +139,22 @@ def find_column(
     Raises:
       DataError: if a named or required column is not there; lists the columns found.
     """
-    found = ", ".join(table.columns) or "none"
+    found = ", ".join(name[:_LONGEST] for name in table.columns) or "none"
+    hint = f"; {table.hint}" if table.hint else ""
     named = getattr(columns, kind)
     if named is not None:
         if named not in table.columns:
-            raise DataError(f"data.{kind}: there is no column {named!r}; found are {found}")
+            raise DataError(f"data.{kind}: there is no column {named!r}; found are {found}{hint}")
         return str(named)
     usual = (*(names or {}).get(kind, ()), *USUAL_NAMES[kind])
+    plain = {name.strip().casefold(): name for name in reversed(list(table.columns))}
     for name in usual:
-        if name in table.columns:
-            return name
+        if name in table.columns or name in plain:
+            return name if name in table.columns else plain[name]
     if required:
         raise DataError(
             f"data.{kind}: none of the columns {found} has a usual name "
-            f"({', '.join(usual)}): name it in data.{kind}"
+            f"({', '.join(usual)}): name it in data.{kind}{hint}"
         )
     return None
 
@@ -158,13 +166,14 @@ def column_of(table: Table, kind: str, request: DataRequest, *, required: bool) 
 
 
 def draw_holdout(
-    groups: Sequence[object], *, fraction: float
+    groups: Sequence[object], *, fraction: float, column: str | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Split rows into (kept, held out), stratified, from a fixed seed of its own.
 
     Args:
       groups: stratum of each row.
       fraction: share of each stratum to hold out, 0 to 1; numbers of rows are rounded.
+      column: that the strata are the values of, for messages.
 
     Raises:
       DataError: if nothing would be held out.
@@ -178,9 +187,11 @@ def draw_holdout(
         order = rng.permutation(rows)
         held += order[: round(fraction * len(rows))].tolist()
     if not held or len(held) == len(groups):
+        what = f"different values of {column!r}" if column else "groups"
         raise DataError(
-            f"data.source: {len(groups)} examples in {len(strata)} groups are too few to hold "
-            f"{fraction:.0%} of each out: give a split of its own in data.test_split"
+            f"data.source: {len(groups)} examples in {len(strata)} {what} are too few to hold "
+            f"{fraction:.0%} of each out: name the column of classes in data.label, or give a "
+            "split of its own in data.test_split"
         )
     kept = np.setdiff1d(np.arange(len(groups)), held)
     return kept, np.array(sorted(held), np.int64)

@@ -81,9 +81,10 @@ def tokenize(
       place: gives the words for where a row stands, for messages.
 
     Raises:
-      DataError: for the first row that is no text, or an empty one.
+      DataError: for the first row that is no text, or for an empty one where texts are truncated;
+        a document of a language model may be empty.
     """
-    texts = [_checked(text, place(row)) for row, text in enumerate(values_of(column))]
+    texts = check_texts(column, place, blank=not truncate)
     tokens: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
         encoded = tokenizer.encode(
@@ -96,14 +97,28 @@ def tokenize(
         )
         tokens += encoded["input_ids"]
     for row, text in enumerate(tokens):
-        if not text:
+        if not text and truncate:
             raise DataError(f"data.text: {place(row)} is empty: leave it out")
-        if tokenizer.num_tokens is not None and max(text) >= tokenizer.num_tokens:
+        if tokenizer.num_tokens is not None and max(text, default=0) >= tokenizer.num_tokens:
             raise DataError(
-                f"data.text: {place(row)} holds token {max(text)}; the model has embeddings for 0 to "
-                f"{tokenizer.num_tokens - 1}: take the tokenizer that belongs to the model"
+                f"data.text: {place(row)} holds token {max(text)}; the model has embeddings for 0 "
+                f"to {tokenizer.num_tokens - 1}: take the tokenizer that belongs to the model"
             )
     return tokens
+
+
+def check_texts(column: Column, place: Callable[[int], str], *, blank: bool) -> list[str]:
+    """Return the texts of a column, after a check that a tokenizer can read each.
+
+    Args:
+      column: the texts.
+      place: gives the words for where a row stands, for messages.
+      blank: whether a text may be empty.
+
+    Raises:
+      DataError: for the first row that is no text.
+    """
+    return [_checked(text, place(row), blank=blank) for row, text in enumerate(values_of(column))]
 
 
 def blocks_of(
@@ -129,10 +144,22 @@ def blocks_of(
     return [joined[o][i : i + length] for o, i in starts], [owner for owner, _ in starts]
 
 
-def _checked(text: object, place: str) -> str:
+def _checked(text: object, place: str, *, blank: bool) -> str:
+    """Return a text that a tokenizer can read."""
+    if text is None or text != text or (isinstance(text, str) and not (blank or text.strip())):
+        raise DataError(f"data.text: {place} is empty: fill it in or leave it out")
     if not isinstance(text, str):
-        raise DataError(
-            f"data.text: {place} is {type(text).__name__}, not a text: "
-            "name the column of texts in data.text"
+        hint = (
+            "save it as text"
+            if isinstance(text, bytes)
+            else "name the column of texts in data.text"
         )
+        raise DataError(f"data.text: {place} is {type(text).__name__}, not a text: {hint}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"data.text: {place} is no valid text: character {error.start} is half of a pair "
+            f"({error.object[error.start]!a}); leave it out"
+        ) from error
     return text

@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 from fedpeft.data.examples import Federated
+from fedpeft.data.folders import refuse_splits_as_clients
 from fedpeft.data.partition import partition
 from fedpeft.data.schemes import PartitionRequest, row_of
 from fedpeft.models.tasks import Batch
@@ -96,6 +97,12 @@ def from_torch(
         raise DataError(
             "from_torch: found two divisions into clients, or none; allowed is one: pass train as "
             "a mapping from client names to data sets, or clients="
+        )
+    strange = [name for name in test_parts or {} if parts is not None and name not in parts]
+    if strange:
+        raise DataError(
+            f"from_torch: test has the client {strange[0]!r}, which train lacks; found there are "
+            f"{', '.join(parts or {})}"
         )
     examples = TorchExamples(train, collate or default_collate)
     known = _labels(examples) if labels is None else np.asarray(labels, np.int64)
@@ -181,13 +188,30 @@ def _joined(source: Source) -> tuple[Dataset[object], dict[str, npt.NDArray[np.i
     A single data set is returned as it is, with None for the rows.
     """
     if not isinstance(source, Mapping):
+        _check_dataset(source, "the data")
         return source, None
+    refuse_splits_as_clients([*map(str, source)], "from_torch")
+    for name, part in source.items():
+        _check_dataset(part, f"client {name!r}")
     if not source or not all(len(part) for part in source.values()):  # type: ignore[arg-type]  # see above
         raise DataError("from_torch: every client needs a row, and there must be a client")
     joined: ConcatDataset[object] = ConcatDataset(list(source.values()))
     edges = [0, *joined.cumulative_sizes]
     rows = [np.arange(*pair) for pair in itertools.pairwise(edges)]
     return joined, dict(zip(map(str, source), rows, strict=True))
+
+
+def _check_dataset(dataset: object, where: str) -> None:
+    """Refuse what has no length or no samples by index.
+
+    Raises:
+      DataError: naming the client.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(
+            f"from_torch: {where} is {type(dataset).__name__}; needed is a data set with a length "
+            "and samples by index, such as a DataLoader's `dataset`"
+        )
 
 
 def _parts(dataset: Dataset[object]) -> list[Dataset[object]]:

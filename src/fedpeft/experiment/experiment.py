@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fedpeft.experiment.engines import EngineConfig
-from fedpeft.experiment.fields import Above, Fraction, NotNegative, Options, Positive, Table
+from fedpeft.experiment.fields import (
+    Above,
+    Fraction,
+    NotNegative,
+    Options,
+    Positive,
+    Separator,
+    Table,
+)
 from fedpeft.experiment.privacy import PrivacyConfig
 
 
@@ -113,6 +121,11 @@ class DataConfig(Table):
     """Column of the labels; found by its name."""
     client: str | None = None
     """Column that names the client of each example, for `natural`; found by its name."""
+    header: bool = True
+    """Whether the first line of a `.csv` or `.tsv` names the columns; else they are `column_1`,
+    `column_2` ..."""
+    separator: Separator | None = None
+    """Character between two cells of a `.csv` or `.tsv`; a comma in `.csv`, a tab in `.tsv`."""
     max_length: Positive | None = None
     """Longest text in tokens."""
     num_examples: Positive | None = None

@@ -12,6 +12,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Separator = Annotated[str, Field(min_length=1, max_length=1)]
 Options = dict[str, Any]  # values are checked by the builder that the name selects
 
 

@@ -55,7 +55,9 @@ def _line(item: ErrorDetails, schema: type[BaseModel]) -> str:
     if kind == "missing":
         return f"{where}: is missing and required here"
     shown = f"a table {sorted(found)}" if isinstance(found, Mapping) else repr(found)[:_SHOWN]
-    allowed = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value should be ")
+    allowed = str(item["msg"])
+    for beginning in ("Input should be ", "Value should be ", "String should have "):
+        allowed = allowed.removeprefix(beginning)
     return f"{where}: found {shown}; allowed is {'a table' if kind == 'model_type' else allowed}"
 
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.text import home, is_loopback, nearest
 from fedpeft.data.bundled import BUNDLED_DATASETS
-from fedpeft.experiment.fields import Above, Port, Positive, Table
+from fedpeft.experiment.fields import Above, Port, Positive, Separator, Table
 from fedpeft.experiment.privacy import PRIVACY_MODES, ModeName
 from fedpeft.experiment.schema import explain, listed
 
@@ -54,6 +54,11 @@ class SiteDataConfig(Table):
     """Column of the clips; found by its name."""
     label: str | None = None
     """Column of the labels; found by its name."""
+    header: bool = True
+    """Whether the first line of a `.csv` or `.tsv` names the columns; else they are `column_1`,
+    `column_2` ..."""
+    separator: Separator | None = None
+    """Character between two cells of a `.csv` or `.tsv`; a comma in `.csv`, a tab in `.tsv`."""
     classes: list[str] = Field(default_factory=list)
     """All classes in the server's order, for a site whose files do not name them."""
 

@@ -144,6 +144,8 @@ def _load(experiment: Experiment, site: SiteConfig) -> Federated:
             partition=PartitionRequest(scheme="iid", clients=1, min_examples=1),
             classes=tuple(own.classes),
             whole=True,
+            header=own.header,
+            separator=own.separator,
         ),
         shape.inputs,
     )

@@ -25,8 +25,8 @@ from fedpeft.build.model import data_request, load_run_data, model_request
 from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.data.clips import ClipExamples, StoredClips
 from fedpeft.data.examples import Federated
-from fedpeft.data.load import read_rows
 from fedpeft.data.request import DataRequest
+from fedpeft.data.rows import read_rows
 from fedpeft.data.tables import Table, column_of, values_of
 from fedpeft.data.tensors import ImageExamples
 from fedpeft.experiment.experiment import Experiment

@@ -30,7 +30,7 @@ from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.examples import Federated
-from fedpeft.data.source import choose_splits, read_source
+from fedpeft.data.rows import check_rows
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
 from fedpeft.data.texts import load_tokenizer
 from fedpeft.experiment.engines import ENGINES
@@ -177,7 +177,7 @@ def check_shapes(experiment: Experiment) -> list[str]:
         files = path.iterdir() if path.is_dir() else [path]
         if sum(file.stat().st_size for file in files if file.is_file()) <= _OPENED:
             request = data_request(sketch.resolved, sketch.tuned.loaded.task)
-            choose_splits(read_source(request), request)
+            check_rows(request)
     return []
 
 

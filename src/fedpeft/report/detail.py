@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import json
 import shlex
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.metrics import Metric
 from fedpeft.results.runs import Group, Run
 from fedpeft.results.table import Spread
 
 _UNSAVED = Path("experiment.toml")
 _HARMLESS = ("name", "sweep", "engine.workers", "engine.clients_per_pass")
+_OF_CLIENTS = {
+    "client_metrics": "on the clients' own test rows",
+    "client_metrics_by_class": "estimated from the clients' classes",
+}
 _DIAGNOSED = {"clip_fraction": "clip fraction", "noise_to_signal": "noise over signal"}
 
 
@@ -67,6 +73,36 @@ def diagnosed(group: Group) -> Iterator[tuple[int, str, str]]:
         if file.is_file():
             note, records = _diagnostics(file)
             yield run.seed, ", ".join(_means(records)), note
+
+
+def of_clients(group: Group) -> Iterator[tuple[int, str]]:
+    """Yield the spread of the headline metric over clients, after the last round that has it.
+
+    Yields:
+      (seed, the number of clients, lowest, median and highest as text) of each run that has it.
+    """
+    for run in group.runs:
+        for record in reversed(run.rounds):
+            name = next((name for name in _OF_CLIENTS if record.get(name)), None)
+            if name is not None:
+                text = _spread_of_clients(record[name], run.metric)
+                yield run.seed, f"round {record['round']}, {_OF_CLIENTS[name]}: {text}"
+                break
+
+
+def _spread_of_clients(figures: Mapping[str, float | None], metric: Metric) -> str:
+    known = {client: value for client, value in figures.items() if value is not None}
+    without = len(figures) - len(known)
+    left = f", {without} without a figure" if without else ""
+    if not known:
+        return f"{len(figures)} clients, none with a figure"
+    low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    shown = {client: f"{metric.text(known[client])}{metric.unit}" for client in (low, high)}
+    middle = f"{metric.text(statistics.median(known.values()))}{metric.unit}"
+    return (
+        f"{len(figures)} clients from {shown[low]} ({low}) to {shown[high]} ({high}), median "
+        f"{middle}{left}"
+    )
 
 
 def _diagnostics(file: Path) -> tuple[str, list[Mapping[str, Any]]]:

@@ -17,7 +17,7 @@ from fedpeft.core.metrics import Metric
 from fedpeft.core.templates import read_template
 from fedpeft.core.text import dotted
 from fedpeft.pictures.style import DARK, LIGHT, Picture, strokes
-from fedpeft.report.detail import commands, configuration, diagnosed
+from fedpeft.report.detail import commands, configuration, diagnosed, of_clients
 from fedpeft.report.sentences import claims_words, leader, listed, worth
 from fedpeft.results.claims import Verdict
 from fedpeft.results.grid import Grid
@@ -212,6 +212,7 @@ _FILTERS: Mapping[str, Callable[..., object]] = {
     "configuration": configuration,
     "csv_base64": lambda panel: base64.b64encode(as_csv([panel]).encode()).decode(),
     "diagnosed": diagnosed,
+    "of_clients": of_clients,
     "interval": _interval,
     "listed": listed,
     "margin": _margin,

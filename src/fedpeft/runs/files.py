@@ -45,21 +45,23 @@ def write_whole(file: Path, write: Callable[[Path], None], *, mode: int = 0o644)
     Args:
       file: to write.
       write: gets the path of an empty temporary file and fills it.
-      mode: permissions of the file.
+      mode: permissions of the file, of which the process's umask takes some away.
     """
     partial = file.with_name(file.name + TEMPORARY)
     partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    allowed = os.fstat(descriptor).st_mode & 0o777
+    os.close(descriptor)
     write(partial)
-    os.chmod(partial, mode)
+    os.chmod(partial, allowed)  # libraries put a file of another mode in its place
     _sync(partial)
     os.replace(partial, file)
     _sync(file.parent)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write text, completely or not at all."""
-    write_whole(file, lambda partial: _fill(partial, text))
+def write_text(file: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write text, completely or not at all; `mode` as for `write_whole`."""
+    write_whole(file, lambda partial: _fill(partial, text), mode=mode)
 
 
 def write_json(file: Path, value: object) -> None:

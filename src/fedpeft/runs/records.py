@@ -169,11 +169,14 @@ def drop_evaluation(file: Path, records: list[Record], metric: Metric) -> list[R
 
 
 def cut_diagnostics(file: Path, rounds: int) -> None:
-    """Cut `diagnostics.jsonl` to its warning and the lines of the first `rounds` rounds."""
+    """Cut `diagnostics.jsonl` to its warning and the lines of the first `rounds` rounds.
+
+    Only its owner may read it: it holds true figures of a private run.
+    """
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     whole = [line for line in lines[1:] if line.endswith("}")]
     kept = [line for line in whole if json.loads(line)["round"] <= rounds]
-    write_text(file, "\n".join([to_json(_NOT_PRIVATE), *kept]) + "\n")
+    write_text(file, "\n".join([to_json(_NOT_PRIVATE), *kept]) + "\n", mode=0o600)
 
 
 def brief(record: Record) -> Record:
