@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from fedpeft.cli.completing import choices, lists
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Json, Out, Overs, Sets
 
@@ -172,7 +173,7 @@ def check(experiment: File = None, sets: Sets = None) -> None:
 def list_(
     what: Annotated[
         str,
-        typer.Argument(metavar="WHAT", hidden=True),
+        typer.Argument(metavar="WHAT", hidden=True, autocompletion=lists),
     ],
     json: Json = False,
 ) -> None:
@@ -281,6 +282,7 @@ def export(
             "--as",
             metavar="FORM",
             help="adapter: without the base model; merged: an ordinary model.",
+            autocompletion=choices(("adapter", "merged")),
             show_default=False,
         ),
     ] = "",
@@ -305,7 +307,15 @@ def export(
 @ending()
 def convert(
     file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
-    scheme: Annotated[str, typer.Option("--as", metavar="SCHEME", help="mae, moco-v3 or dino.")],
+    scheme: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="SCHEME",
+            help="mae, moco-v3 or dino.",
+            autocompletion=choices(("mae", "moco-v3", "dino")),
+        ),
+    ],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")],
 ) -> None:
     """Turn a raw ViT checkpoint into a model folder.
@@ -358,8 +368,22 @@ def gap(
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="Default: vit-glyphs-8.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="test or train.")] = "test",
-    normalize: Annotated[str | None, typer.Option("--normalize", help="model or dataset.")] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split",
+            help="test or train.",
+            autocompletion=choices(("test", "train")),
+        ),
+    ] = "test",
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            "--normalize",
+            help="model or dataset.",
+            autocompletion=choices(("model", "dataset")),
+        ),
+    ] = None,
     sample: Annotated[
         int | None, typer.Option("--sample", min=2, help="Largest number of examples of a set.")
     ] = None,

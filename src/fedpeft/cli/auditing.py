@@ -48,7 +48,7 @@ def audit(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Test a promised epsilon: noise, clip and denominator, and what canary clients show.
+    """Test a promised epsilon by checks and by canary clients.
 
     The rounds of the experiment run with canaries in them (mode central or local): if their lower
     bound of epsilon is above the accountant's, the promise is broken. Then probes check, in mode

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = dict[str, object]
 
+PLACEHOLDERS = ("owner/name", "DIR", "FILE")
+"""Rows that stand for names of the user's own."""
+
 
 def list_command(what: str, *, as_json: bool) -> None:
     """Print one of the lists.
@@ -52,12 +55,14 @@ def _datasets() -> list[Row]:
         {"name": name, "task": row.task, "what": row.summary}
         for name, row in BUNDLED_DATASETS.items()
     ]
-    others: list[Row] = [
-        {"name": "owner/name", "task": "any", "what": "a data set of the Hugging Face hub"},
-        {"name": "DIR", "task": "any", "what": "saved by `datasets`, image folder, train.csv ..."},
-        {"name": "FILE", "task": "any", "what": ".parquet, .csv, .jsonl or .npz"},
-    ]
-    return [*named, *others]
+    others = (
+        "a data set of the Hugging Face hub",
+        "saved by `datasets`, image folder, train.csv ...",
+        ".parquet, .csv, .jsonl or .npz",
+    )
+    for name, what in zip(PLACEHOLDERS, others, strict=True):
+        named.append({"name": name, "task": "any", "what": what})
+    return named
 
 
 def _engines() -> list[Row]:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fedpeft.cli.completing import setting, settings
+
 
 def expanded(path: Path | None) -> Path | None:
     """Return a path with `~` written out; one that names no user's folder stays as it is."""
@@ -20,11 +22,21 @@ File = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one key; repeatable.",
+        autocompletion=setting,
+    ),
 ]
 Overs = Annotated[
     list[str] | None,
-    typer.Option("--over", metavar="KEY=V1,V2,...", help="Multiply the rows; repeatable."),
+    typer.Option(
+        "--over",
+        metavar="KEY=V1,V2,...",
+        help="Multiply the rows; repeatable.",
+        autocompletion=settings,
+    ),
 ]
 Out = Annotated[
     Path | None,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedpeft.cli.app import app
+from fedpeft.cli.completing import choices
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Sets
 
@@ -21,7 +22,12 @@ def node(
         bool, typer.Option("--check", help="List every problem of the file, and end.")
     ] = False,
     part: Annotated[
-        str, typer.Option("--part", help="all, worker (data) or supernode (network).")
+        str,
+        typer.Option(
+            "--part",
+            help="all, worker (data) or supernode (network).",
+            autocompletion=choices(("all", "worker", "supernode")),
+        ),
     ] = "all",
     unprotected: Annotated[
         bool,
