@@ -19,6 +19,7 @@ import typer
 from fedpeft.cli.completing import choices, lists
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Json, Out, Overs, Sets
+from fedpeft.cli.printing import say
 
 app = typer.Typer(
     help="Federated parameter-efficient fine-tuning: send the delta, not the model.",
@@ -66,7 +67,7 @@ def _version(requested: bool) -> None:
     if requested:
         from fedpeft.core.version import VERSION
 
-        typer.echo(f"fedpeft {VERSION}")
+        say(f"fedpeft {VERSION}")
         raise typer.Exit
 
 
@@ -125,7 +126,7 @@ def sweep(
     Examples:
       fedpeft sweep
       fedpeft sweep --over seed=1,42,3407 --out runs/seeds
-      fedpeft sweep my.toml --over tuning.method=head,bias,lora --over client.lr=0.01,0.1
+      fedpeft sweep my.toml --over tuning.method=bias,lora --over seed=1,42,3407
     """
     import fedpeft.cli.running as running
 
@@ -143,7 +144,7 @@ def plan(experiment: File = None, sets: Sets = None, json: Json = False) -> None
     \b
     Examples:
       fedpeft plan
-      fedpeft plan --set model.name=preset:vit-base-patch16-224 --set model.num_labels=100
+      fedpeft plan --set model.name=preset:vit-base-patch16-224
       fedpeft plan my.toml --json
     """
     import fedpeft.cli.planning as planning
@@ -220,12 +221,12 @@ def report(
     Examples:
       fedpeft report runs/demo
       fedpeft report runs/lora runs/bias --target 0.85 --out comparison.html
-      fedpeft report runs/small/table1 runs/small/table2 --title "Small scale" --out page.html
+      fedpeft report runs/table1 runs/table2 --title "Two tables" --out page.html
     """
     from fedpeft.report.write import ReportOptions, write_report
 
     options = ReportOptions(target, title, diagnostics)
-    typer.echo(f"report: {write_report(runs, out, options)}")
+    say(f"report: {write_report(runs, out, options)}")
 
 
 @app.command()
@@ -268,7 +269,7 @@ def figures(
     from fedpeft.plan.pictures import write_figures
 
     for file in write_figures(read_experiment(experiment, sets or []), out):
-        typer.echo(f"figure: {file}")
+        say(f"figure: {file}")
 
 
 @app.command()
@@ -300,7 +301,7 @@ def export(
     """
     from fedpeft.export.export import export_run
 
-    typer.echo(f"exported: {export_run(run, to, form=form)}")
+    say(f"exported: {export_run(run, to, form=form)}")
 
 
 @app.command()
@@ -329,7 +330,7 @@ def convert(
     from fedpeft.models.convert import convert_checkpoint
 
     done = convert_checkpoint(file, scheme=scheme, to=to)
-    typer.echo(
+    say(
         f"converted: {done.folder} ({done.num_tensors} tensors, {done.num_params:,} "
         f"parameters); {len(done.dropped)} tensors of {file.name} are no part of the backbone"
     )
@@ -407,7 +408,7 @@ def gap(
     \b
     Examples:
       fedpeft gap --data digits --data digits-inverted --out runs/gap
-      fedpeft gap --reference seen=glyphs@train --data glyphs@test --data digits --json
+      fedpeft gap --reference seen=glyphs@train --data glyphs@test --data digits
       fedpeft gap runs/head runs/bias runs/full --out runs/gap-methods
     """
     import fedpeft.cli.analysis as analysis
@@ -437,7 +438,7 @@ def theorem(
 
     \b
     Examples:
-      fedpeft run --set run.keep_deltas=true --set federation.rounds=5 --out runs/kept
+      fedpeft run --set run.keep_deltas=true --out runs/kept
       fedpeft theorem runs/kept
     """
     import fedpeft.cli.analysis as analysis

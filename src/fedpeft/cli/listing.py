@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import typer
 
-from fedpeft.cli.printing import show_table
+from fedpeft.cli.printing import say, show_table
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.strict_json import to_json
 from fedpeft.core.text import nearest
@@ -39,7 +39,7 @@ def list_command(what: str, *, as_json: bool) -> None:
     elif rows:
         _print_rows(rows)
     else:
-        typer.echo(f"no {what}: fedpeft has none of its own, and no installed package adds any")
+        say(f"no {what}: fedpeft has none of its own, and no installed package adds any")
 
 
 def _models() -> list[Row]:
@@ -156,7 +156,7 @@ def _print_rows(rows: list[Row]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     show_table(names, [[_cell(row.get(name), name, reasons) for name in names] for row in rows])
     for reason, number in reasons.items():
-        typer.echo(f"({number}) {reason}")
+        say(f"({number}) {reason}")
 
 
 def _cell(value: object, column: str, reasons: dict[str, int]) -> str:

@@ -12,6 +12,7 @@ from fedpeft.cli.app import app
 from fedpeft.cli.completing import choices
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Sets
+from fedpeft.cli.printing import say
 
 
 @app.command()
@@ -91,9 +92,9 @@ def split(
     usual = "127.0.0.1:8443" if certificates else "127.0.0.1:8000"
     address = ServerAddress(superlink or usual, certificates)
     *sites, server = split_into(read_experiment(experiment, sets or []), to, address)
-    typer.echo(f"{len(sites)} sites: {sites[0]} to {sites[-1]}")
-    typer.echo(f"server: {server / 'experiment.toml'}")
-    typer.echo(f"next: fedpeft node {os.path.join(sites[0], 'site.toml')} --check")
+    say(f"{len(sites)} sites: {sites[0]} to {sites[-1]}")
+    say(f"server: {server / 'experiment.toml'}")
+    say(f"next: fedpeft node {os.path.join(sites[0], 'site.toml')} --check")
 
 
 @app.command()
@@ -123,4 +124,4 @@ def sign(
     require_flower()
     signature = sign_bundle(make_bundle(), key)
     write_signature(to, signature)
-    typer.echo(f"signed: bundle {signature.bundle[:16]}, key {signature.key}, written to {to}")
+    say(f"signed: bundle {signature.bundle[:16]}, key {signature.key}, written to {to}")
