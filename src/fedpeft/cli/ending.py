@@ -29,7 +29,7 @@ def ending() -> Iterator[None]:
         say(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
     except Interrupted as stop:
-        say(f"\n{stop}", err=True)
+        typer.echo(f"\n{stop}", err=True)  # a command is copied whole: never broken
         raise typer.Exit(_INTERRUPTED) from stop
     except KeyboardInterrupt as stop:
         typer.echo("\ninterrupted", err=True)
