@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from fedpeft.cli.app import app
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.keys import table_of
 from fedpeft.experiment.site_file import SiteConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -153,7 +154,7 @@ def _directive(thing: object) -> str:
 def _sections(model: type[BaseModel], prefix: str) -> list[str]:
     rows, inner = [], []
     for name, field in model.model_fields.items():
-        table = _table(field)
+        table = table_of(field.annotation)
         if table is not None:
             inner += _sections(table, f"{prefix}{name}.")
             continue
@@ -166,14 +167,6 @@ def _sections(model: type[BaseModel], prefix: str) -> list[str]:
         head + "| key | type | default | what |\n| --- | --- | --- | --- |\n" + "".join(rows),
         *inner,
     ]
-
-
-def _table(field: FieldInfo) -> type[BaseModel] | None:
-    kind = field.annotation
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        parts = [part for part in typing.get_args(kind) if part is not type(None)]
-        kind = parts[0] if len(parts) == 1 else kind
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _type(field: FieldInfo) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
@@ -49,3 +50,33 @@ def test_terminal_gets_a_bar() -> None:
     with show_progress(stream) as report:
         report("lora", done(1))
     assert "\x1b[" in stream.getvalue() and "round 1/4" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_progress_on_a_terminal_fits_and_breaks_no_word(width, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+    names = ("method=adapter,clients_per_round=8", "bias")
+    with show_progress(stream) as report:
+        for name in names:
+            report(name, done(3))
+        report(names[1], "failed: no client of the cohort gave an answer that could be used")
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).replace("\r", "\n")
+    assert all(len(line) <= width for line in shown.splitlines())
+    whole = f"{names[0]}: {names[1]}: {progress_line(done(3))} failed: {names[0]} {names[1]}"
+    words = set(f"{whole} no client of the cohort gave an answer that could be used".split())
+    assert {word for word in shown.split() if not set(word) <= set("━─")} <= words
+    assert {"failed:", "1.5", "left"} - set(shown.split()) <= {"left", "1.5"}
+
+
+def test_a_run_that_has_ended_leaves_the_lines_that_move(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Terminal()
+    with show_progress(stream) as report:
+        report("a", done(1))
+        report("b", done(1))
+        report("a", "finished")
+        before = len(stream.getvalue())
+        report("b", done(2))
+    assert "round 2/4" in stream.getvalue()[before:]
+    assert "round 1/4" not in stream.getvalue()[before:]

@@ -7,14 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from fedpeft.cli.printing import show
+from fedpeft.cli.printing import say, show, show_table
 from fedpeft.core.errors import ConfigError
 from fedpeft.studies.gap.analysis import analyse_gap, analyse_runs
 from fedpeft.studies.gap.features import GapRequest, RunsRequest, label_runs
 from fedpeft.studies.theorem.bound import TheoremRequest, check_theorem
 from fedpeft.studies.theorem.smoothness import Search
+
+_BOUND: Mapping[str, str] = {
+    "loss": "loss_end",
+    "bound": "bound",
+    "slack": "slack",
+    "P theta": "p_theta",
+    "P delta": "p_delta",
+    "beta": "beta",
+}
+"""Headings of the figures of a round -> their names in `theorem.json`."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +144,18 @@ def theorem_command(run: Path, request: TheoremRequest, *, as_json: bool) -> Non
     Raises:
       RunFolderError: if the run has not kept its deltas.
     """
-    found = check_theorem(run, request, lambda number: typer.echo(f"round {number}", err=True))
+    found = check_theorem(run, request, lambda number: say(f"round {number}", err=True))
+    if not as_json:
+        show_table(("round", *_BOUND, "holds"), map(_bound_cells, found["rounds"]), numbers=True)
     show(found, _theorem_lines(run, found), as_json=as_json)
 
 
+def _bound_cells(row: Mapping[str, Any]) -> list[str]:
+    figures = (f"{row[key]:.4g}" for key in _BOUND.values())
+    return [str(row["round"]), *figures, "yes" if row["holds"] else "NO"]
+
+
 def _theorem_lines(run: Path, found: Mapping[str, Any]) -> Iterator[str]:
-    yield "round      loss     bound     slack   P theta   P delta      beta  holds"
-    for row in found["rounds"]:
-        keys = ("loss_end", "bound", "slack", "p_theta", "p_delta", "beta")
-        cells = " ".join(f"{row[key]:>9.4g}" for key in keys)
-        yield f"{row['round']:>5} {cells}  {'yes' if row['holds'] else 'NO'}"
     caught = "caught" if not found["control"]["hundredth_holds"] else "NOT caught"
     yield f"control: a hundredth of beta on a quadratic is {caught}"
     yield f"note: {found['note']}"

@@ -17,8 +17,10 @@ from typing import Annotated
 
 import typer
 
+from fedpeft.cli.completing import choices, lists
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Json, Out, Overs, Results, Sets, expanded
+from fedpeft.cli.printing import say
 
 app = typer.Typer(
     help="Federated parameter-efficient fine-tuning: send the delta, not the model.",
@@ -88,7 +90,7 @@ def _version(requested: bool) -> None:
     if requested:
         from fedpeft.core.version import VERSION
 
-        typer.echo(f"fedpeft {VERSION}")
+        say(f"fedpeft {VERSION}")
         raise typer.Exit
 
 
@@ -149,7 +151,7 @@ def sweep(
       fedpeft sweep
       fedpeft sweep --over seed=1,42,3407 --out runs/seeds
       fedpeft sweep my.toml --results results/my.jsonl
-      fedpeft sweep my.toml --over tuning.method=head,bias,lora --over client.lr=0.01,0.1
+      fedpeft sweep my.toml --over tuning.method=bias,lora --over seed=1,42,3407
     """
     import fedpeft.cli.running as running
 
@@ -167,7 +169,7 @@ def plan(experiment: File = None, sets: Sets = None, json: Json = False) -> None
     \b
     Examples:
       fedpeft plan
-      fedpeft plan --set model.name=preset:vit-base-patch16-224 --set model.num_labels=100
+      fedpeft plan --set model.name=preset:vit-base-patch16-224
       fedpeft plan my.toml --json
     """
     import fedpeft.cli.planning as planning
@@ -197,7 +199,7 @@ def check(experiment: File = None, sets: Sets = None) -> None:
 def list_(
     what: Annotated[
         str,
-        typer.Argument(metavar="WHAT", hidden=True),
+        typer.Argument(metavar="WHAT", hidden=True, autocompletion=lists),
     ],
     json: Json = False,
 ) -> None:
@@ -249,12 +251,12 @@ def report(
     Examples:
       fedpeft report runs/demo
       fedpeft report runs/lora runs/bias --target 0.85 --out comparison.html
-      fedpeft report runs/small/table1 runs/small/table2 --title "Small scale" --out page.html
+      fedpeft report runs/table1 runs/table2 --title "Two tables" --out page.html
     """
     from fedpeft.report.write import ReportOptions, write_report
 
     options = ReportOptions(target, title, diagnostics)
-    typer.echo(f"report: {write_report(runs, out, options)}")
+    say(f"report: {write_report(runs, out, options)}")
 
 
 @app.command()
@@ -300,7 +302,7 @@ def figures(
     from fedpeft.plan.pictures import write_figures
 
     for file in write_figures(read_experiment(experiment, sets or []), out):
-        typer.echo(f"figure: {file}")
+        say(f"figure: {file}")
 
 
 @app.command()
@@ -316,6 +318,7 @@ def export(
             "--as",
             metavar="FORM",
             help="adapter: without the base model; merged: an ordinary model.",
+            autocompletion=choices(("adapter", "merged")),
             show_default=False,
         ),
     ] = "",
@@ -333,14 +336,22 @@ def export(
     """
     from fedpeft.export.export import export_run
 
-    typer.echo(f"exported: {export_run(run, to, form=form)}")
+    say(f"exported: {export_run(run, to, form=form)}")
 
 
 @app.command()
 @ending()
 def convert(
     file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True, callback=expanded)],
-    scheme: Annotated[str, typer.Option("--as", metavar="SCHEME", help="mae, moco-v3 or dino.")],
+    scheme: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="SCHEME",
+            help="mae, moco-v3 or dino.",
+            autocompletion=choices(("mae", "moco-v3", "dino")),
+        ),
+    ],
     to: Annotated[
         Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.", callback=expanded)
     ],
@@ -356,7 +367,7 @@ def convert(
     from fedpeft.models.convert import convert_checkpoint
 
     done = convert_checkpoint(file, scheme=scheme, to=to)
-    typer.echo(
+    say(
         f"converted: {done.folder} ({done.num_tensors} tensors, {done.num_params:,} "
         f"parameters); {len(done.dropped)} tensors of {file.name} are no part of the backbone"
     )
@@ -395,8 +406,22 @@ def gap(
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="Default: vit-glyphs-8.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="test or train.")] = "test",
-    normalize: Annotated[str | None, typer.Option("--normalize", help="model or dataset.")] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split",
+            help="test or train.",
+            autocompletion=choices(("test", "train")),
+        ),
+    ] = "test",
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            "--normalize",
+            help="model or dataset.",
+            autocompletion=choices(("model", "dataset")),
+        ),
+    ] = None,
     sample: Annotated[
         int | None, typer.Option("--sample", min=2, help="Largest number of examples of a set.")
     ] = None,
@@ -422,7 +447,7 @@ def gap(
     \b
     Examples:
       fedpeft gap --data digits --data digits-inverted --out runs/gap
-      fedpeft gap --reference seen=glyphs@train --data glyphs@test --data digits --json
+      fedpeft gap --reference seen=glyphs@train --data glyphs@test --data digits
       fedpeft gap runs/head runs/bias runs/full --out runs/gap-methods
     """
     import fedpeft.cli.analysis as analysis
@@ -452,7 +477,7 @@ def theorem(
 
     \b
     Examples:
-      fedpeft run --set run.keep_deltas=true --set federation.rounds=5 --out runs/kept
+      fedpeft run --set run.keep_deltas=true --out runs/kept
       fedpeft theorem runs/kept
     """
     import fedpeft.cli.analysis as analysis

@@ -12,10 +12,13 @@ import typer
 from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Json, Sets, expanded
-from fedpeft.cli.printing import show
+from fedpeft.cli.printing import say, show, show_table
 
 if TYPE_CHECKING:
     from fedpeft.studies.audit.audit import AuditRequest
+
+
+_SEED_COLUMNS = ("seed", "accountant", "estimate", "lower bound", "exceeds")
 
 
 @app.command()
@@ -50,7 +53,7 @@ def audit(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Test a promised epsilon: noise, clip and denominator, and what canary clients show.
+    """Test a promised epsilon by checks and by canary clients.
 
     The rounds of the experiment run with canaries in them (mode central or local): if their lower
     bound of epsilon is above the accountant's, the promise is broken. Then probes check, in mode
@@ -59,7 +62,7 @@ def audit(
 
     \b
     Examples:
-      fedpeft audit --set privacy.mode=central --set privacy.noise_multiplier=1 --no-training
+      fedpeft audit --set privacy.mode=central --set privacy.noise_multiplier=1
       fedpeft audit my.toml --canaries 1000 --out runs/audit
       fedpeft audit my.toml --leave-out-noise --seeds 20 --no-training
     """
@@ -70,6 +73,8 @@ def audit(
     if out is not None:
         write_audit(found, out)
     lines = _seed_lines(found) if "runs" in found else _lines(found)
+    if not as_json and "runs" in found and found["runs"][0]["canaries"]:
+        show_table(_SEED_COLUMNS, map(_seed_cells, found["runs"]), numbers=True)
     written = [f"written: {out / 'audit.json'}, audit.svg, audit.png"] if out else []
     show(_without_cosines(found), [*lines, *written], as_json=as_json)
 
@@ -82,7 +87,7 @@ def _found(
     from fedpeft.studies.audit.audit import audit_seeds
 
     def printing(what: str) -> Callable[[int, int], None]:
-        return lambda done, count: typer.echo(f"{what} {done} of {count}", err=True)
+        return lambda done, count: say(f"{what} {done} of {count}", err=True)
 
     experiment = read_experiment(file, sets)
     if num_seeds == 1:
@@ -187,21 +192,24 @@ def _verdict(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _seed_cells(run: Mapping[str, Any]) -> list[str]:
+    return [
+        str(run["seed"]),
+        f"{run['epsilon']:.4g}",
+        _number(run["epsilon_estimate"]),
+        f"{run['epsilon_lower_bound']:.4g}",
+        "yes" if run["violated"] else "no",
+    ]
+
+
 def _seed_lines(found: Mapping[str, Any]) -> list[str]:
     """Return the results of audits over several seeds as text."""
     runs = found["runs"]
     if not runs[0]["canaries"]:
         return [*_about(runs[0]), *_fault_lines(found)]
-    rows = [
-        f"{run['seed']:>6} {run['epsilon']:>11.4g} {_number(run['epsilon_estimate']):>10} "
-        f"{run['epsilon_lower_bound']:>12.4g}   {'yes' if run['violated'] else 'no'}"
-        for run in runs
-    ]
     return [
         *_about(runs[0]),
-        "  seed  accountant   estimate  lower bound   exceeds",
-        *rows,
-        f"the lower bound exceeds the accountant's epsilon in {found['exceeded']} of {len(rows)} "
+        f"the lower bound exceeds the accountant's epsilon in {found['exceeded']} of {len(runs)} "
         f"audits; allowed for a sound mechanism at confidence {found['confidence']:g}: "
         f"{found['allowed_failures']}",
         *_fault_lines(found),

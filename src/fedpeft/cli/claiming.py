@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import typer
-
-from fedpeft.cli.printing import show
+from fedpeft.cli.printing import say, show
 from fedpeft.results.claims import Verdict, check_claims
 from fedpeft.results.claims_grid import shadowed
 from fedpeft.results.lines import read_runs
@@ -36,7 +34,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
 def _warn(pairs: Sequence[tuple[Run, Run]]) -> None:
     """Name the runs that are not counted because a later one replaces them."""
     for left_out, taken in pairs:
-        typer.echo(
+        say(
             f"note: {left_out.folder} is not counted: {taken.folder} has the same row and seed, "
             "is newer and gave another result. Name only sweeps that belong together",
             err=True,

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import typer
 
+from fedpeft.cli.printing import say
+
 _INTERRUPTED = 130
 _USAGE = 2
 
@@ -24,10 +26,10 @@ def ending() -> Iterator[None]:
     try:
         yield
     except FedpeftError as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
     except Interrupted as stop:
-        typer.echo(f"\n{stop}", err=True)
+        typer.echo(f"\n{stop}", err=True)  # a command is copied whole: never broken
         raise typer.Exit(_INTERRUPTED) from stop
     except KeyboardInterrupt as stop:
         typer.echo("\ninterrupted", err=True)
@@ -38,5 +40,5 @@ def ending() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
-        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        say(f"error: {error.filename}: {error.strerror}", err=True)
         raise typer.Exit(_USAGE) from error

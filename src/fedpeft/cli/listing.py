@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import typer
 
-from fedpeft.cli.printing import show_table
+from fedpeft.cli.printing import say, show_table
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.strict_json import to_json
 from fedpeft.core.text import nearest
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 
 Row: TypeAlias = dict[str, object]
+
+PLACEHOLDERS = ("owner/name", "DIR", "FILE")
+"""Rows that stand for names of the user's own."""
 
 
 def list_command(what: str, *, as_json: bool) -> None:
@@ -36,7 +39,7 @@ def list_command(what: str, *, as_json: bool) -> None:
     elif rows:
         _print_rows(rows)
     else:
-        typer.echo(f"no {what}: fedpeft has none of its own, and no installed package adds any")
+        say(f"no {what}: fedpeft has none of its own, and no installed package adds any")
 
 
 def _models() -> list[Row]:
@@ -52,12 +55,14 @@ def _datasets() -> list[Row]:
         {"name": name, "task": row.task, "what": row.summary}
         for name, row in BUNDLED_DATASETS.items()
     ]
-    others: list[Row] = [
-        {"name": "owner/name", "task": "any", "what": "a data set of the Hugging Face hub"},
-        {"name": "DIR", "task": "any", "what": "saved by `datasets`, image folder, train.csv ..."},
-        {"name": "FILE", "task": "any", "what": ".parquet, .csv, .jsonl or .npz"},
-    ]
-    return [*named, *others]
+    others = (
+        "a data set of the Hugging Face hub",
+        "saved by `datasets`, image folder, train.csv ...",
+        ".parquet, .csv, .jsonl or .npz",
+    )
+    for name, what in zip(PLACEHOLDERS, others, strict=True):
+        named.append({"name": name, "task": "any", "what": what})
+    return named
 
 
 def _engines() -> list[Row]:
@@ -151,7 +156,7 @@ def _print_rows(rows: list[Row]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     show_table(names, [[_cell(row.get(name), name, reasons) for name in names] for row in rows])
     for reason, number in reasons.items():
-        typer.echo(f"({number}) {reason}")
+        say(f"({number}) {reason}")
 
 
 def _cell(value: object, column: str, reasons: dict[str, int]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from fedpeft.cli.completing import setting, settings
 from fedpeft.core.text import home
 
 _Paths = TypeVar("_Paths", Path, list[Path], None)
@@ -25,11 +26,21 @@ File = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one key; repeatable.",
+        autocompletion=setting,
+    ),
 ]
 Overs = Annotated[
     list[str] | None,
-    typer.Option("--over", metavar="KEY=V1,V2,...", help="Multiply the rows; repeatable."),
+    typer.Option(
+        "--over",
+        metavar="KEY=V1,V2,...",
+        help="Multiply the rows; repeatable.",
+        autocompletion=settings,
+    ),
 ]
 Out = Annotated[
     Path | None,

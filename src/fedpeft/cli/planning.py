@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from fedpeft.build.privacy_of_run import privacy_words
-from fedpeft.cli.printing import show
+from fedpeft.cli.printing import say, show, show_table
+from fedpeft.core.terminal import NO_BREAK, width_of
 from fedpeft.core.text import byte_words, median_words
 from fedpeft.data.summary import MOST_SHOWN
 from fedpeft.experiment.experiment import Experiment
@@ -20,7 +20,9 @@ from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.plan.plan import Partition, Plan, check_shapes, make_plan, plan_rows
 
 _SHADES = " ░▒▓█"
-_BAR = 32
+_BAR, _LEAST_BAR = 32, 8
+_STRIP, _LEAST_STRIP = 50, 8
+_PAYLOADS = ("a client", "a round", "all rounds")
 _SHOWN = 16
 
 
@@ -32,22 +34,19 @@ def plan_command(file: Path | None, sets: Sequence[str], *, as_json: bool) -> No
     found = plan.as_json()
     if rows:
         found["rows"] = [{"row": name, **row.as_json()} for name, row in rows.items()]
-    lines = itertools.chain(_figure_lines(plan), _partition_lines(plan.partition), _row_lines(rows))
+    width = width_of(sys.stdout)
+    lines = itertools.chain(_figure_lines(plan), _partition_lines(plan.partition, width))
     show(found, lines, as_json=as_json)
+    if rows and not as_json:
+        say(f"  {len(rows)} sweep rows, payload one way:")
+        show_table(("row", *_PAYLOADS), map(_row_cells, rows, rows.values()), numbers=True)
 
 
-def _row_lines(rows: Mapping[str, Plan]) -> Iterator[str]:
-    """Yield one line for each row: payload of a client, of a round, of the run; one way."""
-    if not rows:
-        return
-    width = max(map(len, rows))
-    yield f"  {len(rows)} sweep rows: payload of a client, of a round, of all rounds; one way"
-    for name, plan in rows.items():
-        figures: dict[str, Any] = dict(plan.figures)
-        payload = figures["payload_bytes"]
-        a_round = payload * figures["cohort"]
-        shown = [byte_words(n) for n in (payload, a_round, a_round * figures["rounds"])]
-        yield f"    {name:<{width}}  " + "  ".join(f"{text:>10}" for text in shown)
+def _row_cells(name: str, plan: Plan) -> list[str]:
+    figures: dict[str, Any] = dict(plan.figures)
+    payload = figures["payload_bytes"]
+    a_round = payload * figures["cohort"]
+    return [name, *map(byte_words, (payload, a_round, a_round * figures["rounds"]))]
 
 
 def check_command(file: Path | None, sets: Sequence[str]) -> None:
@@ -60,9 +59,9 @@ def check_command(file: Path | None, sets: Sequence[str]) -> None:
     rows = read_rows(file, sets) if experiment.sweep else []
     notes = list(dict.fromkeys(n for each in _shapes(experiment, rows) for n in check_shapes(each)))
     for note in notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     checked = f", {len(rows)} sweep rows" if rows else ""
-    typer.echo(f"{file or 'quickstart.toml (bundled)'}: no problems found{checked}")
+    say(f"{file or 'quickstart.toml (bundled)'}: no problems found{checked}")
 
 
 def _shapes(experiment: Experiment, rows: Sequence[SweepRow]) -> list[Experiment]:
@@ -99,7 +98,7 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
     yield f"  privacy             {privacy_words(figures)}"
 
 
-def _partition_lines(found: Partition | None) -> Iterator[str]:
+def _partition_lines(found: Partition | None, width: int | None) -> Iterator[str]:
     """Draw the largest clients: a bar for the size, and a strip with a shade for each class."""
     if found is None:
         yield (
@@ -113,17 +112,32 @@ def _partition_lines(found: Partition | None) -> Iterator[str]:
         f"  partition           {len(sizes)} clients with {sizes[-1]} to {sizes[0]} examples, "
         f"median {median_words(sizes)}"
     )
-    for i in order[:_SHOWN]:
-        bar = "█" * max(1, round(_BAR * found.sizes[i] / sizes[0]))
-        strip = f"  |{_strip(found.counts[i])}|" if found.counts else ""
-        yield f"    {found.clients[i]:>12} {found.sizes[i]:>7} {bar:<{_BAR}}{strip}"
+    first = order[:_SHOWN]
+    names, digits = max(len(found.clients[i]) for i in first), len(str(sizes[0]))
+    classes = len(found.counts[0]) if found.counts else 0
+    longest, cells = _shares(None if width is None else width - names - digits - 6, classes)
+    for i in first:
+        bar = "█" * max(1, round(longest * found.sizes[i] / sizes[0]))
+        strip = f"  |{_strip(found.counts[i], cells)}|" if cells else ""
+        line = f"    {found.clients[i]:>{names}} {found.sizes[i]:>{digits}} {bar:<{longest}}{strip}"
+        yield line.replace(" ", NO_BREAK)
     if len(order) > _SHOWN:
         yield f"    ... and {len(order) - _SHOWN} smaller clients"
-    if found.counts:
+    if cells:
         yield "    |strip|: one cell a class, darker for more of the client's examples"
 
 
-def _strip(counts: Sequence[int], width: int = 50) -> str:
+def _shares(room: int | None, classes: int) -> tuple[int, int]:
+    """Divide columns between bar and strip; the strip is left out where it would say nothing."""
+    cells = min(_STRIP, classes)
+    if room is None:
+        return _BAR, cells
+    cells = min(cells, room - _LEAST_BAR - len("  ||"))
+    cells = cells if cells >= min(_LEAST_STRIP, classes) else 0
+    return max(1, min(_BAR, room - (cells + len("  ||") if cells else 0))), cells
+
+
+def _strip(counts: Sequence[int], width: int) -> str:
     """Shade each class by its share of the client's examples; many classes share a cell."""
     step = -(-len(counts) // width)
     cells = [sum(counts[i : i + step]) for i in range(0, len(counts), step)]

@@ -15,7 +15,7 @@ import typer
 
 from fedpeft.build.privacy_of_run import privacy_words
 from fedpeft.cli.ending import Interrupted
-from fedpeft.cli.printing import show, show_table
+from fedpeft.cli.printing import say, show, show_table
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.strict_json import to_json
 from fedpeft.core.text import byte_words
@@ -45,7 +45,7 @@ def run_command(
                 f"{out or '--resume'}: there is no run to go on with; name the folder of a run by "
                 "--out, or the experiment file to start"
             )
-        typer.echo(f"{out}: nothing to resume; a new run starts", err=True)
+        say(f"{out}: nothing to resume; a new run starts", err=True)
     elif resume and file is None and out is not None:
         source = RunFolder(out).experiment  # the folder alone is enough to resume
     experiment = read_experiment(source, sets)
@@ -103,10 +103,10 @@ def sweep_command(
         typer.echo(to_json(found, ascii_only=True))
     else:
         _print_table(table_lines(found))
-        typer.echo(f"sweep folder: {place}   next: fedpeft report {place}")
+        say(f"sweep folder: {place}   next: fedpeft report {place}")
     failed = {row.name: end for row in rows if isinstance(end := ends[row.name], Failed)}
     for name, end in failed.items():
-        typer.echo(f"error: {name}: {end.message}", err=True)
+        say(f"error: {name}: {end.message}", err=True)
     return max((end.exit_code for end in failed.values()), default=0)
 
 
@@ -153,7 +153,7 @@ def _print_table(lines: Sequence[TableLine]) -> None:
     metric = lines[0].metric if lines else "accuracy"
     names = ("method", metric, "trained", "payload", "up*", "down*", "total", "time")
     show_table(names, map(_cells, lines), numbers=True)
-    typer.echo("* bytes sent for each client and round, as encoded; payload is one way, in theory")
+    say("* bytes sent for each client and round, as encoded; payload is one way, in theory")
 
 
 def _cells(line: TableLine) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 from fedpeft.cli.app import app
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import expanded
+from fedpeft.cli.printing import say
 
 
 @app.command()
@@ -62,7 +63,7 @@ def server(
     settings = ServerSettings(folder, listen, port, store_port, certificates, local=local)
     started = children(settings, part)
     where = "" if local or part == "superlink" else f"; sites call {listen}"
-    typer.echo(f"server: SuperLink on 127.0.0.1:{port}{where}. Ctrl-C ends it", err=True)
+    say(f"server: SuperLink on 127.0.0.1:{port}{where}. Ctrl-C ends it", err=True)
     follow(started, goes_on=until_signal())
 
 
@@ -95,4 +96,4 @@ def admit(
 
     fingerprint, fresh = admit_site(site, key, to, replace=replace)
     state = "registered" if fresh else "was registered before"
-    typer.echo(f"{site}: {fingerprint}, {state}, bound to this name in {to / 'sites.toml'}")
+    say(f"{site}: {fingerprint}, {state}, bound to this name in {to / 'sites.toml'}")

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
+from fedpeft.cli.printing import say
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.core.text import is_loopback
 from fedpeft.experiment.schema import listed
@@ -39,13 +38,13 @@ def check_command(file: Path, part: str, *, unprotected: bool) -> int:
     unreached = link.unreached
     problems += [*link.problems, *([unreached.reason] if unreached else [])]
     for problem in problems:
-        typer.echo(problem, err=True)
+        say(problem, err=True)
     if unreached and not unreached.lasting and len(problems) == 1:
         return EngineError.exit_code
     if problems:
         return ConfigError.exit_code
     for line in _summary_lines(site):
-        typer.echo(line)
+        say(line)
     return 0
 
 
@@ -128,7 +127,7 @@ def _supernode(file: Path, site: SiteConfig) -> Child:
     if trusted is not None:
         write_text(trusted, trusted_entities(link.trusted_keys))
     elif is_loopback(link.address):
-        typer.echo("note: no superlink.trusted_keys: any bundle of the server is run", err=True)
+        say("note: no superlink.trusted_keys: any bundle of the server is run", err=True)
     config: dict[str, str | float] = {"site": site.name, SECONDS: site.worker.seconds}
     entry = {SOCKET: str(_socket(site))} if site.worker.resident else {SITE: str(file.absolute())}
     return supernode(

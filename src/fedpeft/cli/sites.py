@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from fedpeft.cli.app import app
+from fedpeft.cli.completing import choices
 from fedpeft.cli.ending import ending
 from fedpeft.cli.options import File, Sets, expanded
+from fedpeft.cli.printing import say
 
 
 @app.command()
@@ -21,7 +23,12 @@ def node(
         bool, typer.Option("--check", help="List every problem of the file, and end.")
     ] = False,
     part: Annotated[
-        str, typer.Option("--part", help="all, worker (data) or supernode (network).")
+        str,
+        typer.Option(
+            "--part",
+            help="all, worker (data) or supernode (network).",
+            autocompletion=choices(("all", "worker", "supernode")),
+        ),
     ] = "all",
     unprotected: Annotated[
         bool,
@@ -92,9 +99,9 @@ def split(
     usual = "127.0.0.1:8443" if certificates else "127.0.0.1:8000"
     address = ServerAddress(superlink or usual, certificates)
     *sites, server = split_into(read_experiment(experiment, sets or []), to, address)
-    typer.echo(f"{len(sites)} sites: {sites[0]} to {sites[-1]}")
-    typer.echo(f"server: {server / 'experiment.toml'}")
-    typer.echo(f"next: fedpeft node {os.path.join(sites[0], 'site.toml')} --check")
+    say(f"{len(sites)} sites: {sites[0]} to {sites[-1]}")
+    say(f"server: {server / 'experiment.toml'}")
+    say(f"next: fedpeft node {os.path.join(sites[0], 'site.toml')} --check")
 
 
 @app.command()
@@ -129,4 +136,4 @@ def sign(
     require_flower()
     signature = sign_bundle(make_bundle(), key)
     write_signature(to, signature)
-    typer.echo(f"signed: bundle {signature.bundle[:16]}, key {signature.key}, written to {to}")
+    say(f"signed: bundle {signature.bundle[:16]}, key {signature.key}, written to {to}")

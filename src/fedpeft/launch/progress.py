@@ -6,8 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TextIO, TypeAlias
 
+from fedpeft.core.terminal import NO_BREAK, wrapped
 from fedpeft.core.text import byte_words
 from fedpeft.runs.records import RoundDone
+
+_BAR = 24
 
 Report: TypeAlias = Callable[[str, RoundDone | str], None]
 """Called with the name of a run, and its latest round or a text about its end."""
@@ -55,24 +58,39 @@ def _print_line(stream: TextIO, name: str, event: RoundDone | str) -> None:
 
 @contextlib.contextmanager
 def _bars(stream: TextIO) -> Iterator[Report]:
+    """Show the runs that go on in the last lines of a terminal, what has ended above them."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn
+    from rich.live import Live
+    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[text]}"),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(file=stream)) as bars:
+    console = Console(file=stream, highlight=False)
+    running: dict[str, RoundDone] = {}
+
+    def shown() -> Text:
+        lines = (_bar_lines(name, done, console.width) for name, done in running.items())
+        return Text("\n".join(line for each in lines for line in each))
+
+    with Live(console=console, auto_refresh=False) as live:
 
         def report(name: str, event: RoundDone | str) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=None, text="")
             if isinstance(event, RoundDone):
-                text, done = progress_line(event), event.totals.rounds
-                bars.update(tasks[name], text=text, completed=done, total=event.rounds)
+                running[name] = event
             else:
-                bars.update(tasks[name], text=event)
+                running.pop(name, None)
+                live.update(shown())
+                text = f"{name}: {event}" if name else event
+                console.print(Text("\n".join(wrapped(text, console.width))))
+            live.update(shown(), refresh=True)
 
         yield report
+
+
+def _bar_lines(name: str, done: RoundDone, width: int) -> list[str]:
+    """Return the name, a bar and the figures as a line; where it is too long, lines without bar."""
+    text = progress_line(done)
+    filled = _BAR * done.totals.rounds // max(1, done.rounds)
+    line = f"{name} {'━' * filled}{'─' * (_BAR - filled)} {text}".strip()
+    if len(line) <= width:
+        return [line]
+    whole = text.replace(" ", NO_BREAK).replace(f",{NO_BREAK}", ", ")  # a figure and its unit
+    return wrapped(f"{name}: {whole}" if name else whole, width)
