@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from fedpeft.core.cpus import num_cores
 from fedpeft.core.errors import FedpeftError, RunFolderError
 from fedpeft.core.interrupts import ignore_interrupts, interrupts_held
+from fedpeft.core.storage import disk_words, is_full
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
 from fedpeft.experiment.resolve import resolve
@@ -278,6 +279,9 @@ def _run_one(row: SweepRow, out: Path, pipe: Connection[object, object]) -> None
         pipe.send(Finished(summary))
     except FedpeftError as error:
         pipe.send(Failed(str(error), error.exit_code))
+    except OSError as error:
+        named = error.filename is not None or is_full(error)
+        pipe.send(Failed(disk_words(error) if named else traceback.format_exc(), _CRASHED))
     except Exception:  # the other runs go on; the sweep reports it
         pipe.send(Failed(traceback.format_exc(), _CRASHED))
 

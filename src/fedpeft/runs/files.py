@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from fedpeft.core.errors import RunFolderError, StorageError
+from fedpeft.core.storage import about
 from fedpeft.core.strict_json import to_json
 
 TEMPORARY = ".fedpeft.partial"
@@ -48,13 +49,14 @@ def write_whole(file: Path, write: Callable[[Path], None], *, mode: int = 0o644)
       mode: permissions of the file.
     """
     partial = file.with_name(file.name + TEMPORARY)
-    partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
-    write(partial)
-    os.chmod(partial, mode)
-    _sync(partial)
-    os.replace(partial, file)
-    _sync(file.parent)
+    with about(file):
+        partial.unlink(missing_ok=True)
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        write(partial)
+        os.chmod(partial, mode)
+        _sync(partial)
+        os.replace(partial, file)
+        _sync(file.parent)
 
 
 def write_text(file: Path, text: str) -> None:

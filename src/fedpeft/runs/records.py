@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
+from fedpeft.core.storage import about
 from fedpeft.core.strict_json import to_json
 from fedpeft.runs.files import write_text
 
@@ -105,7 +106,7 @@ def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float 
 
 def append_record(file: Path, record: Record) -> None:
     """Add a line and sync it to disk."""
-    with file.open("a", encoding="utf-8") as opened:
+    with about(file), file.open("a", encoding="utf-8") as opened:
         opened.write(to_json(record) + "\n")
         opened.flush()
         os.fsync(opened.fileno())
