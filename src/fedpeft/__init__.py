@@ -17,21 +17,22 @@ A model and data of your own:
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-
-from fedpeft.core.version import VERSION
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its threads spin otherwise
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
 
+TYPE_CHECKING = False  # as in `typing`, which takes a while to import
 if TYPE_CHECKING:
+    from fedpeft.core.version import VERSION as __version__  # noqa: F401
     from fedpeft.public import *  # noqa: F403  # for type checkers; see `__getattr__`
-
-__version__ = VERSION
 
 
 def __getattr__(name: str) -> object:
     """Look a public name, or the list of them, up in `public.py`: it imports torch, so only now."""
+    if name == "__version__":
+        from fedpeft.core.version import VERSION
+
+        return VERSION
     if name == "__all__" or not name.startswith("_"):
         import fedpeft.public as public
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import fedpeft
+from fedpeft.cli import main
 from fedpeft.core.errors import ConfigError, RoundError, RunFolderError
+from fedpeft.core.text import byte_words
 from fedpeft.experiment.read import read_experiment, validate
 from fedpeft.experiment.resolve import resolve
 from fedpeft.plan.plan import make_plan
@@ -54,6 +56,60 @@ def test_failures_are_data_and_too_few_replies_end_the_run(tmp_path: Path) -> No
         short = {"federation.min_replies": 4, "stability.deadline": 1e-6}
         fedpeft.run(None, TINY | short, out=tmp_path / "short")
     assert caught.value.exit_code == 3
+
+
+def words_of(capsys: pytest.CaptureFixture[str], *settings: str) -> str:
+    sets = [f"--set={key}={value}" for key, value in TINY.items()] + [
+        f"--set={s}" for s in settings
+    ]
+    with pytest.raises(SystemExit):
+        main(["run", *sets, "--out", "run"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["synchronous", "buffered"])
+@pytest.mark.parametrize("dropout", ["0.0", "0.5"])
+def test_a_message_is_as_large_whether_or_not_others_drop_out(
+    mode: str, dropout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The printed figures divide by what was sent: with dropout they say what they say without."""
+    monkeypatch.chdir(tmp_path)
+    settings = [f"stability.dropout={dropout}", f"federation.mode={mode}"]
+    out = words_of(capsys, *settings)
+    found = records(tmp_path / "run")
+    failed = sum(len(record["failures"]) for record in found)
+    assert (failed > 0) == (dropout != "0.0")
+    total = {key: sum(r[key] for r in found) for key in found[0] if key[:5] in ("bytes", "messa")}
+    assert total["messages_down"] == sum(len(record["cohort"]) for record in found)
+    assert total["messages_up"] == total["messages_down"] - failed
+    up, down = (total[f"bytes_{way}"] / total[f"messages_{way}"] for way in ("up", "down"))
+    assert f"sent {byte_words(up)} up and {byte_words(down)} down a client and round" in out
+    plan = make_plan(read_experiment(None, [f"{k}={v}" for k, v in TINY.items()])).figures
+    assert down == plan["wire_bytes_down"] and abs(up / plan["wire_bytes_up"] - 1) < 0.001
+
+
+def test_a_client_that_is_not_available_gets_no_broadcast(tmp_path: Path) -> None:
+    """Of six clients three are never there; cohorts are drawn from all."""
+    file = tmp_path / "trace.csv"
+    file.write_text("client,from,to\n" + "".join(f"client-0{i},0,1e9\n" for i in range(3)))
+    settings = TINY | {"stability.trace": str(file), "federation.clients_per_round": 6}
+    fedpeft.run(None, settings, out=tmp_path / "run")
+    for record in records(tmp_path / "run"):
+        assert set(record["failures"].values()) == {"not available"}
+        assert record["messages_down"] == record["messages_up"] == 3
+    plan = make_plan(read_experiment(None, [f"{k}={v}" for k, v in TINY.items()])).figures
+    assert record["bytes_down"] == 3 * plan["wire_bytes_down"]
+
+
+def test_secret_cohorts_count_the_messages_that_are_expected(tmp_path: Path) -> None:
+    private = {
+        "privacy.mode": "central", "privacy.noise_multiplier": 1.0,
+        "federation.sampling": "poisson", "privacy.reproducible_noise": True,
+    }  # fmt: skip
+    found = fedpeft.run(None, TINY | private, out=tmp_path / "run")
+    for record in records(tmp_path / "run"):
+        assert record["messages_down"] == record["messages_up"] == 4
+    assert found["messages_up"] == found["messages_down"] == 8
 
 
 def test_a_changed_trace_is_noticed(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ PATHS = paths_of(typer.main.get_command(app))
 def test_a_home_folder_is_written_out_in_every_path_of_the_command_line(
     param: click.Parameter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The shell leaves `~` in `--out=~/x` and in quotes; `~no-such-user` names no user and stays."""
+    """The shell leaves `~` in `--out=~/x` and in quotes; a user who does not exist stays."""
     monkeypatch.setenv("HOME", str(tmp_path))
     context = click.Context(click.Command("x"))
     many = param.nargs == -1 or getattr(param, "multiple", False)

@@ -145,3 +145,14 @@ def test_a_file_with_nothing_has_the_papers_values():
     assert plain.data.partition.min_examples == 1
     other = resolve(Experiment.model_validate({"data": {"source": "x.csv"}})).experiment
     assert other.data.partition.min_examples == 10 and other.data.partition.clients == 64
+
+
+@pytest.mark.parametrize("text", ["[{}]", "[[sweep]]\n{} = 1", "{} = 1"])
+def test_tables_in_thousands_of_tables_are_refused_in_one_sentence(text, tmp_path):
+    file = tmp_path / "deep.toml"
+    file.write_text(text.format(".".join(["a"] * 10_000)))
+    with pytest.raises(ConfigError, match=r"deep\.toml: found tables in more than 50 tables"):
+        read_experiment(file)
+    file.write_text("[tuning.options.a]\nb.c.d = [[1, [2]]]")
+    with pytest.raises(ConfigError, match=r"tuning\.options"):  # the negative control: deep enough
+        read_experiment(file)

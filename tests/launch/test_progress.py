@@ -11,7 +11,9 @@ from fedpeft.runs.records import RoundDone, Totals
 
 
 def done(rounds: int) -> RoundDone:
-    so_far = Totals(rounds, 1_000_000, 500_000, 8.0, {"accuracy": 0.5, "loss": 2.0}, ACCURACY, 0.5)
+    so_far = Totals(
+        rounds, 1_000_000, 500_000, 10, 10, 8.0, {"accuracy": 0.5, "loss": 2.0}, ACCURACY, 0.5
+    )
     return RoundDone({}, so_far, 4)
 
 

@@ -114,6 +114,18 @@ def test_failures_are_data():
     assert state.round == 3
 
 
+@pytest.mark.parametrize("reached", [True, False])
+def test_only_broadcasts_that_were_sent_are_counted(reached):
+    def fail_first(answers):
+        return [Failure(answers[0].client, "is gone", reached), *answers[1:]]
+
+    (whole, *_), (lacking, *_) = rounds()[1], rounds(change=fail_first)[1]
+    cohort = len(whole.cohort)
+    assert (whole.messages_down, whole.messages_up) == (cohort, cohort)
+    assert (lacking.messages_down, lacking.messages_up) == (cohort - (not reached), cohort - 1)
+    assert lacking.bytes_down / lacking.messages_down == whole.bytes_down / cohort
+
+
 @functools.cache
 def delta_without_the_first():
     """The delta after rounds whose first client does not answer."""

@@ -15,7 +15,8 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import read_experiment, validate
 from fedpeft.launch.start import run
 from fedpeft.runs.checkpoint import checkpoints
-from fedpeft.runs.folder import RunFolder, experiment_digest, stored_experiment
+from fedpeft.runs.folder import RunFolder, experiment_digest, read_summary, stored_experiment
+from fedpeft.runs.load import load_run
 from fedpeft.runs.lock import LOCK
 
 TINY = {
@@ -50,6 +51,18 @@ def copy(folder: Path, to: Path) -> Path:
     return to
 
 
+def test_a_folder_that_was_moved_says_where_it_is(done: Path, tmp_path: Path) -> None:
+    moved = copy(done, tmp_path / "moved")
+    before = snapshot(moved)
+    assert json.loads(before["summary.json"])["run_dir"] == str(done)
+    assert run(tiny(), moved, resume=True)["run_dir"] == str(moved)
+    assert load_run(moved).summary["run_dir"] == str(moved)
+    assert read_summary(RunFolder(moved))["run_dir"] == str(moved)
+    assert snapshot(moved) == before
+    assert run(tiny(rounds=3), moved, resume=True)["run_dir"] == str(moved)
+    assert json.loads((moved / "summary.json").read_text())["run_dir"] == str(moved)
+
+
 def test_folder_holds_what_the_contract_names(done: Path) -> None:
     names = {name.split("/")[0] for name in snapshot(done)}
     assert names >= {
@@ -64,7 +77,7 @@ def test_records_have_the_names_of_the_contract(done: Path) -> None:
     assert [line["round"] for line in lines] == [1, 2]
     assert set(lines[0]) == {
         "round", "cohort", "failures", "metrics", "update_norm", "bytes_down", "bytes_up",
-        "seconds",
+        "messages_down", "messages_up", "seconds",
     }  # fmt: skip
     assert len(lines[0]["cohort"]) == 2 and "accuracy" in lines[0]["metrics"]
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
+import fedpeft.export.export as export
 import fedpeft.runs.files as files
 import fedpeft.runs.loop as loop
 from fedpeft.cli.app import main
+from fedpeft.cli.ending import ending
 from fedpeft.core.errors import StorageError
 from fedpeft.runs.files import write_text, write_whole
 
@@ -51,6 +55,102 @@ def test_a_full_disk_stops_a_run_in_one_sentence_and_it_goes_on(command, monkeyp
     assert "Traceback" not in words
     code, _ = command("run", *sets(), "--out", out, "--resume")
     assert code == 0 and (out / "summary.json").exists()
+
+
+@pytest.fixture
+def finished(command, tmp_path):
+    code, _ = command("run", *sets(), "--out", tmp_path / "finished")
+    assert code == 0
+    return tmp_path / "finished"
+
+
+def full_disk(monkeypatch, name):
+    """Make writes fail as on a full disk: opening a file works, writing names no path."""
+
+    def fail(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, name, fail)
+
+
+COMMANDS = {
+    "run": lambda run, to: ["run", *sets(), "--out", to / "new"],
+    "report": lambda run, to: ["report", run, "--out", to / "page.html"],
+    "figures": lambda run, to: ["figures", *sets(), "--out", to / "figures"],
+    "export": lambda run, to: ["export", run, "--to", to / "export"],
+    "gap": lambda run, to: [
+        *("gap", "--data", "digits", "--data", "digits-inverted", "--sample", "20"),
+        *("--out", to / "gap"),
+    ],
+}
+
+
+def check_sentence(code, words, place):
+    (line,) = [line for line in words.splitlines() if line.startswith("error")]
+    assert code == 2 and "Traceback" not in words
+    assert str(place) in line and "; " in line
+
+
+@pytest.mark.parametrize("name", ["run", "report", "figures", "export", "gap"])
+def test_a_full_disk_is_one_sentence_with_the_path(name, command, finished, monkeypatch, tmp_path):
+    full_disk(monkeypatch, "write_text")
+    code, words = command(*COMMANDS[name](finished, tmp_path))
+    check_sentence(code, words, tmp_path)
+    assert "No space left on device; make room" in words
+
+
+def test_tensors_that_do_not_fit_are_the_same_sentence(command, finished, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(export, "_save_model", fail)
+    code, words = command(*COMMANDS["export"](finished, tmp_path))
+    check_sentence(code, words, tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["finished"]  # nothing half written
+
+
+@pytest.mark.parametrize("name", ["run", "report", "figures", "export", "gap"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(name, command, finished, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, words = command(*COMMANDS[name](finished, tmp_path / "file"))
+    (line,) = [line for line in words.splitlines() if line.startswith("error")]
+    assert code == 2 and str(tmp_path / "file") in line and "Traceback" not in words
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_read_only_folder_is_one_sentence(number, command, finished, monkeypatch, tmp_path):
+    right = Path.open
+
+    def refuse(self, mode="r", *args, **kwargs):
+        if "w" in mode:
+            raise OSError(number, os.strerror(number), str(self))
+        return right(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    code, words = command("report", finished)
+    check_sentence(code, words, finished)
+
+
+def test_an_error_that_is_not_of_a_disk_is_not_hidden(monkeypatch, capsys):
+    """The negative control: a fault of ours without a path still shows where it is."""
+
+    @ending()
+    def broken():
+        raise OSError("not of a disk")
+
+    with pytest.raises(OSError, match="not of a disk"):
+        broken()
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("audit.json", "holds an audit"), ("gap.json", "holds the measures of `fedpeft gap`"),
+    ("fedpeft.json", "holds an export"), ("config.json", "holds a model"),
+    ("site.toml", "holds a site's file"),
+])  # fmt: skip
+def test_a_report_says_what_another_folder_is(name, words, command, tmp_path):
+    (tmp_path / name).write_text("{}")
+    code, said = command("report", tmp_path)
+    assert code == 2 and words in said and "Traceback" not in said
 
 
 def test_an_out_that_cannot_be_made_is_one_sentence(command, tmp_path):

@@ -177,7 +177,15 @@ class PrivacyOfRun:
             return added
         expected = float(self.experiment.federation.clients_per_round)
         down, up = (round(expected * each) for each in planned)
-        return {"cohort": expected, "failures": {}, "bytes_down": down, "bytes_up": up, **added}
+        return {
+            "cohort": expected,
+            "failures": {},
+            "bytes_down": down,
+            "bytes_up": up,
+            "messages_down": round(expected),
+            "messages_up": round(expected),
+            **added,
+        }
 
     def summary(self, rounds: int) -> dict[str, object]:
         """Return the privacy keys of the summary after some rounds."""
@@ -229,6 +237,8 @@ class PrivacyOfRun:
             "noise_to_signal": noise / record.signal_norm if record.signal_norm and seen else None,
             "bytes_down": record.bytes_down,
             "bytes_up": record.bytes_up,
+            "messages_down": record.messages_down,
+            "messages_up": record.messages_up,
         }
 
     def _noise_deviation(self) -> float:

@@ -7,10 +7,12 @@ Modules that are slow to import are imported inside the command that needs them.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done by then
     with _few_collections(), warnings_once():
         app(args, prog_name="fedpeft")
 

@@ -22,6 +22,7 @@ class Interrupted(Exception):
 def ending() -> Iterator[None]:
     """Turn errors of the block, or of a decorated command, into a message and an exit code."""
     from fedpeft.core.errors import FedpeftError
+    from fedpeft.core.storage import disk_words, is_full
 
     try:
         yield
@@ -38,7 +39,7 @@ def ending() -> Iterator[None]:
         sys.stderr.close()  # nobody reads our output any more; be silent
         raise typer.Exit(0) from None
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and not is_full(error):
             raise
-        say(f"error: {error.filename}: {error.strerror}", err=True)
+        say(f"error: {disk_words(error)}", err=True)
         raise typer.Exit(_USAGE) from error

@@ -26,7 +26,7 @@ from fedpeft.launch.start import run
 from fedpeft.launch.sweep import Event, Failed, Finished, results_json, sweep
 from fedpeft.launch.sweep_table import TableLine, headline_of, table_lines
 from fedpeft.runs.folder import RunFolder, default_out
-from fedpeft.runs.records import RoundDone
+from fedpeft.runs.records import RoundDone, bytes_of_a_message
 
 
 def run_command(
@@ -126,12 +126,12 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         f"{metric} {score:.4g} (best {best:.4g}) after {summary['rounds']} rounds in "
         f"{time_words(float(summary['seconds']))}, method {summary['method']}"
     )
-    turns = max(1, int(summary["rounds"]) * int(summary["cohort"]))
-    up, down = int(summary["bytes_up"]), int(summary["bytes_down"])
+    whole = int(summary["bytes_up"]) + int(summary["bytes_down"])
+    down, up = bytes_of_a_message(summary)
     yield (
         f"trained {summary['trainable_parameters']:,} parameters, in theory "
-        f"{byte_words(summary['payload_bytes'])} a message; sent {byte_words(up / turns)} up and "
-        f"{byte_words(down / turns)} down a client and round, {byte_words(up + down)} in all"
+        f"{byte_words(summary['payload_bytes'])} a message; sent {byte_words(up)} up and "
+        f"{byte_words(down)} down a client and round, {byte_words(whole)} in all"
     )
     if summary.get("prefix_cache_bytes"):
         yield f"frozen prefix: {summary['prefix']}"

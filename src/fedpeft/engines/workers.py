@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 import sys
 import threading
 import time
@@ -24,8 +23,13 @@ from typing import Generic, TypeVar
 import torch
 import torch.multiprocessing
 
+from fedpeft.core.interrupts import ignore_interrupts, interrupts_held
+
 _IDLE = 0.05
 """Seconds without work after which a worker returns freed memory to the system."""
+
+_PATIENCE = 2.0
+"""Seconds that all workers together get to end by themselves; one that still starts is killed."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -70,8 +74,12 @@ class WorkerPool(Generic[In, Out]):
         self._context = torch.multiprocessing.get_context(method)
         self._work = work
         self._workers: list[_Worker[In]] = []
-        for _ in range(num_workers):
-            self._workers.append(self._start())
+        try:
+            for place in range(num_workers):
+                self._start(place)
+        except BaseException:
+            self.close()
+            raise
 
     def map(self, items: Sequence[In]) -> Iterator[tuple[In, Out | Died]]:
         """Apply the function to all items, started in order; answers arrive in any order.
@@ -86,8 +94,7 @@ class WorkerPool(Generic[In, Out]):
             for worker in [w for w in busy if w.pipe in ready]:
                 item, answer = self._take(worker)
                 if isinstance(answer, Died):
-                    place = self._workers.index(worker)
-                    self._workers[place] = worker = self._start()
+                    worker = self._start(self._workers.index(worker))
                 self._give(worker, queue)
                 yield item, answer
 
@@ -95,22 +102,26 @@ class WorkerPool(Generic[In, Out]):
         """Stop the workers."""
         for worker in self._workers:
             worker.pipe.close()
+        until = time.monotonic() + _PATIENCE
         for worker in self._workers:
-            worker.process.join(timeout=2)
+            worker.process.join(timeout=max(0.0, until - time.monotonic()))
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
         self._workers = []
 
-    def _start(self) -> _Worker[In]:
-        ours, theirs = self._context.Pipe()
-        others = [worker.pipe for worker in self._workers]
-        process = self._context.Process(  # type: ignore[attr-defined]  # every context has it
-            target=_serve, args=(self._work, theirs, [ours, *others], os.getpid()), daemon=True
-        )
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
+    def _start(self, place: int) -> _Worker[In]:
+        """Start a worker; it takes a place in the list before an interrupt can be raised."""
+        with interrupts_held(self._context.get_start_method()):
+            ours, theirs = self._context.Pipe()
+            others = [worker.pipe for worker in self._workers]
+            process = self._context.Process(  # type: ignore[attr-defined]  # every context has it
+                target=_serve, args=(self._work, theirs, [ours, *others], os.getpid()), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._workers[place : place + 1] = [_Worker(process, ours)]
+        return self._workers[place]
 
     def _give(self, worker: _Worker[In], queue: list[In]) -> None:
         worker.item = queue.pop() if queue else None
@@ -135,7 +146,7 @@ def _serve(
     parent: int,
 ) -> None:
     """Run the loop of a worker: receive an item, send its answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupts()
     if sys.platform == "linux":
         for other in foreign:
             other.close()
@@ -148,7 +159,11 @@ def _serve(
             item = pipe.recv()
         except (EOFError, OSError):
             return
-        pipe.send(work(item))  # type: ignore[arg-type]  # the parent sends items only
+        answer = work(item)  # type: ignore[arg-type]  # the parent sends items only
+        try:
+            pipe.send(answer)
+        except OSError:
+            return  # the parent has closed the pool, or is gone
 
 
 def _return_memory() -> None:

@@ -25,6 +25,7 @@ from fedpeft.experiment.schema import explain, listed
 
 _LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 _LONGEST_TEXT = 4096
+_DEEPEST = 50
 
 
 def read_experiment(file: Path | None, overrides: Sequence[str] = ()) -> Experiment:
@@ -51,7 +52,7 @@ def read_toml(file: Path | None) -> dict[str, Any]:
         text = (importlib.resources.files("fedpeft") / "quickstart.toml").read_text("utf-8")
         return tomllib.loads(text)
     try:
-        return tomllib.loads(file.read_text("utf-8-sig"))  # editors of Windows write a mark
+        table = tomllib.loads(file.read_text("utf-8-sig"))  # editors of Windows write a mark
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: there is no such file. Name a TOML file, or leave it out for the quickstart"
@@ -60,6 +61,22 @@ def read_toml(file: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read as text: {error}") from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a list in 1,000 lists
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    if _is_deep(table):
+        raise ConfigError(f"{file}: found tables in more than {_DEEPEST} tables; allowed are fewer")
+    return table
+
+
+def _is_deep(table: Mapping[str, Any]) -> bool:
+    """Whether tables and lists stand in each other deeper than any experiment needs."""
+    layer: list[Any] = [table]
+    for _ in range(_DEEPEST):
+        layer = [
+            inner
+            for each in layer
+            for inner in (each.values() if isinstance(each, Mapping) else each)
+            if isinstance(inner, Mapping | list)
+        ]
+    return bool(layer)
 
 
 def parse_override(text: str) -> tuple[str, object]:

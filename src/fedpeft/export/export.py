@@ -29,6 +29,7 @@ from torch import nn
 
 from fedpeft.build.model import build_tuned
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.storage import about
 from fedpeft.experiment.experiment import Experiment, TuningConfig
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.export.card import CardFacts, model_card
@@ -127,10 +128,11 @@ def _new_folder(to: Path) -> Iterator[Path]:
     partial = to.parent / f".{to.name}-{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir()
     try:
-        yield partial
-        if to.is_dir():
-            to.rmdir()
-        os.replace(partial, to)
+        with about(to):
+            yield partial
+            if to.is_dir():
+                to.rmdir()
+            os.replace(partial, to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.cpus import num_cores
 from fedpeft.core.errors import FedpeftError, RunFolderError
+from fedpeft.core.interrupts import ignore_interrupts, interrupts_held
+from fedpeft.core.storage import disk_words, is_full
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
 from fedpeft.experiment.resolve import resolve
@@ -169,7 +170,8 @@ def _run_all(
     with _processes() as running:
         while waiting or running:
             while waiting and len(running) < room:
-                running.append(_start(waiting.pop(0), out, workers))
+                with interrupts_held("spawn"):
+                    running.append(_start(waiting.pop(0), out, workers))
             pipes = [process.pipe for process in running]
             for process in [p for p in running if p.pipe in wait(pipes)]:
                 event = _receive(process)
@@ -270,13 +272,16 @@ def _receive(running: _Running) -> Event:
 
 def _run_one(row: SweepRow, out: Path, pipe: Connection[object, object]) -> None:
     """Run one row in its own process, and send its events."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupts()
     threading.Thread(target=_follow, args=(pipe,), daemon=True).start()
     try:
         summary = run(row.experiment, out / row.name, resume=True, on_round=pipe.send)
         pipe.send(Finished(summary))
     except FedpeftError as error:
         pipe.send(Failed(str(error), error.exit_code))
+    except OSError as error:
+        named = error.filename is not None or is_full(error)
+        pipe.send(Failed(disk_words(error) if named else traceback.format_exc(), _CRASHED))
     except Exception:  # the other runs go on; the sweep reports it
         pipe.send(Failed(traceback.format_exc(), _CRASHED))
 

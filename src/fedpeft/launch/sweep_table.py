@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpeft.core.metrics import metric_in
+from fedpeft.runs.records import bytes_of_a_message
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _line(label: str, members: Sequence[Mapping[str, Any]]) -> TableLine:
     first: Mapping[str, Any] = done[0] if done else {}
     metric = headline_of(first)
     scores = [float(member[metric]) for member in done]
-    turns = [int(member["rounds"]) * int(member["cohort"]) for member in done]
+    sizes = [bytes_of_a_message(member) for member in done]
     return TableLine(
         label=label,
         finished=len(done),
@@ -84,8 +85,8 @@ def _line(label: str, members: Sequence[Mapping[str, Any]]) -> TableLine:
         deviation=statistics.stdev(scores) if len(scores) > 1 else math.nan,
         trained=int(first.get("trainable_parameters", 0)),
         payload_bytes=int(first.get("payload_bytes", 0)),
-        up_per_turn=_mean([m["bytes_up"] / n for m, n in zip(done, turns, strict=True)]),
-        down_per_turn=_mean([m["bytes_down"] / n for m, n in zip(done, turns, strict=True)]),
+        up_per_turn=_mean([up for _, up in sizes]),
+        down_per_turn=_mean([down for down, _ in sizes]),
         total_bytes=_mean([m["bytes_up"] + m["bytes_down"] for m in done]),
         seconds=_mean([m["seconds"] for m in done]),
     )

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.errors import ModelError
+from fedpeft.core.storage import about
 from fedpeft.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def convert_checkpoint(
         dropped=dropped,
         shape=shape,
     )
-    _save(module, report, file)
+    with about(to):
+        _save(module, report, file)
     return report
 
 

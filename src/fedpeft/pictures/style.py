@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fedpeft.core.storage import about
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -216,8 +218,9 @@ def write_picture(picture: Picture, stem: Path) -> list[Path]:
       The paths of the files.
     """
     files = [stem.parent / f"{stem.name}.{kind}" for kind in ("svg", "png")]
-    files[0].write_text(picture.svg, "utf-8")
-    files[1].write_bytes(picture.png)
+    with about(files[0].parent):
+        files[0].write_text(picture.svg, "utf-8")
+        files[1].write_bytes(picture.png)
     return files
 
 

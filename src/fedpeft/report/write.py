@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.storage import about
 from fedpeft.pictures.style import Picture, write_picture
 from fedpeft.report.draw import draw_panel
 from fedpeft.report.forest import draw_forest, forest_of
@@ -97,8 +98,9 @@ def write_report(
     )
     for index, panel in enumerate(each for grid in drawn for each in grid.panels):
         _write_figures(panel, place, f"-{index + 1}" if index else "")
-    _beside(place, "table.csv").write_text(as_csv(page.panels), "utf-8")
-    place.write_text(html_of(page), "utf-8")
+    with about(place):
+        _beside(place, "table.csv").write_text(as_csv(page.panels), "utf-8")
+        place.write_text(html_of(page), "utf-8")
     return place
 
 

@@ -194,6 +194,17 @@ class Panel:
     differing: tuple[str, ...] = field(default_factory=tuple)
 
 
+_OTHERS = {
+    "audit.json": "an audit, not a run; its picture is {0}/audit.png, its figures are in audit.json"
+    ", and `fedpeft audit` makes such a folder",
+    "gap.json": "the measures of `fedpeft gap`, not a run; its picture is {0}/gap.png",
+    "fedpeft.json": "an export, not a run; its README.md describes it, `fedpeft.load` reads it",
+    "config.json": "a model, not a run",
+    "site.toml": "a site's file, not a run; `fedpeft node {0}/site.toml --check` reads it",
+}
+"""A file -> what else a folder with it is."""
+
+
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """List run folders: those given, and those up to two levels below a given folder.
 
@@ -207,10 +218,10 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
                 f"{folder}: there is no such folder; name a run folder, or a folder of runs"
             )
         inside = [folder] if _is_run(folder) else list(_runs_below(folder, depth=2))
-        if not inside and (folder / "audit.json").is_file():
+        other = next((name for name in _OTHERS if (folder / name).is_file()), None)
+        if not inside and other:
             raise RunFolderError(
-                f"{folder}: holds an audit, not a run; its picture is {folder / 'audit.png'}, its "
-                "figures are in audit.json. Name run folders for a report"
+                f"{folder}: holds {_OTHERS[other].format(folder)}. Name run folders for a report"
             )
         if not inside:
             raise RunFolderError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fedpeft.core.metrics import Metric
 from fedpeft.core.text import byte_words
 from fedpeft.results.runs import Group, Panel, Run
+from fedpeft.runs.records import messages_of
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,10 @@ def _status(group: Group) -> str:
 
 
 def _per_message(runs: Sequence[Run], key: str) -> float | None:
-    """Return the mean bytes of a message; a failed client got a broadcast and sent no reply."""
-    messages, total = 0, 0
-    for run in runs:
-        for record in run.rounds:
-            failed = len(record.get("failures", ())) if key == "bytes_up" else 0
-            cohort = record.get("cohort", ())  # under secret sampling: the expected size
-            messages += (len(cohort) if isinstance(cohort, list) else cohort) - failed
-            total += int(record.get(key, 0))
+    """Return the mean bytes of a message."""
+    records = [record for run in runs for record in run.rounds]
+    messages = sum(messages_of(record)[key == "bytes_up"] for record in records)
+    total = sum(int(record.get(key, 0)) for record in records)
     return total / messages if messages > 0 else None
 
 

@@ -44,7 +44,8 @@ class Call:
       job: the turns whose replies count; its cohort may be smaller than the call's.
       cohort: all clients of the round, in order, each once.
       absent: the clients of the cohort without a usable reply, with the reasons.
-      bytes_down: bytes of the encoded broadcasts to all clients that got one.
+      bytes_down: bytes of the encoded broadcasts to all clients that are to get one.
+      messages_down: number of these clients.
       scales: client -> factor of its update, where the factor is not 1.
       memory: parts of the server's memory that the call changes.
       simulation: entries of the record about simulated time.
@@ -54,6 +55,7 @@ class Call:
     cohort: tuple[str, ...]
     absent: tuple[Failure, ...] = ()
     bytes_down: int = 0
+    messages_down: int = 0
     scales: Mapping[str, float] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
     simulation: Mapping[str, object] = field(default_factory=dict)
@@ -118,7 +120,7 @@ def attend(conditions: Conditions | None, job: Job, gathered: Gathered) -> Call:
     """
     if conditions is None:
         everything = sum(len(job.broadcast[client]) for client in job.cohort)
-        return Call(job, job.cohort, bytes_down=everything)
+        return Call(job, job.cohort, bytes_down=everything, messages_down=len(job.cohort))
     start = gathered.start
     outcomes = [
         outcome(conditions, client, job.round, start=start, bytes_down=len(job.broadcast[client]))
@@ -132,6 +134,7 @@ def attend(conditions: Conditions | None, job: Job, gathered: Gathered) -> Call:
         job.cohort,
         tuple(Failure(each.client, each.reason) for each in closed if each.reason),
         bytes_down=sum(len(job.broadcast[client]) for client in reached),
+        messages_down=len(reached),
         memory=clock_memory(end),
         simulation=simulated(gathered.before, end),
     )

@@ -181,6 +181,7 @@ def _call(step: _Step, flight: Flight, ended: Sequence[Turn], before: float) -> 
         tuple(turn.client for turn in ended),
         tuple(Failure(turn.client, turn.reason) for turn in ended if turn.reason),
         bytes_down=sum(len(turn.blob) for turn in ended),
+        messages_down=len(ended),
         scales={client: (1.0 + age) ** -exponent for client, age in staleness.items() if age},
         memory={**clock_memory(now), **pack_flight(flight)},
         simulation={**simulated(before, now), "staleness": staleness},

@@ -50,11 +50,13 @@ class Checked:
 
 @dataclass
 class Tally:
-    """Running totals over the replies of a round."""
+    """Running totals over the replies of a round; what is refused was sent, and counts as that."""
 
     failures: dict[str, str] = field(default_factory=dict)
     answered: list[str] = field(default_factory=list)
+    unreached: list[str] = field(default_factory=list)
     bytes_up: int = 0
+    messages_up: int = 0
     figures: dict[str, Mapping[str, float]] = field(default_factory=dict)
     weights: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -102,6 +104,9 @@ def _each(
     for answer in answers:
         if isinstance(answer, Reply):
             tally.bytes_up += len(answer.blob)
+            tally.messages_up += 1
+        elif not answer.reached:
+            tally.unreached.append(answer.client)
         checked = check_reply(answer, plan, context) if isinstance(answer, Reply) else answer
         if isinstance(checked, Failure):
             tally.failures[checked.client] = plain(checked.reason)

@@ -53,10 +53,17 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client without a usable reply, and the reason."""
+    """A client without a usable reply.
+
+    Attributes:
+      client: name of the client.
+      reason: why.
+      reached: whether the broadcast was sent to it.
+    """
 
     client: str
     reason: str
+    reached: bool = True
 
 
 class Engine(Protocol):

@@ -112,8 +112,10 @@ class RoundRecord:
       failures: client -> reason why it has no usable reply.
       metrics: weighted means of the clients' own metrics; evaluation is added by the caller.
       update_norm: L2 norm of the combined update.
-      bytes_down: bytes of the encoded broadcasts, for all clients of the cohort.
-      bytes_up: bytes of all encoded replies that arrived.
+      bytes_down: bytes of the encoded broadcasts that were sent.
+      bytes_up: bytes of all encoded replies that arrived, refused ones included.
+      messages_down: number of these broadcasts.
+      messages_up: number of these replies.
       seconds: wall time of the round.
       norms: L2 norm of each decoded update, in cohort order.
       signal_norm: L2 norm of the combined update before the stages' `finish` (such as noise).
@@ -127,6 +129,8 @@ class RoundRecord:
     update_norm: float
     bytes_down: int
     bytes_up: int
+    messages_down: int
+    messages_up: int
     seconds: float
     norms: tuple[float, ...] = ()
     signal_norm: float = 0.0

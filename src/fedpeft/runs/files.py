@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from fedpeft.core.errors import RunFolderError, StorageError
+from fedpeft.core.storage import about
 from fedpeft.core.strict_json import to_json
 
 TEMPORARY = ".fedpeft.partial"
@@ -48,15 +49,16 @@ def write_whole(file: Path, write: Callable[[Path], None], *, mode: int = 0o644)
       mode: permissions of the file, of which the process's umask takes some away.
     """
     partial = file.with_name(file.name + TEMPORARY)
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
-    allowed = os.fstat(descriptor).st_mode & 0o777
-    os.close(descriptor)
-    write(partial)
-    os.chmod(partial, allowed)  # libraries put a file of another mode in its place
-    _sync(partial)
-    os.replace(partial, file)
-    _sync(file.parent)
+    with about(file):
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+        allowed = os.fstat(descriptor).st_mode & 0o777
+        os.close(descriptor)
+        write(partial)
+        os.chmod(partial, allowed)  # libraries put a file of another mode in its place
+        _sync(partial)
+        os.replace(partial, file)
+        _sync(file.parent)
 
 
 def write_text(file: Path, text: str, *, mode: int = 0o644) -> None:

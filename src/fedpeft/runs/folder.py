@@ -213,16 +213,20 @@ def with_recorded_passes(experiment: Experiment, folder: RunFolder) -> Experimen
 
 
 def finished_summary(folder: RunFolder, rounds: int) -> dict[str, object] | None:
-    """Return the summary of a run that has done `rounds` rounds, or None if there is more to do."""
+    """Return the summary of a run that has done `rounds` rounds, or None if there is more to do.
+
+    `run_dir` is where the folder is now.
+    """
     summary = read_object(folder.summary)
     if summary is None:
         return None
     done = int(str(summary.get("rounds", 0))) >= rounds
-    return summary if done or summary.get("stopped") == "privacy budget" else None
+    ended = done or summary.get("stopped") == "privacy budget"
+    return {**summary, "run_dir": str(folder.path)} if ended else None
 
 
 def read_summary(folder: RunFolder) -> dict[str, object]:
-    """Read `summary.json`.
+    """Read `summary.json`; `run_dir` is where the folder is now.
 
     Raises:
       RunFolderError: if it is missing or not JSON.
@@ -233,7 +237,7 @@ def read_summary(folder: RunFolder) -> dict[str, object]:
             f"{folder.path}: holds no summary.json: the run is not finished. Go on with "
             f"`fedpeft run --resume --out {folder.path}`"
         )
-    return summary
+    return {**summary, "run_dir": str(folder.path)}
 
 
 def recorded_metric(folder: RunFolder) -> Metric | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.storage import about
 
 LOCK = ".fedpeft.lock"
 """Name of the lock file in a folder."""
@@ -45,7 +46,8 @@ def locked(folder: Path, *, patience: float = 3.0) -> Iterator[None]:
         ) from error
     with held:
         try:
-            file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            with about(file):
+                file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             yield
         finally:
             file.unlink(missing_ok=True)  # while it is held: other processes that wait check again

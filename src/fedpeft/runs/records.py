@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
+from fedpeft.core.storage import about
 from fedpeft.core.strict_json import to_json
 from fedpeft.runs.files import write_text
 
@@ -40,6 +41,8 @@ class Totals:
       rounds: number of rounds.
       bytes_up: from all clients, as encoded.
       bytes_down: to all clients, as encoded.
+      messages_up: number of replies; where cohorts are secret, the expected number.
+      messages_down: number of broadcasts, likewise.
       seconds: wall time of rounds and evaluations.
       last: the metrics of the last evaluation, None where a figure is not finite; {} before the
         first.
@@ -50,6 +53,8 @@ class Totals:
     rounds: int
     bytes_up: int
     bytes_down: int
+    messages_up: int
+    messages_down: int
     seconds: float
     last: Mapping[str, float | None]
     metric: Metric
@@ -92,6 +97,8 @@ def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float 
         "update_norm": record.update_norm,
         "bytes_down": record.bytes_down,
         "bytes_up": record.bytes_up,
+        "messages_down": record.messages_down,
+        "messages_up": record.messages_up,
         "seconds": round(record.seconds + seconds, 6),
         **record.simulation,
     }
@@ -99,7 +106,7 @@ def record_of(record: RoundRecord, metrics: Mapping[str, float], seconds: float 
 
 def append_record(file: Path, record: Record) -> None:
     """Add a line and sync it to disk."""
-    with file.open("a", encoding="utf-8") as opened:
+    with about(file), file.open("a", encoding="utf-8") as opened:
         opened.write(to_json(record) + "\n")
         opened.flush()
         os.fsync(opened.fileno())
@@ -181,9 +188,36 @@ def cut_diagnostics(file: Path, rounds: int) -> None:
 
 def brief(record: Record) -> Record:
     """Return the keys of a line that `totals` needs, without those that grow with the cohort."""
-    return {
-        name: record[name] for name in ("round", "metrics", "bytes_up", "bytes_down", "seconds")
-    }
+    kept = ("round", "metrics", "bytes_up", "bytes_down", "seconds")
+    down, up = messages_of(record)
+    return {name: record[name] for name in kept} | {"messages_down": down, "messages_up": up}
+
+
+def messages_of(record: Mapping[str, object]) -> tuple[int, int]:
+    """Return the numbers (down, up) of messages in a round; expected ones where cohorts are secret.
+
+    Lines of earlier versions lack them: all of the cohort got a broadcast, and failures no reply.
+    """
+    if record.get("messages_up") is not None:
+        return int(str(record["messages_down"])), int(str(record["messages_up"]))
+    asked, failed = (_count(record.get(key)) for key in ("cohort", "failures"))
+    return asked, asked - failed
+
+
+def _count(found: object) -> int:
+    """Return the length of names, or the number that stands for them."""
+    return len(found) if isinstance(found, list | Mapping) else int(float(str(found or 0)))
+
+
+def bytes_of_a_message(summary: Mapping[str, object]) -> tuple[float, float]:
+    """Return the mean bytes (down, up) of a message of a run, from its summary."""
+    planned = int(str(summary["rounds"])) * int(str(summary["cohort"]))  # earlier versions
+    down, up = (
+        float(str(summary[f"bytes_{way}"]))
+        / max(1.0, float(str(summary.get(f"messages_{way}", planned))))
+        for way in ("down", "up")
+    )
+    return down, up
 
 
 def totals(records: list[Record], metric: Metric | None = None) -> Totals:
@@ -200,6 +234,8 @@ def totals(records: list[Record], metric: Metric | None = None) -> Totals:
         rounds=len(records),
         bytes_up=sum(int(str(record["bytes_up"])) for record in records),
         bytes_down=sum(int(str(record["bytes_down"])) for record in records),
+        messages_up=sum(messages_of(record)[1] for record in records),
+        messages_down=sum(messages_of(record)[0] for record in records),
         seconds=sum(float(str(record["seconds"])) for record in records),
         last=evaluated[-1] if evaluated else {},
         metric=metric,

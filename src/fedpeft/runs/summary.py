@@ -59,6 +59,8 @@ def summary_of(
         "cohort": planned_turns(experiment)[0],
         "bytes_up": so_far.bytes_up,
         "bytes_down": so_far.bytes_down,
+        "messages_up": so_far.messages_up,
+        "messages_down": so_far.messages_down,
         "seconds": round(so_far.seconds, 3),
         **built.prefix.as_json(),
         **built.privacy.summary(so_far.rounds),

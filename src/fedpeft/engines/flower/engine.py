@@ -11,6 +11,7 @@ the round decodes them and refuses wrong shapes, types and numbers.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections import deque
@@ -188,7 +189,7 @@ class FlowerEngine:
     ) -> Failure | None:
         """Send one request; return a failure if the client is not connected."""
         if node is None:
-            return Failure(client, "the site is not connected")
+            return Failure(client, "the site is not connected", reached=False)
         number = job.turns.get(client, job.round)
         committed = job.committed[client]
         request = Request(
@@ -209,7 +210,7 @@ class FlowerEngine:
             grid, content, node, kind="train", group=str(job.round), ttl=limit or _HALF_A_DAY
         )
         if sent is None:
-            return Failure(client, "the message could not be sent")
+            return Failure(client, "the message could not be sent", reached=False)
         pending[sent] = _Pending(client, node, number, committed, time.monotonic())
         self._watch("asked", {"round": job.round, "client": client, "bytes": len(request.blob)})
         return None
@@ -266,7 +267,7 @@ class FlowerEngine:
     def _reported(self, answer: Reply | Failure, number: int) -> Reply | Failure:
         facts: dict[str, object] = {"round": number, "client": answer.client}
         if isinstance(answer, Failure):
-            answer = Failure(answer.client, plain(answer.reason))
+            answer = dataclasses.replace(answer, reason=plain(answer.reason))
             logger.warning("client %s: %s", answer.client, answer.reason)
             self._watch("failed", facts | {"reason": answer.reason})
         else:
