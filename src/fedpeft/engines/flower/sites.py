@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedpeft.core.errors import DeltaMismatchError, RoundError
+from fedpeft.engines.flower.bounded import Bound
 from fedpeft.engines.flower.grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
 from fedpeft.engines.flower.messages import error_words, read_answer, write_request
 from fedpeft.engines.flower.requests import Answer, Request
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LIMIT = 2**20
+_GREETING = Bound(_LIMIT, 30.0)
 _POLL = 0.5
 _AGAIN = 15.0
 _ROUND_PATIENCE = 30.0
@@ -194,7 +196,7 @@ class Sites:
 
     def _take_answer(self, sent: str, online: Collection[int]) -> None:
         node = self._pending[sent]
-        replies = pull_one(self._grid, sent)
+        replies = pull_one(self._grid, sent, _GREETING)
         if not replies:
             if node not in online:
                 del self._pending[sent]
