@@ -169,11 +169,11 @@ def test_a_call_is_no_longer_than_it_can_be(place, tmp_path):
     """The SuperLink holds a request whole before it knows whose it is; only objects are long."""
     with running(place, tmp_path) as (send, behind):
         with contextlib.suppress(OSError):
-            assert send("POST", "/v1/fleet/get-run", b"x" * (2**20 + 1)) == 413
+            assert send("POST", "/v1/fleet/push-messages", b"x" * (2**16 + 1)) == 413
         with contextlib.suppress(OSError):
             assert send("POST", "/v1/fleet/push-object", b"x" * (6 * 2**20 + 1)) == 413
         assert not behind.seen
-        assert send("POST", "/v1/fleet/push-messages", b"x" * 2**20) == 200
+        assert send("POST", "/v1/fleet/push-messages", b"x" * 2**16) == 200
 
 
 def test_who_is_refused_again_and_again_does_not_fill_the_disk(place, tmp_path):

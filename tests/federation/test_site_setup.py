@@ -80,6 +80,8 @@ def test_the_allow_list_holds_nothing_else(tmp_path):
         ({"federation.rounds": 500}, "federation.rounds: found 500; this site allows 100"),
         ({"client.epochs": 50}, "client.epochs: found 50; this site allows 10"),
         ({"data.transforms.normalize": "dataset"}, "needs statistics of all clients' data"),
+        ({"model.num_labels": 10**9}, "num_labels: found 1000000000; this site allows at most"),
+        ({"data.transforms.resize": 10**6}, "resize: found 1000000; this site allows at most 4096"),
         ({"engine.precision": "bf16"}, "because it trains on a CPU"),
         ({"wire.up": [{"name": "exfiltrate"}]}, "wire.up\\[0\\]: stage 'exfiltrate' is unknown"),
     ],
@@ -90,6 +92,24 @@ def test_what_a_site_does_not_allow_is_refused(tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
         agree(asked, own(tmp_path, limits))
     assert agree(server(), own(tmp_path, limits))  # the negative control
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tuning.method": "prompt", "tuning.options": {"num_tokens": 10**8}},
+        {"tuning.method": "lora", "tuning.options": {"r": 10**8}},
+    ],
+)
+def test_a_delta_that_is_too_large_is_refused_before_it_takes_memory(
+    tmp_path, monkeypatch, changes
+):
+    monkeypatch.setattr(sites, "load_data", lambda *_: pytest.fail("data was loaded"))
+    text = dump_experiment(server(changes))
+    with pytest.raises(ConfigError, match="bytes; this site allows 2000000000"):
+        prepare(own(tmp_path), text)
+    with pytest.raises(pytest.fail.Exception, match="data was loaded"):
+        prepare(own(tmp_path), dump_experiment(server()))  # the negative control
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,23 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path):
     until(lambda: not alive(pids_in(file)[0]))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="seen in /proc")
+@pytest.mark.parametrize("needs", [True, False])
+def test_a_child_whose_helper_died_is_started_again(tmp_path, monkeypatch, needs):
+    """As Flower's starter of apps, which one answer of 500 ends: the rest of it lives on."""
+    monkeypatch.setattr(processes, "_LOOK", 0.2)
+    starts = tmp_path / "starts"
+    code = (
+        f"import subprocess, time; open({str(starts)!r}, 'a').write('x'); "
+        "one = subprocess.Popen(['true']); time.sleep(60)"
+    )
+    end = time.monotonic() + (10.0 if needs else 1.5)  # without the need: the negative control
+    number = lambda: len(starts.read_text()) if starts.exists() else 0  # noqa: E731
+    follow([python(code, patience=ALWAYS, needs_helpers=needs)],
+           goes_on=lambda: number() < 2 and time.monotonic() < end)  # fmt: skip
+    assert number() == (2 if needs else 1)
+
+
 def test_a_program_that_is_not_there_is_said():
     with pytest.raises(EngineError, match="the ghost cannot be started"):
         follow([Child("ghost", ["/no/such/program"])])

@@ -25,7 +25,7 @@ from fedpeft.launch.progress import Report, show_progress, time_words
 from fedpeft.launch.start import run
 from fedpeft.launch.sweep import Event, Failed, Finished, results_json, sweep
 from fedpeft.launch.sweep_table import TableLine, headline_of, table_lines
-from fedpeft.runs.folder import RunFolder, default_out
+from fedpeft.runs.folder import RunFolder, as_begun, default_out
 from fedpeft.runs.records import RoundDone, bytes_of_a_message
 
 
@@ -49,6 +49,7 @@ def run_command(
     elif resume and file is None and out is not None:
         source = RunFolder(out).experiment  # the folder alone is enough to resume
     experiment = read_experiment(source, sets)
+    experiment = experiment if source == file else as_begun(experiment)
     gc.freeze()  # what the imports made lives to the end: no collection scans it
     place = out if out or resume else default_out(experiment.name)
     again = ["fedpeft", "run", *([str(file)] if file else []), *_options("--set", sets)]

@@ -129,7 +129,7 @@ http {{
 
     # The SuperLink holds a whole request in memory before it looks at its signature.
     limit_conn address 128;
-    client_max_body_size 1m;
+    client_max_body_size 64k;  # a list of 900 parts; ten thousand lock its database for minutes
     large_client_header_buffers 4 8k;
     client_header_timeout 10s;
     client_body_timeout 60s;  # between two reads, as the others

@@ -33,6 +33,8 @@ _QUICK = 30.0
 _MOST_QUICK_ENDS = 5
 _PAUSE = 10.0
 _GRACE = 10.0
+_LOOK = 5.0  # seconds between two looks at helpers
+_UNKNOWN = -1
 _LINUX = sys.platform == "linux"
 _LIBC = (
     ctypes.CDLL(None) if _LINUX else None
@@ -59,6 +61,7 @@ class Child:
       patience: a text in its output -> seconds for which it is started again after such an end.
       folder: its working folder; None: this process's.
       mask: its file mode creation mask; -1: this process's.
+      needs_helpers: whether it is of no use once a process that it has started is dead (Linux).
     """
 
     name: str
@@ -68,6 +71,7 @@ class Child:
     patience: Mapping[str, float] = field(default_factory=dict)
     folder: Path | None = None
     mask: int = -1
+    needs_helpers: bool = False
 
 
 def follow(children: Sequence[Child], *, goes_on: Callable[[], bool] = lambda: True) -> None:
@@ -134,10 +138,12 @@ class _Running:
                 self._start()
             return
         code = self._process.poll()
-        if code is None:
+        if code is None and not (self._child.needs_helpers and self._lost_a_helper(now)):
             return
         _end(self._process)
         self._relay.join(timeout=2)
+        code = self._process.poll() if code is None else code
+        code = _UNKNOWN if code is None else code
         self._ends.append(now)
         name, lived = self._child.name, now - self._began
         output = "\n  ".join(self._lines) or "nothing"
@@ -158,8 +164,20 @@ class _Running:
         logger.warning("the %s ended with exit code %s; starting it again. %s", name, code, advice)
         self._again = now + (_PAUSE if excused else 0.0)
 
+    def _lost_a_helper(self, now: float) -> bool:
+        """Whether a process that the child has started is dead at two looks in a row."""
+        if now < self._look:
+            return False
+        self._look = now + _LOOK
+        dead = _dead_children(self._process.pid)
+        lost, self._dead = dead & self._dead, dead
+        if lost:
+            logger.warning("a process of the %s has died", self._child.name)
+        return bool(lost)
+
     def _start(self) -> None:
         child = self._child
+        self._look, self._dead = 0.0, frozenset[int]()
         self._began, self._again = time.monotonic(), None
         self._lines.clear()
         try:
@@ -201,6 +219,19 @@ def _end(process: subprocess.Popen[str]) -> None:
             time.sleep(0.05)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=10)
+
+
+def _dead_children(process: int) -> frozenset[int]:
+    """Return the processes that a process has started, and that ended without its notice."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                with contextlib.suppress(OSError):
+                    state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+                    if state == "Z":
+                        found.add(int(child))
+    return frozenset(found)
 
 
 def _group_lives(process: subprocess.Popen[str]) -> bool:

@@ -125,7 +125,9 @@ def _superlink(settings: ServerSettings) -> Child:
     }
     advice = {"address already in use": "Choose another --port."}
     work = folder / "superlink"
-    return Child("superlink", command, environment, advice, folder=work, mask=0o077)
+    return Child(
+        "superlink", command, environment, advice, folder=work, mask=0o077, needs_helpers=True
+    )
 
 
 def _gateway(settings: ServerSettings, certificates: Path) -> Child:

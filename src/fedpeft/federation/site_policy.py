@@ -13,6 +13,8 @@ from fedpeft.experiment.read import validate
 from fedpeft.experiment.site_file import SiteConfig
 from fedpeft.models.locate import BUNDLED
 
+_MOST_LABELS = 100_000  # each name takes memory before any size is known
+_LARGEST_PICTURE = 4096  # pixels a side
 _NORMALIZE = "'model', or a mean and a std, because 'dataset' needs statistics of all clients' data"
 
 
@@ -36,6 +38,7 @@ def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
     """Yield one line for each setting of an experiment that the site does not allow."""
     model, allow, client = server.model, site.allow, server.client
     method, normalize = server.tuning.method, server.data.transforms.normalize
+    resize = server.data.transforms.resize
     precision, rounds = server.engine.precision, server.federation.rounds
     preset = model.config is None or model.config.startswith("preset:")
     bf16_on_cpu = precision == "bf16" and site.worker.device == "cpu"
@@ -48,10 +51,17 @@ def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
         ("federation.rounds", rounds, rounds <= allow.max_rounds, allow.max_rounds),
         ("client.epochs", client.epochs, client.epochs <= allow.max_epochs, allow.max_epochs),
         ("data.transforms.normalize", normalize, normalize != "dataset", _NORMALIZE),
+        ("model.num_labels", model.num_labels, *_at_most(model.num_labels, _MOST_LABELS)),
+        ("data.transforms.resize", resize, *_at_most(resize, _LARGEST_PICTURE)),
         ("engine.precision", precision, not bf16_on_cpu, "'fp32', because it trains on a CPU"),
     ):
         if not is_allowed:
             yield f"{key}: found {found!r}; this site allows {allowed}"
+
+
+def _at_most(number: int | None, most: int) -> tuple[bool, str]:
+    """Return whether a number is set and too large or not, and what is allowed, in words."""
+    return number is None or number <= most, f"at most {most}"
 
 
 def _model_name(server: Experiment, site: SiteConfig) -> str | None:

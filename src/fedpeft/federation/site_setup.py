@@ -19,7 +19,13 @@ import torch
 from pydantic import ValidationError
 
 from fedpeft.build.client_side import client_side
-from fedpeft.build.model import build_tuned, check_device, data_request, model_request
+from fedpeft.build.model import (
+    build_tuned,
+    check_device,
+    data_request,
+    model_request,
+    tuning_request,
+)
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.core.cpus import num_cores
 from fedpeft.core.errors import ConfigError, DataError
@@ -42,6 +48,7 @@ from fedpeft.rounds.handshake import NOT_TOLD, VERSIONS, label_fact, model_facts
 from fedpeft.runs.environment import versions
 from fedpeft.runs.files import write_whole
 from fedpeft.runs.folder import experiment_digest
+from fedpeft.tuning.methods import tune
 from fedpeft.tuning.tuned import TunedModel
 
 
@@ -65,14 +72,16 @@ def prepare(site: SiteConfig, text: str) -> Prepared:
     server = _read(text)
     experiment = agree(server, site)
     check_device(experiment)
-    data = _load(experiment, site)
     num_labels = experiment.model.num_labels
+    resolved = Resolved(experiment, installed().only(site.allow.plugins))
+    shape = sketch_model(model_request(resolved, num_labels or 2))
+    _check_size(tune(shape, tuning_request(resolved)), site)  # before any of it takes memory
+    data = _load(experiment, site)
     if data.num_labels is not None and num_labels is not None and data.num_labels > num_labels:
         raise DataError(
             f"data: this site has {data.num_labels} classes, the experiment {num_labels}; list "
             "the classes in data.classes"
         )
-    resolved = Resolved(experiment, installed().only(site.allow.plugins))
     tuned = build_tuned(resolved, num_labels or data.num_labels)
     _check_size(tuned, site)
     rows = np.arange(len(data.train), dtype=np.int64)

@@ -100,7 +100,8 @@ def supernode(settings: NodeSettings) -> Child:
         **QUIET,
         "PATH": f"{Path(executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    return Child("supernode", command, environment, _ADVICE, {_NOT_ADMITTED: _FORGOTTEN})
+    patience = {_NOT_ADMITTED: _FORGOTTEN}
+    return Child("supernode", command, environment, _ADVICE, patience, needs_helpers=True)
 
 
 _ADVICE: Mapping[str, str] = {

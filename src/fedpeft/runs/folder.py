@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
-from fedpeft.core.text import dotted
+from fedpeft.core.text import dotted, plain
 from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.epsilon import is_settled
 from fedpeft.experiment.experiment import Experiment
@@ -141,16 +142,24 @@ def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
     for key in _FROM_DATA:  # the stored one has them from the data
         if key not in ours:
             theirs.pop(key, None)
+    differ = [key for key in sorted(set(ours) | set(theirs)) if ours.get(key) != theirs.get(key)]
     problems = [
         f"{key} is {_shown(ours.get(key))} here and {_shown(theirs.get(key))} in the folder"
-        for key in sorted(set(ours) | set(theirs))
-        if ours.get(key) != theirs.get(key)
+        for key in differ
     ]
     here, there = experiment.federation.rounds, stored.federation.rounds
     if here < there:
         problems.append(f"federation.rounds is {here} here and {there} in the folder")
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        if here >= there and set(differ) <= set(ours) - set(theirs):
+            earlier = earlier_version(folder, experiment)
+            if earlier:
+                raise RunFolderError(
+                    f"{folder.path}: the run was begun by {earlier}: {'; '.join(problems[:5])}"
+                    f"{more}. Go on with that version, set these keys to what it did, or choose "
+                    "another --out"
+                )
         raise RunFolderError(
             f"{folder.path}: the folder holds another experiment: {'; '.join(problems[:5])}{more}. "
             "Only a larger federation.rounds may differ; choose another --out"
@@ -180,7 +189,7 @@ def stored_experiment(folder: RunFolder) -> Experiment:
             "`fedpeft run` wrote"
         )
     try:
-        return _shuffled(Experiment.model_validate(read_toml(folder.experiment)))
+        return as_begun(Experiment.model_validate(read_toml(folder.experiment)))
     except (ConfigError, ValueError) as error:
         raise RunFolderError(
             f"{folder.experiment}: cannot be read: {error}. Nothing was changed; put the file back "
@@ -188,7 +197,29 @@ def stored_experiment(folder: RunFolder) -> Experiment:
         ) from error
 
 
-def _shuffled(experiment: Experiment) -> Experiment:
+def earlier_version(folder: RunFolder, experiment: Experiment) -> str:
+    """Describe the version that wrote a folder, if it had fewer keys than this one; else "".
+
+    Args:
+      folder: of a run, with an `experiment.toml`.
+      experiment: resolved by this version.
+    """
+    from fedpeft.experiment.read import dump_experiment, read_toml
+
+    ours = dotted(tomllib.loads(dump_experiment(experiment)))
+    new = sorted(set(ours) - set(dotted(read_toml(folder.experiment))))
+    if not new:
+        return ""
+    versions = (read_object(folder.environment) or {}).get("versions")
+    found = versions.get("fedpeft") if isinstance(versions, dict) else None
+    more = f" and {len(new) - 3} more keys" if len(new) > 3 else ""
+    return (
+        f"an earlier fedpeft (environment.json: {plain(found or 'not recorded', 40)}), which did "
+        f"not have {', '.join(new[:3])}{more}"
+    )
+
+
+def as_begun(experiment: Experiment) -> Experiment:
     """Name the sampling of a run that began before it could be chosen: its epochs were shuffled."""
     chosen = experiment.privacy
     if PRIVACY_MODES[chosen.mode].unit != "example" or chosen.example_sampling is not None:

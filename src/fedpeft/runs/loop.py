@@ -35,6 +35,7 @@ from fedpeft.runs.environment import describe_environment
 from fedpeft.runs.files import read_object, remove_temporary, storing, write_json, write_text
 from fedpeft.runs.folder import (
     RunFolder,
+    earlier_version,
     experiment_digest,
 )
 from fedpeft.runs.records import (
@@ -152,6 +153,12 @@ def _restore(built: BuiltRun, folder: RunFolder) -> ServerState:
         return built.start
     found = read_checkpoint(files[-1])
     if found.experiment != experiment_digest(built.experiment):
+        earlier = earlier_version(folder, built.experiment)
+        if earlier:
+            raise RunFolderError(
+                f"{files[-1]}: the checkpoint was written by {earlier}, and cannot be continued by "
+                "this one. Nothing was changed; go on with that version, or choose another --out"
+            )
         raise RunFolderError(
             f"{files[-1]}: the checkpoint is of another experiment than {folder.experiment}. "
             "Nothing was changed; choose another --out"

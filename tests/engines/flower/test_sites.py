@@ -88,6 +88,24 @@ def test_nobody_there_is_said_in_words():
         Sites(Nodes(), greeting()).meet(1, 0.01)
 
 
+@pytest.mark.parametrize("keys", [True, False])
+def test_a_site_that_restarts_during_its_handshake_is_waited_for(keys):
+    """The SuperLink then says in its place that it is gone: that is no refusal of the site's."""
+    grid = Nodes(node_1=site("a"), node_2=Error(5, "no heartbeat"))
+    asked = []
+
+    def back(message):
+        asked.append(message)
+        if len(asked) > 3:
+            grid.says[2] = site("b")
+        return Nodes._take(grid, message)
+
+    grid._take = back
+    identities = Identities({"a", "b"}, lambda name, node: "", lambda node: "-ab"[node])
+    sites = Sites(grid, greeting(), identities=identities if keys else None)
+    assert sites.meet(2, 5.0) == ("a", "b") and not sites.refusals()
+
+
 def test_a_site_behind_another_node_is_found_again():
     grid = Nodes(node_1=site("a"), node_2=site("b"))
     sites = Sites(grid, greeting())

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedpeft.client.evaluate import Evaluation
 from fedpeft.core.text import plain
+from fedpeft.engines.flower.bounded import Bound
 from fedpeft.engines.flower.grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
 from fedpeft.engines.flower.messages import error_words, read_answer, write_request
 from fedpeft.engines.flower.requests import Answer, Request
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 _HALF_A_DAY = 43_200.0
 _MEMORY_HEADER = 2**20
+_AROUND = 2**18  # fields and Flower's own records beside the reply's buffer
+_LEAST_SECONDS = 5.0  # for a reply that is there already when its deadline comes
 
 
 class Roster(Protocol):
@@ -220,7 +223,7 @@ class FlowerEngine:
         for sent in list(pending):
             turn = pending[sent]
             answer: Reply | Failure | None = None
-            for reply in pull_one(grid, sent):
+            for reply in pull_one(grid, sent, self._bound(turn)):
                 if answer is not None or not _replies_to(reply, sent):
                     self._watch("dropped", {"client": turn.client, "turn": turn.number})
                     logger.warning("client %s: one more reply was dropped", turn.client)
@@ -232,6 +235,14 @@ class FlowerEngine:
             if answer is not None:
                 del pending[sent]
                 yield answer
+
+    def _bound(self, turn: _Pending) -> Bound | None:
+        """Return what is taken of a reply; None where clients are the server's own (simulation)."""
+        if self._settings.keeps_memories:
+            return None
+        limit = self._settings.deadline
+        left = None if limit is None else max(turn.at + limit - time.monotonic(), _LEAST_SECONDS)
+        return Bound(self._settings.limit + _AROUND, left)
 
     def _checked(self, reply: Message | Unreadable, turn: _Pending) -> Reply | Failure:
         """Return a reply for the round, or a failure if the message fails a check."""

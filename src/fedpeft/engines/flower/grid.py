@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from fedpeft.core.errors import EngineError
+from fedpeft.engines.flower.bounded import Bound, TooMuchError, bounded
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
@@ -81,19 +82,26 @@ def push_one(
     return str(numbers[0]) if numbers and numbers[0] else None
 
 
-def pull_one(grid: Grid, sent: str) -> list[Message | Unreadable]:
+def pull_one(grid: Grid, sent: str, bound: Bound | None = None) -> list[Message | Unreadable]:
     """Return the replies to one message that have arrived.
 
     Messages are pulled one at a time, so that an unreadable reply does not affect others.
+
+    Args:
+      grid: the grid.
+      sent: the message's identifier.
+      bound: what is taken of a reply; one that is more is unreadable. None: everything.
 
     Raises:
       EngineError: if the grid cannot be reached.
     """
     try:
-        with _reached("ask for replies"):
+        with _reached("ask for replies"), bounded(grid, bound):
             return list(grid.pull_messages([sent]))
     except EngineError:
         raise
+    except TooMuchError as error:
+        return [Unreadable(str(error))]
     except Exception as error:  # a site's message may make Flower's decoding fail in any way
         return [Unreadable(f"{type(error).__name__}: {error}"[:300])]
 

@@ -150,6 +150,9 @@ def error_words(code: int, reason: str | None) -> str:
     return f"{meaning}: {details}" if details else meaning
 
 
+GONE = frozenset({3, 4, 5})
+"""Flower's errors that the SuperLink gives where a node or its answer is not there."""
+
 _ERRORS: Mapping[int, str] = {
     0: "the client's process failed",
     1: "the site could not load the app",

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedpeft.core.errors import DeltaMismatchError, RoundError
+from fedpeft.engines.flower.bounded import Bound
 from fedpeft.engines.flower.grid import Grid, Unreadable, Watch, ignore, pull_one, push_one
-from fedpeft.engines.flower.messages import error_words, read_answer, write_request
+from fedpeft.engines.flower.messages import GONE, error_words, read_answer, write_request
 from fedpeft.engines.flower.requests import Answer, Request
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LIMIT = 2**20
+_GREETING = Bound(_LIMIT, 30.0)
 _POLL = 0.5
 _AGAIN = 15.0
 _ROUND_PATIENCE = 30.0
@@ -194,12 +196,14 @@ class Sites:
 
     def _take_answer(self, sent: str, online: Collection[int]) -> None:
         node = self._pending[sent]
-        replies = pull_one(self._grid, sent)
+        replies = pull_one(self._grid, sent, _GREETING)
         if not replies:
             if node not in online:
                 del self._pending[sent]
             return
         del self._pending[sent]
+        if _is_gone(replies[0]):
+            return  # it restarts, perhaps: a handshake follows when it is back
         name, reason, facts = self._checked(replies[0])
         if self._identities is not None:
             name = name or self._identities.owner(node)
@@ -247,6 +251,11 @@ class Sites:
             return "No other node is connected to the SuperLink; look at `fedpeft node` there"
         rows = [f"node {node}: {reason}" for node, reason in list(self._refused.items())[:5]]
         return "Refused: " + "; ".join(rows)
+
+
+def _is_gone(reply: Message | Unreadable) -> bool:
+    """Whether the SuperLink says in a node's place that it, or its answer, is not there."""
+    return not isinstance(reply, Unreadable) and reply.has_error() and reply.error.code in GONE
 
 
 def _name_of(answer: Answer) -> str:
