@@ -6,16 +6,17 @@ Real checkpoints of the same type have the same modules, only larger.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.quiet import quiet
 from fedpeft.models.source import ModelRequest, load_model
-from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.tasks import TASKS, Batch
 
 NUM_LABELS = 3
@@ -92,8 +93,16 @@ KINDS: tuple[Kind, ...] = (
     _text("camembert", "CamemBERT", position_offset=2),
     _text("convbert", "ConvBERT", embedding_size=16, conv_kernel_size=3, head_ratio=1),
     _text("data2vec-text", "data2vec (text)"),
-    _text("deberta", "DeBERTa", relative_attention=True, pos_att_type="c2p|p2c", pooler_hidden_size=16),
-    _text("deberta-v2", "DeBERTa-v2 and v3", relative_attention=True, pos_att_type="c2p|p2c", pooler_hidden_size=16),
+    _text(
+        "deberta", "DeBERTa", relative_attention=True, pos_att_type="c2p|p2c", pooler_hidden_size=16
+    ),
+    _text(
+        "deberta-v2",
+        "DeBERTa-v2 and v3",
+        relative_attention=True,
+        pos_att_type="c2p|p2c",
+        pooler_hidden_size=16,
+    ),
     _text("distilbert", "DistilBERT", dim=16, n_layers=2, n_heads=2, hidden_dim=32),
     _text("electra", "ELECTRA", embedding_size=8),
     _text("ernie", "ERNIE"),
@@ -106,7 +115,11 @@ KINDS: tuple[Kind, ...] = (
         "funnel",
         {
             **_without("num_hidden_layers", "max_position_embeddings"),
-            "d_model": 16, "d_head": 8, "d_inner": 32, "block_sizes": [1, 1], "n_head": 2,
+            "d_model": 16,
+            "d_head": 8,
+            "d_inner": 32,
+            "block_sizes": [1, 1],
+            "n_head": 2,
             "num_decoder_layers": 1,
         },
         "Funnel Transformer",
@@ -116,8 +129,22 @@ KINDS: tuple[Kind, ...] = (
     _text("longformer", "Longformer", attention_window=[4, 4]),
     _text("luke", "LUKE", entity_vocab_size=8, entity_emb_size=8),
     _text("megatron-bert", "Megatron-BERT"),
-    _text("mobilebert", "MobileBERT", embedding_size=16, intra_bottleneck_size=8, true_hidden_size=8, use_bottleneck=True),
-    _text("modernbert", "ModernBERT", global_attn_every_n_layers=2, local_attention=8, cls_token_id=1, sep_token_id=2),
+    _text(
+        "mobilebert",
+        "MobileBERT",
+        embedding_size=16,
+        intra_bottleneck_size=8,
+        true_hidden_size=8,
+        use_bottleneck=True,
+    ),
+    _text(
+        "modernbert",
+        "ModernBERT",
+        global_attn_every_n_layers=2,
+        local_attention=8,
+        cls_token_id=1,
+        sep_token_id=2,
+    ),
     _text("mpnet", "MPNet"),
     _text("nomic_bert", "Nomic Embed"),
     _text("rembert", "RemBERT", input_embedding_size=8, output_embedding_size=8),
@@ -129,7 +156,13 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "text-classification",
         "xlnet",
-        {**_without("max_position_embeddings"), "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
+        {
+            **_without("max_position_embeddings"),
+            "d_model": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "d_inner": 32,
+        },
         "XLNet",
     ),
     _text("xmod", "X-MOD", languages=["en_XX"], default_language="en_XX"),
@@ -138,31 +171,144 @@ KINDS: tuple[Kind, ...] = (
     Kind("text-classification", "gpt2", GPT, "GPT-2 as a classifier"),
     _image("beit", "BEiT", **IMAGE),
     _image("bit", "BiT", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_groups=2),
-    _image("clip", "CLIP (picture tower)", vision_config={**IMAGE}, text_config={**TEXT}, projection_dim=16),
-    _image("convnext", "ConvNeXt", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32),
-    _image("convnextv2", "ConvNeXt V2", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32),
+    _image(
+        "clip",
+        "CLIP (picture tower)",
+        vision_config={**IMAGE},
+        text_config={**TEXT},
+        projection_dim=16,
+    ),
+    _image(
+        "convnext", "ConvNeXt", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32
+    ),
+    _image(
+        "convnextv2",
+        "ConvNeXt V2",
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        num_stages=2,
+        image_size=32,
+    ),
     _image("cvt", "CvT", embed_dim=[8, 8, 16], num_heads=[1, 1, 2], depth=[1, 2, 3]),
     _image("data2vec-vision", "data2vec (pictures)", **IMAGE),
     _image("deit", "DeiT", **IMAGE),
     _image("dinov2", "DINOv2", **IMAGE),
     _image("dinov2_with_registers", "DINOv2 with registers", **IMAGE),
-    _image("efficientnet", "EfficientNet", image_size=32, initializer_range=0.5, width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128),
-    _image("focalnet", "FocalNet", image_size=32, embed_dim=8, depths=[1, 1], focal_levels=[1, 1], focal_windows=[3, 3], hidden_sizes=[8, 16]),
-    _image("hiera", "Hiera", image_size=[32, 32], embed_dim=8, depths=[1, 1], num_heads=[1, 2], patch_size=[7, 7], patch_stride=[4, 4], patch_padding=[3, 3], query_stride=[2, 2], num_query_pool=1, masked_unit_size=[4, 4], masked_unit_attention=[True, False]),
+    _image(
+        "efficientnet",
+        "EfficientNet",
+        image_size=32,
+        width_coefficient=0.1,
+        depth_coefficient=0.1,
+        hidden_dim=128,
+    ),
+    _image(
+        "focalnet",
+        "FocalNet",
+        image_size=32,
+        embed_dim=8,
+        depths=[1, 1],
+        focal_levels=[1, 1],
+        focal_windows=[3, 3],
+        hidden_sizes=[8, 16],
+    ),
+    _image(
+        "hiera",
+        "Hiera",
+        image_size=[32, 32],
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[1, 2],
+        patch_size=[7, 7],
+        patch_stride=[4, 4],
+        patch_padding=[3, 3],
+        query_stride=[2, 2],
+        num_query_pool=1,
+        masked_unit_size=[4, 4],
+        masked_unit_attention=[True, False],
+    ),
     _image("ijepa", "I-JEPA", **IMAGE),
-    _image("levit", "LeViT", image_size=32, hidden_sizes=[16, 16, 16], num_attention_heads=[2, 2, 2], depths=[1, 1, 1], key_dim=[8, 8, 8], mlp_ratio=[2, 2, 2], attention_ratio=[2, 2, 2]),
+    _image(
+        "levit",
+        "LeViT",
+        image_size=32,
+        hidden_sizes=[16, 16, 16],
+        num_attention_heads=[2, 2, 2],
+        depths=[1, 1, 1],
+        key_dim=[8, 8, 8],
+        mlp_ratio=[2, 2, 2],
+        attention_ratio=[2, 2, 2],
+    ),
     _image("mobilenet_v1", "MobileNet V1", image_size=32, depth_multiplier=0.25, min_depth=8),
-    _image("mobilenet_v2", "MobileNet V2", image_size=32, depth_multiplier=0.1, finegrained_output=False),
-    _image("mobilevit", "MobileViT", image_size=32, hidden_sizes=[8, 12, 16], neck_hidden_sizes=[4, 4, 8, 8, 8, 8, 16], num_attention_heads=2, patch_size=2),
+    _image(
+        "mobilenet_v2",
+        "MobileNet V2",
+        image_size=32,
+        depth_multiplier=0.1,
+        finegrained_output=False,
+    ),
+    _image(
+        "mobilevit",
+        "MobileViT",
+        image_size=32,
+        hidden_sizes=[8, 12, 16],
+        neck_hidden_sizes=[4, 4, 8, 8, 8, 8, 16],
+        num_attention_heads=2,
+        patch_size=2,
+    ),
     _image("poolformer", "PoolFormer", hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1]),
-    _image("pvt", "PVT", image_size=32, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], mlp_ratios=[2, 2, 2, 2]),
-    _image("pvt_v2", "PVT v2", image_size=32, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], mlp_ratios=[2, 2, 2, 2]),
-    _image("regnet", "RegNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=8),
+    _image(
+        "pvt",
+        "PVT",
+        image_size=32,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        mlp_ratios=[2, 2, 2, 2],
+    ),
+    _image(
+        "pvt_v2",
+        "PVT v2",
+        image_size=32,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        mlp_ratios=[2, 2, 2, 2],
+    ),
+    _image(
+        "regnet", "RegNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=8
+    ),
     _image("resnet", "ResNet", embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1]),
-    _image("segformer", "SegFormer (MiT)", image_size=32, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], mlp_ratios=[2, 2, 2, 2]),
+    _image(
+        "segformer",
+        "SegFormer (MiT)",
+        image_size=32,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        mlp_ratios=[2, 2, 2, 2],
+    ),
     _image("siglip", "SigLIP (picture tower)", vision_config={**IMAGE}, text_config={**TEXT}),
-    _image("swin", "Swin", image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4),
-    _image("swinv2", "Swin V2", image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4),
+    _image(
+        "swin",
+        "Swin",
+        image_size=32,
+        patch_size=4,
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[1, 2],
+        window_size=4,
+    ),
+    _image(
+        "swinv2",
+        "Swin V2",
+        image_size=32,
+        patch_size=4,
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[1, 2],
+        window_size=4,
+    ),
     _image("vit", "ViT, MAE, MoCo v3, DINO", **IMAGE),
     _image("vit_msn", "ViT MSN", **IMAGE),
     _causal("biogpt", "BioGPT"),
@@ -175,14 +321,23 @@ KINDS: tuple[Kind, ...] = (
     _causal("gemma3_text", "Gemma 3", num_key_value_heads=1, head_dim=8),
     _gpt("gpt2", "GPT-2, DistilGPT-2"),
     _gpt("gpt_bigcode", "StarCoder"),
-    _causal("gpt_neo", "GPT-Neo", num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]], window_size=8),
+    _causal(
+        "gpt_neo",
+        "GPT-Neo",
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+    ),
     _causal("gpt_neox", "Pythia, GPT-NeoX"),
     _gpt("gptj", "GPT-J", rotary_dim=4),
     _causal("granite", "Granite", num_key_value_heads=1),
     _causal("llama", "LLaMA, SmolLM, TinyLlama", num_key_value_heads=1),
     _causal("mamba", "Mamba", state_size=4, time_step_rank=2),
     _causal("mistral", "Mistral", num_key_value_heads=1),
-    _causal("mixtral", "Mixtral", num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1),
+    _causal(
+        "mixtral", "Mixtral", num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1
+    ),
     _causal("mpt", "MPT", d_model=16, n_layers=2, n_heads=2, max_seq_len=48),
     _causal("olmo", "OLMo", num_key_value_heads=1),
     _causal("olmo2", "OLMo 2", num_key_value_heads=1),
@@ -217,7 +372,13 @@ def make_kind(kind: Kind, folder: Path) -> LoadedModel:
         config = transformers.AutoConfig.for_model(kind.model_type, **settings)
         classes = auto._model_mapping[type(config)]  # several where a model has another head
         made = classes[0] if isinstance(classes, tuple) else classes
-        made(config).eval().save_pretrained(folder)
+        module = made(config).eval()
+        for part in module.modules():
+            if isinstance(
+                part, nn.Conv2d
+            ):  # without trained statistics of BatchNorm, small weights vanish
+                nn.init.kaiming_normal_(part.weight)
+        module.save_pretrained(folder)
     if TASKS[kind.task].inputs == "text":
         _save_tokenizer(folder)
     return load_model(ModelRequest(str(folder), kind.task, num_labels=NUM_LABELS))

@@ -125,6 +125,8 @@ def text_input(
       padding: the tokens that the config offers for padding.
     """
     positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(getattr(type(config), "max_position_embeddings", None), property):
+        positions = None if positions == -1 else positions  # XLNet says so that it has no limit
     folder = source if isinstance(source, Path) else None
     limits = [512]
     if positions is not None:
