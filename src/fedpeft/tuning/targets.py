@@ -25,6 +25,9 @@ ALL_LINEAR = "all-linear"
 
 ALL_LINEAR_RULE = "every linear layer outside the head"
 
+CLASSIFIERS = ("classifier", "score")
+"""Ends of the names of modules that the library always trains as a text classifier's head."""
+
 _FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
 _MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
@@ -226,10 +229,13 @@ def _paths(loaded: LoadedModel) -> list[str]:
 
 def _free(loaded: LoadedModel) -> list[str]:
     """Return the paths of the modules outside the head that share no weight with another."""
-    heads = [*loaded.head, *(name.rpartition(".")[0] for name in loaded.fresh)]
+    paths = _paths(loaded)
+    heads = {*loaded.head, *(name.rpartition(".")[0] for name in loaded.fresh)}
+    if loaded.task.new_head and loaded.task.inputs == "text":
+        heads |= {path for path in paths if path.endswith(CLASSIFIERS)}
     inside = tuple(f"{path}." for path in heads)
     tied = set(tied_modules(loaded.module))
-    return [p for p in _paths(loaded) if not f"{p}.".startswith(inside) and p not in tied]
+    return [path for path in paths if not f"{path}.".startswith(inside) and path not in tied]
 
 
 def _is_norm(part: nn.Module) -> bool:
