@@ -15,12 +15,11 @@ import copy
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from model_zoo import KINDS, Kind, batch_of, make_kind
 from torch import Tensor
 
 from fedpeft.core.errors import ConfigError, ModelError, TuningError
@@ -36,6 +35,7 @@ from fedpeft.tuning.tuned import (
     write_delta,
 )
 from fedpeft.wire.messages import decode, encode
+from model_zoo import KINDS, Kind, batch_of, make_kind
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "models.md"
 
@@ -84,19 +84,33 @@ TITLES = {
 
 HEAD = """# Which models, which methods
 
-{models} kinds of model of `transformers`, each with every usual method: {works} of {pairs} pairs work.
-For each pair a tiny model of that type was tuned, trained for a step, its delta sent and loaded into a fresh model,
-with equal logits.
-`yes` works with the method's defaults, `yes, OPTION` with that option in `[tuning.options]`; for `no`, the reason stands
-under the tables, and `fedpeft check` says it before anything is loaded.
-Models of other types work too, where their parts are called and built as usual: try `fedpeft plan`.
-This page is made by `python scripts/model_matrix.py`; a test compares it with what happens.
+{models} types of model of `transformers`, each with the usual methods:
+{works} of {pairs} pairs work.
+For each pair a tiny model of that type was tuned and trained for a step; its delta was sent as a
+message and loaded into a fresh model, which gave equal logits.
 
-Where `lora`, `dora`, `ia3`, `adapter` and the like go is said by `fedpeft plan`, under `adapted`:
-the table of the model's family, else the `peft` library's table for the model type, else every linear layer outside the
-head; in a backbone of convolutions, every convolution with one group.
-`target_modules` (of `adapter`: `after`) in `[tuning.options]` names other layers.
-BatchNorm keeps its statistics frozen under all methods but `full` and `scratch`.
+- `yes`: works with the method's defaults.
+- `yes, OPTION`: works with that option in `[tuning.options]`.
+- `no (x)`: refused, for the reason under the tables.
+
+Other types work too, where their parts are built as usual: `fedpeft plan` says so in seconds.
+This page is made by `python scripts/model_matrix.py`, and a test compares it with what happens.
+
+## Where a method goes
+
+`fedpeft plan` shows it under `adapted`, and `environment.json` of a run keeps it.
+The first of these rules that finds a layer decides for `lora`, `dora`, `ia3` and the like:
+
+1. `target_modules` in `[tuning.options]`.
+2. The table of the model's family, where `fedpeft` has one (ViT, BERT, LLaMA, GPT-2 and similar).
+3. The table of the `peft` library for the model type.
+4. Every linear layer outside the head; for `ln_tuning` every norm outside the head.
+   Where no block has a linear layer, every convolution with one group as well.
+
+`adapter` goes after the MLP of each block; in other families after the last linear layer of each
+block, or the last convolution where blocks have none; `after` in `[tuning.options]` names others.
+`prompt` needs blocks that share one sequence of patches.
+BatchNorm keeps its statistics under all methods but `full` and `scratch`.
 """
 
 
@@ -211,6 +225,8 @@ def _plain_reason(message: str, loaded: LoadedModel) -> str:
     found = re.sub(r"^tuning\.method \S+( on \S+ \(family [^)]*\))?: ", "", message)
     found = found.replace(loaded.source, "the model")
     found = re.sub(r" \(family [^)]*\)", "", found)
+    found = re.sub(r"virtual tokens \(.*\);", "virtual tokens;", found)
+    found = re.sub(r"prompts \(.*\);", "prompts;", found)
     return re.sub(r"; the first [^;]*$", "", found).strip()
 
 
@@ -277,6 +293,25 @@ def outcomes_on(page: str) -> dict[tuple[str, str, str], str]:
     return found
 
 
+def rows_on(page: str) -> dict[Kind, dict[str, Outcome]]:
+    """Read the rows of a page, but those of kinds that it lacks."""
+    found = outcomes_on(page)
+    keys = {
+        kind: [(TITLES[kind.task], kind.model_type, method) for method in METHODS] for kind in KINDS
+    }
+    return {
+        kind: {key[-1]: _outcome(found[key]) for key in row}
+        for kind, row in keys.items()
+        if row[0] in found
+    }
+
+
+def _outcome(words: str) -> Outcome:
+    if words == "yes" or words.startswith("yes, "):
+        return Outcome(options=words.removeprefix("yes").removeprefix(", "))
+    return Outcome(refused=words)
+
+
 def in_words(outcome: Outcome) -> str:
     """Return an outcome as `outcomes_on` reads it."""
     return outcome.refused or _cell(outcome, {})
@@ -289,20 +324,23 @@ def main(argv: Sequence[str] | None = None) -> int:
       1 if a pair is broken, or `--check` finds another page; else 0.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("types", nargs="*", help="model types; all by default")
+    parser.add_argument("types", nargs="*", help="model types that are tried again; all by default")
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     options = parser.parse_args(argv)
+    before = rows_on(PAGE.read_text("utf-8")) if options.types else {}
     rows = {}
     for kind in KINDS:
         if kind.model_type in options.types or not options.types:
             rows[kind] = row_of(kind)
             _print_row(kind, rows[kind])
-    broken = any(outcome.broken for row in rows.values() for outcome in row.values())
-    if options.types or broken:
-        return int(broken)
+        else:
+            rows[kind] = before[kind]
+    page = page_of(rows)
+    if any(outcome.broken for row in rows.values() for outcome in row.values()):
+        return 1
     if options.check:
-        return int(PAGE.read_text() != page_of(rows))
-    PAGE.write_text(page_of(rows))
+        return int(PAGE.read_text("utf-8") != page)
+    PAGE.write_text(page, "utf-8")
     return 0
 
 

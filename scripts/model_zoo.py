@@ -6,16 +6,17 @@ Real checkpoints of the same type have the same modules, only larger.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.quiet import quiet
 from fedpeft.models.source import ModelRequest, load_model
-from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.tasks import TASKS, Batch
 
 NUM_LABELS = 3
@@ -197,7 +198,6 @@ KINDS: tuple[Kind, ...] = (
         "efficientnet",
         "EfficientNet",
         image_size=32,
-        initializer_range=0.5,
         width_coefficient=0.1,
         depth_coefficient=0.1,
         hidden_dim=128,
@@ -372,7 +372,13 @@ def make_kind(kind: Kind, folder: Path) -> LoadedModel:
         config = transformers.AutoConfig.for_model(kind.model_type, **settings)
         classes = auto._model_mapping[type(config)]  # several where a model has another head
         made = classes[0] if isinstance(classes, tuple) else classes
-        made(config).eval().save_pretrained(folder)
+        module = made(config).eval()
+        for part in module.modules():
+            if isinstance(
+                part, nn.Conv2d
+            ):  # without trained statistics of BatchNorm, small weights vanish
+                nn.init.kaiming_normal_(part.weight)
+        module.save_pretrained(folder)
     if TASKS[kind.task].inputs == "text":
         _save_tokenizer(folder)
     return load_model(ModelRequest(str(folder), kind.task, num_labels=NUM_LABELS))

@@ -116,3 +116,16 @@ def test_the_longest_text_is_what_model_and_tokenizer_bear(
     folder = folder_with(tmp_path, "tokenizer_config.json", content)
     found = text_input(config, folder, reserved=reserved)
     assert (found.folder, found.max_length) == (str(tmp_path), length)
+
+
+def test_a_text_model_without_a_limit_reads_512_tokens():
+    from transformers import XLNetConfig
+
+    assert text_input(XLNetConfig(), PLAIN, "").max_length == 512
+
+
+def test_a_picture_tower_has_the_size_of_its_own_config():
+    from transformers import SiglipConfig
+
+    config = SiglipConfig(vision_config={"image_size": 48})
+    assert image_input(config, PLAIN, None).height == 48

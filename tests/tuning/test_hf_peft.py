@@ -79,14 +79,18 @@ def test_target_inside_the_head_is_refused(make):
         tune(make("vit"), TuningRequest("lora", {"target_modules": ["q_proj", "classifier"]}))
 
 
-def test_plain_module_needs_targets(make):
-    with pytest.raises(TuningError, match=r"`target_modules = .*linear layers are first, second"):
-        tune(make("plain"), TuningRequest("lora"))
-
-
 def test_target_that_is_not_there_is_an_error(make):
-    with pytest.raises(TuningError, match=r"peft library reports: Target modules .*nothing"):
+    with pytest.raises(TuningError, match=r"Target modules .*nothing.* named are first, second$"):
         tune(make("plain"), TuningRequest("lora", {"target_modules": ["nothing"]}))
+
+
+def test_all_parts_of_a_head_that_a_target_matches_are_named_at_once(make):
+    loaded = dataclasses.replace(make("plain"), head=("second", "top"))
+    request = TuningRequest("lora", {"target_modules": ["first", "second", "top"]})
+    with pytest.raises(TuningError, match="'second', 'top', parts of the head"):
+        tune(loaded, request)
+    found = {**request.options, "exclude_modules": ["second", "top"]}
+    assert tune(make("plain"), TuningRequest("lora", found)).spec.num_params > 0
 
 
 def test_lora_biases_have_the_models_own_names(make):
@@ -167,13 +171,6 @@ def test_model_without_a_cache_takes_no_prefix(make, monkeypatch):
 def test_prompt_learning_keeps_the_wrapper(make):
     assert (tuned := tune(make("bert"), TuningRequest("prompt_tuning"))).model is tuned.peft_model
     assert (tuned := tune(make("bert"), TuningRequest("lora"))).model is not tuned.peft_model
-
-
-def test_family_without_targets_is_told_to_name_them(make):
-    loaded = make("vit")
-    bare = dataclasses.replace(loaded, family=dataclasses.replace(loaded.family, targets={}))
-    with pytest.raises(TuningError, match="no default targets"):
-        tune(bare, TuningRequest("lora"))
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])

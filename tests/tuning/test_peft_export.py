@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from fedpeft.core.errors import TuningError
 from fedpeft.tuning.methods import TuningRequest, tune
 from fedpeft.tuning.peft_export import save_peft
 from fedpeft.tuning.tuned import read_delta, write_delta
+from model_zoo import KINDS, batch_of, make_kind
 
 CASES = [
     ("lora", "vit"),
@@ -59,3 +61,32 @@ def test_config_names_the_base_and_the_head(saved):
 def test_methods_of_ours_are_not_the_librarys(make, tmp_path):
     with pytest.raises(TuningError, match="does not have method adapter"):
         save_peft(tune(make("vit"), TuningRequest("adapter")), tmp_path, base="x")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("model_type", ["distilbert", "levit", "resnet", "electra"])
+def test_stock_library_loads_models_with_unusual_heads_and_layers(model_type, tmp_path):
+    from peft import PeftModel
+
+    kind = next(kind for kind in KINDS if kind.model_type == model_type)
+    (tmp_path / "base").mkdir()
+    loaded = make_kind(kind, tmp_path / "base")
+    base, batch = copy.deepcopy(loaded.module), batch_of(loaded)
+    tuned = tune(loaded, TuningRequest("lora", {"r": 2}, seed=1))
+    write_delta(tuned, read_delta(tuned) + 0.05)
+    save_peft(tuned, tmp_path, base="some/base")
+    stock = PeftModel.from_pretrained(base, tmp_path).eval()
+    inputs = {name: v for name, v in batch.items() if name != "labels"}
+    torch.testing.assert_close(stock(**inputs).logits, tuned.model(**inputs).logits)
+
+
+@pytest.mark.parametrize(("method", "works"), [("lora", False), ("ln_tuning", True)])
+def test_a_model_that_stock_peft_cannot_run_is_exported_merged_only(method, works, tmp_path):
+    kind = next(kind for kind in KINDS if kind.model_type == "mobilenet_v2")
+    tuned = tune(make_kind(kind, tmp_path), TuningRequest(method, seed=1))
+    if works:
+        save_peft(tuned, tmp_path, base="some/base")
+        assert (tmp_path / "adapter_model.safetensors").is_file()
+    else:
+        with pytest.raises(TuningError, match=r"strides .* `--as merged`"):
+            save_peft(tuned, tmp_path, base="some/base")

@@ -24,6 +24,7 @@ _BAR, _LEAST_BAR = 32, 8
 _STRIP, _LEAST_STRIP = 50, 8
 _PAYLOADS = ("a client", "a round", "all rounds")
 _SHOWN = 16
+_FEW = 6
 
 
 def plan_command(file: Path | None, sets: Sequence[str], *, as_json: bool) -> None:
@@ -78,6 +79,8 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
     trained, total = figures["trainable_parameters"], figures["total_parameters"]
     yield f"{figures['method']} on {figures['model']}"
     yield f"  trained parameters  {trained:,} of {total:,} ({100 * trained / total:.3g} %)"
+    if figures["adapted"]:
+        yield f"  adapted             {_adapted(figures['adapted'])}"
     if figures["num_labels_assumed"]:
         yield f"  classes             {figures['num_labels']}, {figures['num_labels_assumed']}"
     payload, trainable = figures["payload_bytes"], figures["trainable_payload_bytes"]
@@ -96,6 +99,15 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
     if "weights" in figures:
         yield f"  weights             {figures['weights']}"
     yield f"  privacy             {privacy_words(figures)}"
+
+
+def _adapted(found: Mapping[str, Any]) -> str:
+    """Name the adapted layers, the first of many, and say which rule chose them."""
+    modules = found["modules"]
+    if isinstance(modules, str):
+        return f"{modules} ({found['rule']})"
+    more = f" and {len(modules) - _FEW} more" if len(modules) > _FEW else ""
+    return f"{', '.join(modules[:_FEW])}{more} ({found['rule']})"
 
 
 def _partition_lines(found: Partition | None, width: int | None) -> Iterator[str]:

@@ -136,6 +136,8 @@ def text_input(
       ModelError: if the config or the tokenizer's file allow no token at all.
     """
     positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(getattr(type(config), "max_position_embeddings", None), property):
+        positions = None if positions == -1 else positions  # XLNet says so that it has no limit
     folder = source if isinstance(source, Path) else None
     limits = [] if places is None else [places - reserved]
     if positions is not None and positions != _ANY_LENGTH:

@@ -1,4 +1,4 @@
-"""Helpers for loading: silence `transformers`, and switch off dropout."""
+"""Helpers for loading: silence `transformers`, switch off dropout, keep nothing between passes."""
 
 from __future__ import annotations
 
@@ -46,6 +46,20 @@ def zero_dropout(part: object) -> None:
         _zero_attributes(module)
     if getattr(part, "config", None) is not None:
         _zero_attributes(part.config)
+
+
+def forget_biases(part: nn.Module) -> None:
+    """Let modules that keep position biases between forward passes make them anew each time.
+
+    LeViT keeps them in eval mode, where they would hide what is trained or written into them.
+    """
+    for module in part.modules():
+        if hasattr(module, "attention_bias_cache"):
+            module.register_forward_pre_hook(_forget)
+
+
+def _forget(module: nn.Module, inputs: object) -> None:
+    module.attention_bias_cache = {}  # type: ignore[assignment]  # of the library's own class
 
 
 def _zero_attributes(holder: object) -> None:

@@ -124,6 +124,7 @@ def make_plan(experiment: Experiment) -> Plan:
         "total_bytes": rounds * (replies * up + requests * down),
         "memory_bytes": _memory(sketch),
         "kept_deltas_bytes": _kept_deltas(sketch),
+        "adapted": tuned.targets.as_json() if tuned.targets else None,
         **_weights(sketch),
         **_classes(sketch, data),
         **planned_prefix(sketch.experiment, tuned, data).as_json(),

@@ -183,6 +183,8 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
             data["clients"] = len(built.data.clients)
         metric = built.tuned.loaded.task.headline.as_json()
         found = {**describe_environment(built.experiment.seed), "data": data, "metric": metric}
+        if built.tuned.targets is not None:
+            found["adapted"] = built.tuned.targets.as_json()
         write_json(folder.environment, found)
     made = built.data.preprocessing
     if made is not None and not folder.preprocessing.exists():

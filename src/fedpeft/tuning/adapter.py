@@ -6,8 +6,9 @@ convolution where blocks have no linear layer; there it acts on the channels.
     m = MLP(LN2(x))
     x <- x + m + Up(GELU(Down(m)))        Down: d -> d / reduction, Up: back to d
 
-One bottleneck is shared by all blocks (of one width), or each block has its own. `init = "identity"` starts from
-Up = 0; `init = "zeros"` also starts from Down = 0, where only the bias of Up ever gets a gradient.
+One bottleneck is shared by all blocks of one width, or each block has its own. `init = "identity"`
+starts from Up = 0; `init = "zeros"` also starts from Down = 0, where only the bias of Up ever gets
+a gradient.
 
 References: Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019; Sun et al.,
 IEEE BigData 2024.
@@ -168,13 +169,13 @@ def _nowhere(loaded: LoadedModel) -> str:
     known = [n for n, part in modules if _own_width(part) and not f"{n}.".startswith(inside)]
     if not known:
         return (
-            f"tuning.method adapter: {loaded.source} has no linear layer, convolution or layer norm "
-            "outside its head; choose head, bias or full"
+            f"tuning.method adapter: {loaded.source} has no linear layer, convolution or layer "
+            "norm outside its head; choose head, bias or full"
         )
     return (
         f"tuning.method adapter: {loaded.source} is of no known model family, and it has no "
-        "numbered blocks that end in a linear layer; name the modules whose outputs get an adapter, "
-        f"as `after = [...]` in [tuning.options]; the first suitable ones are {known[:4]}"
+        "numbered blocks that end in a linear layer; name the modules whose outputs get an "
+        f"adapter, as `after = [...]` in [tuning.options]; the first suitable ones are {known[:4]}"
     )
 
 
@@ -183,7 +184,7 @@ def _told(model: ModelToTune, places: Mapping[str, _Place]) -> Targets:
     family = model.loaded.family
     rule = f"the table of family {family.name}" if family.mlp else last_layers(model.loaded).rule
     modules = tuple(place.path for place in places.values())
-    return Targets(modules, "tuning.options" if model.options["after"] else rule)
+    return Targets(modules, "named in tuning.options" if model.options["after"] else rule)
 
 
 def _bottlenecks(model: ModelToTune, places: Mapping[str, _Place]) -> dict[str, Bottleneck]:

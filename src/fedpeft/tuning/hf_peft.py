@@ -14,18 +14,22 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import TuningError
+from fedpeft.core.text import plain
 from fedpeft.models.families import hidden_size
+from fedpeft.models.loaded import LoadedModel
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.peft_names import PeftNames
 from fedpeft.tuning.peft_options import config_class
@@ -49,6 +53,7 @@ from fedpeft.tuning.targets import Targets, find_targets, tied_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedConfig
 
 
 def apply_peft(model: ModelToTune) -> PreparedModel:
@@ -79,6 +84,8 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
     if prompted and name not in KEY_VALUE and model.loaded.task.per_token:
         num_tokens = cast(int, model.options["num_virtual_tokens"])
         changed.register_forward_hook(partial(_cut_virtual_tokens, num_tokens))
+    if prompted and not model.loaded.family.block:
+        _try_once(model, changed)
     added = {path for path, p in changed.named_parameters() if p.requires_grad}
     new = {names.place(p) for p in added if names.original(p) not in names.parameters}
     _check_overlap(model, new, head)
@@ -102,6 +109,29 @@ def _cut_virtual_tokens(
     return output
 
 
+def _try_once(model: ModelToTune, changed: nn.Module) -> None:
+    """Run two tokens through a model of no known family, which may not take virtual tokens.
+
+    Raises:
+      TuningError: if the library fails; on `meta` tensors nothing is tried.
+    """
+    if is_meta(changed):
+        return
+    tokens = torch.ones((1, 2), dtype=torch.long, device=next(changed.parameters()).device)
+    labels = tokens if model.loaded.task.per_token else torch.zeros_like(tokens[:, 0])
+    batch = {"input_ids": tokens, "attention_mask": tokens, "labels": labels}
+    try:
+        with torch.no_grad():
+            model.loaded.task.score(changed.eval(), batch)
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        other = "prompt_tuning" if short_form(model.method)[0] in KEY_VALUE else "another method"
+        raise _error(
+            model,
+            f"this kind of model cannot be run with virtual tokens ({plain(error, 80)}); "
+            f"choose {other}",
+        ) from error
+
+
 def _wrap(model: ModelToTune, name: str, found: Targets | None) -> PeftModel:
     """Apply the library's own `get_peft_model`, then remove its copies of the head."""
     from peft import get_peft_model
@@ -113,7 +143,7 @@ def _wrap(model: ModelToTune, name: str, found: Targets | None) -> PeftModel:
             config = config_class(name)(**_fields(model, name, found))
             wrapper: PeftModel = get_peft_model(module, config, low_cpu_mem_usage=is_meta(module))
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise _error(model, f"the peft library reports: {error}") from error
+        raise _error(model, f"the peft library reports: {error}{_hint(model, error)}") from error
     remove_copies(wrapper)
     _keep_sizes(wrapper)
     return wrapper
@@ -164,9 +194,24 @@ def _prompt_fields(model: ModelToTune) -> dict[str, object]:
         raise _error(model, "this model takes no key-value cache; choose prompt_tuning")
     return {
         "task_type": loaded.task.peft_type,
-        "token_dim": hidden_size(loaded.module, loaded.family),
-        "num_attention_heads": getattr(loaded.module.config, "num_attention_heads", None),
+        **_widths(loaded, name),
     }
+
+
+def _widths(loaded: LoadedModel, name: str) -> dict[str, object]:
+    """Return the width of a virtual token, and the heads that its keys and values have."""
+    module = loaded.module
+    config = cast("PreTrainedConfig", module.config)
+    heads: int | None = getattr(config, "num_attention_heads", None)
+    embedding = getattr(module, "get_input_embeddings", lambda: None)()
+    if name not in KEY_VALUE and isinstance(embedding, nn.Embedding):
+        return {"token_dim": embedding.embedding_dim, "num_attention_heads": heads}
+    width = hidden_size(module, loaded.family)
+    if heads and config.model_type == "falcon":  # the library knows others that share heads
+        shared = config.multi_query and not config.new_decoder_architecture
+        kept = 1 if shared else config.num_kv_heads
+        width, heads = width // heads * kept, kept
+    return {"token_dim": width, "num_attention_heads": heads}
 
 
 def _targets_of(model: ModelToTune, name: str) -> Targets | None:
@@ -179,7 +224,7 @@ def _targets_of(model: ModelToTune, name: str) -> Targets | None:
         return None
     found = find_targets(model.loaded, name, model.options.get("target_modules"))
     if not found.modules:
-        raise _error(model, _no_targets(model, name))
+        raise _error(model, _no_targets(name))
     return found
 
 
@@ -249,10 +294,11 @@ def _check_overlap(model: ModelToTune, places: set[str], head: frozenset[str]) -
     """Raise if a target lies inside the head, which is trained anyway."""
     inside = sorted(place for place in places if any(n.startswith(f"{place}.") for n in head))
     if inside:
+        parts = "a part" if len(inside) == 1 else "parts"
         raise _error(
             model,
-            f"target_modules match {inside[0]!r}, a part of the head, which trains anyway; "
-            "name other layers or list it in exclude_modules",
+            f"target_modules match {', '.join(map(repr, inside))}, {parts} of the head, which "
+            f"trains anyway; name other layers or set `exclude_modules = {json.dumps(inside)}`",
         )
 
 
@@ -287,7 +333,7 @@ def _key_dropouts(model: ModelToTune, changed: nn.Module, names: PeftNames) -> N
         )
 
 
-def _no_targets(model: ModelToTune, name: str) -> str:
+def _no_targets(name: str) -> str:
     """Say that no rule found a layer to adapt."""
     if name == "ln_tuning":
         return "the model has no normalisation with a gain outside its head; choose head or bias"
@@ -297,8 +343,12 @@ def _no_targets(model: ModelToTune, name: str) -> str:
     )
 
 
-def _first_layers(names: Sequence[str]) -> str:
-    return f"the first layers that can be named are {', '.join(names[:4])}"
+def _hint(model: ModelToTune, error: Exception) -> str:
+    """Name layers that can be targets, where the library found none."""
+    names = layer_names(model.loaded)
+    if "target" not in str(error).lower() or not names:
+        return ""
+    return f"; the first layers that can be named are {', '.join(names[:4])}"
 
 
 def _error(model: ModelToTune, what: str) -> TuningError:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from fedpeft.core.errors import TuningError
 from fedpeft.tuning.peft_table import PROMPT_LEARNING, short_form
 from fedpeft.tuning.prepared import head_parameters
+from fedpeft.tuning.targets import CLASSIFIERS
 from fedpeft.tuning.tuned import TunedModel
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ def save_peft(tuned: TunedModel, folder: Path, *, base: str, revision: str | Non
       revision: of the backbone on the hub, written into the config.
 
     Raises:
-      TuningError: if the method is not one of the library's.
+      TuningError: if the method is not one of the library's, or the library alone could not run
+        the model.
     """
     from safetensors.torch import save_file
 
@@ -45,10 +48,24 @@ def save_peft(tuned: TunedModel, folder: Path, *, base: str, revision: str | Non
             "export full, head and bias as a merged model, others for `fedpeft.load`"
         )
     wrapper = cast("PeftModel", tuned.peft_model)
+    _check_readers(tuned, wrapper)
     config = _config(tuned, wrapper.peft_config["default"], base)
     config.revision = revision
     save_file(_tensors(tuned, wrapper), folder / "adapter_model.safetensors", {"format": "pt"})
     config.save_pretrained(str(folder))
+
+
+def _check_readers(tuned: TunedModel, wrapper: nn.Module) -> None:
+    """Refuse a MobileNet that reads strides: the layers of the library have none."""
+    reads = getattr(getattr(tuned.loaded.module, "config", None), "tf_padding", False)
+    if reads and any(
+        isinstance(getattr(m, "base_layer", None), _ConvNd) for m in wrapper.modules()
+    ):
+        raise TuningError(
+            f"export as peft: {tuned.loaded.source} reads the strides of its convolutions "
+            "(tf_padding = true in its config), which the layers of the peft library do not have: "
+            "peft alone could not run it; export it with `--as merged`"
+        )
 
 
 def _config(tuned: TunedModel, live: PeftConfig, base: str) -> PeftConfig:
@@ -104,6 +121,20 @@ def _tensors(tuned: TunedModel, wrapper: nn.Module) -> dict[str, Tensor]:
     prompted = short_form(tuned.method)[0] in PROMPT_LEARNING
     prefix = "base_model." if prompted else "base_model.model."
     if tuned.loaded.task.new_head:
-        live = dict(tuned.loaded.module.named_parameters())
-        state |= {f"{prefix}{name}": live[name] for name in head_parameters(tuned.loaded)}
+        state |= {f"{prefix}{name}": value for name, value in _whole_modules(tuned).items()}
     return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+
+def _whole_modules(tuned: TunedModel) -> dict[str, Tensor]:
+    """Return all tensors of the modules that the library replaces by copies, and expects whole.
+
+    It compares the ends of paths: `classifier` stands for `pre_classifier` as well. The statistics
+    of a BatchNorm in the head belong to them.
+    """
+    ends = (*_saved_modules(tuned), *(CLASSIFIERS if tuned.loaded.task.inputs == "text" else ()))
+    return {
+        f"{path}.{name}": value
+        for path, part in tuned.loaded.module.named_modules()
+        if path.endswith(ends)
+        for name, value in part.state_dict(keep_vars=True).items()
+    }

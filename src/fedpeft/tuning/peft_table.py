@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedpeft.models.families import PLAIN
 from fedpeft.models.loaded import LoadedModel
 
 KINDS = ("vit", "bert", "llama", "videomae", "plain")
@@ -54,7 +53,7 @@ PROMPT_LEARNING = KEY_VALUE | {"p_tuning", "prompt_tuning"}
 WITHOUT_TARGETS = frozenset({"adaption_prompt", "trainable_tokens"})
 """Further types that adapt no chosen layers."""
 
-_NO_TEXT = "it needs token embeddings or a key-value cache; for images choose `prompt`"
+_NO_TEXT = "it needs token embeddings or a key-value cache; for image transformers choose `prompt`"
 _OWN_MODULE = "it needs a text model of `transformers`"
 
 
@@ -167,10 +166,9 @@ def short_form(method: str) -> tuple[str, Mapping[str, object]]:
 
 def kind_of(loaded: LoadedModel) -> str:
     """Return the column of the table that a model belongs to."""
-    family = loaded.family
-    if family.name in KINDS:
-        return family.name
-    if family is PLAIN or not family.block:
+    if loaded.family.name in KINDS[:-1]:
+        return loaded.family.name
+    if not hasattr(getattr(loaded.module, "config", None), "model_type"):
         return "plain"
     kinds = {"image": "vit", "video": "videomae"}
     return kinds.get(loaded.task.inputs or "", "bert" if loaded.task.new_head else "llama")

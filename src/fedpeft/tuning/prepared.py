@@ -21,6 +21,7 @@ from fedpeft.core.deltas import DeltaSpec
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import block_of, canonical, num_blocks
 from fedpeft.models.loaded import LoadedModel
+from fedpeft.models.quiet import forget_biases
 from fedpeft.tuning.dropout import DropoutKeys
 from fedpeft.tuning.targets import Targets
 from fedpeft.tuning.tuned import TunedModel
@@ -84,6 +85,7 @@ def finish(model: ModelToTune, prepared: PreparedModel) -> TunedModel:
       TuningError: if nothing would train, or two parameters would get one wire name.
     """
     module = prepared.module.eval()
+    forget_biases(module)
     rename = prepared.rename or (lambda path: wire_name(model.loaded, path))
     trained = set(prepared.trained)
     parameters: dict[str, nn.Parameter] = {}

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedpeft.core.errors import TuningError
-from fedpeft.models.families import hidden_size
+from fedpeft.core.text import plain
 from fedpeft.tuning.dropout import DropoutKeys, KeyedDropout
 from fedpeft.tuning.prepared import (
     PROMPT_ROOT,
@@ -29,7 +29,9 @@ from fedpeft.tuning.prepared import (
     PreparedModel,
     chosen_blocks,
     head_parameters,
+    is_meta,
 )
+from fedpeft.tuning.targets import block_paths
 
 
 class Prompt(nn.Module):
@@ -94,11 +96,11 @@ def prompt(model: ModelToTune) -> PreparedModel:
       TuningError: if the model is not an image transformer.
     """
     loaded = model.loaded
-    _check_family(model)
+    _check_transformer(model)
     num_tokens = cast(int, model.options["num_tokens"])
     if num_tokens == 0:
         return PreparedModel(loaded.module, head_parameters(loaded))
-    paths = [loaded.family.block.format(i) for i in chosen_blocks(model)]
+    paths = _blocks(model)
     part = _new(model, num_tokens, len(paths))
     spans = [(path, path) for path in paths] if model.options["deep"] else [(paths[0], paths[-1])]
     for layer, (first, last) in enumerate(spans):  # hooks are partials: closures cannot be pickled
@@ -106,28 +108,63 @@ def prompt(model: ModelToTune) -> PreparedModel:
         loaded.module.get_submodule(first).register_forward_pre_hook(before, with_kwargs=True)
         loaded.module.get_submodule(last).register_forward_hook(partial(_cut, num_tokens))
     loaded.module.add_module(PROMPT_ROOT, part)
+    if not loaded.family.block and not is_meta(loaded.module):
+        _try_once(model)
     return PreparedModel(loaded.module, {f"{PROMPT_ROOT}.tokens"} | head_parameters(loaded))
 
 
-def _check_family(model: ModelToTune) -> None:
+def _blocks(model: ModelToTune) -> list[str]:
+    """Return the paths of the blocks, by the family's table or as they are found."""
+    family = model.loaded.family
+    if family.block:
+        return [family.block.format(i) for i in chosen_blocks(model)]
+    return block_paths(model.loaded)
+
+
+def _check_transformer(model: ModelToTune) -> None:
     loaded = model.loaded
-    config = getattr(loaded.module, "config", None)
-    is_seen = loaded.task.inputs in ("image", "video")
-    if not (is_seen and loaded.family.block and hasattr(config, "patch_size")):
+    is_seen = loaded.task.inputs in ("image", "video") and hasattr(_sizes(model), "patch_size")
+    if not (is_seen and (loaded.family.block or block_paths(loaded))):
         raise TuningError(
             f"tuning.method prompt: {loaded.source} (family {loaded.family.name}) is not a known "
-            "image transformer; for text choose prompt_tuning or prefix_tuning, for other models "
-            "adapter or lora"
+            "image transformer, whose blocks share one sequence of patches as those of a ViT do; "
+            "for text choose prompt_tuning or prefix_tuning, for other models adapter or lora"
         )
+
+
+def _sizes(model: ModelToTune) -> Any:  # noqa: ANN401  # a config of the library
+    """Return the config that holds the sizes of the image transformer."""
+    config = getattr(model.loaded.module, "config", None)
+    return getattr(config, "vision_config", None) or config
+
+
+def _try_once(model: ModelToTune) -> None:
+    """Run one empty picture through a model of no known family.
+
+    Raises:
+      TuningError: if its blocks do not take a longer sequence.
+    """
+    loaded, sizes = model.loaded, _sizes(model)
+    size = sizes.image_size if isinstance(sizes.image_size, int) else sizes.image_size[0]
+    device = next(loaded.module.parameters()).device
+    pixels = torch.zeros(1, getattr(sizes, "num_channels", 3), size, size, device=device)
+    try:
+        with torch.no_grad():
+            loaded.module.eval()(pixel_values=pixels)
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        raise TuningError(
+            f"tuning.method prompt: the blocks of {loaded.source} cannot be run with prompts "
+            f"({plain(error, 80)}); choose adapter or lora"
+        ) from error
 
 
 def _new(model: ModelToTune, num_tokens: int, num_blocks: int) -> Prompt:
     module = model.loaded.module
-    width = hidden_size(module, model.loaded.family)
+    width = int(_sizes(model).hidden_size)
     shape = (num_tokens, width)
     return Prompt(
         (num_blocks, *shape) if model.options["deep"] else shape,
-        _bound(module.config, width),
+        _bound(_sizes(model), width),
         cast(float, model.options["dropout"]),
         model.keys,
         next(module.parameters()).device,

@@ -25,6 +25,9 @@ ALL_LINEAR = "all-linear"
 
 ALL_LINEAR_RULE = "every linear layer outside the head"
 
+CLASSIFIERS = ("classifier", "score")
+"""Ends of the names of modules that the library always trains as a text classifier's head."""
+
 _FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
 _MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
@@ -49,6 +52,11 @@ class Targets:
     feedforward: tuple[str, ...] = ()
     chosen: bool = False
 
+    def as_json(self) -> dict[str, object]:
+        """Return the layers and the rule, for plans and records."""
+        modules = self.modules if isinstance(self.modules, str) else list(self.modules)
+        return {"modules": modules, "rule": self.rule}
+
 
 def find_targets(loaded: LoadedModel, name: str, given: object) -> Targets:
     """Return the layers that a type adapts.
@@ -66,11 +74,11 @@ def find_targets(loaded: LoadedModel, name: str, given: object) -> Targets:
     if isinstance(given, str) and given.lower() == ALL_LINEAR:
         return _exactly(loaded, _linear(loaded), family.feedforward, ALL_LINEAR_RULE)
     if isinstance(given, str):
-        return Targets(given, "tuning.options", family.feedforward)
+        return Targets(given, "named in tuning.options", family.feedforward)
     modules = tuple(given) if isinstance(given, Collection) else ()
-    rule = "tuning.options"
+    rule = "named in tuning.options"
     if not modules:
-        modules, rule = default_targets(name, family.targets), f"the table of {family.name}"
+        modules, rule = default_targets(name, family.targets), f"the table of family {family.name}"
     if modules:
         inner = tuple(path for path in modules if path in family.feedforward)
         return Targets(modules, rule, inner)
@@ -85,21 +93,39 @@ def layer_names(loaded: LoadedModel) -> list[str]:
 def last_layers(loaded: LoadedModel) -> Targets:
     """Return the last linear layer of each block, or the last convolution where none has one.
 
+    A block of a Mamba has its mixer instead, whose layers a fused kernel may pass by.
+
     Blocks are the items of the innermost `ModuleList`s outside the head: those of a transformer,
     the stages of a ResNet. The last layer is the output of the MLP in all usual architectures.
     """
-    parts = loaded.module.named_modules()
-    lists = [p for p, part in parts if isinstance(part, nn.ModuleList) and "embed" not in p]
+    if _is_mamba(loaded):
+        mixers = [p for p, _ in loaded.module.named_modules() if p.endswith(".mixer")]
+        return Targets(tuple(mixers), "the mixer of each block")
     convolutions = [p for p, part in _layers(loaded) if _is_convolution(part)]
     for layers, kind in ((_linear(loaded), "linear layer"), (convolutions, "convolution")):
-        last: dict[str, str] = {}
-        for path in layers if not _is_mamba(loaded) else ():
-            if block := _block_around(path, lists):
-                last[block] = path
+        last = _in_blocks(loaded, layers)
         paths = [p for b, p in last.items() if not any(o.startswith(f"{b}.") for o in last)]
         if paths:
             return Targets(tuple(paths), f"the last {kind} of each block")
     return Targets((), "")
+
+
+def block_paths(loaded: LoadedModel) -> list[str]:
+    """Return the paths of a transformer's blocks: the items of the one list with linear layers.
+
+    A model with several such lists (the stages of a pyramid) has none.
+    """
+    found = list(_in_blocks(loaded, _linear(loaded)))
+    lists = {path.rpartition(".")[0] for path in found}
+    return found if len(lists) == 1 else []
+
+
+def _in_blocks(loaded: LoadedModel, layers: Sequence[str]) -> dict[str, str]:
+    """Map each block to the last of the layers inside it; embeddings are no blocks."""
+    parts = loaded.module.named_modules()
+    lists = [p for p, part in parts if isinstance(part, nn.ModuleList) and "embed" not in p]
+    found = {_block_around(path, lists): path for path in layers}
+    return {block: path for block, path in found.items() if block}
 
 
 def _block_around(path: str, lists: Sequence[str]) -> str:
@@ -123,6 +149,7 @@ def _of_library(loaded: LoadedModel, name: str) -> Targets | None:
     rule = f"the peft library's table for model type {model_type!r}"
     if isinstance(found, str):
         return Targets(found, rule, chosen=True)
+    assert isinstance(found, Collection), "the library has lists and regular expressions"
     inner: Sequence[str] = ()
     if name == "ia3":
         inner = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(model_type, ())
@@ -202,10 +229,13 @@ def _paths(loaded: LoadedModel) -> list[str]:
 
 def _free(loaded: LoadedModel) -> list[str]:
     """Return the paths of the modules outside the head that share no weight with another."""
-    heads = [*loaded.head, *(name.rpartition(".")[0] for name in loaded.fresh)]
+    paths = _paths(loaded)
+    heads = {*loaded.head, *(name.rpartition(".")[0] for name in loaded.fresh)}
+    if loaded.task.new_head and loaded.task.inputs == "text":
+        heads |= {path for path in paths if path.endswith(CLASSIFIERS)}
     inside = tuple(f"{path}." for path in heads)
     tied = set(tied_modules(loaded.module))
-    return [p for p in _paths(loaded) if not f"{p}.".startswith(inside) and p not in tied]
+    return [path for path in paths if not f"{path}.".startswith(inside) and path not in tied]
 
 
 def _is_norm(part: nn.Module) -> bool:
