@@ -59,11 +59,12 @@ This page is made from the schema by `make docs`.
 **Paths.** A relative path in the file counts from the file's folder, in rows of `[[sweep]]` too.
 On the command line (`--set`, `--over`) and from Python it counts from the current folder.
 `~` is a home folder everywhere.
-`model.name`, `model.config` and `data.source` are, in this order: a name that comes with the package, a file or folder,
-a name of the hub.
+`model.name`, `model.config` and `data.source` are, in this order: a name that comes with the
+package, a file or folder, a name of the hub.
 What exists in the current folder only, while the file names it, is refused with both places.
 Picture names in a table count from the table's folder.
-A run folder records absolute paths, so that it can be resumed, loaded and exported from any folder, and be moved.
+A run folder records absolute paths, so that it can be resumed, loaded and exported from any folder,
+and be moved.
 """
 
 

@@ -116,6 +116,9 @@ class _Running:
         self._ends: collections.deque[float] = collections.deque(maxlen=_MOST_QUICK_ENDS)
         self._lines: collections.deque[str] = collections.deque(maxlen=12)
         self._again: float | None = None
+        self._process: subprocess.Popen[str]
+        self._began = self._look = 0.0
+        self._dead: frozenset[int] = frozenset()
 
     def __enter__(self) -> _Running:
         self._start()

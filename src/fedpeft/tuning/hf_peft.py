@@ -49,7 +49,7 @@ from fedpeft.tuning.prepared import (
     in_range,
     is_meta,
 )
-from fedpeft.tuning.targets import Targets, find_targets, tied_modules
+from fedpeft.tuning.targets import Targets, find_targets, layer_names, tied_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
