@@ -173,14 +173,15 @@ class _Running:
             return False
         self._look = now + _LOOK
         dead = _dead_children(self._process.pid)
-        lost, self._dead = dead & self._dead, dead
+        lost = dead & self._dead
+        self._dead = dead
         if lost:
             logger.warning("a process of the %s has died", self._child.name)
         return bool(lost)
 
     def _start(self) -> None:
         child = self._child
-        self._look, self._dead = 0.0, frozenset[int]()
+        self._look, self._dead = 0.0, frozenset()
         self._began, self._again = time.monotonic(), None
         self._lines.clear()
         try:
