@@ -46,6 +46,9 @@ MODULES = {
 """Which installed distributions have a module."""
 
 
+NOT_WHEN_IMPORTED = ("TYPE_CHECKING", "__name__ == '__main__'")
+
+
 def imported(text: str) -> Iterator[tuple[str, bool]]:
     """Yield each library that a text imports, and whether it is needed to import the text."""
     tree = ast.parse(text)
@@ -53,7 +56,7 @@ def imported(text: str) -> Iterator[tuple[str, bool]]:
         id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        or (isinstance(node, ast.If) and ast.unparse(node.test) in NOT_WHEN_IMPORTED)
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):

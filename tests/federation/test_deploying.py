@@ -90,7 +90,7 @@ def failed(details):
 
 def test_a_run_is_followed_to_its_summary(link):
     control = link([RunState("pending"), RUNNING, DONE])
-    assert deploy(control) == {"rounds": 2}
+    assert deploy(control) == {"rounds": 2, "run_dir": str(control.folder.path)}
     (configuration,) = control.started
     assert configuration["out"] == str(control.folder.path) and not configuration["resume"]
     assert 'name = "flower"' in configuration["experiment"] and not control.stopped
@@ -185,7 +185,7 @@ def test_a_run_that_somebody_stopped_says_how_to_go_on(link):
 
 def test_a_superlink_that_comes_back_is_waited_for(link):
     control = link([Unreachable("gone"), RUNNING, failed("")], [DONE])
-    assert deploy(control) == {"rounds": 2}
+    assert deploy(control)["rounds"] == 2
 
 
 def test_a_superlink_that_stays_away_is_an_engine_error(link):

@@ -143,6 +143,7 @@ def before_head(module: nn.Module, head: Collection[str]) -> tuple[str, ...]:
         path
         for path in dict.fromkeys(found)
         if any(True for _ in module.get_submodule(path).parameters())
+        and not path.startswith("fedpeft_")  # what a tuning method put there
         and not any(each == path or each.startswith(f"{path}.") for each in head)
     )
 

@@ -207,7 +207,10 @@ def earlier_version(folder: RunFolder, experiment: Experiment) -> str:
     from fedpeft.experiment.read import dump_experiment, read_toml
 
     ours = dotted(tomllib.loads(dump_experiment(experiment)))
-    new = sorted(set(ours) - set(dotted(read_toml(folder.experiment))))
+    missing = set(ours) - set(dotted(read_toml(folder.experiment)))
+    new = sorted(
+        key for key in missing if ".options." not in key and not key.startswith("objects.")
+    )
     if not new:
         return ""
     versions = (read_object(folder.environment) or {}).get("versions")
@@ -332,10 +335,9 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     table["run"].pop("callbacks", None)  # they change no result
     for key in _FIRST_CONTACT:
         table["federation"].pop(key, None)
-    if table["federation"].get("max_weight_share") == 1:
-        table["federation"].pop("max_weight_share")
-    if table["privacy"].get("example_sampling") == "shuffle":  # what older versions did
-        table["privacy"].pop("example_sampling")
+    for (part, key), before in _LATER.items():
+        if table[part].get(key) == before:
+            table[part].pop(key)
     for key in PLACE:
         table["engine"].pop(key, None)
     if table["engine"].get("clients_per_pass") in (1, *UNDECIDED):
@@ -343,6 +345,12 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     return table
 
 
+_LATER: Mapping[tuple[str, str], object] = {
+    ("federation", "max_weight_share"): 1,
+    ("privacy", "example_sampling"): "shuffle",
+    ("data", "header"): True,
+}
+"""Keys that earlier versions did not have -> what they did."""
 _FIRST_CONTACT = ("max_examples", "site_examples")
 """Keys of `[federation]` that count only when a site announces itself: its number is then fixed."""
 
