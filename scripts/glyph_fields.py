@@ -12,10 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glyphs import CANVAS, HELD_OUT_FONTS, find_glyphs, is_wanted
-from thinning import FIELD_UNIT, distances, skeletons
+from glyphs import CANVAS, CHOICES, HELD_OUT_FONTS, Choice, find_glyphs, is_wanted
+from thinning import FIELD_UNIT, Bitmap, distances, skeletons
 
-__all__ = ["CANVAS", "FIELD_UNIT", "HELD_OUT_FONTS", "GlyphSet", "is_wanted", "render_all"]
+__all__ = [
+    "CANVAS",
+    "FIELD_UNIT",
+    "HELD_OUT_FONTS",
+    "GlyphSet",
+    "fields_of",
+    "is_wanted",
+    "render_all",
+]
 
 
 @dataclass(frozen=True)
@@ -47,19 +55,26 @@ class GlyphSet:
         return torch.nonzero(font_ok_G & (self.held_out_C[self.class_G] == held_out_classes))[:, 0]
 
 
-def render_all(held_out_seed: int = 2026) -> GlyphSet:
+def render_all(held_out_seed: int = 2026, choice: Choice = CHOICES[8]) -> GlyphSet:
     """Render every wanted glyph of every font and merge code points that look the same.
 
     Args:
       held_out_seed: decides which classes are kept away from training.
+      choice: which fonts, and which of their characters.
     """
-    found = find_glyphs(held_out_seed)
+    found = find_glyphs(held_out_seed, choice)
+    outline_GHW, pen_GHW = fields_of(found.ink_GHW)
     return GlyphSet(
-        outline_GHW=distances(found.ink_GHW, signed=True),
-        pen_GHW=distances(skeletons(found.ink_GHW), signed=False),
+        outline_GHW=outline_GHW,
+        pen_GHW=pen_GHW,
         class_G=found.class_G,
         font_G=found.font_G,
         fonts=found.fonts,
         labels=found.labels,
         held_out_C=found.held_out_C,
     )
+
+
+def fields_of(ink_GHW: Bitmap) -> tuple[Tensor, Tensor]:
+    """Return the distances of bitmaps to the outline and to the skeleton, int8 [G, H, W] each."""
+    return distances(ink_GHW, signed=True), distances(skeletons(ink_GHW), signed=False)

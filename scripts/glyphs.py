@@ -19,7 +19,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from fedpeft.core import seeds
 from fedpeft.data.tables import Splits, Table
+from font_files import matplotlib_fonts, noto_fonts
 from thinning import FIELD_UNIT, Bitmap, distances, skeletons
 
 if TYPE_CHECKING:
@@ -39,13 +40,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CANVAS",
+    "CHOICES",
     "HELD_OUT_FONTS",
     "NUM_GLYPH_LABELS",
+    "Choice",
     "Glyphs",
     "count_ink",
     "find_glyphs",
     "is_wanted",
+    "looks",
+    "open_font",
     "read_glyphs",
+    "render_glyph",
 ]
 
 CANVAS = 64
@@ -56,12 +62,9 @@ HELD_OUT_FONTS = frozenset(
 )
 NUM_GLYPH_LABELS = 757
 """Classes of the data set `glyphs`."""
-_TEX_FONTS = ["cmr10", "cmb10", "cmmi10", "cmss10", "cmti10", "cmtt10"]
 _KEPT_SIDE = 48
 _NUM_HELD_OUT_CLASSES = 60
 _MERGE_DISTANCE = 0.09
-_LEAST_GLYPHS = 2
-_MOST_PER_SCRIPT = 80
 _COUNT_WORDS = (
     "ZERO",
     "ONE",
@@ -78,6 +81,28 @@ _COUNT_WORDS = (
 _NUMBER_WORDS = frozenset([*_COUNT_WORDS, "DIGIT", "NUMBER", "NUMERAL"])
 _LETTERS = frozenset(["Lu", "Ll", "Lt", "Lo", "Sc"])
 _SIGNS = (("\u2190", "\u21b3"), ("\u2200", "\u22ff"))  # arrows; mathematical operators
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which glyphs become classes.
+
+    Attributes:
+      fonts: yields font files, each with its characters.
+      least_glyphs: number of glyphs that a class has in fonts that are trained on.
+      most_per_script: number of classes of one script.
+    """
+
+    fonts: Callable[[], Iterator[tuple[Path, Sequence[str]]]]
+    least_glyphs: int
+    most_per_script: int
+
+
+CHOICES: Mapping[int, Choice] = {
+    8: Choice(matplotlib_fonts, least_glyphs=2, most_per_script=80),
+    28: Choice(noto_fonts, least_glyphs=1, most_per_script=10),
+}
+"""By the side of the pictures, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +146,19 @@ def is_wanted(char: str) -> bool:
     return sign or unicodedata.category(char) in _LETTERS
 
 
-def find_glyphs(held_out_seed: int = 2026) -> Glyphs:
+def find_glyphs(held_out_seed: int = 2026, choice: Choice = CHOICES[8]) -> Glyphs:
     """Render every wanted glyph of every font and merge code points that look the same.
 
     Args:
       held_out_seed: decides which classes are kept away from training.
+      choice: which fonts, and which of their characters.
     """
-    bitmaps = _render_fonts()
+    bitmaps = _render_fonts(choice)
     fonts = tuple(sorted({font for font, _ in bitmaps}))
     names = _merge(bitmaps)
     kept = _one_per_font_and_look(bitmaps, names)
-    labels = _choose_labels([names[char] for font, char in kept if font not in HELD_OUT_FONTS])
+    trained = [names[char] for font, char in kept if font not in HELD_OUT_FONTS]
+    labels = _choose_labels(trained, choice)
     number = {label: index for index, label in enumerate(labels)}
     kept = [key for key in kept if names[key[1]] in number]
     order = torch.randperm(len(labels), generator=seeds.generator(held_out_seed, "held-out"))
@@ -177,38 +204,27 @@ def count_ink(ink_GHW: Bitmap) -> NDArray[np.uint8]:
     return np.asarray(np.rint(16 * share), np.uint8)
 
 
-def _render_fonts() -> dict[tuple[str, str], Bitmap]:
+def _render_fonts(choice: Choice) -> dict[tuple[str, str], Bitmap]:
     """Render (font, char) -> bitmap, without blank ones and ones equal to a digit of the font."""
-    from PIL import ImageFont
-
     bitmaps: dict[tuple[str, str], Bitmap] = {}
-    for path, chars in _fonts():
-        face = ImageFont.truetype(str(path), 128, layout_engine=ImageFont.Layout.BASIC)
-        digits = {d.tobytes() for c in string.digits if (d := _bitmap(face, c)) is not None}
-        for char in chars:
-            bitmap = _bitmap(face, char)
+    for path, chars in choice.fonts():
+        face = open_font(path)
+        digits = {d.tobytes() for c in string.digits if (d := render_glyph(face, c)) is not None}
+        for char in filter(is_wanted, chars):
+            bitmap = render_glyph(face, char)
             if bitmap is not None and bitmap.tobytes() not in digits:
                 bitmaps[path.stem, char] = bitmap
     return bitmaps
 
 
-def _fonts() -> Iterator[tuple[Path, Sequence[str]]]:
-    """Yield each font file with its wanted characters; TeX encodings fit ASCII letters only."""
-    import matplotlib
-    from matplotlib.ft2font import FT2Font
+def open_font(path: Path) -> ImageFont.FreeTypeFont:
+    """Open a font file at the size that `render_glyph` draws at, without shaping."""
+    from PIL import ImageFont
 
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    for path in sorted([*folder.glob("DejaVu*.ttf"), *folder.glob("STIXGeneral*.ttf")]):
-        if "Display" not in path.stem:
-            yield (
-                path,
-                sorted(c for c in map(chr, FT2Font(str(path)).get_charmap()) if is_wanted(c)),
-            )
-    for stem in _TEX_FONTS:
-        yield folder / f"{stem}.ttf", string.ascii_letters
+    return ImageFont.truetype(str(path), 128, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _bitmap(face: ImageFont.FreeTypeFont, char: str) -> Bitmap | None:
+def render_glyph(face: ImageFont.FreeTypeFont, char: str) -> Bitmap | None:
     """Draw a character, scale its longer side to `GLYPH`, centre it; None if there is no ink."""
     from PIL import Image, ImageDraw
 
@@ -244,11 +260,12 @@ def _merge(bitmaps: Mapping[tuple[str, str], Bitmap]) -> dict[str, str]:
 
     rank = {"DejaVuSans": 0, "DejaVuSerif": 1, "STIXGeneral": 2}
     shown: dict[str, Bitmap] = {}
-    for font, char in sorted(bitmaps, key=lambda key: (rank.get(key[0], 3), key)):
+    last = {font: 4 - font.endswith("-Regular") for font, _ in bitmaps}
+    for font, char in sorted(bitmaps, key=lambda key: (rank.get(key[0], last[key[0]]), key)):
         shown.setdefault(char, bitmaps[font, char])
     bases = sorted({_base(c) for c in shown if _base(c) in shown})
-    looks = _looks(np.stack([shown[char] for char in bases]))
-    clusters = fcluster(linkage(looks, "average", metric="cosine"), _MERGE_DISTANCE, "distance")
+    shapes = looks(np.stack([shown[char] for char in bases]))
+    clusters = fcluster(linkage(shapes, "average", metric="cosine"), _MERGE_DISTANCE, "distance")
     first: dict[int, str] = {}
     for char, cluster in zip(bases, clusters, strict=True):
         first.setdefault(int(cluster), f"U+{ord(char):04X} {unicodedata.name(char)}")
@@ -256,7 +273,7 @@ def _merge(bitmaps: Mapping[tuple[str, str], Bitmap]) -> dict[str, str]:
     return {char: names[_base(char)] for char in shown if _base(char) in names}
 
 
-def _looks(ink_GHW: Bitmap) -> NDArray[np.float32]:
+def looks(ink_GHW: Bitmap) -> NDArray[np.float32]:
     """Return evenly thick, blurred 16x16 pictures, flattened: [G, 256]."""
     pen_G1HW = distances(skeletons(ink_GHW), signed=False).float().unsqueeze(1) * FIELD_UNIT
     thick_G1HW = (3.0 - pen_G1HW).clamp(0.0, 1.0)
@@ -278,14 +295,14 @@ def _one_per_font_and_look(
     return kept
 
 
-def _choose_labels(training: Sequence[str]) -> tuple[str, ...]:
-    """Choose labels with enough training glyphs, the first `_MOST_PER_SCRIPT` of each script."""
+def _choose_labels(training: Sequence[str], choice: Choice) -> tuple[str, ...]:
+    """Choose labels with enough training glyphs, the first ones of each script."""
     counts = Counter(training)
     chosen: list[str] = []
     per_script: Counter[str] = Counter()
     for label in sorted(counts):
         script = label.split()[1]
-        if counts[label] >= _LEAST_GLYPHS and per_script[script] < _MOST_PER_SCRIPT:
+        if counts[label] >= choice.least_glyphs and per_script[script] < choice.most_per_script:
             per_script[script] += 1
             chosen.append(label)
     return tuple(chosen)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, ViTForImageClassification
 
 from fedpeft.core import seeds
 from glyph_fields import GlyphSet
-from handwriting import draw, normalise
+from handwriting import PAGES, Hand, Page, draw, normalise
 
 __all__ = ["Examination", "measure", "pixel_floor", "prepare"]
 
@@ -33,7 +33,7 @@ _CHUNK = 500
 
 @dataclass(frozen=True)
 class Examination:
-    """Fixed pictures to measure on: normalised [N, 1, 8, 8], with int64 labels [N]."""
+    """Fixed pictures to measure on: normalised [N, 1, side, side], with int64 labels [N]."""
 
     font_pictures: Tensor
     font_labels: Tensor
@@ -43,13 +43,16 @@ class Examination:
     question_labels: Tensor
 
 
-def prepare(glyphs: GlyphSet, label_C: Tensor, seed: int = 2026) -> Examination:
+def prepare(
+    glyphs: GlyphSet, label_C: Tensor, seed: int = 2026, page: Page = PAGES[8]
+) -> Examination:
     """Draw the fixed pictures.
 
     Args:
       glyphs: all glyphs.
       label_C: the label that the classifier uses for each class; any number for held-out classes.
       seed: decides the pictures; the same for every run, so that runs compare.
+      page: size of the pictures.
     """
     generator = seeds.generator(seed, "examination")
     font_G = glyphs.select(held_out_fonts=True, held_out_classes=False)
@@ -63,11 +66,11 @@ def prepare(glyphs: GlyphSet, label_C: Tensor, seed: int = 2026) -> Examination:
     shot_N, question_N = index_CN[:, :SHOTS].flatten(), index_CN[:, SHOTS:].flatten()
     number_N = torch.arange(len(new_classes))
     return Examination(
-        font_pictures=normalise(draw(glyphs, font_N, generator)),
+        font_pictures=normalise(draw(glyphs, font_N, Hand(generator), page)),
         font_labels=label_C[glyphs.class_G[font_N]],
-        shot_pictures=normalise(draw(glyphs, shot_N, generator)),
+        shot_pictures=normalise(draw(glyphs, shot_N, Hand(generator), page)),
         shot_labels=number_N.repeat_interleave(SHOTS),
-        question_pictures=normalise(draw(glyphs, question_N, generator)),
+        question_pictures=normalise(draw(glyphs, question_N, Hand(generator), page)),
         question_labels=number_N.repeat_interleave(_QUESTIONS),
     )
 

@@ -8,7 +8,7 @@ import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel, ViTImageProcessorPil
@@ -16,6 +16,64 @@ from transformers import PreTrainedModel, ViTImageProcessorPil
 __all__ = ["Facts", "write_model"]
 
 _MAX_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What the card says of the models of one size.
+
+    Attributes:
+      opening: of the first sentence: pictures and network.
+      source: of the glyphs; ends before the number of classes.
+      most: number of classes of one script.
+      left_out: what is not drawn, beside numbers.
+      start: of the weights.
+      options: of the command line.
+      close: which classes are hard to tell apart.
+    """
+
+    opening: str
+    source: str
+    most: int
+    left_out: str
+    start: str
+    options: str
+    close: str
+
+
+_SIZES: Mapping[int, _Size] = {
+    8: _Size(
+        opening="""
+A small vision transformer for characters of 8x8 pixels: image 8, patch 2, one channel, 4 layers of
+width 128 with 4 heads""",
+        source="""
+Glyphs rendered from the fonts that matplotlib ships (DejaVu Sans, Sans Mono and Serif, STIXGeneral,
+and the ASCII letters of six Computer Modern fonts); no font file is part of this folder. The""",
+        most=80,
+        left_out="",
+        start="initial deviation 0.08,",
+        options="",
+        close="cannot be told apart in 8x8 pixels",
+    ),
+    28: _Size(
+        opening="""
+A small vision transformer for characters of 28x28 pixels: image 28, patch 7, one channel, 4 layers
+of width 128 with 4 heads""",
+        source="""
+Glyphs rendered from the fonts that matplotlib ships (DejaVu Sans, Sans Mono and Serif, STIXGeneral,
+and the ASCII letters of six Computer Modern fonts) and, for more scripts, from the regular and bold
+fonts of Debian's package fonts-noto-core 20201225-1 (Noto, SIL Open Font License 1.1); no font file
+is part of this folder. The""",
+        most=10,
+        left_out=""" Every
+character of the scripts Devanagari, Kannada, Malayalam, Tamil, Telugu and Thai is left out too: the
+data sets `characters` and `characters-hard` are drawn from them.""",
+        start="""started from vit-glyphs-8 with a
+patch embedding that first shrinks 7x7 pixels to 2x2,""",
+        options=" --side 28",
+        close="look alike when they are distorted",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +98,11 @@ class Facts:
     held_out: Mapping[str, float]
     pixels: Mapping[str, float]
 
+    @property
+    def side(self) -> int:
+        """Side of the pictures, in pixels."""
+        return int(str(self.settings["side"]))
+
 
 def write_model(model: PreTrainedModel, facts: Facts, out: Path) -> None:
     """Write the model folder file by file, each put in place when it is complete."""
@@ -47,7 +110,7 @@ def write_model(model: PreTrainedModel, facts: Facts, out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         fresh = Path(temporary)
         model.save_pretrained(fresh)
-        _processor().save_pretrained(fresh)
+        _processor(facts.side).save_pretrained(fresh)
         (fresh / "README.md").write_text(_card(facts), encoding="utf-8")
         size = (fresh / "model.safetensors").stat().st_size
         if size > _MAX_BYTES:
@@ -57,10 +120,10 @@ def write_model(model: PreTrainedModel, facts: Facts, out: Path) -> None:
             os.replace(path, out / path.name)
 
 
-def _processor() -> ViTImageProcessorPil:
+def _processor(side: int) -> ViTImageProcessorPil:
     return ViTImageProcessorPil(
         do_resize=True,
-        size={"height": 8, "width": 8},
+        size={"height": side, "width": side},
         do_rescale=True,
         rescale_factor=1 / 16,
         do_normalize=True,
@@ -71,13 +134,16 @@ def _processor() -> ViTImageProcessorPil:
 
 def _card(facts: Facts) -> str:
     supervised = facts.settings["objective"] == "supervised"
+    size = _SIZES[facts.side]
     return _CARD.format(
         **facts.settings,
+        **asdict(size),
+        page=f"{4 * facts.side}x{4 * facts.side}",
         name=facts.name,
         about=facts.about,
         teaching=_TEACHING[supervised],
         network=_NETWORK[supervised],
-        weights=_WEIGHTS[supervised],
+        weights=_WEIGHTS[supervised].format(close=size.close),
         num_labels=len(facts.labels),
         scripts=_scripts(facts.labels),
         step=facts.step,
@@ -118,7 +184,7 @@ _TEACHING = {True: "", False: "without labels "}
 _NETWORK = {True: "image-classification", False: "image-feature-extraction"}
 
 _WEIGHTS = {
-    True: """- Some classes cannot be told apart in 8x8 pixels; their top-1 is a check, not a goal.
+    True: """- Some classes {close}; their top-1 is a check, not a goal.
 - The head knows the classes above; replace it.""",
     False: """- No head comes with it. No label was used; the classes above say what was drawn.
 - The features are those of the class token; the objective never trained a classifier on it.""",
@@ -135,22 +201,18 @@ pipeline_tag: {network}
 ---
 
 # {name}
-
-A small vision transformer for characters of 8x8 pixels: image 8, patch 2, one channel, 4 layers of
-width 128 with 4 heads, no dropout. It is pretrained {teaching}on drawn letters and signs,
+{opening}, no dropout. It is pretrained {teaching}on drawn letters and signs,
 without digits, and is meant as a backbone for fine-tuning on small pictures of characters, on a
 laptop and without a download.
 {state}
 ## Input
 
-Pixels count the ink in blocks of 4x4 of a 32x32 bitmap: whole numbers 0..16, ink high. The image
+Pixels count the ink in blocks of 4x4 of a {page} bitmap: whole numbers 0..16, ink high. The image
 processor divides by 16 and normalises with mean 0.5 and deviation 0.5. For pictures of 0..255
 change `rescale_factor` to 1/255; dark ink on white paper must be inverted first.
 
 ## Training data
-
-Glyphs rendered from the fonts that matplotlib ships (DejaVu Sans, Sans Mono and Serif, STIXGeneral,
-and the ASCII letters of six Computer Modern fonts); no font file is part of this folder. The
+{source}
 {num_labels} classes by script:
 
 {scripts}.
@@ -160,7 +222,7 @@ ones, fractions, Roman numerals), every one with a number word in its name, ever
 a digit 0 to 9 of its font pixel by pixel, accented letters, presentation forms, blank glyphs. Code
 points that look the same when their size is normalised share a class (Latin A, Greek Alpha,
 Cyrillic A; c and C); styled mathematical letters (script, fraktur, double-struck) count as their
-plain letter. At most 80 classes come from one script.
+plain letter. At most {most} classes come from one script.{left_out}
 
 Each picture is drawn afresh: rotation, shear, taper, smooth elastic displacement, a pen of random
 width along the skeleton (60 %) or a grown or shrunk outline (40 %), the ink's box fitted to the
@@ -170,11 +232,11 @@ height, a few flipped pixels, then block counts.
 
 Objective `{objective}`: {about}. {steps} steps of {batch}
 pictures, AdamW, peak learning rate {lr} after a warmup over {warmup:.0%} of the steps, cosine to
-zero, weight decay {weight_decay}, gradients clipped to norm 1, initial deviation 0.08, seed {seed},
+zero, weight decay {weight_decay}, gradients clipped to norm 1, {start} seed {seed},
 one CPU thread. In a checkout of the project:
 
 ```
-OMP_WAIT_POLICY=PASSIVE python scripts/pretrain_vit.py --objective {objective} \\
+OMP_WAIT_POLICY=PASSIVE python scripts/pretrain_vit.py{options} --objective {objective} \\
     --steps {steps} --batch {batch} --lr {lr} --seed {seed} --threads 1
 ```
 

@@ -16,7 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from transformers import (
     ViTModel,
 )
 
-__all__ = ["OBJECTIVES", "Batch", "Objective"]
+__all__ = ["OBJECTIVES", "SHAPES", "Batch", "Objective", "Shape"]
 
 _MASKED = 0.75  # share of the patches, as in the paper's Sec. 4.1
 _TEMPERATURE = 0.2
@@ -39,12 +39,37 @@ _PROJECTED = 64
 _HIDDEN = 512
 
 
+Shape: TypeAlias = Mapping[str, int]
+
+SHAPES: Mapping[int, Shape] = {
+    8: {
+        "image_size": 8,
+        "patch_size": 2,
+        "num_channels": 1,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+    },
+    28: {
+        "image_size": 28,
+        "patch_size": 7,
+        "num_channels": 1,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+    },
+}
+"""Settings of the vision transformer by the side of its pictures: 16 patches and a class token."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """The pictures of one step.
 
     Attributes:
-      views: one or two drawings of each glyph, normalised, [B, 1, 8, 8].
+      views: one or two drawings of each glyph, normalised, [B, 1, side, side].
       labels: int64 [B].
       generator: for what a loss draws itself.
       progress: share of the schedule that is behind, 0..1.
@@ -62,7 +87,7 @@ class Objective:
 
     Attributes:
       about: one line for the model card.
-      build: makes the network from the labels.
+      build: makes the network from the labels and a row of `SHAPES`.
       loss: of one batch, in nats or squared error.
       follow: changes what is not trained by gradients, after each step.
       views: drawings of each glyph in a batch.
@@ -72,7 +97,7 @@ class Objective:
     """
 
     about: str
-    build: Callable[[Sequence[str]], nn.Module]
+    build: Callable[[Sequence[str], Shape], nn.Module]
     loss: Callable[[nn.Module, Batch], Tensor]
     follow: Callable[[nn.Module, float], None] = lambda network, progress: None
     views: int = 1
@@ -84,14 +109,16 @@ class Objective:
         """Return the part that goes into the model folder."""
         if isinstance(network, ViTForImageClassification):
             return network
-        backbone = ViTModel(_config(), add_pooling_layer=False)
-        backbone.load_state_dict(cast(nn.Module, network.vit).state_dict())
+        inner = cast(PreTrainedModel, network.vit)
+        shape = {key: getattr(inner.config, key) for key in SHAPES[8]}
+        backbone = ViTModel(_config(shape), add_pooling_layer=False)
+        backbone.load_state_dict(inner.state_dict())
         return backbone.train(network.training)
 
 
-def _config(**more: object) -> ViTConfig:
+def _config(shape: Shape, **more: object) -> ViTConfig:
     return ViTConfig(
-        **_SHAPE,
+        **shape,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         initializer_range=0.08,  # about 1 / sqrt(128); the default of 0.02 starts far more slowly
@@ -99,20 +126,10 @@ def _config(**more: object) -> ViTConfig:
     )
 
 
-_SHAPE: Mapping[str, int] = {
-    "image_size": 8,
-    "patch_size": 2,
-    "num_channels": 1,
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-}
-
-
-def _classifier(labels: Sequence[str]) -> nn.Module:
+def _classifier(labels: Sequence[str], shape: Shape) -> nn.Module:
     return ViTForImageClassification(
         _config(
+            shape,
             id2label=dict(enumerate(labels)),
             label2id={label: number for number, label in enumerate(labels)},
         )
@@ -124,9 +141,9 @@ def _cross_entropy(network: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(logits, batch.labels, label_smoothing=0.1)
 
 
-def _autoencoder(labels: Sequence[str]) -> nn.Module:
+def _autoencoder(labels: Sequence[str], shape: Shape) -> nn.Module:
     config = ViTMAEConfig(
-        **_SHAPE,
+        **shape,
         layer_norm_eps=1e-12,
         initializer_range=0.08,
         mask_ratio=_MASKED,
@@ -152,11 +169,11 @@ def _reconstruction(network: nn.Module, batch: Batch) -> Tensor:
 class _Contrast(nn.Module):
     """Query network, and key network that follows it; the class token speaks for a picture."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.vit = ViTModel(_config(), add_pooling_layer=False)
+        self.vit = ViTModel(_config(shape), add_pooling_layer=False)
         self.vit.embeddings.patch_embeddings.requires_grad_(False)  # steadier: Sec. 4.1 there
-        self.projector = _mlp(_SHAPE["hidden_size"], 3)
+        self.projector = _mlp(shape["hidden_size"], 3)
         self.predictor = _mlp(_PROJECTED, 2)
         self.key_vit = copy.deepcopy(self.vit).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
@@ -181,8 +198,8 @@ def _mlp(width: int, depth: int) -> nn.Sequential:
     )
 
 
-def _contrast(labels: Sequence[str]) -> nn.Module:
-    return _Contrast()
+def _contrast(labels: Sequence[str], shape: Shape) -> nn.Module:
+    return _Contrast(shape)
 
 
 def _contrastive(network: nn.Module, batch: Batch) -> Tensor:

@@ -1,8 +1,9 @@
 """Pretrain the small vision transformers on rendered glyphs, digits excluded.
 
-    glyphs.py -> handwriting.py -> objectives.py: 4-layer ViT on 8x8 pixels -> AdamW, warmup, cosine
+    glyphs.py -> handwriting.py -> objectives.py: a small ViT -> AdamW, warmup, cosine
 
-    python scripts/pretrain_vit.py                      the run behind the bundled model
+    python scripts/pretrain_vit.py                      the run behind vit-glyphs-8
+    python scripts/pretrain_vit.py --side 28            the run behind vit-glyphs-28
     python scripts/pretrain_vit.py --objective mae      the run behind backbones/vit-glyphs-8-mae
     python scripts/pretrain_vit.py --objective moco     the run behind backbones/vit-glyphs-8-moco
     python scripts/pretrain_vit.py --resume             go on from the last checkpoint
@@ -22,25 +23,34 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import ViTForImageClassification
 
 from fedpeft.core import seeds
 from glyph_fields import GlyphSet, render_all
-from handwriting import draw, normalise
+from glyphs import CHOICES
+from growing import grow
+from handwriting import PAGES, Hand, draw, normalise
 from measures import Examination, measure, pixel_floor, prepare
 from model_card import Facts, write_model
-from objectives import OBJECTIVES, Batch, Objective
+from objectives import OBJECTIVES, SHAPES, Batch, Objective
 
 _CHECKPOINT_EVERY = 90.0  # seconds
 _PRINT_EVERY = 20.0  # seconds
 _ROOT = Path(__file__).resolve().parent.parent
-_HOMES = {  # name of the exported folder, and where it stands
-    "supervised": ("vit-glyphs-8", "src/fedpeft/models/bundled"),
-    "mae": ("vit-glyphs-8-mae", "backbones"),
-    "moco": ("vit-glyphs-8-moco", "backbones"),
+_HOMES = {  # by side and objective: name of the exported folder, and where it stands
+    (8, "supervised"): ("vit-glyphs-8", "src/fedpeft/models/bundled"),
+    (8, "mae"): ("vit-glyphs-8-mae", "backbones"),
+    (8, "moco"): ("vit-glyphs-8-moco", "backbones"),
+    (28, "supervised"): ("vit-glyphs-28", "src/fedpeft/models/bundled"),
 }
+_SCHEDULES = {  # steps and peak learning rate, where they are not the objective's own
+    (28, "supervised"): (2_000, 1e-3)
+}
+_SMALLER = _ROOT / "src/fedpeft/models/bundled/vit-glyphs-8"  # the start of the model for 28 x 28
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Settings:
       objective: a key of `OBJECTIVES`.
       steps: length of the schedule.
       seed: root seed.
+      side: of the pictures, in pixels; a key of `SHAPES`.
       batch: pictures per step.
       lr: peak learning rate.
       warmup: share of the steps with a rising learning rate.
@@ -60,6 +71,7 @@ class Settings:
     objective: str
     steps: int
     seed: int
+    side: int = 8
     batch: int = 128
     lr: float = 1e-3
     warmup: float = 0.05
@@ -106,30 +118,38 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     objective = OBJECTIVES[options.objective]
+    home = (options.side, options.objective)
+    if home not in _HOMES:
+        raise SystemExit(f"--side {options.side}: {options.objective} is not trained at this size")
+    steps, lr = _SCHEDULES.get(home, (objective.steps, objective.lr))
     settings = Settings(
         objective=options.objective,
-        steps=options.steps or objective.steps,
+        steps=options.steps or steps,
         seed=options.seed,
+        side=options.side,
         batch=options.batch,
-        lr=options.lr or objective.lr,
+        lr=options.lr or lr,
     )
-    name, place = _HOMES[options.objective]
+    name, place = _HOMES[home]
     folder = options.checkpoint_dir or _ROOT / "build" / name
     out = options.out or _ROOT / place / name
     if options.export_only:
         _export(_load(folder)[0], out)
         return
-    glyphs = render_all()
+    folder.mkdir(parents=True, exist_ok=True)
+    glyphs = _glyphs(settings.side, folder / "glyphs.pt", kept=options.resume)
     trained = [name for name, out in zip(glyphs.labels, glyphs.held_out_C, strict=True) if not out]
     run, step = _start(settings, trained, folder, resume=options.resume)
     label_C = torch.cumsum(~glyphs.held_out_C, dim=0) - 1
-    if _train(run, step, _source(glyphs, label_C), prepare(glyphs, label_C), options.minutes):
+    exam = prepare(glyphs, label_C, page=PAGES[settings.side])
+    if _train(run, step, _source(glyphs, label_C), exam, options.minutes):
         _export(run, out)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--objective", choices=sorted(OBJECTIVES), default="supervised")
+    parser.add_argument("--side", type=int, choices=sorted(SHAPES), default=8, help="in pixels")
     parser.add_argument("--steps", type=int, help="length of the schedule")
     parser.add_argument("--batch", type=int, default=Settings.batch, help="pictures per step")
     parser.add_argument("--lr", type=float, help="peak learning rate")
@@ -143,6 +163,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--export-only", action="store_true", help="export the last checkpoint")
     return parser.parse_args()
+
+
+def _glyphs(side: int, path: Path, *, kept: bool) -> GlyphSet:
+    """Render the glyphs, which takes minutes, or take those that a stopped run has kept."""
+    if kept and path.exists():
+        return GlyphSet(**torch.load(path, weights_only=True))
+    glyphs = render_all(choice=CHOICES[side])
+    torch.save(vars(glyphs), path)
+    return glyphs
 
 
 def _source(glyphs: GlyphSet, label_C: Tensor) -> Source:
@@ -159,7 +188,11 @@ def _batch(source: Source, run: Run, step: int) -> Batch:
     generator = seeds.generator(settings.seed, "batch", step)
     pick = _by_label if run.objective.balanced else _by_glyph
     index_B = pick(source, settings.batch, generator)
-    views = [normalise(draw(source.glyphs, index_B, generator)) for _ in range(run.objective.views)]
+    page = PAGES[settings.side]
+    views = [
+        normalise(draw(source.glyphs, index_B, Hand(generator), page))
+        for _ in range(run.objective.views)
+    ]
     label_B = source.label_C[source.glyphs.class_G[index_B]]
     return Batch(views, label_B, generator, step / settings.steps)
 
@@ -190,7 +223,6 @@ def _start(
     settings: Settings, labels: Sequence[str], folder: Path, *, resume: bool
 ) -> tuple[Run, int]:
     """Return a run and the number of steps it has behind it."""
-    folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         (folder / "log.jsonl").write_text("")
         return _new_run(settings, labels, folder), 0
@@ -205,7 +237,9 @@ def _start(
 
 def _new_run(settings: Settings, labels: Sequence[str], folder: Path) -> Run:
     with seeds.isolated(seeds.derive(settings.seed, "model")):
-        model = OBJECTIVES[settings.objective].build(labels)
+        model = OBJECTIVES[settings.objective].build(labels, SHAPES[settings.side])
+    if settings.side == 28:
+        grow(cast(ViTForImageClassification, model), _SMALLER)
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     for name, parameter in model.named_parameters():
@@ -306,7 +340,7 @@ def _export(run: Run, out: Path) -> None:
         raise SystemExit(f"{run.folder}: nothing measured yet; train for longer, then export")
     last = measured[-1]
     facts = Facts(
-        name=_HOMES[run.settings.objective][0],
+        name=_HOMES[run.settings.side, run.settings.objective][0],
         about=run.objective.about,
         settings=asdict(run.settings),
         labels=tuple(run.labels),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from objectives import OBJECTIVES, Batch
+from objectives import OBJECTIVES, SHAPES, Batch
 
 LABELS = ["U+0041 LATIN CAPITAL LETTER A", "U+0042 LATIN CAPITAL LETTER B"]
 
@@ -20,7 +20,7 @@ def batch(objective: str, *, same: bool = False, seed: int = 0) -> Batch:
 
 def network(objective: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    return OBJECTIVES[objective].build(LABELS)
+    return OBJECTIVES[objective].build(LABELS, SHAPES[8])
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -180,6 +180,11 @@ BUNDLED: Mapping[str, Bundled] = {
         "text-classification",
         _minilm,
     ),
+    "vit-glyphs-28": Bundled(
+        "a small ViT for 28x28 images, pretrained on rendered glyphs; comes with fedpeft",
+        "image-classification",
+        _in_package("vit-glyphs-28"),
+    ),
     "vit-glyphs-8": Bundled(
         "a small ViT for 8x8 images, pretrained on rendered glyphs; comes with fedpeft",
         "image-classification",
