@@ -1,6 +1,6 @@
 """Make the bundled data sets again: the files of `src/fedpeft/data/sets`, byte by byte.
 
-    python scripts/make_sets.py               # all of them, about a minute
+    python scripts/make_sets.py               # all of them, some minutes
     python scripts/make_sets.py digits        # one
 
 A file holds `SPLIT.image` (or `SPLIT.video`) and `SPLIT.label` for each split, `names` of the
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from characters import SETTINGS, read_characters
 from fedpeft.data.tables import Splits, Table
 from glyphs import read_glyphs
 from motion import read_motion
@@ -82,6 +83,7 @@ def _rendition(word: str) -> Splits:
 SETS: Mapping[str, Callable[[], Splits]] = {
     "digits": read_digits,
     **{f"digits-{word}": functools.partial(_rendition, word) for word in RENDITIONS},
+    **{name: functools.partial(read_characters, name) for name in SETTINGS},
     "glyphs": read_glyphs,
     "motion": read_motion,
 }

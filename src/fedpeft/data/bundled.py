@@ -2,6 +2,7 @@
 
     digits       1,797 pictures, 8 x 8, of handwritten digits (UCI)
     digits-*     the same digits inverted, blurred, as strokes, permuted
+    characters   102 letters of six scripts in clutter, 28 x 28 pixels; also characters-hard
     glyphs       letters and signs of the fonts that come with matplotlib
     motion       clips of a figure that moves in one of eight ways
     docstrings   first paragraphs of the documentation of installed packages; see `docstrings.py`
@@ -43,7 +44,7 @@ class BundledDataset:
 
 
 def read_set(name: str) -> Splits:
-    """Read a set of `sets/`: `image` uint8 [8, 8] or `video` uint8 [T, H, W], and `label` int64."""
+    """Read a set of `sets/`: `image` uint8 [H, W] or `video` uint8 [T, H, W], and `label` int64."""
     file = resources.files(__package__ or "").joinpath("sets", f"{name}.npz")
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
@@ -73,6 +74,8 @@ _SETS = {
         10,
         f"the digits, their 64 pixels permuted, alike in every picture; {_SAME}",
     ),
+    "characters": (102, "letters of six scripts in clutter, 28 x 28 pixels, for vit-glyphs-28"),
+    "characters-hard": (102, "the same letters, more distorted and more cluttered"),
     "glyphs": (757, "757 letters and signs of 8 x 8 pixels; test split: fonts held out"),
     "motion": (8, "clips of 8 frames of 16 x 16; class = one of 8 motions; made here"),
 }

@@ -1,0 +1,162 @@
+"""Does a test bed leave room between the methods? Centralised training, scored on validation data.
+
+    head      a linear classifier on frozen features
+    full      everything is trained
+    scratch   everything is trained, from new weights, for as many epochs
+
+    python scripts/qualify.py characters
+    python scripts/qualify.py characters --set neighbour=0.5 --set train=30     another setting
+
+A bed qualifies when, in the mean over seeds, full tuning is at least 5 points above the head, at
+least 10 above training from scratch, and below 0.97. The rate of each method is the best of a grid
+on the first seed. Test data is never scored. Every setting that is tried adds a line to
+`experiments/beds.jsonl`, whether it qualifies or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from statistics import fmean
+
+import fedpeft
+from characters import SETTINGS, Setting, draw_characters
+from fedpeft.data.examples import Federated
+from fedpeft.data.load import load_splits
+from fedpeft.data.tables import Splits
+
+__all__ = ["GRIDS", "Budget", "qualifies", "score"]
+
+_LOG = Path(__file__).resolve().parent.parent / "experiments" / "beds.jsonl"
+GRIDS: Mapping[str, Sequence[float]] = {
+    "head": (0.01, 0.02, 0.05),
+    "full": (0.01, 0.02, 0.04),
+    "scratch": (0.01, 0.03),
+}
+"""Learning rates that are tried for each method."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method may use.
+
+    Attributes:
+      model: name of the backbone.
+      epochs: over the training data; about what a client of the default federation sees.
+      seeds: of heads, new weights and order; the first one chooses the rates.
+    """
+
+    model: str = "vit-glyphs-28"
+    epochs: int = 12
+    seeds: Sequence[int] = (1, 2, 3)
+
+
+def main() -> None:
+    """Read the command line, train, print a line and add it to the list."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bed", choices=sorted(SETTINGS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--model", default=Budget.model)
+    parser.add_argument("--epochs", type=int, default=Budget.epochs)
+    parser.add_argument("--seeds", type=int, nargs="+", default=Budget.seeds)
+    parser.add_argument("--methods", nargs="+", choices=sorted(GRIDS), default=list(GRIDS))
+    parser.add_argument("--rates", type=float, nargs="+", help="instead of each method's grid")
+    parser.add_argument("--note", default="", help="is added to the line")
+    options = parser.parse_args()
+    setting = _changed(SETTINGS[options.bed], options.set)
+    budget = Budget(options.model, options.epochs, options.seeds)
+    grids = {method: options.rates or GRIDS[method] for method in options.methods}
+    line = {
+        "bed": options.bed,
+        **_examine(draw_characters(setting), grids, budget),
+        "setting": asdict(setting),
+        "note": options.note,
+    }
+    print(json.dumps(line))
+    with _LOG.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _changed(setting: Setting, changes: Sequence[str]) -> Setting:
+    kinds = {field.name: type(getattr(setting, field.name)) for field in fields(setting)}
+    for change in changes:
+        key, _, value = change.partition("=")
+        if key not in kinds:
+            raise SystemExit(f"--set {change}: unknown; known are {', '.join(kinds)}")
+        setting = replace(setting, **{key: kinds[key](value)})
+    return setting
+
+
+def _examine(
+    splits: Splits, grids: Mapping[str, Sequence[float]], budget: Budget
+) -> dict[str, object]:
+    """Train every method and return the figures of one line of the list."""
+    began = time.process_time()
+    inputs = fedpeft.load_model(fedpeft.ModelRequest(budget.model)).inputs
+    request = fedpeft.DataRequest(
+        evaluate_on="validation",
+        partition=fedpeft.PartitionRequest("iid", clients=1, min_examples=1),
+    )
+    data = load_splits(splits, request, inputs)
+    found: dict[str, list[float]] = {}
+    rates: dict[str, float] = {}
+    for method, grid in grids.items():
+        first = {rate: score(data, method, rate, budget.seeds[0], budget) for rate in grid}
+        rates[method] = max(grid, key=lambda rate: first[rate])
+        print(f"{method}: {first}", flush=True)
+        others = [score(data, method, rates[method], s, budget) for s in budget.seeds[1:]]
+        found[method] = [first[rates[method]], *others]
+    return {
+        "model": budget.model,
+        "epochs": budget.epochs,
+        "seeds": list(budget.seeds),
+        "rates": rates,
+        "validation": {m: [round(value, 4) for value in values] for m, values in found.items()},
+        "qualifies": qualifies(found) if set(found) == set(GRIDS) else None,
+        "cpu_seconds": round(time.process_time() - began),
+    }
+
+
+def score(data: Federated, method: str, rate: float, seed: int, budget: Budget) -> float:
+    """Train on all of the training data and return the accuracy on the evaluation data.
+
+    Args:
+      data: of one client.
+      method: a tuning method.
+      rate: learning rate.
+      seed: of everything that is drawn.
+      budget: backbone and number of epochs.
+    """
+    loaded = fedpeft.load_model(
+        fedpeft.ModelRequest(budget.model, num_labels=data.num_labels, seed=seed)
+    )
+    tuned = fedpeft.tune(loaded, fedpeft.TuningRequest(method, seed=seed))
+    settings = {
+        "seed": seed,
+        "federation.rounds": 1,
+        "federation.clients_per_round": 1,
+        "client.epochs": budget.epochs,
+        "client.batch_size": 64,
+        "client.lr": rate,
+        "engine.workers": 1,
+    }
+    try:
+        result = fedpeft.simulate(tuned, data, settings)
+    except fedpeft.FedpeftError as error:  # the training diverged
+        print(f"{method} at {rate}: {error}", flush=True)
+        return 0.0
+    return float(result.totals.last["accuracy"] or 0.0)
+
+
+def qualifies(found: Mapping[str, Sequence[float]]) -> bool:
+    """Tell whether accuracies by method, one for each seed, leave room between the methods."""
+    head, full, scratch = (fmean(found[method]) for method in ("head", "full", "scratch"))
+    return full >= head + 0.05 and full >= scratch + 0.10 and full < 0.97
+
+
+if __name__ == "__main__":
+    main()
