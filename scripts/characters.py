@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedpeft.core import seeds
 from fedpeft.data.tables import Splits, Table
-from font_files import BED_FONTS, FONTS, charmap
+from font_files import BED_FONTS, FONTS, charmap, missing_packages
 from glyph_fields import GlyphSet, fields_of
 from glyphs import open_font, render_glyph
 from handwriting import Hand, Page, draw
@@ -147,10 +147,7 @@ def render_classes() -> GlyphSet:
 
 def _paths() -> list[Path]:
     paths = [FONTS / file for row in BED_FONTS for file in row.files]
-    missing = sorted(
-        {row.package for row in BED_FONTS for f in row.files if not (FONTS / f).exists()}
-    )
-    if missing:
+    if missing := missing_packages():
         raise SystemExit(f"{FONTS}: fonts are missing; run: apt-get install {' '.join(missing)}")
     return paths
 

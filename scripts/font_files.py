@@ -23,6 +23,7 @@ __all__ = [
     "FontPackage",
     "charmap",
     "matplotlib_fonts",
+    "missing_packages",
     "noto_fonts",
     "script_of",
 ]
@@ -100,6 +101,11 @@ _NO_SCRIPT = (
 def script_of(char: str) -> str:
     """Return the first word of a character's Unicode name: for letters, their script."""
     return unicodedata.name(char, "").split(" ")[0]
+
+
+def missing_packages() -> list[str]:
+    """Return the Debian packages of `BED_FONTS` that are not installed."""
+    return [row.package for row in BED_FONTS if not all((FONTS / f).exists() for f in row.files)]
 
 
 def charmap(path: Path) -> list[str]:

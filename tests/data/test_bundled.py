@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from characters import SETTINGS
 from fedpeft.core.errors import DataError
 from fedpeft.data.bundled import BUNDLED_DATASETS, read_set
 from fedpeft.data.docstrings import read_docstrings, summary_of
 from fedpeft.models.tasks import TASKS
+from font_files import missing_packages
 from make_sets import SETS, draw_digits_split, packed
 
 
@@ -32,11 +34,18 @@ def test_stored_split_is_the_one_that_is_drawn():
 
 
 QUICK_SETS = ("digits", "digits-inverted", "digits-blurred", "digits-permuted")
+MISSING = missing_packages()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK_SETS else pytest.mark.slow) for n in SETS]
-)
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    """Sets that take long are slow, and those of fonts beyond matplotlib's need the fonts."""
+    fonts = pytest.mark.skipif(
+        name in SETTINGS and bool(MISSING), reason=f"apt-get install {' '.join(MISSING)}"
+    )
+    return [fonts] if name in QUICK_SETS else [fonts, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in SETS])
 def test_stored_sets_are_those_that_are_made(name):
     stored = resources.files("fedpeft.data").joinpath("sets", f"{name}.npz").read_bytes()
     made = SETS[name]()

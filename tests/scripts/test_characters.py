@@ -16,12 +16,12 @@ from characters import _move as move
 from characters import _pen as pen
 from choose_characters import choose, unit_looks
 from fedpeft.data.bundled import BUNDLED_DATASETS, read_set
-from font_files import BED_FONTS, BED_SCRIPTS, FONTS, script_of
+from font_files import BED_SCRIPTS, missing_packages, script_of
 from glyph_fields import GlyphSet, fields_of
 from glyphs import CANVAS, CHOICES, find_glyphs
 from handwriting import Hand
 
-MISSING = sorted(r.package for r in BED_FONTS for f in r.files if not (FONTS / f).exists())
+MISSING = missing_packages()
 needs_fonts = pytest.mark.skipif(bool(MISSING), reason=f"apt-get install {' '.join(MISSING)}")
 MODELS = ("vit-glyphs-8", "vit-glyphs-28")
 
