@@ -14,11 +14,11 @@ from characters import BLOCK, CLASSES, SETTINGS, SIDE, Setting, draw_block, rend
 from characters import _expose as expose
 from characters import _move as move
 from characters import _pen as pen
-from choose_characters import choose, unit_looks
+from choose_characters import choose, trained_looks
 from fedpeft.data.bundled import BUNDLED_DATASETS, read_set
 from font_files import BED_SCRIPTS, missing_packages, script_of
 from glyph_fields import GlyphSet, fields_of
-from glyphs import CANVAS, CHOICES, find_glyphs
+from glyphs import CANVAS, CHOICES
 from handwriting import Hand
 
 MISSING = missing_packages()
@@ -140,5 +140,4 @@ def test_a_block_equals_the_stored_rows(name):
 @needs_fonts
 @pytest.mark.slow
 def test_the_letters_are_those_that_are_chosen_and_look_like_nothing_trained():
-    trained = [unit_looks(find_glyphs(choice=choice).ink_GHW) for choice in CHOICES.values()]
-    assert choose(np.concatenate(trained)) == CLASSES
+    assert choose(trained_looks()) == CLASSES
