@@ -27,8 +27,9 @@ if __name__ == "__main__":
     from fedpeft.__main__ import main
     main()
 """
-"""The command line as on systems where workers are spawned; it imports as little as `-m` does, since
-an interrupt outside the command is Python's own affair."""
+"""The command line as on systems where workers are spawned. It imports as little as `-m` does: what
+an interrupt outside the command prints is Python's own affair.
+"""
 
 
 @dataclass(frozen=True)
