@@ -46,13 +46,25 @@ def test_a_real_model_takes_it():
 
 
 @pytest.mark.parametrize(
-    ("method", "key"),
-    [("lora", "r"), ("prompt_tuning", "num_virtual_tokens"), ("prompt", "num_tokens")],
+    ("method", "key", "most"),
+    [
+        ("lora", "r", 100_000),
+        ("prompt_tuning", "num_virtual_tokens", 100_000),
+        ("prompt", "num_tokens", 100_000),
+        ("p_tuning", "encoder_num_layers", 100),
+        ("peanut", "depth", 100),
+    ],
 )
-def test_sizes_that_nobody_means_are_refused(method, key):
-    with pytest.raises(TuningError, match=f"{key} = 1000000000: expected .*at most 100,000"):
+def test_sizes_that_nobody_means_are_refused(method, key, most):
+    with pytest.raises(TuningError, match=f"{key} = 1000000000: expected .*at most {most:,}"):
         resolve_options(method, {key: 10**9})
-    resolve_options(method, {key: 100_000})
+    resolve_options(method, {key: most})
+
+
+def test_a_rank_of_one_layer_is_bounded_too():
+    resolve_options("lora", {"rank_pattern": {"q_proj": 8}})
+    with pytest.raises(TuningError, match="found a rank of 1000000; expected at most 100,000"):
+        resolve_options("lora", {"rank_pattern": {"q_proj": 10**6}})
 
 
 def test_targets_that_are_no_layers_do_not_reach_the_library(monkeypatch):

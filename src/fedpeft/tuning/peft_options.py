@@ -46,9 +46,20 @@ _REFUSED: Mapping[str, str] = {
 _LORA_STARTS = (True, False, "gaussian", "orthogonal")
 _SIMPLE: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 _LEAST: Mapping[str, int] = {"adapter_len": 1, "lora_alpha": 1, "num_virtual_tokens": 1, "r": 1}
-_SIZES = frozenset(
-    ("adapter_len", "encoder_hidden_size", "init_r", "num_virtual_tokens", "r", "target_r")
+_SIZES = (
+    "adapter_len",
+    "encoder_hidden_size",
+    "init_r",
+    "num_virtual_tokens",
+    "r",
+    "target_r",
+    "u",
 )
+_MOST: Mapping[str, int] = {
+    **dict.fromkeys(_SIZES, LARGEST_SIZE),
+    **dict.fromkeys(("depth", "encoder_num_layers"), 100),
+    "theta_d_length": 10_000_000,
+}
 
 
 def config_class(name: str) -> type[PeftConfig]:
@@ -129,8 +140,12 @@ def _problem(
         return f"{key} = {shown(value)}: expected {_annotation(fields[key])}"
     if isinstance(value, int) and value < _LEAST.get(key, value) and method != "oft":
         return f"{key} = {shown(value)}: expected a whole number >= 1"
-    if isinstance(value, int) and key in _SIZES and value > LARGEST_SIZE:
-        return f"{key} = {shown(value)}: expected at most {LARGEST_SIZE:,}"
+    if isinstance(value, int) and value > _MOST.get(key, value):
+        return f"{key} = {shown(value)}: expected at most {_MOST[key]:,}"
+    if key == "rank_pattern" and isinstance(value, Mapping):
+        ranks = [rank for rank in value.values() if isinstance(rank, int) and rank > LARGEST_SIZE]
+        if ranks:
+            return f"{key}: found a rank of {shown(ranks[0])}; expected at most {LARGEST_SIZE:,}"
     if isinstance(value, Collection) and not isinstance(value, str) and len(value) > MOST_MODULES:
         return f"{key}: found {len(value):,} entries; expected at most {MOST_MODULES:,}"
     if "dropout" in key and isinstance(value, float | int) and not 0 <= value < 1:
