@@ -20,14 +20,16 @@ pytestmark = pytest.mark.slow  # what is quick is in tests/engines/test_interrup
 ROUNDS = 6
 FILE = TINY.replace("workers = 1", "workers = 2").replace("rounds = 2", f"rounds = {ROUNDS}")
 SPAWN = """
-from types import SimpleNamespace
+import multiprocessing
+first = multiprocessing.get_context
+multiprocessing.get_context = lambda name=None: first("spawn" if name == "fork" else name)
 if __name__ == "__main__":
-    from fedpeft.engines import workers
-    workers.sys = SimpleNamespace(platform="elsewhere")
-    from fedpeft.cli import main
+    from fedpeft.__main__ import main
     main()
 """
-"""The command line as on systems where workers are spawned."""
+"""The command line as on systems where workers are spawned. It imports as little as `-m` does: what
+an interrupt outside the command prints is Python's own affair.
+"""
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,13 @@ def digest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(json.loads(done.stdout)["delta_digest"])
 
 
-DELAYS = [0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
+DELAYS = [
+    *[("fork", delay) for delay in (0.05, 0.5, 1.5, 3, 4.5)],
+    *[("spawn", delay) for delay in (0.2, 1, 2, 3.5, 5)],
+]
 
 
-@pytest.mark.parametrize("delay", DELAYS)
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(("method", "delay"), DELAYS)
 def test_a_run_can_be_interrupted_at_any_moment_and_resumed(
     file: Path, tmp_path: Path, digest: str, method: str, delay: float
 ) -> None:
@@ -147,8 +151,7 @@ def test_a_run_can_be_interrupted_at_any_moment_and_resumed(
     assert len((out / "rounds.jsonl").read_text().splitlines()) == ROUNDS
 
 
-@pytest.mark.parametrize("after", [0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1])
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize(("processes", "after"), [(1, 0), (2, 0.005), (3, 0.05)])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_an_interrupt_around_the_start_of_workers_is_not_lost(
     file: Path, tmp_path: Path, method: str, processes: int, after: float
@@ -160,7 +163,7 @@ def test_an_interrupt_around_the_start_of_workers_is_not_lost(
     check_end(command, command.interrupt())
 
 
-@pytest.mark.parametrize("delay", DELAYS)
+@pytest.mark.parametrize("delay", [0.1, 1.5, 3.5])
 def test_a_sweep_can_be_interrupted_at_any_moment(file: Path, tmp_path: Path, delay: float) -> None:
     args = ["sweep", file, "--over", "seed=1,2,3", "--out", tmp_path / "out"]
     command = Command(head("fork", tmp_path), *args)

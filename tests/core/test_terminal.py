@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -45,10 +47,28 @@ def test_lines_that_fit_and_streams_without_a_width_stay_as_they_are():
 
 def test_width_is_that_of_columns_or_of_the_terminal(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("LINES", raising=False)
     assert width_of(io.StringIO()) is None
     for said, width in (("33", 33), ("0", None), ("wide", None)):
         monkeypatch.setenv("COLUMNS", said)
         assert width_of(io.StringIO()) == width
+
+
+def test_the_size_that_readline_tells_its_children_breaks_no_line_of_a_pipe():
+    """Importing readline (pytest does) exports COLUMNS and LINES behind Python's back."""
+    pytest.importorskip("readline")
+    show = "import sys; from fedpeft.core.terminal import width_of; print(width_of(sys.stdout))"
+    parent = (
+        "import readline, subprocess, sys;"
+        f"subprocess.run([sys.executable, '-c', {show!r}], stdout=sys.stdout)"
+    )
+    kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    for set_by_user, width in (({}, "None"), ({"COLUMNS": "33"}, "33")):
+        code = show if set_by_user else parent
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=kept | set_by_user
+        )
+        assert (done.stdout.strip(), done.stderr) == (width, "")
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import logging
 import os
 import pickle
 import socket
@@ -141,11 +142,13 @@ def test_frames_are_bytes_and_never_pickled():
     assert "pickle." not in inspect.getsource(resident)
 
 
-def test_a_caller_that_leaves_does_not_hurt(tmp_path):
+def test_a_caller_that_leaves_does_not_hurt_and_is_no_trouble(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
     with worker(tmp_path / "s", lambda r: (time.sleep(0.2), echo(r))[1]):
         with pytest.raises(EngineError, match="no answer within"):
             ask(tmp_path / "s", REQUEST, timeout=0.1)
         assert ask(tmp_path / "s", REQUEST, timeout=5) == echo(REQUEST)
+    assert caplog.messages == []
 
 
 def test_requests_are_taken_one_at_a_time(tmp_path):

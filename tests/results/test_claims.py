@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.cli import main
-from fedpeft.results.claims import ABSENT, CLAIMS, check_claims
+from fedpeft.results.claims import ABSENT, CLAIMS, absent_words, check_claims
 from fedpeft.results.claims_grid import shadowed
 from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Run
@@ -200,6 +200,19 @@ def test_command_lists_all_claims(tmp_path: Path, capsys: pytest.CaptureFixture[
     main_of("claims", str(tmp_path), "--json")
     found = json.loads(capsys.readouterr().out)
     assert [each["number"] for each in found] == list(CLAIMS)
+
+
+def test_claims_whose_rows_are_missing_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedpeft.cli.claiming.read_runs", lambda folders: table1())
+    main_of("claims", str(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    last = "Claims 4, 5, 6, 7 and 8 of the paper need rows that are not in this grid."
+    assert lines[-1] == last
+    assert [line[0] for line in lines[:-1] if not line.startswith(" ")] == ["1", "2", "3"]
+    some = check_claims(table1())
+    assert absent_words(some[:3]) == "" and absent_words(some[:4]).startswith("Claim 4 of the")
 
 
 def test_run_whose_place_another_takes_is_named() -> None:

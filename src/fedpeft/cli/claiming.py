@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedpeft.cli.printing import say, show
-from fedpeft.results.claims import Verdict, check_claims
+from fedpeft.results.claims import ABSENT, Verdict, absent_words, check_claims
 from fedpeft.results.claims_grid import shadowed
 from fedpeft.results.lines import read_runs
 from fedpeft.results.paired import Comparison
@@ -18,8 +18,16 @@ def claims_command(sweeps: Sequence[Path], *, as_json: bool) -> None:
     runs = read_runs(sweeps)
     verdicts = check_claims(runs)
     _warn(shadowed(runs))
-    lines = (line for verdict in verdicts for line in _lines(verdict))
-    show([verdict.as_json() for verdict in verdicts], lines, as_json=as_json)
+    show([verdict.as_json() for verdict in verdicts], _all_lines(verdicts), as_json=as_json)
+
+
+def _all_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """Yield the claims that can be checked, and one sentence on the others."""
+    for verdict in verdicts:
+        if verdict.verdict != ABSENT:
+            yield from _lines(verdict)
+    if others := absent_words(verdicts):
+        yield others
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:

@@ -25,6 +25,7 @@ _STRIP, _LEAST_STRIP = 50, 8
 _PAYLOADS = ("a client", "a round", "all rounds")
 _SHOWN = 16
 _FEW = 6
+_MOST_SHAPES = 30
 
 
 def plan_command(file: Path | None, sets: Sequence[str], *, as_json: bool) -> None:
@@ -58,8 +59,14 @@ def check_command(file: Path | None, sets: Sequence[str]) -> None:
     """
     experiment = read_experiment(file, sets)
     rows = read_rows(file, sets) if experiment.sweep else []
-    notes = list(dict.fromkeys(n for each in _shapes(experiment, rows) for n in check_shapes(each)))
-    for note in notes:
+    shapes = _shapes(experiment, rows)
+    notes = [note for each in shapes[:_MOST_SHAPES] for note in check_shapes(each)]
+    if len(shapes) > _MOST_SHAPES:
+        notes.append(
+            f"the shapes of {_MOST_SHAPES} of {len(shapes):,} models and tuning methods were "
+            "checked; each run checks its own"
+        )
+    for note in dict.fromkeys(notes):
         say(f"note: {note}")
     checked = f", {len(rows)} sweep rows" if rows else ""
     say(f"{file or 'quickstart.toml (bundled)'}: no problems found{checked}")

@@ -19,15 +19,18 @@ def width_of(stream: TextIO) -> int | None:
     """Return the columns that lines of a stream may have.
 
     They are the variable COLUMNS where it is set, else those of the terminal; None where the stream
-    is no terminal, so that other programs read whole lines.
+    is no terminal, so that other programs read whole lines. Where LINES is set beside COLUMNS, both
+    are the size of a terminal that this process was started from: the readline library sets them,
+    unseen, in every program that imports it. They say nothing about a stream that goes elsewhere.
     """
-    said = os.environ.get("COLUMNS", "")
-    if said.isdecimal() and int(said) > 0:
-        return int(said)
     try:
-        return os.get_terminal_size(stream.fileno()).columns or None
+        terminal = os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError, AttributeError):
-        return None
+        terminal = None
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said) > 0 and (terminal or "LINES" not in os.environ):
+        return int(said)
+    return terminal
 
 
 def wrapped(text: str, width: int | None) -> list[str]:

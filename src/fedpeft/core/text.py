@@ -6,9 +6,15 @@ import difflib
 import ipaddress
 import os
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+MOST_LISTED = 100
+"""Largest number of problems of one file that are listed; the others are counted."""
+
+_SHOWN = 200
+"""Largest number of characters of a value in a message."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -18,6 +24,21 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"allowed are {', '.join(words)}" if words else "none is allowed here"
+
+
+def hints(words: Iterable[str], known: Iterable[str]) -> Iterator[str]:
+    """Yield what follows each of some unknown words: `; ` and the phrase of `nearest`.
+
+    After `MOST_LISTED` words it is empty: nobody reads so many, and each is a search.
+    """
+    known = sorted(known)
+    for number, word in enumerate(words):
+        yield f"; {nearest(word, known)}" if number < MOST_LISTED else ""
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, and of a very long one the beginning."""
+    return repr(value)[:_SHOWN]
 
 
 def byte_words(count: float) -> str:

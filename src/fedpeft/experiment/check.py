@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.errors import FedpeftError
-from fedpeft.core.text import nearest
+from fedpeft.core.text import hints, nearest
 from fedpeft.data.schemes import PARTITIONS
 from fedpeft.experiment import tables
 from fedpeft.experiment.check_privacy import privacy_problems, refuse_combination
@@ -118,10 +118,10 @@ def _sampling(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
 def _client(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     client = experiment.client
     if isinstance(client.lr, dict):
-        for method in client.lr:
-            known = (*METHODS, *plugins.of("methods"))
-            if method not in known:
-                yield f"client.lr.{method}: no such tuning method; {nearest(method, known)}"
+        known = {*METHODS, *plugins.of("methods")}
+        unknown = [method for method in client.lr if method not in known]
+        for method, hint in zip(unknown, hints(unknown, known), strict=True):
+            yield f"client.lr.{method}: no such tuning method{hint}"
     if client.optimizer == "sgd" and client.nesterov and not client.momentum:
         yield "client.nesterov: found true with client.momentum = 0; set one of the two"
     if client.prefix_views is not None and client.prefix_cache == "off":

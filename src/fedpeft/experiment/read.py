@@ -46,7 +46,7 @@ def read_toml(file: Path | None) -> dict[str, Any]:
     """Parse a TOML file; None is the bundled quickstart.
 
     Raises:
-      ConfigError: if it does not exist or is not TOML.
+      ConfigError: if it does not exist, is not TOML, or holds a text that no system can use.
     """
     if file is None:
         text = (importlib.resources.files("fedpeft") / "quickstart.toml").read_text("utf-8")
@@ -63,6 +63,8 @@ def read_toml(file: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     if _is_deep(table):
         raise ConfigError(f"{file}: found tables in more than {_DEEPEST} tables; allowed are fewer")
+    if lines := list(_texts_of_no_use(table)):
+        raise ConfigError(listed(str(file), lines))
     return table
 
 
@@ -171,8 +173,10 @@ def _texts_of_no_use(value: object, key: str = "") -> Iterator[str]:
     if isinstance(value, Mapping | list | tuple):
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, inner in pairs:
-            yield from _texts_of_no_use(name, key)
-            yield from _texts_of_no_use(inner, f"{key}.{name}".lstrip(".")[:80])
+            if isinstance(name, str):
+                yield from _texts_of_no_use(name, key)
+            if isinstance(inner, str | Mapping | list | tuple):
+                yield from _texts_of_no_use(inner, f"{key}.{name}".lstrip(".")[:80])
     elif isinstance(value, str):
         longest = max(map(len, value.encode("utf-8", "replace").split(b"/")))
         if longest > _LONGEST_NAME or len(value) > _LONGEST_TEXT:

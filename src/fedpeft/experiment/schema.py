@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedpeft.core.text import nearest
+from fedpeft.core.text import MOST_LISTED, hints, shown
 
 _BRANCHES = ("literal[", "dict[", "constrained-", "function-", "Normalization")
 """Beginnings of pydantic's names for the branches of a union."""
-
-_SHOWN = 200
-"""Largest number of characters of a value that are shown."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +34,45 @@ class Problem:
 
 def explain(error: ValidationError, schema: type[BaseModel]) -> list[Problem]:
     """Translate the errors of a schema; for a union, those of the branch that the user meant."""
-    items = _one_a_place([item for item in error.errors() if _fits_branch(item)])
-    return [Problem(_path(item), _line(item, schema)) for item in items]
+    errors = error.errors(include_url=False, include_context=False)
+    items = _one_a_place([item for item in errors if _fits_branch(item)])
+    unknown = _hints([_path(item) for item in items if item["type"] == "extra_forbidden"], schema)
+    return [Problem(_path(item), _line(item, unknown)) for item in items]
 
 
 def listed(where: str, lines: Sequence[str]) -> str:
     """Write a list of problems: where, how many, then one a line."""
-    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-    return "\n  ".join([f"{where}: {count}", *lines])
+    count = "1 problem" if len(lines) == 1 else f"{len(lines):,} problems"
+    more = [f"... and {len(lines) - MOST_LISTED:,} more"] if len(lines) > MOST_LISTED else []
+    return "\n  ".join([f"{where}: {count}", *lines[:MOST_LISTED], *more])
 
 
-def _line(item: ErrorDetails, schema: type[BaseModel]) -> str:
+def _hints(
+    paths: Sequence[tuple[str, ...]], schema: type[BaseModel]
+) -> Mapping[tuple[str, ...], str]:
+    """Return what follows each unknown key: the nearest one of its table."""
+    tables: dict[tuple[str, ...], list[str]] = {}
+    for *table, key in paths:
+        tables.setdefault(tuple(table), []).append(key)
+    return {
+        (*table, key): hint
+        for table, keys in tables.items()
+        for key, hint in zip(keys, hints(keys, _keys_at(schema, table)), strict=True)
+    }
+
+
+def _line(item: ErrorDetails, unknown: Mapping[tuple[str, ...], str]) -> str:
     path, found = _path(item), item.get("input")
     where, kind = ".".join(path), item["type"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key; {nearest(path[-1], _keys_at(schema, path[:-1]))}"
+        return f"{where}: unknown key{unknown[path]}"
     if kind == "missing":
         return f"{where}: is missing and required here"
-    shown = f"a table {sorted(found)}" if isinstance(found, Mapping) else repr(found)[:_SHOWN]
+    words = f"a table {shown(sorted(found))}" if isinstance(found, Mapping) else shown(found)
     allowed = str(item["msg"])
     for beginning in ("Input should be ", "Value should be ", "String should have "):
         allowed = allowed.removeprefix(beginning)
-    return f"{where}: found {shown}; allowed is {'a table' if kind == 'model_type' else allowed}"
+    return f"{where}: found {words}; allowed is {'a table' if kind == 'model_type' else allowed}"
 
 
 def _path(item: ErrorDetails) -> tuple[str, ...]:

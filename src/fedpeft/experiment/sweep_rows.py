@@ -7,9 +7,11 @@ Each row has a folder of its own, named by what it sets: `method=lora,seed=3`.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.text import MOST_LISTED, shown
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.paths import read_from, read_pair
 from fedpeft.experiment.read import (
@@ -31,6 +34,9 @@ from fedpeft.experiment.read import (
 )
 
 Overrides = Mapping[str, Any]
+
+MOST_ROWS = 5_000
+"""Largest number of runs of one sweep."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,10 @@ def read_rows(
     set_keys, over_keys = {key for key, _ in fixed}, {parse_over(text)[0] for text in overs}
     rows = _unique([{k: v for k, v in row.items() if k not in set_keys} for row in rows])
     names = _names(rows)
-    found, problems = [], []
+    found, problems = list[SweepRow](), list[str]()
     for name, row in zip(names, rows, strict=True):
+        if len(problems) == MOST_LISTED:
+            break
         try:
             pairs = [
                 (key, value) if key in over_keys else read_pair(file, key, value)
@@ -83,7 +91,7 @@ def read_rows(
         except ConfigError as error:
             problems.append(f"{error}\n  in the row {name}")
     if problems:
-        raise ConfigError(_joined(problems, len(rows)))
+        raise ConfigError(_joined(problems, checked=len(found) + len(problems), rows=len(rows)))
     return found
 
 
@@ -108,10 +116,16 @@ def parse_over(text: str) -> tuple[str, list[Any]]:
 def _points(rows: object, overs: Sequence[tuple[str, list[Any]]], where: str) -> list[Overrides]:
     """Multiply the file's rows by the grid; `--over` replaces what a row sets."""
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise ConfigError(f"{where}: sweep: found {rows!r}; write rows as [[sweep]] tables")
+        raise ConfigError(f"{where}: sweep: found {shown(rows)}; write rows as [[sweep]] tables")
     keys = [key for key, _ in overs]
     if len(set(keys)) < len(keys):
         raise ConfigError(f"--over: {', '.join(keys)} names a key twice; list its values once")
+    count = max(1, len(rows)) * math.prod(len(values) for _, values in overs)
+    if count > MOST_ROWS:
+        raise ConfigError(
+            f"{where}: found {count:,} sweep rows; allowed are at most {MOST_ROWS:,}. Divide them "
+            "among several sweeps"
+        )
     grid = [dict(zip(keys, p, strict=True)) for p in itertools.product(*(v for _, v in overs))]
     flat = [dict(_flatten(row, Experiment, "")) for row in rows] or [{}]
     return [_merged(row, point) for row in flat for point in grid]
@@ -157,10 +171,10 @@ def _in_order(row: Overrides) -> list[tuple[str, Any]]:
 def _names(rows: Sequence[Overrides]) -> list[str]:
     """Name each row by what it sets, with a digest where that is too long or not unique."""
     plain = [_name(row) for row in rows]
-    digests = [_digest(row) for row in rows]
+    counts = collections.Counter(plain)
     return [
-        name if plain.count(name) == 1 and len(name) <= 100 else f"{name[:80]}-{digest}"
-        for name, digest in zip(plain, digests, strict=True)
+        name if counts[name] == 1 and len(name) <= 100 else f"{name[:80]}-{_digest(row)}"
+        for name, row in zip(plain, rows, strict=True)
     ]
 
 
@@ -177,8 +191,9 @@ def _digest(row: Overrides) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _joined(problems: Sequence[str], rows: int) -> str:
+def _joined(problems: Sequence[str], *, checked: int, rows: int) -> str:
     texts = {problem.rpartition("\n  in the row")[0] for problem in problems}
+    left = f"\n... and {rows - checked:,} rows that were not checked" if checked < rows else ""
     if len(problems) == 1 or len(texts) > 1:
-        return "\n".join(problems)
-    return f"{texts.pop()}\n  in {len(problems)} of {rows} rows"
+        return "\n".join(problems) + left
+    return f"{texts.pop()}\n  in {len(problems)} of {checked} rows{left}"

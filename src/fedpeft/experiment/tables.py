@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fedpeft.core.errors import ConfigError, FedpeftError
-from fedpeft.core.text import nearest
+from fedpeft.core.text import nearest, shown
 from fedpeft.data.schemes import PARTITIONS, Partition
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.plugins import Plugin, Plugins
@@ -202,7 +202,7 @@ def _build(
             raise ConfigError(f"{where}.{key}: {name} has no such option; {nearest(key, known)}")
         if not _fits(value, known[key]):
             word = f"a number like {known[key]}" if _is_number(known[key]) else repr(known[key])
-            raise ConfigError(f"{where}.{key}: found {value!r}; allowed is {word}")
+            raise ConfigError(f"{where}.{key}: found {shown(value)}; allowed is {word}")
     try:
         made = build(**options)
     except FedpeftError as error:

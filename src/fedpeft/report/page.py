@@ -19,7 +19,7 @@ from fedpeft.core.text import dotted
 from fedpeft.pictures.style import DARK, LIGHT, Picture, strokes
 from fedpeft.report.detail import commands, configuration, diagnosed, of_clients
 from fedpeft.report.sentences import claims_words, leader, listed, worth
-from fedpeft.results.claims import Verdict
+from fedpeft.results.claims import Verdict, absent_words
 from fedpeft.results.grid import Grid
 from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Group, Panel, Run
@@ -207,6 +207,7 @@ def _setting(value: object) -> str:
 
 _FILTERS: Mapping[str, Callable[..., object]] = {
     **TEXTS,
+    "absent": absent_words,
     "best_of": _best_of,
     "commands": commands,
     "configuration": configuration,

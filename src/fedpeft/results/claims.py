@@ -107,6 +107,17 @@ def check_claims(runs: Iterable[Run]) -> list[Verdict]:
     return [_verdict(number, grid if number == _PRIVATE else open_runs) for number in CLAIMS]
 
 
+def absent_words(verdicts: Iterable[Verdict]) -> str:
+    """Return one sentence that numbers the claims whose runs are missing; "" if none is."""
+    numbers = [str(verdict.number) for verdict in verdicts if verdict.verdict == ABSENT]
+    if not numbers:
+        return ""
+    *first, last = numbers
+    if not first:
+        return f"Claim {last} of the paper needs rows that are not in this grid."
+    return f"Claims {', '.join(first)} and {last} of the paper need rows that are not in this grid."
+
+
 def _verdict(number: int, grid: Grid) -> Verdict:
     claim, unit, check = CLAIMS[number]
     found = sorted(correct(tuple(check(grid))), key=_favour)

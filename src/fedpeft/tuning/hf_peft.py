@@ -12,12 +12,13 @@ Reference: Mangrulkar et al., PEFT: State-of-the-art Parameter-Efficient Fine-Tu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -54,6 +55,13 @@ from fedpeft.tuning.targets import Targets, find_targets, layer_names, tied_modu
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig
+
+
+_NEED_VALUES = frozenset(("boft", "unilora"))
+"""Types that compute with the values of their new tensors while they are made."""
+
+_FEW = 10
+"""Largest number of targets, of which none is a layer, that the library names in its message."""
 
 
 def apply_peft(model: ModelToTune) -> PreparedModel:
@@ -141,12 +149,21 @@ def _wrap(model: ModelToTune, name: str, found: Targets | None) -> PeftModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = config_class(name)(**_fields(model, name, found))
-            wrapper: PeftModel = get_peft_model(module, config, low_cpu_mem_usage=is_meta(module))
+            sketch = is_meta(module)
+            with _on_meta() if sketch and name not in _NEED_VALUES else contextlib.nullcontext():
+                wrapper: PeftModel = get_peft_model(module, config, low_cpu_mem_usage=sketch)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise _error(model, f"the peft library reports: {error}{_hint(model, error)}") from error
+        raise _error(
+            model, f"the peft library reports: {plain(error)}{_hint(model, error)}"
+        ) from error
     remove_copies(wrapper)
     _keep_sizes(wrapper)
     return wrapper
+
+
+def _on_meta() -> contextlib.AbstractContextManager[object]:
+    """Make tensors on `meta`; else the library takes memory for each, and then gives it back."""
+    return torch.device("meta")
 
 
 def _keep_sizes(wrapper: nn.Module) -> None:
@@ -230,13 +247,20 @@ def _targets_of(model: ModelToTune, name: str) -> Targets | None:
 
 def _targets(model: ModelToTune, name: str, found: Targets) -> dict[str, object]:
     """Return the config fields of the layers that are adapted, within the range of blocks."""
-    modules = found.modules if isinstance(found.modules, str) else list(found.modules)
+    modules = found.modules if isinstance(found.modules, str) else _present(model, found.modules)
     fields: dict[str, object] = {"target_modules": modules}
     if name == "ia3" and "feedforward_modules" not in model.options:
         fields["feedforward_modules"] = list(found.feedforward)
     if model.blocks is not None:
         fields["target_modules"] = _only_in_blocks(model, modules)
     return fields
+
+
+def _present(model: ModelToTune, names: Sequence[str]) -> list[str]:
+    """Drop names that no layer has: the library compares every two names. All, if none is left."""
+    paths = [path.split(".") for path, _ in model.loaded.module.named_modules()]
+    ends = {".".join(path[start:]) for path in paths for start in range(len(path))}
+    return [name for name in names if name in ends] or list(names[:_FEW])
 
 
 def _recorded(found: Targets | None, name: str) -> dict[str, object]:

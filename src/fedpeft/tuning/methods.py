@@ -21,7 +21,7 @@ from fedpeft.tuning.adapter import adapter
 from fedpeft.tuning.bias import bias
 from fedpeft.tuning.dropout import DropoutKeys
 from fedpeft.tuning.hf_peft import apply_peft
-from fedpeft.tuning.option_checks import Option, ResolvedOptions, resolve_own
+from fedpeft.tuning.option_checks import LARGEST_SIZE, Option, ResolvedOptions, resolve_own
 from fedpeft.tuning.peft_options import resolve_peft
 from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES, SHORT_FORMS, short_form
 from fedpeft.tuning.prepared import ModelToTune, PreparedModel, check_blocks, finish
@@ -159,6 +159,10 @@ def _is_count(value: object, *, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and _is_count(value, least=0) and value <= LARGEST_SIZE
+
+
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -183,7 +187,7 @@ _ADAPTER: Mapping[str, Option] = {
     "after": Option([], "a list of module paths", _is_paths),
 }
 _PROMPT: Mapping[str, Option] = {
-    "num_tokens": Option(10, "a whole number >= 0", partial(_is_count, least=0)),
+    "num_tokens": Option(10, f"a whole number >= 0, at most {LARGEST_SIZE:,}", _is_size),
     "deep": _flag(True),
     "dropout": Option(0.1, "a probability, 0 <= p < 1", _is_probability),
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedpeft.core.text import nearest
+from fedpeft.core.text import hints, shown
+
+LARGEST_SIZE = 100_000
+"""Largest rank, and largest number of learned tokens; a larger one is a slip of the keyboard."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ def resolve_own(
     method: str, known: Mapping[str, Option], options: Mapping[str, object]
 ) -> ResolvedOptions:
     """Fill in the defaults of a method's options, and list all invalid ones."""
-    problems = [unknown_option(method, key, known) for key in options if key not in known]
+    problems = unknown_options(method, [key for key in options if key not in known], known)
     problems += [
-        f"{key} = {value!r}: expected {known[key].allowed}"
+        f"{key} = {shown(value)}: expected {known[key].allowed}"
         for key, value in options.items()
         if key in known and not known[key].accepts(value)
     ]
@@ -51,6 +54,9 @@ def resolve_own(
     return ResolvedOptions({**defaults, **options}, tuple(problems))
 
 
-def unknown_option(method: str, key: str, known: Iterable[str]) -> str:
-    """Return the problem "no such option", with the nearest option that the method has."""
-    return f"{key}: method {method} has no such option; {nearest(key, known)}"
+def unknown_options(method: str, keys: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Return the problem "no such option" of each key, with the nearest option of the method."""
+    return [
+        f"{key}: method {method} has no such option{hint}"
+        for key, hint in zip(keys, hints(keys, known), strict=True)
+    ]

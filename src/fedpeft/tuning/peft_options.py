@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from fedpeft.tuning.option_checks import ResolvedOptions, unknown_option
+from fedpeft.core.text import shown
+from fedpeft.models.limits import MOST_MODULES
+from fedpeft.tuning.option_checks import LARGEST_SIZE, ResolvedOptions, unknown_options
 from fedpeft.tuning.peft_table import PEFT_TYPES, SEED_FIELDS, short_form
 
 if TYPE_CHECKING:
@@ -44,6 +46,20 @@ _REFUSED: Mapping[str, str] = {
 _LORA_STARTS = (True, False, "gaussian", "orthogonal")
 _SIMPLE: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 _LEAST: Mapping[str, int] = {"adapter_len": 1, "lora_alpha": 1, "num_virtual_tokens": 1, "r": 1}
+_SIZES = (
+    "adapter_len",
+    "encoder_hidden_size",
+    "init_r",
+    "num_virtual_tokens",
+    "r",
+    "target_r",
+    "u",
+)
+_MOST: Mapping[str, int] = {
+    **dict.fromkeys(_SIZES, LARGEST_SIZE),
+    **dict.fromkeys(("depth", "encoder_num_layers"), 100),
+    "theta_d_length": 10_000_000,
+}
 
 
 def config_class(name: str) -> type[PeftConfig]:
@@ -89,8 +105,10 @@ def resolve_peft(method: str, options: Mapping[str, object]) -> ResolvedOptions:
     name, meant = short_form(method)
     fields = {field.name: field for field in dataclasses.fields(config_class(name))}
     allowed = option_names(name)
-    found = [_problem(method, fields, allowed, key, value) for key, value in options.items()]
-    problems = [problem for problem in found if problem]
+    problems = unknown_options(method, [key for key in options if key not in fields], allowed)
+    known_ones = [(key, value) for key, value in options.items() if key in fields]
+    found = [_problem(method, fields, key, value) for key, value in known_ones]
+    problems += [problem for problem in found if problem]
     given = {**PEFT_TYPES[name].defaults, **options, **meant}
     if name == "oft" and "r" in options and "oft_block_size" not in options:
         given["oft_block_size"] = 0
@@ -104,27 +122,34 @@ def resolve_peft(method: str, options: Mapping[str, object]) -> ResolvedOptions:
 def _problem(
     method: str,
     fields: Mapping[str, dataclasses.Field[object]],
-    allowed: list[str],
     key: str,
     value: object,
 ) -> str:
     """Return what is wrong with one option; empty if it is valid."""
-    if key in _REFUSED and key in fields:
+    if key in _REFUSED:
         return f"{key}: not supported: {_REFUSED[key]}"
-    if key not in fields:
-        return unknown_option(method, key, allowed)
     if key == "init_lora_weights" and value not in _LORA_STARTS:
-        return f"{key} = {value!r}: {_WEIGHTS}; allowed are true, false, gaussian, orthogonal"
+        return f"{key} = {shown(value)}: {_WEIGHTS}; allowed are true, false, gaussian, orthogonal"
     if key == "prompt_tuning_init" and value != "RANDOM":
-        return f"{key} = {value!r}: allowed is RANDOM (other initialisations load further files)"
+        return (
+            f"{key} = {shown(value)}: allowed is RANDOM (other initialisations load further files)"
+        )
     if key == "bias" and value not in ("none", "all", "lora_only", f"{method}_only"):
-        return f"{key} = {value!r}: allowed are none, all, {method}_only"
+        return f"{key} = {shown(value)}: allowed are none, all, {method}_only"
     if not _fits(fields[key], value):
-        return f"{key} = {value!r}: expected {_annotation(fields[key])}"
+        return f"{key} = {shown(value)}: expected {_annotation(fields[key])}"
     if isinstance(value, int) and value < _LEAST.get(key, value) and method != "oft":
-        return f"{key} = {value!r}: expected a whole number >= 1"
+        return f"{key} = {shown(value)}: expected a whole number >= 1"
+    if isinstance(value, int) and value > _MOST.get(key, value):
+        return f"{key} = {shown(value)}: expected at most {_MOST[key]:,}"
+    if key == "rank_pattern" and isinstance(value, Mapping):
+        ranks = [rank for rank in value.values() if isinstance(rank, int) and rank > LARGEST_SIZE]
+        if ranks:
+            return f"{key}: found a rank of {shown(ranks[0])}; expected at most {LARGEST_SIZE:,}"
+    if isinstance(value, Collection) and not isinstance(value, str) and len(value) > MOST_MODULES:
+        return f"{key}: found {len(value):,} entries; expected at most {MOST_MODULES:,}"
     if "dropout" in key and isinstance(value, float | int) and not 0 <= value < 1:
-        return f"{key} = {value!r}: expected a probability, 0 <= p < 1"
+        return f"{key} = {shown(value)}: expected a probability, 0 <= p < 1"
     return ""
 
 
