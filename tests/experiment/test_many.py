@@ -108,3 +108,12 @@ def test_a_long_path_is_refused_as_it_was_written(tmp_path):
     file.write_text(f"[data]\nsource = '{'b/' * 4000}'")
     with pytest.raises(ConfigError, match="found a text of 8000 characters"):
         read_rows(file)
+
+
+@pytest.mark.parametrize("place", ["[data]\nsource", "[engine]\nsignatures", "[wire]\nup"])
+def test_a_list_longer_than_any_needs_to_be_is_refused_unread(tmp_path, monkeypatch, place):
+    file = tmp_path / "e.toml"
+    file.write_text(f"{place} = {['a'] * 20_001}")
+    monkeypatch.setattr(read, "read_from", lambda *args: pytest.fail("it was read"))
+    with pytest.raises(ConfigError, match="found a list of 20,001 entries; allowed are 20,000"):
+        read_experiment(file)

@@ -25,6 +25,7 @@ from fedpeft.experiment.schema import explain, listed
 
 _LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 _LONGEST_TEXT = 4096
+_LONGEST_LIST = 20_000
 _DEEPEST = 50
 
 
@@ -46,7 +47,7 @@ def read_toml(file: Path | None) -> dict[str, Any]:
     """Parse a TOML file; None is the bundled quickstart.
 
     Raises:
-      ConfigError: if it does not exist, is not TOML, or holds a text that no system can use.
+      ConfigError: if it does not exist, is not TOML, or holds a text or list of no use.
     """
     if file is None:
         text = (importlib.resources.files("fedpeft") / "quickstart.toml").read_text("utf-8")
@@ -63,7 +64,7 @@ def read_toml(file: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     if _is_deep(table):
         raise ConfigError(f"{file}: found tables in more than {_DEEPEST} tables; allowed are fewer")
-    if lines := list(_texts_of_no_use(table)):
+    if lines := list(_values_of_no_use(table)):
         raise ConfigError(listed(str(file), lines))
     return table
 
@@ -146,7 +147,7 @@ def validate(table: Mapping[str, Any], where: str, plugins: Plugins | None = Non
       ConfigError: listing every problem, one a line.
       PrivacyError: listing them, if all are privacy settings that would not protect.
     """
-    lines = list(_texts_of_no_use(table))
+    lines = list(_values_of_no_use(table))
     if lines:
         raise ConfigError(listed(where, lines))
     try:
@@ -168,15 +169,18 @@ def dump_experiment(experiment: Experiment) -> str:
     return tomli_w.dumps(experiment.model_dump(mode="python", exclude_none=True))
 
 
-def _texts_of_no_use(value: object, key: str = "") -> Iterator[str]:
-    """Yield a problem for each text that no file, name or path of a system can have."""
+def _values_of_no_use(value: object, key: str = "") -> Iterator[str]:
+    """Yield a problem for each text that no file or path can have, and for a list too long."""
+    if isinstance(value, list | tuple) and len(value) > _LONGEST_LIST and key != "sweep":
+        yield f"{key}: found a list of {len(value):,} entries; allowed are {_LONGEST_LIST:,}"
+        return
     if isinstance(value, Mapping | list | tuple):
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, inner in pairs:
             if isinstance(name, str):
-                yield from _texts_of_no_use(name, key)
+                yield from _values_of_no_use(name, key)
             if isinstance(inner, str | Mapping | list | tuple):
-                yield from _texts_of_no_use(inner, f"{key}.{name}".lstrip(".")[:80])
+                yield from _values_of_no_use(inner, f"{key}.{name}".lstrip(".")[:80])
     elif isinstance(value, str):
         longest = max(map(len, value.encode("utf-8", "replace").split(b"/")))
         if longest > _LONGEST_NAME or len(value) > _LONGEST_TEXT:
