@@ -115,7 +115,7 @@ def test_a_task_with_an_unknown_metric_is_refused_where_it_is_made():
 
 @pytest.mark.parametrize("metric", [None, 3, abs], ids=str)
 def test_what_is_no_metric_is_refused_in_words(metric):
-    with pytest.raises(ConfigError, match="task 'mine': metric .* is unknown; choose loss"):
+    with pytest.raises(ConfigError, match=r"task 'mine': metric .* is unknown; choose loss"):
         Task("mine", forward, metric=metric)
 
 

@@ -257,7 +257,7 @@ def test_a_page_of_the_user_is_not_replaced(tmp_path, name):
     run = fake(tmp_path / "run", "bias")
     page = tmp_path / name if name else run / "report.html"
     page.write_text("<html>mine</html>")
-    with pytest.raises(ConfigError, match="not a page of `fedpeft report`.*Choose another name"):
+    with pytest.raises(ConfigError, match=r"not a page of `fedpeft report`.*Choose another name"):
         write_report([run], tmp_path / name if name else None)
     assert page.read_text() == "<html>mine</html>"
     assert not list(page.parent.glob(f"{page.stem}-*"))

@@ -79,8 +79,8 @@ def write_report(
 
     Raises:
       RunFolderError: if a folder is missing, holds no run, or is corrupt.
-      ConfigError: if no run is named, or `out` is not a name of an HTML file, or is a file that is no
-        report.
+      ConfigError: if no run is named, or `out` is not a name of an HTML file, or is a file
+        that is no report.
     """
     if not runs:
         raise ConfigError("report: no folder was named; name run folders, or a folder of runs")
@@ -113,8 +113,8 @@ def _place(out: Path) -> Path:
         raise ConfigError(f"--out {out}: found {kind}; name a file that ends in .html")
     if out.is_file() and out.stat().st_size and _MARK not in out.read_bytes()[:2000]:
         raise ConfigError(
-            f"--out {out}: found a file that is not a page of `fedpeft report`, and only such pages "
-            "are replaced. Choose another name, or move the file away"
+            f"--out {out}: found a file that is not a page of `fedpeft report`, and only such "
+            "pages are replaced. Choose another name, or move the file away"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
