@@ -93,6 +93,30 @@ def test_all_problems_are_listed_together():
     assert all(word in text for word in ("rouds", "client.lr", "loraa", "wire.up[0]"))
 
 
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("privacy.mode=central", "privacy.epsilon=1e300"),
+        ("privacy.mode=example", "privacy.noise_multiplier=1e30"),
+        ("privacy.mode=paper", "privacy.clip_norm=inf", "privacy.epsilon=nan"),
+        ("data.partition.clients=-1", "federation.clients_per_round=200"),
+        ("federation.min_replies=-3",),
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_said_of_the_default_of_a_key_that_was_refused(sets):
+    text = problems(*sets)
+    bad = sets[0] if "=-" in sets[0] else sets[1] if len(sets) == 2 else "privacy.epsilon=nan"
+    key = bad.partition("=")[0]
+    assert text.count(key) == 1
+    assert f"{key}: found" in text
+
+
+def test_other_problems_are_still_listed_beside_a_refused_key():
+    text = problems("privacy.mode=central", "privacy.epsilon=1e300", "privacy.delta=0.5")
+    assert "privacy.delta: found 0.5; allowed is at most 0.01" in text
+
+
 @pytest.mark.parametrize("text", ["rounds", "=5", "a..b=1"])
 def test_an_override_that_is_no_assignment_is_refused(text):
     with pytest.raises(ConfigError, match=re.escape(f"--set {text}: found no KEY=VALUE")):

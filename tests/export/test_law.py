@@ -387,6 +387,9 @@ def test_all_files_have_the_permissions_of_new_files(tmp_path):
 def test_a_lost_delta_is_written_again_from_the_checkpoint(tmp_path):
     made = run_pictures(tmp_path, "small-vit", "npz", "lora", "plain")
     ours = own_logits(made.run)
+    (made.run / "delta.safetensors").write_bytes(b"torn")
+    with pytest.raises(RunFolderError, match="or remove it: it is written again from the check"):
+        own_logits(made.run)
     (made.run / "delta.safetensors").unlink()
     torch.testing.assert_close(own_logits(made.run), ours)
     assert (made.run / "delta.safetensors").is_file()

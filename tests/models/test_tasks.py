@@ -113,6 +113,12 @@ def test_a_task_with_an_unknown_metric_is_refused_where_it_is_made():
         Task("mine", forward, metric="mae")
 
 
+@pytest.mark.parametrize("metric", [None, 3, abs], ids=str)
+def test_what_is_no_metric_is_refused_in_words(metric):
+    with pytest.raises(ConfigError, match=r"task 'mine': metric .* is unknown; choose loss"):
+        Task("mine", forward, metric=metric)
+
+
 def test_a_metric_of_ones_own_is_reported():
     rmse = Metric("rmse", "min", lambda loss, count, correct: math.sqrt(loss / count))
     task = custom_task(squared, metric=rmse)

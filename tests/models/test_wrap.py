@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -74,3 +75,10 @@ def test_a_misspelt_head_lists_the_nearest():
 def test_a_head_without_parameters_is_an_error():
     with pytest.raises(ModelError, match=r"head 'body\.1' has no parameters"):
         wrap_module(Net(), task=TASK, head=["body.1"])
+
+
+def test_a_model_with_an_adapter_is_sent_to_from_peft():
+    wrapped = peft.get_peft_model(Net(), peft.LoraConfig(target_modules=["body.0"]))
+    with pytest.raises(ModelError, match=r"wrapped with peft already.*fedpeft\.from_peft\(model\)"):
+        wrap_module(wrapped, task=TASK, head=["head"], name="net")
+    assert wrap_module(wrapped.unload(), task=TASK, head=["head"], name="net").head == ("head",)

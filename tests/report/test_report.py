@@ -250,3 +250,20 @@ def test_figures_of_clients_are_shown(tmp_path, figures, words):
     text = html.unescape(write_report([folder], tmp_path / "r.html").read_text("utf-8"))
     assert ("Client by client: accuracy" in text) == (words is not None)
     assert words is None or f"seed 1: round 2, {words}" in text
+
+
+@pytest.mark.parametrize("name", [None, "thesis.html"])
+def test_a_page_of_the_user_is_not_replaced(tmp_path, name):
+    run = fake(tmp_path / "run", "bias")
+    page = tmp_path / name if name else run / "report.html"
+    page.write_text("<html>mine</html>")
+    with pytest.raises(ConfigError, match=r"not a page of `fedpeft report`.*Choose another name"):
+        write_report([run], tmp_path / name if name else None)
+    assert page.read_text() == "<html>mine</html>"
+    assert not list(page.parent.glob(f"{page.stem}-*"))
+
+
+def test_an_earlier_report_is_replaced(tmp_path):
+    run = fake(tmp_path / "run", "bias")
+    write_report([run], None, ReportOptions(title="First"))
+    assert "Second" in write_report([run], None, ReportOptions(title="Second")).read_text("utf-8")

@@ -166,6 +166,13 @@ def test_nothing_to_resume_is_said_and_starts_no_quickstart(command, tmp_path):
     assert not (tmp_path / "typo").exists()
 
 
+def test_settings_alone_say_what_to_start_where_nothing_is_to_resume(command, tmp_path):
+    code, words = command("run", *sets(), "--resume", "--out", tmp_path / "new")
+    assert code == 0 and "nothing to resume; a new run starts" in words
+    code, words = command("run", *sets(), "--resume")
+    assert code == 2 and "there is no run to go on with" in words
+
+
 def test_home_and_a_byte_order_mark_are_understood(command, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     lines = ['name = "here"', "[federation]", "rounds = 1"]

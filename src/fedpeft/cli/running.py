@@ -35,15 +35,15 @@ def run_command(
     """Run one experiment and print its summary.
 
     Raises:
-      RunFolderError: if there is nothing to resume, and no file that says what to start instead.
+      RunFolderError: if there is nothing to resume, and no file or `--set` that says what to start instead.
       Interrupted: with the command that resumes the run.
     """
     source = file
     if resume and (out is None or not RunFolder(out).experiment.exists()):
-        if file is None:
+        if file is None and not (sets and out):
             raise RunFolderError(
                 f"{out or '--resume'}: there is no run to go on with; name the folder of a run by "
-                "--out, or the experiment file to start"
+                "--out, or give the experiment file, or --set, to start one"
             )
         say(f"{out}: nothing to resume; a new run starts", err=True)
     elif resume and file is None and out is not None:

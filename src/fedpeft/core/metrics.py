@@ -170,7 +170,8 @@ def metric_named(metric: str | Metric, *, where: str) -> Metric:
     Raises:
       ConfigError: if the name is unknown, or the metric has no `from_sums`.
     """
-    if isinstance(metric, str) and metric not in METRICS:
+    known = metric in METRICS if isinstance(metric, str) else isinstance(metric, Metric)
+    if not known:
         raise ConfigError(
             f"{where}: metric {metric!r} is unknown; choose loss, accuracy or perplexity, or give "
             "a fedpeft.Metric with from_sums"

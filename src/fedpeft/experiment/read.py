@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -150,14 +151,17 @@ def validate(table: Mapping[str, Any], where: str, plugins: Plugins | None = Non
     lines = list(_values_of_no_use(table))
     if lines:
         raise ConfigError(listed(where, lines))
+    refused: list[tuple[str, ...]] = []
     try:
         experiment = Experiment.model_validate(dict(table))
     except ValidationError as error:
         problems = explain(error, Experiment)
         lines = [problem.line for problem in problems]
-        experiment = _without(table, [problem.path for problem in problems])
+        refused = [problem.path for problem in problems]
+        experiment = _without(table, refused)
     known = installed() if plugins is None else plugins
-    lines = list(dict.fromkeys(lines + problems_of(experiment, known)))
+    further = [line for line in problems_of(experiment, known) if not _speaks_of(refused, line)]
+    lines = list(dict.fromkeys(lines + further))
     if lines:
         unsound = set(privacy_problems(experiment))
         raise (PrivacyError if set(lines) <= unsound else ConfigError)(listed(where, lines))
@@ -203,6 +207,12 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return _copy(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _speaks_of(keys: Iterable[Sequence[str]], line: str) -> bool:
+    """Tell whether a problem names a key that was refused: it would judge the default instead."""
+    names = (re.escape(".".join(key)) for key in keys if len(key) > 1)
+    return any(re.search(rf"(?<![\w.]){name}(?![\w.]*\w)", line) for name in names)
 
 
 def _without(table: Mapping[str, Any], paths: Iterable[Sequence[str]]) -> Experiment:

@@ -36,7 +36,8 @@ def wrap_module(
       name: name in records and error messages.
 
     Raises:
-      ModelError: if a path of the head is not a module, or has no parameters.
+      ModelError: if a path of the head is not a module, or has no parameters, or if the module is
+        wrapped with `peft` already (see `from_peft`).
 
     Example:
       >>> import torch, fedpeft
@@ -46,6 +47,11 @@ def wrap_module(
       >>> fedpeft.tune(loaded, fedpeft.TuningRequest("head")).spec.names
       ('2.bias', '2.weight')
     """
+    if hasattr(module, "peft_config") and hasattr(module, "get_base_model"):
+        raise ModelError(
+            f"model {name!r}: it is wrapped with peft already (a {type(module).__name__}); take "
+            "`fedpeft.from_peft(model)`, or unload its adapter and give the base model"
+        )
     paths = [path for path, _ in module.named_modules() if path]
     for path in head:
         if path not in paths:

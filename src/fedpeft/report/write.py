@@ -34,6 +34,8 @@ from fedpeft.results.runs import Partition, Run, describe_partition
 from fedpeft.results.table import as_csv
 
 _PAGE = "report.html"
+_MARK = b'<meta name="generator" content="fedpeft report">'
+"""Stands at the top of every page: only pages with it are replaced."""
 _NARROW = 3.6  # inches: the width of a phone
 _WIDTH_OF_TABLE = 9.2  # inches
 _DRAWN_PARTITIONS = 4
@@ -77,7 +79,8 @@ def write_report(
 
     Raises:
       RunFolderError: if a folder is missing, holds no run, or is corrupt.
-      ConfigError: if no run is named, or `out` is not a name of an HTML file.
+      ConfigError: if no run is named, or `out` is not a name of an HTML file, or is a file
+        that is no report.
     """
     if not runs:
         raise ConfigError("report: no folder was named; name run folders, or a folder of runs")
@@ -108,6 +111,11 @@ def _place(out: Path) -> Path:
     if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
         kind = "a folder" if out.is_dir() else f"a name that ends in {out.suffix or 'nothing'!r}"
         raise ConfigError(f"--out {out}: found {kind}; name a file that ends in .html")
+    if out.is_file() and out.stat().st_size and _MARK not in out.read_bytes()[:2000]:
+        raise ConfigError(
+            f"--out {out}: found a file that is not a page of `fedpeft report`, and only such "
+            "pages are replaced. Choose another name, or move the file away"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
 

@@ -159,6 +159,12 @@ def _write_delta_again(paths: RunFolder, tuned: TunedModel, digest: str) -> None
             return
 
 
+_MENDED = (
+    "restore it, or remove it: it is written again from the checkpoint where the run folder still "
+    "has that; else run the experiment again"
+)
+
+
 def apply_delta(tuned: TunedModel, file: Path, digest: str) -> None:
     """Write a saved delta into the model, after comparing it with its digest.
 
@@ -176,7 +182,7 @@ def apply_delta(tuned: TunedModel, file: Path, digest: str) -> None:
     if digest_of(flat) != digest:
         raise RunFolderError(
             f"{file}: its SHA-256 is {digest_of(flat)[:12]}…, expected {digest[:12] or 'one'}…: "
-            "the file was changed or is of another run; restore it, or run the experiment again"
+            f"the file was changed or is of another run; {_MENDED}"
         )
     write_delta(tuned, flat)
     if buffers:
@@ -194,9 +200,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             "same delta; restore one of them, or run the experiment again into another folder"
         ) from None
     except SafetensorError as error:
-        raise RunFolderError(
-            f"{file}: no whole safetensors file: {error}; restore it, or run the experiment again"
-        ) from error
+        raise RunFolderError(f"{file}: no whole safetensors file: {error}; {_MENDED}") from error
     if found != _DELTA and _OTHER_VERSION.fullmatch(found):
         raise _by_another_version(file, found, _DELTA)
     return tensors
