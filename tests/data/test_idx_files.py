@@ -256,5 +256,5 @@ def test_test_examples_are_drawn_in_proportion_to_classes(tmp_path):
         assert len(read_rows(DataRequest(str(tmp_path), max_test=count))[1]) == count
     for count in (20, 500, None):
         assert len(read_rows(DataRequest(str(tmp_path), max_test=count))[1]) == 20
-    with pytest.raises(DataError, match="data.max_test: found 0; allowed is 1 or more"):
+    with pytest.raises(DataError, match=r"data.max_test: found 0; allowed is 1 or more"):
         read_rows(DataRequest(str(tmp_path), max_test=0))
