@@ -16,6 +16,7 @@ import argparse
 import atexit
 import contextlib
 import functools
+import gzip
 import io
 import json
 import logging
@@ -150,6 +151,8 @@ def check_data(folder: Path, draw: random.Random) -> None:
                 (folder / kind / f"{number}{suffix}").write_bytes(content)
         (folder / "cat" / f"1{suffix}").write_bytes(mutate_bytes(content, draw))
         source = folder
+    elif suffix.startswith(".idx"):
+        source = _write_idx(folder, content, draw, packed=suffix.endswith(".gz"))
     else:
         source = folder / f"data{suffix}"
         text = suffix in (".csv", ".tsv", ".jsonl") and draw.random() < 0.5
@@ -162,6 +165,20 @@ def check_data(folder: Path, draw: random.Random) -> None:
     splits = read_source(request)
     if "image" in next(iter(splits.tables.values())).columns or suffix in (".npz", ".parquet"):
         load_splits(splits, request, inputs)
+
+
+def _write_idx(folder: Path, content: bytes, draw: random.Random, *, packed: bool) -> Path:
+    """Write pictures and labels as MNIST has them, one of both files mutated."""
+    header = (b"\0\0\x08\x01" + (12).to_bytes(4, "big"), b"\0\0\x08\x03" + content[:12])
+    values = (bytes(i % 2 for i in range(12)), content[12:])
+    files = [head + rest for head, rest in zip(header, values, strict=True)]
+    chosen, inside = draw.randrange(2), draw.random() < 0.5
+    for number, name in enumerate(("labels-idx1", "images-idx3")):
+        whole = mutate_bytes(files[number], draw) if number == chosen and inside else files[number]
+        whole = gzip.compress(whole, mtime=0) if packed else whole
+        whole = mutate_bytes(whole, draw) if number == chosen and not inside else whole
+        (folder / f"train-{name}-ubyte").write_bytes(whole)
+    return folder
 
 
 def check_model(folder: Path, draw: random.Random) -> None:
@@ -345,6 +362,8 @@ def _tables() -> list[tuple[str, bytes]]:
         (".jsonl", "\n".join(lines).encode()), (".csv", "\n".join(["text,label", *rows]).encode()),
         (".tsv", "\n".join(["text,label", *rows]).replace(",", "\t").encode()),
     ]  # fmt: skip
+    sizes = b"".join(size.to_bytes(4, "big") for size in pixels.shape)
+    found += [(suffix, sizes + pixels.tobytes()) for suffix in (".idx", ".idx.gz")]
     for suffix, kind in ((".png", "PNG"), (".jpg", "JPEG"), (".gif", "GIF"), (".tif", "TIFF")):
         buffer = io.BytesIO()
         Image.fromarray(draw.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(buffer, kind)

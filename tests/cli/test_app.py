@@ -31,7 +31,7 @@ OPTIONS = {
     "list": {"--json"},
     "report": {"--out", "--target", "--title", "--diagnostics"},
     "export": {"--to"},
-    "convert": {"--as", "--to"},
+    "convert": {"--as", "--to", "--size"},
     "doctor": {"--json"},
     "theorem": {"--sample", "--every", "--points", "--json"},
     "gap": {"--data", "--reference", "--model", "--out", "--json"},

@@ -351,28 +351,35 @@ def convert(
         typer.Option(
             "--as",
             metavar="SCHEME",
-            help="mae, moco-v3 or dino.",
-            autocompletion=choices(("mae", "moco-v3", "dino")),
+            help="mae, moco-v3, dino or mobilenet-v2.",
+            autocompletion=choices(("mae", "moco-v3", "dino", "mobilenet-v2")),
         ),
     ],
     to: Annotated[
         Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.", callback=expanded)
     ],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size", metavar="PIXELS", help="Side of the pictures, for mobilenet-v2; 224."
+        ),
+    ] = None,
 ) -> None:
-    """Turn a raw ViT checkpoint into a model folder.
+    """Turn a raw checkpoint of a vision model into a model folder.
 
     FILE is a .safetensors file, or a .pth that is read as tensors only.
 
     \b
     Examples:
       fedpeft convert mae_pretrain_vit_base.pth --as mae --to vit-mae
+      fedpeft convert mobilenet_v2.pth --as mobilenet-v2 --size 96 --to mobilenet
     """
     from fedpeft.models.convert import convert_checkpoint
 
-    done = convert_checkpoint(file, scheme=scheme, to=to)
+    done = convert_checkpoint(file, scheme=scheme, to=to, image_size=size)
     say(
         f"converted: {done.folder} ({done.num_tensors} tensors, {done.num_params:,} "
-        f"parameters); {len(done.dropped)} tensors of {file.name} are no part of the backbone"
+        f"parameters); {len(done.dropped)} tensors of {file.name} are no part of the model"
     )
 
 

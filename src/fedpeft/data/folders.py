@@ -50,7 +50,8 @@ _SPLITS: Mapping[str, tuple[str, ...]] = {
         *("validacion", "validacao", "validazione", "验证", "検証"),
     ),
     "test": (
-        *("test", "testing", "tst", "eval", "evaluation", "holdout", "prueba", "pruebas"),
+        *("test", "testing", "tst", "eval", "evaluation", "holdout", "t10k"),
+        *("prueba", "pruebas"),
         *("teste", "prova", "测试", "テスト"),
     ),
 }

@@ -64,6 +64,9 @@ class DataRequest:
       subset: configuration name of a hub data set.
       revision: branch, tag or commit of a hub data set.
       budget: number of examples to train on, drawn from the seed before the partition; None: all.
+      max_test: largest number of examples to evaluate on, drawn in proportion to the classes from a
+        fixed seed of its own, so that all runs share them; None: all. Documents of a language model
+        are counted before they are cut into blocks.
       fidelity: None, or `paper` to repeat two bugs of the original experiments: with a budget,
         clients index the first images instead of the drawn ones, which loses the label skew, and
         with `normalize = "dataset"` the test pictures are normalised by statistics of their own.
@@ -90,6 +93,7 @@ class DataRequest:
     subset: str | None = None
     revision: str | None = None
     budget: int | None = None
+    max_test: int | None = None
     fidelity: str | None = None
     max_length: int | None = None
     evaluate_on: str = "test"

@@ -15,7 +15,14 @@ from fedpeft.core.errors import DataError
 from fedpeft.data.labels import encode_labels, read_names, warn_of_near_names
 from fedpeft.data.request import DataRequest
 from fedpeft.data.source import choose_splits, read_source
-from fedpeft.data.tables import Table, column_of, draw_holdout, select, values_of
+from fedpeft.data.tables import (
+    Table,
+    column_of,
+    draw_holdout,
+    draw_stratified,
+    select,
+    values_of,
+)
 from fedpeft.data.texts import check_texts
 from fedpeft.models.tasks import task_named
 
@@ -85,7 +92,10 @@ def rows_to_train(drawn: IntArray, request: DataRequest) -> IntArray:
 def train_and_evaluation(
     found: tuple[Table, Table | None, Table | None], request: DataRequest
 ) -> tuple[Table, Table]:
-    """Return the training and the evaluation table; a missing split is held out of training."""
+    """Return the training and the evaluation table; a missing split is held out of training.
+
+    The evaluation table has at most `max_test` rows.
+    """
     train, test, validation = found
     for split, table in (("training", train), ("test", test), ("validation", validation)):
         if table is not None and not len(table):
@@ -97,9 +107,9 @@ def train_and_evaluation(
         return train, select(train, np.arange(min(1, len(train))))
     if test is None:
         train, test = _hold_out(train, request, fraction=0.2)
-    if request.evaluate_on == "test":
-        return train, test
-    return (train, validation) if validation else _hold_out(train, request, fraction=0.1)
+    if request.evaluate_on == "validation":
+        train, test = (train, validation) if validation else _hold_out(train, request, fraction=0.1)
+    return train, _at_most(test, request)
 
 
 def required_column(tables: tuple[Table, Table], kind: str, request: DataRequest) -> str:
@@ -139,6 +149,17 @@ def owners_of(
             shown = ", ".join(strange[:5]) + " ..." * (len(strange) > 5)
             _log.warning("data: clients of the test set that have no training rows: %s", shown)
     return names, test_names
+
+
+def _at_most(test: Table, request: DataRequest) -> Table:
+    """Return `max_test` rows of a table, in proportion to its classes; all if there are fewer."""
+    if request.max_test is None or request.max_test >= len(test):
+        return test
+    if request.max_test < 1:
+        raise DataError(f"data.max_test: found {request.max_test}; allowed is 1 or more")
+    column = column_of(test, "label", request, required=False)
+    groups = values_of(test.columns[column]) if column else [""] * len(test)
+    return select(test, draw_stratified(groups, request.max_test))
 
 
 def _hold_out(train: Table, request: DataRequest, *, fraction: float) -> tuple[Table, Table]:

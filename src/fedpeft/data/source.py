@@ -3,6 +3,7 @@
 bundled name              digits, digits-inverted, glyphs, docstrings ...
 folder                    saved by `datasets`; train/CLASS/*.png; train.csv, test.csv ...
 folder with metadata      metadata.csv and the pictures that it names, see `metadata.py`
+idx files                 MNIST's format, see `idx_files.py`: a folder, or one file of a data set
 file                      .parquet .csv .jsonl .npz, with a `split` column or as one split
 file or folder of clips   for video models, see `clip_files.py`
 anything else             a data set of the Hugging Face hub
@@ -28,6 +29,13 @@ from fedpeft.data.folders import (
     not_read,
     read_image_folder,
     split_named,
+)
+from fedpeft.data.idx_files import (
+    IDX_NAME,
+    idx_files_in,
+    is_idx_name,
+    read_idx_file,
+    read_idx_folder,
 )
 from fedpeft.data.metadata import metadata_in, read_metadata
 from fedpeft.data.places import reading
@@ -66,6 +74,9 @@ def read_source(request: DataRequest) -> Splits:
     path = Path(request.source).expanduser()
     if task_named(request.task).inputs == "video" and path.exists():
         return Splits(read_clip_folder(path) if path.is_dir() else read_clip_file(path))
+    if path.is_file() and is_idx_name(path.name):
+        _refuse_form(request.source, form)
+        return Splits(read_idx_file(path))
     read = functools.partial(_read_file, form=form)
     if path.is_dir():
         return Splits(_read_folder(path, read))
@@ -149,6 +160,9 @@ def _read_folder(path: Path, read: _Read) -> Mapping[str, Table]:
     files = [file for file in _seen_in(path) if file.suffix.lower() in READERS]
     if (lists := metadata_in(path)) and not any(map(_split_of, files)):
         return read_metadata(path, lists, read)
+    if (idx := idx_files_in(path)) and not any(map(_split_of, files)):
+        _say_what_is_not_read(path, idx)
+        return read_idx_folder(path)
     pictured = any(has_pictures(folder) for folder in folders_in(path))
     if files and not (pictured and not any(map(_split_of, files))):
         _say_what_is_not_read(path, files)
@@ -159,10 +173,14 @@ def _read_folder(path: Path, read: _Read) -> Mapping[str, Table]:
     inner = path / "data"
     if inner.is_dir() and any(file.suffix.lower() in READERS for file in _seen_in(inner)):
         return _read_folder(inner, read)
+    raw = path / "raw"  # where torchvision puts what it downloads
+    if raw.is_dir() and idx_files_in(raw):
+        return read_idx_folder(raw)
     found = ", ".join(each.name for each in sorted(path.iterdir())[:5]) or "nothing"
     raise DataError(
         f"data.source: the folder {path} holds none of: a data set saved by `datasets`, "
-        f"CLASS/*.png or train/CLASS/*.png, files that end in {', '.join(READERS)}; found: {found}"
+        f"CLASS/*.png or train/CLASS/*.png, files that end in {', '.join(READERS)}, idx files such "
+        f"as {IDX_NAME}; found: {found}"
     )
 
 

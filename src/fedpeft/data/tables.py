@@ -197,6 +197,28 @@ def draw_holdout(
     return kept, np.array(sorted(held), np.int64)
 
 
+def draw_stratified(groups: Sequence[object], count: int) -> npt.NDArray[np.int64]:
+    """Draw rows in proportion to the sizes of groups, from a fixed seed of its own.
+
+    Args:
+      groups: group of each row.
+      count: number of rows, 1 to all; what a share leaves over goes to the largest fractions.
+
+    Returns:
+      the rows, int64 [count], sorted.
+    """
+    rng = np.random.RandomState(0)
+    strata: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        strata.setdefault(str(group), []).append(row)
+    shares = np.array([len(rows) for rows in strata.values()]) * count
+    quotas = shares // len(groups)
+    short = np.argsort(-(shares % len(groups)), kind="stable")[: count - quotas.sum()]
+    quotas[short] += 1
+    drawn = [rng.permutation(rows)[:n] for rows, n in zip(strata.values(), quotas, strict=True)]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
 def _rows(column: Column, indices: npt.NDArray[np.int64]) -> Column:
     if isinstance(column, np.ndarray):
         return column[indices]

@@ -132,6 +132,9 @@ class DataConfig(Table):
     """Number of training examples, for `plan` and `check` without the data."""
     budget: Positive | None = None
     """Few-shot: draw this many examples first."""
+    max_test: Positive | None = None
+    """Evaluate on at most this many examples, drawn in proportion to the classes, the same for all
+    seeds; all by default."""
     fidelity: Literal["paper"] | None = None
     """`paper` repeats the quirks of the paper's code."""
     evaluate_on: Literal["test", "validation"] = "test"

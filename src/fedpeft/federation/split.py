@@ -221,7 +221,8 @@ def _server_toml(experiment: Experiment, data: Federated, file: Path, server: Se
         update={
             **{"source": str(file.resolve()), "train_split": "train", "test_split": "train"},
             **{"evaluate_on": "test", "transforms": transforms},
-            **dict.fromkeys(("subset", "budget", "image", "text", "video", "label", "client")),
+            **dict.fromkeys(("subset", "budget", "max_test", "image", "text", "video")),
+            **dict.fromkeys(("label", "client")),
             "partition": experiment.data.partition.model_copy(
                 update={"scheme": "iid", "clients": len(data.clients), "min_examples": 1}
             ),
