@@ -35,7 +35,7 @@ def run_command(
     """Run one experiment and print its summary.
 
     Raises:
-      RunFolderError: if there is nothing to resume, and no file or `--set` that says what to start instead.
+      RunFolderError: if there is nothing to resume, and no file or setting says what to start.
       Interrupted: with the command that resumes the run.
     """
     source = file
