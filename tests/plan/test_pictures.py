@@ -34,3 +34,14 @@ def test_other_families_are_refused(model: str, tmp_path: Path) -> None:
         write_figures(read_experiment(None, sets), tmp_path)
     with pytest.raises(ConfigError, match="figures need a vision transformer"):
         draw_layer(read_experiment(None, sets))
+
+
+@pytest.mark.parametrize("name", ["fig1-cost.png", "fig1-cost.svg"])
+def test_a_picture_of_the_user_is_not_replaced(tmp_path: Path, name: str) -> None:
+    experiment = read_experiment(None, [])
+    write_figures(experiment, tmp_path)
+    write_figures(experiment, tmp_path)  # those of ours are
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="is no picture of fedpeft"):
+        write_figures(experiment, tmp_path)
+    assert (tmp_path / name).read_bytes() == b"mine"

@@ -267,3 +267,11 @@ def test_an_earlier_report_is_replaced(tmp_path):
     run = fake(tmp_path / "run", "bias")
     write_report([run], None, ReportOptions(title="First"))
     assert "Second" in write_report([run], None, ReportOptions(title="Second")).read_text("utf-8")
+
+
+def test_a_table_of_the_user_is_not_replaced(tmp_path):
+    run = fake(tmp_path / "run", "bias")
+    (tmp_path / "mine-table.csv").write_text("a,b\n")
+    with pytest.raises(ConfigError, match=r"mine-table\.csv, which exists without a page"):
+        write_report([run], tmp_path / "mine.html")
+    assert (tmp_path / "mine-table.csv").read_text() == "a,b\n"

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fedpeft.core.errors import ConfigError
 from fedpeft.core.storage import about
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def picture_of(figure: Figure, *, title: str, text: str = "") -> Picture:
     drawn, pixels = io.StringIO(), io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
     if figure.get_figwidth() >= _FILED:
-        figure.savefig(pixels, format="png", dpi=200, metadata={"Software": None, "Title": title})
+        figure.savefig(pixels, format="png", dpi=200, metadata={"Software": _MARK, "Title": title})
     return Picture(drawn.getvalue(), pixels.getvalue(), title, text or title)
 
 
@@ -216,13 +217,27 @@ def write_picture(picture: Picture, stem: Path) -> list[Path]:
 
     Returns:
       The paths of the files.
-    """
-    files = [stem.parent / f"{stem.name}.{kind}" for kind in ("svg", "png")]
-    with about(files[0].parent):
-        files[0].write_text(picture.svg, "utf-8")
-        files[1].write_bytes(picture.png)
-    return files
 
+    Raises:
+      ConfigError: if one of them exists and is no picture of ours; nothing is written.
+    """
+    marked = f"{picture.svg.rstrip()}\n<!-- {_MARK} -->\n".encode()
+    files = {f"{stem}.svg": marked, f"{stem}.png": picture.png}
+    with about(stem.parent):
+        for name in files:
+            file = Path(name)
+            if file.exists() and not (file.is_file() and _MARK.encode() in file.read_bytes()):
+                raise ConfigError(
+                    f"{file}: found a file that is no picture of fedpeft, and only such pictures "
+                    "are replaced. Move it away, or choose another place"
+                )
+        for name, content in files.items():
+            Path(name).write_bytes(content)
+    return [Path(name) for name in files]
+
+
+_MARK = "drawn by fedpeft"
+"""In every picture that is written: only files with it are replaced."""
 
 _FITTED = (
     (r"<metadata>.*?</metadata>\s*|<title>.*?</title>\s*", ""),

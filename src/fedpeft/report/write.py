@@ -34,6 +34,7 @@ from fedpeft.results.runs import Partition, Run, describe_partition
 from fedpeft.results.table import as_csv
 
 _PAGE = "report.html"
+_TABLE = "table.csv"
 _MARK = b'<meta name="generator" content="fedpeft report">'
 """Stands at the top of every page: only pages with it are replaced."""
 _NARROW = 3.6  # inches: the width of a phone
@@ -102,7 +103,7 @@ def write_report(
     for index, panel in enumerate(each for grid in drawn for each in grid.panels):
         _write_figures(panel, place, f"-{index + 1}" if index else "")
     with about(place):
-        _beside(place, "table.csv").write_text(as_csv(page.panels), "utf-8")
+        _beside(place, _TABLE).write_text(as_csv(page.panels), "utf-8")
         place.write_text(html_of(page), "utf-8")
     return place
 
@@ -111,6 +112,12 @@ def _place(out: Path) -> Path:
     if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
         kind = "a folder" if out.is_dir() else f"a name that ends in {out.suffix or 'nothing'!r}"
         raise ConfigError(f"--out {out}: found {kind}; name a file that ends in .html")
+    table = _beside(out, _TABLE)
+    if table.exists() and not out.exists():
+        raise ConfigError(
+            f"--out {out}: the table would be written to {table}, which exists without a page. "
+            "Choose another name, or move that file away"
+        )
     if out.is_file() and out.stat().st_size and _MARK not in out.read_bytes()[:2000]:
         raise ConfigError(
             f"--out {out}: found a file that is not a page of `fedpeft report`, and only such "
