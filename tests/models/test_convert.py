@@ -211,6 +211,21 @@ def test_a_broken_file_is_an_error(tmp_path):
         convert_checkpoint(tmp_path / "raw.safetensors", scheme="mae", to=tmp_path / "to")
 
 
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08packed", b"<html>gone</html>", b""])
+def test_another_kind_of_file_is_not_called_a_pickle_with_code(tmp_path, content):
+    (tmp_path / "raw.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=r"nor one of torch\.save: it begins with b'"):
+        convert_checkpoint(tmp_path / "raw.pth", scheme="mae", to=tmp_path / "to")
+
+
+def test_a_file_of_an_old_torch_is_read(tmp_path, plain):
+    torch.save(plain, tmp_path / "raw.pth", _use_new_zipfile_serialization=False)
+    report = convert_checkpoint(
+        tmp_path / "raw.pth", scheme="mae", to=tmp_path / "to", num_heads=HEADS
+    )
+    assert report.dropped == ()
+
+
 def test_one_tensor_is_no_checkpoint(tmp_path):
     with pytest.raises(ModelError, match="holds a Tensor, not named tensors"):
         convert(tmp_path, torch.ones(3), "mae")

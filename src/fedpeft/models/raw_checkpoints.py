@@ -26,6 +26,8 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_SAVED = (b"PK\x03\x04", b"\x80")
+"""How files of `torch.save` begin: as an archive, or, before torch 1.6, as a pickle."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,16 @@ def read_raw(file: Path) -> Mapping[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(file))
+        with file.open("rb") as stream:
+            start = stream.read(8)
+        if not start.startswith(_SAVED):
+            raise ModelError(
+                f"convert: {file} is neither a .safetensors file nor one of torch.save: it begins "
+                f"with {start!r}; fetch it again, or unpack it"
+            )
         found = torch.load(file, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"convert: {file} holds Python objects besides tensors, which could run code; save "
