@@ -69,19 +69,26 @@ def pooled(hidden_BTD: Tensor, mask: Tensor | None, how: str) -> Tensor:
 
     Args:
       hidden_BTD: last states of the tokens.
-      mask: attention mask, 1 for a token and 0 for padding: [B, T], or longer by the places that a
-        prefix of keys and values has before the text. Without one, and with a mask of another
-        shape, which says who attends to whom, all tokens are the text's own.
+      mask: attention mask: [B, T], 1 for a token and 0 for padding; or [B, 1, T, T], true or 0
+        where one token may attend to another. Either may be longer by the places of a prefix of
+        keys and values, before the text. None: no padding.
       how: `mean` or `cls`.
     """
-    own_BT = torch.ones_like(hidden_BTD[..., 0])
-    if mask is not None and mask.ndim == 2:
-        own_BT = mask[:, -hidden_BTD.shape[1] :].to(hidden_BTD.dtype)
+    own_BT = _own_tokens(hidden_BTD, mask)
     if how == "cls":
         first_B = own_BT.argmax(1)
         index_B1D = first_B[:, None, None].expand(-1, 1, hidden_BTD.shape[-1])
         return hidden_BTD.gather(1, index_B1D)[:, 0]
     return (hidden_BTD * own_BT[..., None]).sum(1) / own_BT.sum(1, keepdim=True).clamp(min=1)
+
+
+def _own_tokens(hidden_BTD: Tensor, mask: Tensor | None) -> Tensor:
+    """Return 1 for each token of a text and 0 for padding, [B, T], as numbers of the states."""
+    if mask is None:
+        return torch.ones_like(hidden_BTD[..., 0])
+    if mask.ndim == 4:  # what the last place may attend to
+        mask = mask[:, 0, -1] if mask.dtype == torch.bool else mask[:, 0, -1] == 0
+    return mask[:, -hidden_BTD.shape[1] :].to(hidden_BTD.dtype)
 
 
 def set_pooling(module: nn.Module, how: str | None, task: Task, *, where: str) -> None:
@@ -100,7 +107,7 @@ def set_pooling(module: nn.Module, how: str | None, task: Task, *, where: str) -
         return
     if reason := _reason(module, how, task):
         raise ModelError(
-            f"model.pooling: found {how!r} with {where}: {reason}; leave the key out, which reads "
+            f"model.pooling: found {how!r} with model {where!r}: {reason}; leave the key out, which reads "
             "texts as the model's own class does"
         )
     if how == "pooler":
@@ -132,7 +139,7 @@ def check_pooling(module: nn.Module, inputs: TextInput, *, where: str) -> None:
     tokens_BT = torch.full((1, min(3, inputs.max_length)), token)
     problem = "the head of this model cannot read a pooled vector"
     advice = "leave the key out, which reads texts as the model's own class does"
-    found = f"model.pooling: found {how!r} with {where}"
+    found = f"model.pooling: found {how!r} with model {where!r}"
     with reading(found, problem, advice=advice), torch.no_grad():
         module(input_ids=tokens_BT, attention_mask=torch.ones_like(tokens_BT))
 
