@@ -8,7 +8,7 @@
 Own tokens are neither padding nor the virtual tokens of a prompt. A hook on the backbone puts the
 vector where heads look for it, so that the classes of `transformers` stay as they are:
 
-    pooler_output      [B, D]       read by heads such as BERT's
+    pooler_output      [B, D]       read by heads such as BERT's, where the backbone has a pooler
     last_hidden_state  [B, 1, D]    read at its first token by heads such as RoBERTa's
 
 A backbone's own pooler is then not used, and is taken out: no method trains or sends it. The hook
@@ -59,7 +59,7 @@ class Pool:
         mask = given if isinstance(given, Tensor) else None
         vector_BD = pooled(output.last_hidden_state, mask, self.how)
         changes = {"last_hidden_state": vector_BD[:, None]}
-        if hasattr(output, "pooler_output"):
+        if getattr(output, "pooler_output", None) is not None:  # else heads take it for states
             changes["pooler_output"] = vector_BD
         return dataclasses.replace(output, **changes)
 
