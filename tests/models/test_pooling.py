@@ -164,7 +164,9 @@ def test_a_checkpoint_without_pooler_needs_none(tmp_path):
     assert "bert.pooler.dense.weight" in own.fresh, "read in its own way it has a new one"
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))]
+)
 def test_a_copied_model_pools(again, tmp_path):
     module = load(saved("Bert", SIZES, tmp_path), "mean").module
     assert pooling_of(again(module)) == "mean"

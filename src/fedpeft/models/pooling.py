@@ -36,6 +36,7 @@ from fedpeft.models.tasks import Task
 Pooling: TypeAlias = Literal["mean", "cls", "pooler"]
 """Values of `model.pooling`."""
 
+_Output: TypeAlias = Any  # one of the library's many classes
 _MASK = "attention_mask"
 
 
@@ -52,7 +53,11 @@ class Pool:
     mask_at: int
 
     def __call__(
-        self, backbone: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Any
+        self,
+        backbone: nn.Module,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        output: _Output,
     ) -> object:
         """Return the output with the pooled vector in place of the states of the tokens."""
         given = args[self.mask_at] if self.mask_at < len(args) else kwargs.get(_MASK)
@@ -107,8 +112,8 @@ def set_pooling(module: nn.Module, how: str | None, task: Task, *, where: str) -
         return
     if reason := _reason(module, how, task):
         raise ModelError(
-            f"model.pooling: found {how!r} with model {where!r}: {reason}; leave the key out, which reads "
-            "texts as the model's own class does"
+            f"model.pooling: found {how!r} with model {where!r}: {reason}; leave the key out, "
+            "which reads texts as the model's own class does"
         )
     if how == "pooler":
         return
@@ -158,11 +163,9 @@ def leave_out_prompt(module: nn.Module, num_tokens: int) -> None:
         backbone.register_forward_hook(partial(_cut, num_tokens), prepend=True)
 
 
-def _cut(num_tokens: int, backbone: nn.Module, args: object, output: Any) -> object:
+def _cut(num_tokens: int, backbone: nn.Module, args: object, output: _Output) -> object:
     """A forward hook: remove the states of the first tokens."""
-    return dataclasses.replace(
-        output, last_hidden_state=output.last_hidden_state[:, num_tokens:]
-    )
+    return dataclasses.replace(output, last_hidden_state=output.last_hidden_state[:, num_tokens:])
 
 
 def _reason(module: nn.Module, how: str, task: Task) -> str:

@@ -193,7 +193,9 @@ def test_many_equals_one_by_one_for_every_family(family, method, tmp_path):
     compare(make, settings(), data)
 
 
-@pytest.mark.parametrize(("method", "pooling"), [("full", "mean"), ("lora", "mean"), ("bias", "cls")])
+@pytest.mark.parametrize(
+    ("method", "pooling"), [("full", "mean"), ("lora", "mean"), ("bias", "cls")]
+)
 def test_pooled_texts_are_padded_to_other_lengths_in_a_pass(method, pooling):
     def make():
         request = ModelRequest(TEXT, num_labels=3, pooling=pooling)
