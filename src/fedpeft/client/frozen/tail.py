@@ -48,8 +48,9 @@ class _Tail:
 def last_block(model: nn.Module) -> tuple[nn.Module, Callable[..., Tensor]] | None:
     """Return the last block and a replacement of its `forward`; None if it must not be replaced.
 
-    It must not be replaced in models that are not in the table, if nothing trains in the first
-    block, in models that pool their tokens in another way than their class does, or if the last block or its attention has hooks (prompts).
+    It must not be replaced in models that are not in the table or that pool in another way than
+    their class does, if nothing trains in the first block, or if the last block or its attention
+    has hooks (prompts).
     """
     for module in model.modules():
         tail = _TAILS.get(f"{type(module).__module__}.{type(module).__qualname__}")
