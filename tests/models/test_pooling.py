@@ -203,6 +203,11 @@ def test_models_that_cannot_are_refused(name, settings, how, message, planned, t
             read(request)
 
 
+def test_a_pooling_that_there_is_not_is_refused():
+    with pytest.raises(ModelError, match=r"found 'max'; choose one of mean, cls, pooler"):
+        sketch_model(ModelRequest("preset:tiny-bert", pooling="max"))
+
+
 @pytest.mark.parametrize("name", ["preset:tiny-vit", "preset:tiny-llama"])
 @pytest.mark.parametrize("read", [load_model, sketch_model])
 def test_other_tasks_are_refused(name, read):

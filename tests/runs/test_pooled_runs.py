@@ -6,6 +6,7 @@ import json
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import text_folder, texts
@@ -13,6 +14,8 @@ from tiny_models import text_folder, texts
 import fedpeft
 from fedpeft.build.model import build_tuned
 from fedpeft.core.errors import ConfigError, ModelError
+from fedpeft.data.examples import Federated
+from fedpeft.data.tensors import TextExamples, flat_tokens
 from fedpeft.experiment.read import apply_overrides, dump_experiment, validate
 from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.site_file import SiteConfig
@@ -115,6 +118,24 @@ def test_a_site_pools_as_its_server_does(table, tmp_path):
     del table["model"]["pooling"]
     other = prepare(site, dump_experiment(resolve(validate(table, "test")).experiment))
     assert not expected.items() <= other.facts.items(), "the negative control"
+
+
+def test_a_model_from_python_is_recorded_with_its_pooling(tmp_path):
+    request = fedpeft.ModelRequest("preset:tiny-bert", num_labels=2, seed=1, pooling="mean")
+    tuned = fedpeft.tune(fedpeft.load_model(request), fedpeft.TuningRequest("lora", seed=1))
+    rows = [list(range(3, 6 + number % 5)) for number in range(24)]
+    labels = torch.arange(24) % 2
+    examples = TextExamples(*flat_tokens(rows), labels, 0)
+    clients = {f"client-{i}": np.arange(8 * i, 8 * i + 8) for i in range(3)}
+    data = Federated(examples, examples, clients, 2, None, labels.numpy(), "texts", {})
+    quick = {"federation.rounds": 1, "federation.clients_per_round": 2, "engine.workers": 1}
+    result = fedpeft.simulate(tuned, data, {**quick, "client.epochs": 1}, out=tmp_path / "run")
+    batch = {
+        key: examples.batch(range(24), seed=None)[key] for key in ("input_ids", "attention_mask")
+    }
+    with torch.no_grad():
+        found = fedpeft.load(tmp_path / "run")(**batch).logits
+        torch.testing.assert_close(found, result.tuned.model(**batch).logits)
 
 
 def test_what_no_model_has_is_refused(table):

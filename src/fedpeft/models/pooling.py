@@ -23,7 +23,7 @@ import dataclasses
 import inspect
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -106,10 +106,14 @@ def set_pooling(module: nn.Module, how: str | None, task: Task, *, where: str) -
       where: name of the model, for messages.
 
     Raises:
-      ModelError: if the model is no text encoder with a classifier, or has no pooler to use.
+      ModelError: if there is no such pooling, or the model is no text encoder with a classifier, or
+        has no pooler to use.
     """
     if how is None:
         return
+    if how not in get_args(Pooling):
+        names = ", ".join(get_args(Pooling))
+        raise ModelError(f"model.pooling: found {how!r}; choose one of {names}, or leave it out")
     if reason := _reason(module, how, task):
         raise ModelError(
             f"model.pooling: found {how!r} with model {where!r}: {reason}; leave the key out, "
