@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import peft
 import pytest
 import torch
 
 from fedpeft.models.pooling import pooling_of
+from fedpeft.models.quiet import quiet
 from fedpeft.models.source import ModelRequest, load_model, sketch_model
+from fedpeft.tuning.adopt import from_peft
 from fedpeft.tuning.methods import METHODS, TuningRequest, tune
 from fedpeft.tuning.tuned import TunedModel
 
@@ -87,3 +90,15 @@ def test_without_pooling_the_class_decides():
     model = tuned("prompt_tuning", None)
     assert not model.loaded.module.base_model._forward_hooks
     assert "pooler.weight" in tuned("full", None).spec.names
+
+
+def test_a_model_that_peft_wrapped_keeps_its_pooling():
+    module = load_model(request()).module
+    config = peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
+    with quiet():
+        wrapped = peft.get_peft_model(module, config).eval()
+    model = from_peft(wrapped, base="preset:tiny-bert")
+    assert model.loaded.recorded["model.pooling"] == "mean"
+    with torch.no_grad():
+        expected = wrapped(input_ids=TOKENS, attention_mask=MASK).logits
+    torch.testing.assert_close(logits(model), expected)
