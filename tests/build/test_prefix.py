@@ -76,9 +76,10 @@ def text_data(*, classes: bool = True) -> Federated:
     return Federated(train, test, clients, 3 if classes else None, None, known, "texts", {})
 
 
-def text_run(method="head", blocks=None, *, classes=True, private=None, **settings):
+def text_run(method="head", blocks=None, *, classes=True, private=None, pooling=None, **settings):
     name, labels = ("preset:tiny-bert", 3) if classes else ("preset:tiny-llama", None)
-    request = ModelRequest(name, num_labels=labels, seed=settings.get("seed", 1))
+    seed = settings.get("seed", 1)
+    request = ModelRequest(name, num_labels=labels, seed=seed, pooling=pooling)
     tuned = tune(load_model(request), TuningRequest(method, {}, blocks))
     table = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
     result = fedpeft.simulate(tuned, text_data(classes=classes), table, privacy=private)
@@ -104,6 +105,24 @@ def assert_same(one, two):
 def test_texts_train_as_without(method, blocks):
     without = text_run(method, blocks, client__prefix_cache="off")
     assert_same(text_run(method, blocks), without)
+
+
+@pytest.mark.parametrize(
+    ("method", "blocks", "pooling"),
+    [("head", None, "mean"), ("head", None, "cls"), ("lora", (1, 1), "mean")],
+)
+def test_pooled_texts_train_as_without(method, blocks, pooling):
+    without = text_run(method, blocks, pooling=pooling, client__prefix_cache="off")
+    assert_same(text_run(method, blocks, pooling=pooling), without)
+    own = text_run(method, blocks, client__prefix_cache="off")
+    assert not torch.allclose(own[0], without[0], atol=1e-4)
+
+
+def test_features_on_disk_are_of_one_pooling(cache):
+    for pooling in ("mean", "cls", "mean"):
+        on_disk = text_run("head", pooling=pooling, client__prefix_cache="disk")
+        assert_same(on_disk, text_run("head", pooling=pooling, client__prefix_cache="off"))
+    assert len(list(cache.iterdir())) >= 4, "of training and test, for each pooling"
 
 
 def test_language_models_train_as_without():

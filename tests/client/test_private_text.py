@@ -135,6 +135,14 @@ def test_batched_equals_one_by_one_for_every_family(family, method, tmp_path, mo
     assert_batched_is_one_by_one(sharpen(tuned), monkeypatch)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_batched_equals_one_by_one_for_pooled_models(method, pooling, monkeypatch):
+    request = ModelRequest(name="preset:tiny-bert", num_labels=2, pooling=pooling)
+    tuned = spread(tune(load_model(request), TuningRequest(method, {}, seed=1)))
+    assert_batched_is_one_by_one(sharpen(tuned), monkeypatch)
+
+
 @pytest.mark.parametrize("method", OWN_MASKS)
 def test_methods_that_lengthen_masks_go_one_by_one(method):
     tuned = tuned_preset("tiny-llama", method)

@@ -20,6 +20,7 @@ from peft import (
     PeftModel,
 )
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_models import text_folder, texts
 from transformers import (
     AutoImageProcessor,
@@ -178,7 +179,7 @@ def run_pictures(tmp_path, model, source, method, transforms):
     return Made(tmp_path / "run", raw)
 
 
-def run_texts(tmp_path, model, source, method, config=None):
+def run_texts(tmp_path, model, source, method, config=None, pooling=None):
     (tmp_path / "data").mkdir()
     rows = [{**row, "label": bool(row["label"])} for row in texts(40)]
     for split, part in (("train", rows[:24]), ("test", rows[24:])):
@@ -198,7 +199,8 @@ def run_texts(tmp_path, model, source, method, config=None):
         {**pad, **(config or {})},
         {"pad_token": "<unk>" if pad else "<pad>"},
     )
-    table = {"model": {"name": str(folder), "task": "text-classification"},
+    pooled = {"pooling": pooling} if pooling else {}
+    table = {"model": {"name": str(folder), "task": "text-classification", **pooled},
              "tuning": {"method": method},
              "data": {"source": str(tmp_path / "data"), "max_length": 8}}  # fmt: skip
     with quiet():
@@ -295,6 +297,49 @@ def test_texts(model, source, method, tmp_path):
     torch.testing.assert_close(text_logits(folder, made.raw, loaded), ours, atol=2e-5, rtol=0)
     assert loaded.config.id2label == {0: "False", 1: "True"}
     assert loaded.config.problem_type == "single_label_classification"
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "pooling"),
+    cases(("bert", "roberta"), (*TEXT_METHODS, "bias", "prompt_tuning"), ("mean", "cls")),
+)
+def test_pooled_texts(model, method, pooling, tmp_path):
+    """Stock libraries would read the model as its class does: `fedpeft.load` alone reads it."""
+    made = run_texts(tmp_path, model, "jsonl", method, pooling=pooling)
+    ours = own_logits(made.run)
+    with pytest.raises(RunFolderError, match=f"model.pooling = '{pooling}'"):
+        export_run(made.run, tmp_path / "merged", form="merged")
+    folder = exported(made, tmp_path)
+    loaded = fedpeft.load(folder)
+    torch.testing.assert_close(text_logits(folder, made.raw, loaded), ours, atol=2e-5, rtol=0)
+    assert loaded.config.id2label == {0: "False", 1: "True"}
+    card = (folder / "README.md").read_text()
+    assert f'(`model.pooling = "{pooling}"`)' in card and "Stock libraries cannot load" in card
+    info = json.loads((folder / "fedpeft.json").read_text())
+    assert info["kind"] == "fedpeft" and not (folder / "adapter_config.json").exists()
+    base = load_file(folder / "base/model.safetensors")
+    assert not [name for name in base if "pooler" in name], "it is not used"
+
+
+def test_an_export_that_forgets_its_pooling_is_seen(tmp_path):
+    """The negative control of the law."""
+    config = {"initializer_range": 0.3}
+    made = run_texts(tmp_path, "roberta", "jsonl", "head", config, pooling="mean")
+    ours, folder = own_logits(made.run), exported(made, tmp_path)
+    file = folder / "fedpeft.json"
+    info = json.loads(file.read_text())
+    assert info["experiment"]["model"].pop("pooling") == "mean"
+    file.write_text(json.dumps(info))
+    assert (text_logits(folder, made.raw, fedpeft.load(folder)) - ours).abs().max() > 0.01
+
+
+def test_a_pooled_adapter_alone_names_its_base(tmp_path):
+    made = run_texts(tmp_path, "bert", "jsonl", "lora", pooling="mean")
+    ours, folder = own_logits(made.run), exported(made, tmp_path, "adapter")
+    assert not (folder / "base").exists()
+    torch.testing.assert_close(
+        text_logits(folder, made.raw, fedpeft.load(folder)), ours, atol=2e-5, rtol=0
+    )
 
 
 def test_a_wrong_rescale_is_seen(tmp_path):

@@ -149,6 +149,7 @@ def model_request(resolved: Resolved, num_labels: int | None) -> ModelRequest:
         revision=model.revision,
         head_init=experiment.tuning.head_init,
         seed=experiment.seed,
+        pooling=model.pooling,
     )
 
 

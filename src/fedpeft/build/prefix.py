@@ -56,6 +56,7 @@ from fedpeft.experiment.privacy import PRIVACY_MODES
 from fedpeft.models.families import block_of, canonical, canonical_names
 from fedpeft.models.fingerprint import fingerprint
 from fedpeft.models.loaded import TextInput
+from fedpeft.models.pooling import pooling_of
 from fedpeft.tuning.prefix import (
     NoPrefix,
     Split,
@@ -205,6 +206,7 @@ def prefix_digest(tuned: TunedModel, split: Split) -> str:
         type(tuned.model).__qualname__,
         described,
         [split.sites, split.widths, split.last_token],
+        pooling_of(tuned.loaded.module),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -23,6 +23,7 @@ from fedpeft.experiment.fields import (
     Table,
 )
 from fedpeft.experiment.privacy import PrivacyConfig
+from fedpeft.models.pooling import Pooling
 
 
 class ModelConfig(Table):
@@ -39,6 +40,10 @@ class ModelConfig(Table):
     """Number of classes; `run` takes it from the data."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
+    pooling: Pooling | None = None
+    """The vector of a text that the classifier of an encoder reads: the `mean` of its tokens'
+    states, that of its first token (`cls`), or what the model's `pooler` makes of it; by default
+    what the model's class does."""
 
 
 class TuningConfig(Table):

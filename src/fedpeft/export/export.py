@@ -4,6 +4,7 @@
     scratch full head bias    an ordinary model                     transformers
     types of peft             adapter + head, and base/             peft
     adapter prompt            fedpeft.json + delta, and base/       fedpeft.load only
+    any, with model.pooling   the same                              fedpeft.load only
 
 Every export has a model card (README.md), the processor's or tokenizer's files, and `fedpeft.json`,
 from which `fedpeft.load` restores the same model. `base/` is left out if `peft` finds the base
@@ -39,6 +40,7 @@ from fedpeft.models.fingerprint import fingerprint
 from fedpeft.models.heads import name_classes
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.locate import is_local
+from fedpeft.models.pooling import pooling_of
 from fedpeft.models.quiet import quiet
 from fedpeft.models.shufflenet import ShuffleNet, save_shufflenet
 from fedpeft.results.runs import read_run
@@ -171,6 +173,11 @@ def _write_model(job: _Job) -> ExportInfo:
 def _merged(job: _Job) -> nn.Module:
     """Return the model with what was trained folded into its weights."""
     tuned = job.run.tuned
+    if (pooling := pooling_of(tuned.loaded.module)) is not None:
+        raise RunFolderError(
+            f"--as merged: stock libraries would not pool its tokens (model.pooling = {pooling!r}) "
+            "but read the model as its class does; export without --as, for `fedpeft.load`"
+        )
     merged = merge_peft(tuned) if tuned.peft_model is not None else None
     if merged is None or not _fits_its_config(merged):
         raise RunFolderError(
@@ -215,6 +222,8 @@ def _kind(job: _Job) -> str:
 
 def _whole_kind(job: _Job) -> str:
     tuned = job.run.tuned
+    if pooling_of(tuned.loaded.module) is not None:
+        return "fedpeft"
     stock = hasattr(tuned.loaded.module, "save_pretrained")
     if tuned.peft_model is not None:
         return "peft" if stock else "fedpeft"

@@ -46,6 +46,7 @@ from fedpeft.models.padding import (
     refuse_unmasked,
     set_padding,
 )
+from fedpeft.models.pooling import check_pooling, pooling_of, set_pooling
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import zero_dropout
 from fedpeft.models.tasks import TASKS, TEXT_CLASSIFICATION, Task, task_named
@@ -67,6 +68,8 @@ class ModelRequest:
       seed: root seed of the new head and of a preset's weights.
       data_channels: channels of the data's images; used by presets whose channels follow the data.
       attention: `sdpa` or `eager`; None is `sdpa` where the model supports it.
+      pooling: `mean`, `cls` or `pooler`; None is what the model's class does; see
+        `fedpeft.models.pooling`.
 
     Example:
       >>> import fedpeft
@@ -84,6 +87,7 @@ class ModelRequest:
     seed: int = 0
     data_channels: int | None = None
     attention: str | None = None
+    pooling: str | None = None
 
 
 def load_model(request: ModelRequest) -> LoadedModel:
@@ -108,6 +112,7 @@ def load_model(request: ModelRequest) -> LoadedModel:
             weights = Weights(module, missing=frozenset(), misshapen=frozenset())
         else:
             weights = load_weights(place.folder, config, task, attention=attention, where=where)
+    weights = _pooled(weights, request, task)
     loaded = _describe(request, place, weights.module, task)
     fresh_paths = _fresh_paths(loaded, request, weights)
     check_shapes(loaded, weights, fresh_paths)
@@ -117,6 +122,7 @@ def load_model(request: ModelRequest) -> LoadedModel:
     if isinstance(loaded.inputs, TextInput):
         set_padding(loaded.module, loaded.inputs)
         if task.targets == "class":
+            check_pooling(loaded.module, loaded.inputs, where=request.name)
             check_padding(loaded.module, loaded.inputs)
     return dataclasses.replace(loaded, fresh=parameters_under(loaded.module, fresh_paths))
 
@@ -142,6 +148,7 @@ def sketch_model(request: ModelRequest) -> LoadedModel:
     described = Described(_where(request, place), sizes)
     with torch.device("meta"):
         module = build(config, task, attention=request.attention, described=described)
+    set_pooling(module, request.pooling, task, where=request.name)
     loaded = _describe(request, place, module, task)
     missing = frozenset(_absent(loaded, stored)) if stored else frozenset()
     weights = Weights(module, missing=missing, misshapen=frozenset())
@@ -167,6 +174,7 @@ def describe_module(module: nn.Module, request: ModelRequest, task: Task | None)
     with contextlib.suppress(ModelError):
         folder = locate(request.name, revision=request.revision).folder if request.name else None
     task = task or _task_of(module)
+    request = dataclasses.replace(request, pooling=pooling_of(module))
     named = request.name and (folder is not None or is_local(request.name))
     inputs = _inputs(request, module, task, folder) if named else None
     if isinstance(inputs, TextInput):
@@ -228,6 +236,15 @@ def _where(request: ModelRequest, place: Place) -> str:
     return str(own if own.exists() or request.config is None else request.config)
 
 
+def _pooled(weights: Weights, request: ModelRequest, task: Task) -> Weights:
+    """Set how a loaded model pools; weights of a pooler that it lost are not missing."""
+    set_pooling(weights.module, request.pooling, task, where=request.name)
+    names = weights.module.state_dict(keep_vars=True).keys()
+    return dataclasses.replace(
+        weights, missing=weights.missing & names, misshapen=weights.misshapen & names
+    )
+
+
 def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task) -> LoadedModel:
     """Switch a module to eval mode without dropout, and find its head and input format."""
     zero_dropout(module.eval())
@@ -247,7 +264,7 @@ def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task
 
 def _recorded(request: ModelRequest) -> Mapping[str, object]:
     """Return a request as keys of an experiment file; the seed is that of the experiment."""
-    keys = ("name", "task", "num_labels", "config", "revision")
+    keys = ("name", "task", "num_labels", "config", "revision", "pooling")
     given = {f"model.{key}": getattr(request, key) for key in keys}
     if isinstance(request.task, Task):  # one of the user's own has no name in a file
         row = TASKS.get(request.task.name)

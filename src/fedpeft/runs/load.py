@@ -245,6 +245,7 @@ def _load_base(folder: Path, info: ExportInfo) -> LoadedModel:
             revision=None if info.base else model.revision,
             head_init=info.experiment.tuning.head_init,
             seed=info.experiment.seed,
+            pooling=model.pooling,
         )
     )
     paths = canonical_names(loaded.module, loaded.family)

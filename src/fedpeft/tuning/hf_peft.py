@@ -31,6 +31,7 @@ from fedpeft.core.errors import TuningError
 from fedpeft.core.text import plain
 from fedpeft.models.families import hidden_size
 from fedpeft.models.loaded import LoadedModel
+from fedpeft.models.pooling import leave_out_prompt
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.peft_names import PeftNames
 from fedpeft.tuning.peft_options import config_class
@@ -89,9 +90,11 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
     changed: nn.Module = wrapper if prompted else wrapper.get_base_model()
     _check_frozen(model, changed, before)
     _key_dropouts(model, changed, names)
-    if prompted and name not in KEY_VALUE and model.loaded.task.per_token:
+    if prompted and name not in KEY_VALUE:
         num_tokens = cast(int, model.options["num_virtual_tokens"])
-        changed.register_forward_hook(partial(_cut_virtual_tokens, num_tokens))
+        leave_out_prompt(module, num_tokens)
+        if model.loaded.task.per_token:
+            changed.register_forward_hook(partial(_cut_virtual_tokens, num_tokens))
     if prompted and not model.loaded.family.block:
         _try_once(model, changed)
     added = {path for path, p in changed.named_parameters() if p.requires_grad}

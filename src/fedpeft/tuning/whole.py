@@ -16,6 +16,7 @@ from torch import nn
 from fedpeft.core.errors import TuningError
 from fedpeft.models.families import parameters_under
 from fedpeft.models.loaded import LoadedModel
+from fedpeft.models.pooling import pooling_of, set_pooling
 from fedpeft.tuning.prepared import ModelToTune, PreparedModel, head_parameters, in_range, is_meta
 
 
@@ -78,6 +79,7 @@ def _reinitialised(loaded: LoadedModel, kept: frozenset[str]) -> nn.Module:
     config = getattr(loaded.module, "config", None)
     if config is not None and hasattr(loaded.module, "init_weights"):
         module = type(loaded.module)(config)
+        set_pooling(module, pooling_of(loaded.module), loaded.task, where=loaded.source)
     else:
         module = loaded.module
         _reset(module)

@@ -98,6 +98,12 @@ def test_padding_is_not_attended_to():
     assert short.any() and not torch.allclose(blind[short], losses[short], rtol=5e-5)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_pooled_model_runs_all_tokens(pooling):
+    loaded = load_model(ModelRequest(name=TEXT, num_labels=3, pooling=pooling))
+    assert last_block(tune(loaded, TuningRequest("full")).model) is None
+
+
 def test_only_one_token_comes_out_and_the_block_is_itself_again():
     model = tuned(IMAGE, "bias")
     block, _ = last_block(model.model)

@@ -193,6 +193,17 @@ def test_many_equals_one_by_one_for_every_family(family, method, tmp_path):
     compare(make, settings(), data)
 
 
+@pytest.mark.parametrize(
+    ("method", "pooling"), [("full", "mean"), ("lora", "mean"), ("bias", "cls")]
+)
+def test_pooled_texts_are_padded_to_other_lengths_in_a_pass(method, pooling):
+    def make():
+        request = ModelRequest(TEXT, num_labels=3, pooling=pooling)
+        return sharp(tune(load_model(request), TuningRequest(method, seed=1)))
+
+    compare(make, settings(), Table(TEXT))
+
+
 @pytest.mark.parametrize(("method", "options"), [
     ("prompt", {"dropout": 0.5}), ("lora", {"lora_dropout": 0.5}), ("lora", {"lora_bias": True}),
     ("lora", {"target_modules": ["projection"], "r": 2}),

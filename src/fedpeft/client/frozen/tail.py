@@ -23,6 +23,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpeft.models.pooling import pooling_of
+
 _ATTENTION = ("eager", "sdpa")
 """Implementations of attention whose results `_attend` reproduces up to rounding."""
 
@@ -46,8 +48,9 @@ class _Tail:
 def last_block(model: nn.Module) -> tuple[nn.Module, Callable[..., Tensor]] | None:
     """Return the last block and a replacement of its `forward`; None if it must not be replaced.
 
-    It must not be replaced in models that are not in the table, if nothing trains in the first
-    block, or if the last block or its attention has hooks (prompts).
+    It must not be replaced in models that are not in the table or that pool in another way than
+    their class does, if nothing trains in the first block, or if the last block or its attention
+    has hooks (prompts).
     """
     for module in model.modules():
         tail = _TAILS.get(f"{type(module).__module__}.{type(module).__qualname__}")
@@ -56,7 +59,8 @@ def last_block(model: nn.Module) -> tuple[nn.Module, Callable[..., Tensor]] | No
         implementation = getattr(module.config, "_attn_implementation", None)
         blocks = list(module.get_submodule(tail.blocks).children())
         block, known = blocks[-1], implementation in _ATTENTION
-        if not known or not _trains(blocks[0]) or not _is_plain(block, tail.kinds):
+        pooled = pooling_of(module) is not None
+        if pooled or not known or not _trains(blocks[0]) or not _is_plain(block, tail.kinds):
             return None
         return block, tail.make(block)
     return None
