@@ -97,19 +97,19 @@ def test_what_a_site_does_not_allow_is_refused(tmp_path, changes, words):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"tuning.method": "prompt", "tuning.options": {"num_tokens": 10**8}},
-        {"tuning.method": "lora", "tuning.options": {"r": 10**8}},
+        {"tuning.method": "prompt", "tuning.options": {"num_tokens": 10**5}},
+        {"tuning.method": "lora", "tuning.options": {"r": 10**5}},
     ],
 )
 def test_a_delta_that_is_too_large_is_refused_before_it_takes_memory(
     tmp_path, monkeypatch, changes
 ):
     monkeypatch.setattr(sites, "load_data", lambda *_: pytest.fail("data was loaded"))
-    text = dump_experiment(server(changes))
-    with pytest.raises(ConfigError, match="bytes; this site allows 2000000000"):
-        prepare(own(tmp_path), text)
+    text, mine = dump_experiment(server(changes)), own(tmp_path, {"allow.max_message_bytes": 10**6})
+    with pytest.raises(ConfigError, match="bytes; this site allows 1000000"):
+        prepare(mine, text)
     with pytest.raises(pytest.fail.Exception, match="data was loaded"):
-        prepare(own(tmp_path), dump_experiment(server()))  # the negative control
+        prepare(mine, dump_experiment(server()))  # the negative control
 
 
 @pytest.mark.parametrize(
