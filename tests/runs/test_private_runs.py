@@ -105,7 +105,7 @@ def test_the_record_of_a_secret_cohort_tells_nothing_of_it(secret):
     assert "not private" in first["note"] and len(true) == 3
     assert stat.S_IMODE(folder.diagnostics.stat().st_mode) == 0o600
     assert all(isinstance(line["cohort"], list) for line in true)
-    assert len({len(line["cohort"]) for line in true} | {4}) > 1  # cohorts do vary
+    assert len({frozenset(line["cohort"]) for line in true}) > 1  # drawn; alike 1 time in 65,536
     assert not folder.partition.exists()
 
 

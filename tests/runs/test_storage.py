@@ -94,6 +94,7 @@ def check_sentence(code, words, place):
 @pytest.mark.parametrize("name", ["run", "report", "figures", "export", "gap"])
 def test_a_full_disk_is_one_sentence_with_the_path(name, command, finished, monkeypatch, tmp_path):
     full_disk(monkeypatch, "write_text")
+    full_disk(monkeypatch, "write_bytes")
     code, words = command(*COMMANDS[name](finished, tmp_path))
     check_sentence(code, words, tmp_path)
     assert "No space left on device; make room" in words
