@@ -5,8 +5,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-for size in ("COLUMNS", "LINES"):  # pytest imports readline, which sets them for child processes
-    os.environ.pop(size, None)
+os.environ.pop("COLUMNS", None)  # pytest imports readline, which sets both for child processes
+os.environ.pop("LINES", None)
 
 import torch
 
