@@ -20,7 +20,7 @@ FAULTS = {
     3: "reply refused",
     4: "reply refused",
     5: "cannot be decoded",
-    6: "allowed are at most",
+    6: "the most allowed for this delta",
     7: "it is for turn 1, the request was for turn 7",
     8: "I do not want to",
     9: "no answer within",
