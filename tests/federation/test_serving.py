@@ -114,7 +114,9 @@ def test_a_deployment_equals_the_local_engine_also_when_it_is_killed(parts, tmp_
     assert len(lines(out)) == 1
     again = SiteGrid(sites)
     serve(again, configuration(file, out, resume=True))
-    assert read_summary(RunFolder(out))["delta_digest"] == expected["delta_digest"]
+    ended = read_summary(RunFolder(out))
+    assert ended["delta_digest"] == expected["delta_digest"]
+    assert ended["items"] == expected["items"]
     assert lines(out) == lines(local)
     status = read_status(out)
     assert status["state"] == "finished" and [s["turns"] for s in status["sites"]] == [3, 3]

@@ -7,7 +7,10 @@ import pytest
 
 from fedpeft.cli import main
 from fedpeft.core.errors import RunFolderError
-from fedpeft.results.lines import append_line, read_lines, read_runs
+from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.sweep_rows import SweepRow, read_rows
+from fedpeft.launch.sweep import Finished, sweep
+from fedpeft.results.lines import append_line, line_digest, read_lines, read_runs
 
 
 def finished(folder: Path, method: str) -> Path:
@@ -83,3 +86,26 @@ def test_files_and_folders_are_read_together_and_reported(
     page = (tmp_path / "results.html").read_text()
     assert "fedpeft run experiment.toml" in page and "data.source = &#34;digits&#34;" in page
     capsys.readouterr()
+
+
+def test_a_line_counts_where_its_data_have_moved(tmp_path: Path) -> None:
+    """Nothing is loaded or trained: the sweep reads lines alone."""
+
+    def rows(folder: Path) -> list[SweepRow]:
+        settings = [f"data.source={folder / 'data.npz'}", "model.name=preset:tiny-vit", "seed=1"]
+        return read_rows(None, settings, ["tuning.method=bias"])
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir(), there.mkdir()
+    (here / "data.npz").write_bytes(b"pictures")
+    file, (row,) = tmp_path / "results.jsonl", rows(here)
+    digest = line_digest(resolve(row.experiment).experiment)
+    append_line(file, digest, finished(tmp_path / "bias", "bias"))
+
+    (here / "data.npz").rename(there / "data.npz")
+    (end,) = sweep(rows(there), tmp_path / "out", results=file).values()
+    assert isinstance(end, Finished) and end.skipped
+
+    (there / "data.npz").write_bytes(b"Pictures")
+    (other,) = rows(there)
+    assert line_digest(resolve(other.experiment).experiment) not in read_lines(file)

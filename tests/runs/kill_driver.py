@@ -88,6 +88,7 @@ def outcome(out: Path) -> dict[str, Any]:
         record.pop("seconds")
     return {
         "digest": summary["delta_digest"],
+        "items": summary["items"],
         "records": records,
         "left": sorted(p.name for p in out.rglob("*") if p.is_file() and p.name != LOCK),
     }

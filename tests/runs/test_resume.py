@@ -66,7 +66,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
 
 
 def same(result: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(result[key] == other[key] for key in ("code", "digest", "records", "left"))
+    return all(result[key] == other[key] for key in ("code", "digest", "items", "records", "left"))
 
 
 def test_killed_at_some_writes_equals_uninterrupted(results) -> None:

@@ -60,6 +60,8 @@ class BuiltRun:
       engine: runs the clients; to be closed.
       settings: of local training; evaluation takes device and precision from them.
       start: the state before round 1.
+      score: from a state to the scores of each example of the server's test set; the newest are
+        kept.
       evaluate: from a state to metrics on the server's test set.
       evaluate_clients: from a state to the headline metric of each client: None for a client
         whose test examples, or one of whose classes, the test set lacks. The whole is None where
@@ -76,6 +78,7 @@ class BuiltRun:
     engine: RunEngine
     settings: LocalSettings
     start: ServerState
+    score: Callable[[ServerState], Evaluation]
     evaluate: Callable[[ServerState], Mapping[str, float]]
     evaluate_clients: Callable[[ServerState], Mapping[str, float | None]] | None
     prefix: PrefixNote
@@ -136,6 +139,7 @@ def assemble(
         engine,
         side.settings,
         start,
+        score,
         lambda state: tuned.loaded.task.metrics(*score(state).sums()),
         (lambda state: score_clients(score(state), tuned.loaded.task, data))
         if resolved.experiment.federation.evaluate_clients

@@ -40,6 +40,15 @@ class Evaluation:
         loss, count, correct = (float(part.sum()) for part in parts)
         return loss, count, correct
 
+    def right(self) -> Tensor | None:
+        """Return whether each example was right [N], bool; None unless each is one prediction.
+
+        A loss that counts nothing as correct gives False everywhere.
+        """
+        single = bool((self.count_N == 1).all())
+        right_N = self.correct_N == 1
+        return right_N if single and bool((right_N | (self.correct_N == 0)).all()) else None
+
     @staticmethod
     def join(parts: Sequence[Evaluation]) -> Evaluation:
         """Concatenate the scores of parts of a set."""

@@ -104,9 +104,13 @@ def read_idx_file(file: Path) -> dict[str, Table]:
     Raises:
       DataError: as `read_idx_folder` does.
     """
+    return _read_set([_part(each) for each in idx_set_of(file)], file.parent)
+
+
+def idx_set_of(file: Path) -> list[Path]:
+    """List the idx files of the data set to which one of them belongs; all are in its folder."""
     group = _part(file).group
-    around = [part for part in map(_part, idx_files_in(file.parent)) if part.group == group]
-    return _read_set(around, file.parent)
+    return [each for each in idx_files_in(file.parent) if _part(each).group == group]
 
 
 def read_idx(file: Path, kind: str) -> Values:

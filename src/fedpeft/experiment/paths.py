@@ -97,6 +97,16 @@ def read_pair(file: Path | None, key: str, value: object) -> tuple[str, object]:
     return key, inner[last] if last else inner
 
 
+def path_of(key: str, value: object) -> Path | None:
+    """Return the file or folder that the value of a dotted key names; None where it names none."""
+    section, _, last = key.partition(".")
+    kind = _KEYS.get((section, last))
+    if kind is None or not isinstance(value, str) or kind.is_name(value):
+        return None
+    path = Path(os.path.expanduser(value))
+    return path if path.exists() else None
+
+
 def absolute(key: str, value: str) -> str:
     """Return the absolute path where the value of a dotted key is one that exists, else the value.
 

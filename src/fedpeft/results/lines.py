@@ -6,8 +6,10 @@
 Rounds are columns: the headline metric, the size of the cohort, and what else a record has.
 
 The file grows line by line, so that it can be kept under version control while a grid runs; the
-digest covers every key that can change a result, so that a sweep on another machine counts a line
-as done. A last line that was cut off is as if it had not been written.
+digest covers every key that can change a result, and the content of local models and data, so that
+a sweep on another machine counts a line as done. A line holds no path: its settings name a local
+file or folder as `questions.csv@1f0a22c4`, by its last name and the beginning of its digest. A last
+line that was cut off is as if it had not been written.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.strict_json import to_json
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.results.contents import by_content, portable
 from fedpeft.results.runs import Run, find_runs, read_run
 from fedpeft.runs.folder import experiment_digest
 
@@ -31,8 +34,14 @@ _BEGINS = '{"experiment": "'
 
 
 def line_digest(experiment: Experiment) -> str:
-    """Return the SHA-256 (hex) of a resolved experiment with its seed and number of rounds."""
-    text = f"{experiment_digest(experiment)} {experiment.federation.rounds}"
+    """Return the SHA-256 (hex) of a resolved experiment with its seed and number of rounds.
+
+    Local models and data count by what is in them, wherever they are.
+
+    Raises:
+      RunFolderError: if a file of them cannot be read.
+    """
+    text = f"{experiment_digest(by_content(experiment))} {experiment.federation.rounds}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -109,8 +118,9 @@ def _as_line(run: Run) -> Mapping[str, object]:
     environment = {
         key: run.environment[key] for key in ("versions", "metric") if key in run.environment
     }
+    settings = portable(run.settings)
     return {
-        "settings": run.settings, "rounds": rounds, "summary": summary, "environment": environment
+        "settings": settings, "rounds": rounds, "summary": summary, "environment": environment
     }  # fmt: skip
 
 

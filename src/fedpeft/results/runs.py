@@ -16,7 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedpeft.core.errors import RunFolderError
+from fedpeft.core.items import unpack_items
 from fedpeft.core.metrics import Metric, metric_in
 from fedpeft.core.text import dotted, median_words
 from fedpeft.results.names import describe, distinguishing
@@ -92,6 +96,23 @@ class Run:
         """The metric after the last evaluated round; None before the first."""
         curve = self.curve()
         return curve[-1][2] if curve else None
+
+    @property
+    def right(self) -> NDArray[np.bool_] | None:
+        """Whether the final model got each test example right [N], in the test set's order.
+
+        None without a summary, or where the examples of the task are not right or wrong.
+
+        Raises:
+          RunFolderError: if the summary's `items` cannot be read.
+        """
+        packed = (self.summary or {}).get("items")
+        if packed is None:
+            return None
+        try:
+            return unpack_items(packed)
+        except (ValueError, AttributeError) as error:
+            raise RunFolderError(f"{self.folder}: {error}. {_ADVICE}") from error
 
     @property
     def failures(self) -> list[tuple[int, str, str]]:

@@ -49,7 +49,7 @@ from fedpeft.runs.records import (
     record_of,
     totals,
 )
-from fedpeft.runs.summary import finish_run
+from fedpeft.runs.summary import finish_run, is_evaluated
 from fedpeft.server.state import ServerState
 
 logger = logging.getLogger(__name__)
@@ -216,8 +216,7 @@ def _line_of(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record
 
 def _figures(built: BuiltRun, state: ServerState, record: RoundRecord) -> Record:
     private = built.privacy.record(record, _planned_bytes(built))
-    last = not built.privacy.goes_on(state.round)
-    if not last and state.round % built.experiment.federation.eval_every:
+    if not is_evaluated(built, state.round):
         return record_of(record, {}) | private
     began = time.perf_counter()
     line = record_of(record, built.evaluate(state), time.perf_counter() - began)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedpeft.build.run import BuiltRun
 from fedpeft.core.deltas import digest_of
+from fedpeft.core.items import pack_items
 from fedpeft.experiment.resolve import planned_turns
 from fedpeft.runs.files import write_json
 from fedpeft.runs.folder import RunFolder, write_delta
@@ -64,6 +65,26 @@ def summary_of(
         "seconds": round(so_far.seconds, 3),
         **built.prefix.as_json(),
         **built.privacy.summary(so_far.rounds),
+        **_items(built, state),
         "delta_digest": digest_of(state.delta),
         "stopped": "rounds" if done else "callback" if goes_on else "privacy budget",
     }
+
+
+def is_evaluated(built: BuiltRun, round: int) -> bool:
+    """Whether an evaluation follows a round: one that is due, or that of the last round."""
+    due = round % built.experiment.federation.eval_every == 0
+    return due or not built.privacy.goes_on(round)
+
+
+def _items(built: BuiltRun, state: ServerState) -> dict[str, object]:
+    """Tell which test examples the final model got right, in the order of the test set.
+
+    Empty where the headline metric is no accuracy, where an example is several predictions, or
+    where a callback ended the run after a round without an evaluation.
+    """
+    accuracy = built.tuned.loaded.task.headline.name == "accuracy"
+    if not accuracy or not is_evaluated(built, state.round):
+        return {}
+    right_N = built.score(state).right()
+    return {} if right_N is None or not len(right_N) else {"items": pack_items(right_N.numpy())}

@@ -56,6 +56,7 @@ def test_a_simulation_on_two_actors_equals_the_local_engine(tmp_path):
         lines = (tmp_path / name / "rounds.jsonl").read_text().splitlines()
         found[name + " rounds"] = same(map(json.loads, lines))
     assert found["flower"]["delta_digest"] == found["local"]["delta_digest"]
+    assert found["flower"]["items"] == found["local"]["items"]
     assert found["flower rounds"] == found["local rounds"]
 
 
@@ -67,6 +68,7 @@ def test_a_deployment_equals_the_local_engine(tmp_path):
         code, found = here.finish(here.run())
         assert code == 0, here.superlink.text()[-3000:]
         assert found["delta_digest"] == expected["delta_digest"]
+        assert found["items"] == expected["items"]
         assert found["bytes_up"] == expected["bytes_up"]
         local = (tmp_path / "local0" / "rounds.jsonl").read_text().splitlines()
         assert same(here.rounds()) == same(map(json.loads, local))
