@@ -66,6 +66,7 @@ def test_only_a_promise_refuses_what_is_no_mean(mode):
     privacy(mode).algorithm(fedadam(), spec)  # the negative control: its step is after the mean
 
 
+@pytest.mark.system_entropy
 def test_the_root_is_drawn_anew_and_stays_in_the_state():
     roots = [root("central") for _ in range(2)]
     assert roots[0].shape == (32,)

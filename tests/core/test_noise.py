@@ -55,6 +55,7 @@ def test_measured_deviation_is_the_one_asked_for():
     assert inside == pytest.approx(0.6827, abs=0.006)
 
 
+@pytest.mark.system_entropy
 def test_noise_follows_root_and_path_alone():
     same = [gaussian(ROOT, 11, 1.0, "noise", 3) for _ in range(2)]
     assert torch.equal(*same)

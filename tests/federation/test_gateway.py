@@ -77,7 +77,7 @@ def running(place, folder, change=lambda text: text):
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
         try:
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while not reachable(port):
                 assert time.monotonic() < end and process.poll() is None, (
                     folder / "log"
@@ -236,7 +236,7 @@ def held(place, port, start):
 
 
 def until(true):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not true():
         assert time.monotonic() < end
         time.sleep(0.1)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,24 @@ def python(code: str, name: str = "child", **more: object) -> Child:
     return Child(name, [sys.executable, "-c", code], **more)
 
 
-def until(true, seconds: float = 10.0) -> None:
+def until(true, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def for_a_while(seconds: float, after: Callable[[], bool]) -> Callable[[], bool]:
+    """A condition that holds until some seconds after something is seen, however late it is."""
+    seen: list[float] = []
+    latest = time.monotonic() + 60
+
+    def goes_on() -> bool:
+        if not seen and after():
+            seen.append(time.monotonic())
+        return time.monotonic() < (seen[0] + seconds if seen else latest)
+
+    return goes_on
 
 
 def alive(number: int) -> bool:
@@ -120,8 +134,8 @@ def test_a_supernode_whose_connection_is_over_is_started_again(tmp_path):
     follow([python(code + "time.sleep(0.1); end_with(lambda: None)", patience=ALWAYS)],
            goes_on=lambda: not (tmp_path / "starts").exists() or starts() < 2)  # fmt: skip
     (tmp_path / "starts").write_text("")
-    end = time.monotonic() + 2.0  # the negative control: the thread alone keeps it
-    follow([python(code, patience=ALWAYS)], goes_on=lambda: time.monotonic() < end)
+    goes_on = for_a_while(2.0, after=lambda: starts() > 0)
+    follow([python(code, patience=ALWAYS)], goes_on=goes_on)  # the control: the thread keeps it
     assert starts() == 1
 
 
@@ -173,10 +187,10 @@ def test_a_child_whose_helper_died_is_started_again(tmp_path, monkeypatch, needs
         f"import subprocess, time; open({str(starts)!r}, 'a').write('x'); "
         "one = subprocess.Popen(['true']); time.sleep(60)"
     )
-    end = time.monotonic() + (10.0 if needs else 1.5)  # without the need: the negative control
     number = lambda: len(starts.read_text()) if starts.exists() else 0  # noqa: E731
+    goes_on = for_a_while(60.0 if needs else 1.5, after=lambda: number() > 0)  # 1.5: the control
     follow([python(code, patience=ALWAYS, needs_helpers=needs)],
-           goes_on=lambda: number() < 2 and time.monotonic() < end)  # fmt: skip
+           goes_on=lambda: number() < 2 and goes_on())  # fmt: skip
     assert number() == (2 if needs else 1)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
+from os import urandom
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,7 @@ def bounded(flat: Tensor, bound: float) -> Tensor:
 
 def draw_root() -> Tensor:
     """Draw a secret root [32] of bytes from the operating system."""
-    return torch.tensor(list(os.urandom(_ROOT_BYTES)), dtype=torch.uint8)
+    return torch.tensor(list(urandom(_ROOT_BYTES)), dtype=torch.uint8)
 
 
 def seeded_root(seed: int) -> Tensor:
