@@ -1,0 +1,75 @@
+"""The protocol's data, and its search of rates."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from protocol import BEDS, EXPERIMENTS, RATES, pairs_of, read_rates, settings_of, toml_of
+from search_rates import FIRST, OTHERS, best_of, next_runs
+
+
+def searched(accuracy):
+    """Run a search to its end where the accuracy is a function of the rate; return its runs."""
+    search, runs = {}, []
+    while asked := next_runs(search):
+        runs += asked
+        for rate, seed in asked:
+            assert seed not in search.get(rate, {}), "no run is repeated"
+            search.setdefault(rate, {})[seed] = accuracy(rate, seed)
+    return best_of(search), runs
+
+
+@pytest.mark.parametrize("best", [0.000625, 0.0025, 0.005, 0.02, 0.08, 0.64])
+def test_a_search_finds_the_best_rate_also_past_the_edges(best):
+    found, runs = searched(lambda rate, seed: -abs(rate - best))
+    assert found == pytest.approx(best)
+    assert {seed for _, seed in runs} == {FIRST, *OTHERS}
+
+
+def test_a_search_inside_the_grid_costs_nine_runs():
+    assert len(searched(lambda rate, seed: -abs(rate - 0.02))[1]) == 9
+
+
+def test_a_rate_that_wins_on_the_first_seed_alone_does_not_win():
+    def accuracy(rate, seed):
+        return {0.02: 0.9 if seed == FIRST else 0.1, 0.04: 0.5}.get(rate, 0.2)
+
+    assert searched(accuracy)[0] == 0.04
+
+
+def test_a_search_ends_where_larger_is_always_better():
+    assert searched(lambda rate, seed: rate)[0] > RATES[-1]
+
+
+@pytest.mark.parametrize("bed", BEDS.values(), ids=list(BEDS))
+def test_every_row_has_a_search_and_is_an_experiment(bed):
+    for rows in bed.tables.values():
+        for row in rows:
+            assert (row.kind, row.method) in pairs_of(bed)
+            assert set(bed.kinds[row.kind]) | set(bed.base) | set(row.changes) | {
+                "tuning.method"
+            } == set(settings_of(bed, row))
+
+
+@pytest.mark.parametrize("bed", BEDS.values(), ids=list(BEDS))
+def test_the_experiment_files_are_those_that_the_script_writes(bed):
+    rates = read_rates().get(bed.name, {})
+    for table, rows in bed.tables.items():
+        file = EXPERIMENTS / bed.name / f"{table}.toml"
+        if all(row.method in rates.get(row.kind, {}) for row in rows):
+            assert file.read_text("utf-8") == toml_of(bed, table, rates)
+        else:
+            assert not file.exists(), "a table has a file once all its rates are searched"
+
+
+def test_a_file_has_a_row_for_each_of_its_table():
+    bed = BEDS["characters"]
+    rates = {
+        kind: dict.fromkeys((m for k, m in pairs_of(bed) if k == kind), 0.01) for kind in bed.kinds
+    }
+    for table, rows in bed.tables.items():
+        text = tomllib.loads(toml_of(bed, table, rates))
+        assert len(text["sweep"]) == len(rows)
+        assert all(each["client.lr"] == 0.01 for each in text["sweep"])
