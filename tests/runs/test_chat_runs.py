@@ -113,3 +113,54 @@ def test_a_tokenizer_without_a_template_ends_the_run_before_round_1(source, tmp_
     with pytest.raises(FedpeftError, match="has no chat template"):
         fedpeft.run(None, keys(model, source), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_packed_runs_learn_the_same_in_a_pass_and_alone_and_resume(folders, source, tmp_path):
+    packed = keys(folders("qwen2"), source, **{"data.packing": True, "client.batch_size": 1})
+    runs = {
+        "alone": {"engine.clients_per_pass": 1},
+        "pass": {"engine.clients_per_pass": 3},
+        "workers": {"engine.clients_per_pass": 1, "engine.workers": 2},
+    }
+    found = {
+        name: fedpeft.run(None, {**packed, **more}, out=tmp_path / name)
+        for name, more in runs.items()
+    }
+    assert found["alone"]["delta_digest"] == found["workers"]["delta_digest"]
+    alone, joined = delta_of(tmp_path / "alone"), delta_of(tmp_path / "pass")
+    assert torch.allclose(alone, joined, rtol=1e-3, atol=1e-5)
+    sizes = json.loads((tmp_path / "alone" / "rounds.jsonl").read_text().splitlines()[0])
+    assert sizes["metrics"]["perplexity"] > found["alone"]["perplexity"]
+
+
+def test_a_step_on_a_packed_row_is_the_step_on_its_examples(folders, source, tmp_path):
+    whole = {"client.batch_size": 64, "client.epochs": 1, "federation.rounds": 1}
+    whole["data.max_length"] = 512  # one row for each client: they weigh the same
+    rows, packed = (
+        fedpeft.run(None, keys(folders("llama"), source, **whole, **more), out=tmp_path / name)
+        for name, more in {"rows": {}, "packed": {"data.packing": True}}.items()
+    )
+    assert torch.allclose(delta_of(tmp_path / "rows"), delta_of(tmp_path / "packed"), atol=1e-5)
+    assert rows["perplexity"] == pytest.approx(packed["perplexity"], rel=1e-4)
+    crossing = keys(folders("llama"), source, **whole, **{"client.lr": 0.1})
+    fedpeft.run(None, crossing, out=tmp_path / "other")
+    assert not torch.allclose(delta_of(tmp_path / "rows"), delta_of(tmp_path / "other"), atol=1e-5)
+
+
+def test_packing_is_refused_where_epsilon_counts_examples(folders, source):
+    private = {
+        "privacy.mode": "example", "privacy.clip_norm": 1.0, "privacy.noise_multiplier": 1.0,
+        "data.packing": True,
+    }  # fmt: skip
+    with pytest.raises(FedpeftError, match=r"data.packing: .*would move others to other rows"):
+        fedpeft.run(None, keys(folders("qwen2"), source, **private))
+
+
+def test_features_of_frozen_blocks_are_those_of_packed_examples(folders, source, tmp_path):
+    late = {"data.packing": True, "tuning.blocks": [1, 1], "federation.rounds": 1}
+    for kept in ("off", "memory"):
+        asked = keys(folders("llama"), source, **late, **{"client.prefix_cache": kept})
+        found = fedpeft.run(None, asked, out=tmp_path / kept)
+        assert ("first 1 of 2 blocks" in found["prefix"]) == (kept == "memory")
+    off, kept = delta_of(tmp_path / "off"), delta_of(tmp_path / "memory")
+    assert torch.allclose(off, kept, rtol=1e-3, atol=1e-5)

@@ -54,6 +54,7 @@ class LanguageData:
       tokenizer: of the model.
       owners: natural client of each example of (train, test), where the data names them.
       template: the chat template; "" for documents.
+      packed: whether the training examples of a client are to be packed into rows.
     """
 
     train: TextExamples
@@ -61,6 +62,7 @@ class LanguageData:
     tokenizer: Tokenizer
     owners: tuple[list[str] | None, list[str] | None]
     template: str = ""
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def _conversations(
         tokenizer=tokenizer,
         owners=(_some(owners[0], train.kept), _some(owners[1], test.kept)),
         template=template.text,
+        packed=bool(request.packing),
     )
 
 
@@ -216,27 +219,42 @@ def _some(names: list[str] | None, rows: Sequence[int]) -> list[str] | None:
 def _documents(
     tables: tuple[Table, Table], request: DataRequest, inputs: TextInput
 ) -> LanguageData:
-    """Load documents: joined, cut into blocks; a budget counts blocks."""
+    """Load documents in pieces: blocks of them joined, or each alone; a budget counts pieces."""
     column = required_column(tables, "text", request)
     length = request.max_length or min(inputs.max_length, BLOCK_LENGTH)
     tokenizer = load_tokenizer(inputs, length)
     owners = owners_of(*tables, request)
-    blocks, block_owners = _blocks(tables[0], column, owners[0], tokenizer)
-    test_blocks, test_owners = _blocks(tables[1], column, owners[1], tokenizer)
-    rows = draw_budget(len(blocks), request)
+    joined = request.packing is None
+    train, test = (
+        _pieces(table, column, own, tokenizer, joined=joined)
+        for table, own in zip(tables, owners, strict=True)
+    )
+    rows = draw_budget(len(train[0]), request)
     return LanguageData(
-        train=TextExamples(*flat_tokens([blocks[row] for row in rows]), None, tokenizer.pad_id),
-        test=TextExamples(*flat_tokens(test_blocks), None, tokenizer.pad_id),
+        train=TextExamples(*flat_tokens([train[0][row] for row in rows]), None, tokenizer.pad_id),
+        test=TextExamples(*flat_tokens(test[0]), None, tokenizer.pad_id),
         tokenizer=tokenizer,
         owners=(
-            [block_owners[row] for row in rows] if owners[0] is not None else None,
-            test_owners if owners[1] is not None else None,
+            [train[1][row] for row in rows] if owners[0] is not None else None,
+            test[1] if owners[1] is not None else None,
         ),
+        packed=bool(request.packing),
     )
 
 
-def _blocks(
-    table: Table, column: str, owners: Sequence[str] | None, tokenizer: Tokenizer
+def _pieces(
+    table: Table,
+    column: str,
+    owners: Sequence[str] | None,
+    tokenizer: Tokenizer,
+    *,
+    joined: bool,
 ) -> tuple[list[list[int]], list[str]]:
+    """Return pieces of documents of at most `max_length` tokens, and the owner of each."""
     tokens = tokenize(table.columns[column], tokenizer, truncate=False, place=table.place)
-    return blocks_of(tokens, owners or [""] * len(tokens), length=tokenizer.max_length)
+    names, length = list(owners or [""] * len(tokens)), tokenizer.max_length
+    if joined:
+        return blocks_of(tokens, names, length=length)
+    places = [str(number) for number in range(len(tokens))]
+    pieces, found = blocks_of(tokens, places, length=length)  # each document by itself
+    return pieces, [names[int(place)] for place in found]

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.clips import ClipExamples, read_clips
+from fedpeft.data.drawn import DrawnClients
 from fedpeft.data.examples import ExampleSet, Federated
 from fedpeft.data.images import InFolder, is_deep, read_pixels
 from fedpeft.data.labels import Classes, encode_labels
 from fedpeft.data.language import load_language
+from fedpeft.data.packing import pack_clients
 from fedpeft.data.partition import partition
 from fedpeft.data.preprocessing import PicturePreprocessing, Preprocessing, TextPreprocessing
 from fedpeft.data.request import DataRequest
@@ -69,6 +71,8 @@ class _Content:
         repeats the first slip of the paper.
       labels: of the rows of `train`; None for language models.
       classes: of all rows; None for language models.
+      packed: most tokens of the rows into which each client's examples are packed; None leaves
+        them.
     """
 
     train: ExampleSet
@@ -79,6 +83,7 @@ class _Content:
     skew: IntArray
     labels: IntArray | None = None
     classes: Classes | None = None
+    packed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,14 @@ def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Fede
             f"data.partition.scheme: {scheme!r} needs labels, examples for {task.name} have no "
             "class; allowed are iid, quantity and natural"
         )
+    examples = content.train
+    clients = partition(content.skew, request.partition, own if natural else None)
+    if content.packed is not None:
+        examples, clients = _packed(examples, clients, content.packed)
     return Federated(
-        train=content.train,
+        train=examples,
         test=content.test,
-        clients=partition(content.skew, request.partition, own if natural else None),
+        clients=clients,
         num_labels=content.classes.count if content.classes else None,
         label_names=content.classes.names if content.classes else None,
         labels=content.labels,
@@ -265,7 +274,21 @@ def _language(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Cont
         preprocessing=_text_preprocessing(found.tokenizer, found.template),
         owners=found.owners,
         skew=np.zeros(len(found.train), np.int64),
+        packed=found.tokenizer.max_length if found.packed else None,
     )
+
+
+def _packed(
+    examples: ExampleSet, clients: Mapping[str, IntArray], length: int
+) -> tuple[ExampleSet, Mapping[str, IntArray]]:
+    """Pack each client's examples; how many rows a client has, and its weight, change with it."""
+    if isinstance(clients, DrawnClients):
+        raise DataError(
+            "data.packing: found true with data.partition.scheme = 'drawn', whose clients are "
+            "drawn when they are used; choose another scheme, or set data.packing = false"
+        )
+    assert isinstance(examples, TextExamples), "only a language model's examples are packed"
+    return pack_clients(examples, clients, length=length)
 
 
 def _text_preprocessing(tokenizer: Tokenizer, template: str = "") -> Preprocessing:

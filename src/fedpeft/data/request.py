@@ -85,6 +85,9 @@ class DataRequest:
         tokenizer's own.
       learn: the tokens of a conversation that are learnt: of all `answers`, of the `last` answer,
         or `all`; None is `answers`.
+      packing: whether short examples of a language model share a row, each read as if it stood
+        alone; False keeps each in a row of its own. None: conversations have rows of their own, and
+        a client's documents are joined and cut into blocks that go across them.
       truncation: the side, `left` or `right`, on which a conversation that is too long is cut; None
         is `right`.
       evaluate_on: `test`, or `validation` for searches of hyperparameters.
@@ -114,6 +117,7 @@ class DataRequest:
     chat_template: str | None = None
     learn: str | None = None
     truncation: str | None = None
+    packing: bool | None = None
     evaluate_on: str = "test"
     seed: int = 1
     partition: PartitionRequest = field(default_factory=PartitionRequest)

@@ -151,6 +151,10 @@ class DataConfig(Table):
     truncation: Literal["left", "right"] | None = None
     """Side on which a conversation that is longer than `max_length` is cut; the right by
     default."""
+    packing: bool | None = None
+    """Language models: whether short examples share rows of `max_length` tokens, each read as if it
+    stood alone; by default a conversation has a row of its own, and a client's documents are joined
+    and cut into blocks."""
     num_examples: Positive | None = None
     """Number of training examples, for `plan` and `check` without the data."""
     budget: Positive | None = None

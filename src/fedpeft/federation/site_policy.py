@@ -17,7 +17,7 @@ from fedpeft.models.locate import BUNDLED
 
 _MOST_LABELS = 100_000  # each name takes memory before any size is known
 _LARGEST_PICTURE = 4096  # pixels a side
-_DATA_KEYS = ("transforms", "max_length", "chat_template", "learn", "truncation")
+_DATA_KEYS = ("transforms", "max_length", "chat_template", "learn", "truncation", "packing")
 """Keys of `[data]` that are the server's to say."""
 _TEMPLATES = f"{', '.join(BUILT_IN)}, or the text of the file that its data.chat_template names"
 _NORMALIZE = "'model', or a mean and a std, because 'dataset' needs statistics of all clients' data"

@@ -160,6 +160,7 @@ def _load(experiment: Experiment, site: SiteConfig) -> Federated:
             chat_template=request.chat_template,
             learn=request.learn,
             truncation=request.truncation,
+            packing=request.packing,
             seed=request.seed,
             transforms=request.transforms,
             partition=PartitionRequest(scheme="iid", clients=1, min_examples=1),
