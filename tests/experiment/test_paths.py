@@ -49,9 +49,18 @@ def value_of(experiment: object, key: str) -> object:
 
 
 def used(file: Path | None, key: str, *sets: str) -> object:
-    """Return the value of a key as a run, or the submission of one, takes it."""
+    """Return the value of a key as a run, or the submission of one, takes it.
+
+    A run takes the text of a chat template's file: see `touch`.
+    """
     resolved = resolve(read_experiment(file, sets)).experiment
-    return value_of(_absolute_files(resolved), key)
+    found = str(value_of(_absolute_files(resolved), key))
+    return found.removeprefix("{{").removesuffix("}}")
+
+
+def touch(file: Path) -> None:
+    """Make a file whose text, as that of a chat template, says where it is."""
+    file.write_text(f"{{{{{file.resolve()}}}}}")
 
 
 def named(key: str, name: str) -> tuple[str, object]:
@@ -76,7 +85,7 @@ def test_a_path_in_a_file_counts_from_the_file(folders, key, form):
     there, _ = folders
     name, value = named(key, form)
     (there / name).parent.mkdir(exist_ok=True)
-    (there / name).touch()
+    touch(there / name)
     file = write(there / "exp.toml", (key, value))
     assert used(file, key) == str((there / name).resolve())
 
@@ -86,8 +95,8 @@ def test_a_path_on_the_command_line_counts_from_the_current_folder(folders, key)
     """The negative control: the same words beside the file, and in it, change nothing."""
     there, here = folders
     name, value = named(key, "mine")
-    (there / name).touch()
-    (here / name).touch()
+    touch(there / name)
+    touch(here / name)
     file = write(there / "exp.toml", (key, value))
     assert used(file, key, f"{key}={json.dumps(value)}") == str(here / name)
 
@@ -97,7 +106,7 @@ def test_a_home_folder_is_written_out_in_a_file_and_on_the_command_line(folders,
     there, _ = folders
     name, value = named(key, "~/mine")
     home = there.parent / name.removeprefix("~/")
-    home.touch()
+    touch(home)
     file = write(there / "exp.toml", (key, value))
     assert used(file, key) == used(None, key, *sets_for(key, value)) == str(home)
 
@@ -113,7 +122,7 @@ def sets_for(key: str, value: object) -> list[str]:
 def test_a_path_that_exists_only_in_the_current_folder_is_refused_with_both(folders, key):
     there, here = folders
     name, value = named(key, "mine")
-    (here / name).touch()
+    touch(here / name)
     file = write(there / "exp.toml", (key, value))
     with pytest.raises(ConfigError) as caught:
         read_experiment(file)

@@ -83,6 +83,7 @@ def test_the_allow_list_holds_nothing_else(tmp_path):
         ({"model.num_labels": 10**9}, "num_labels: found 1000000000; this site allows at most"),
         ({"data.transforms.resize": 10**6}, "resize: found 1000000; this site allows at most 4096"),
         ({"engine.precision": "bf16"}, "because it trains on a CPU"),
+        ({"data.chat_template": "{{ 7 }}"}, r"chat_template: found '{{ 7 }} ...'; .* alpaca, none"),
         ({"wire.up": [{"name": "exfiltrate"}]}, "wire.up\\[0\\]: stage 'exfiltrate' is unknown"),
     ],
 )  # fmt: skip
@@ -92,6 +93,17 @@ def test_what_a_site_does_not_allow_is_refused(tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
         agree(asked, own(tmp_path, limits))
     assert agree(server(), own(tmp_path, limits))  # the negative control
+
+
+def test_a_server_names_a_chat_template_that_the_site_has_or_that_comes_with_the_package(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ 7 }}")
+    mine = own(tmp_path, {"data.chat_template": str(tmp_path / "mine.jinja")})
+    for text in ("none", "{{ 7 }}"):
+        asked = {"data.chat_template": text, "data.learn": "last", "data.truncation": "left"}
+        agreed = agree(server(asked), mine).data
+        assert (agreed.chat_template, agreed.learn, agreed.truncation) == (text, "last", "left")
+    with pytest.raises(ConfigError, match=r"chat_template: found '{{ 8 }}"):
+        agree(server({"data.chat_template": "{{ 8 }}"}), mine)
 
 
 @pytest.mark.parametrize(

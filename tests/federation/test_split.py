@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chat_models import chat_folder
 
 from fedpeft.build.run import build_run
 from fedpeft.core.errors import ConfigError, DataError
@@ -72,6 +73,9 @@ def experiment(changes: dict[str, object] | None = None) -> Experiment:
 
 def parts(tmp_path, asked: Experiment) -> tuple[list[Path], Experiment]:
     *folders, server = split(asked, tmp_path / "parts", ServerAddress())
+    for folder in folders:
+        with (folder / "site.toml").open("a") as site:
+            site.write(f"\n[model]\nallow = {json.dumps([asked.model.name])}\n")
     text = (server / "experiment.toml").read_text().replace('"flower"', '"local"')
     (server / "experiment.toml").write_text(text)
     return folders, read_experiment(server / "experiment.toml")
@@ -172,3 +176,19 @@ def test_what_cannot_be_parted_is_said(tmp_path):
     }  # fmt: skip
     with pytest.raises((DataError, ConfigError), match=r"blocks of joined documents|tokenizer"):
         split(experiment(asked), tmp_path / "new", ServerAddress())
+
+
+def test_conversations_stay_whole(tmp_path):
+    rows = [
+        {"question": f"say {i}", "answer": str(i) * (1 + 40 * (i == 7)), "client": f"c{i % 3}"}
+        for i in range(30)
+    ]
+    file = tmp_path / "talks.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    asked = {
+        "model.name": str(chat_folder(tmp_path / "model")), "data.source": str(file),
+        "data.max_length": 60, "data.chat_template": "alpaca", "data.truncation": "left",
+        "tuning.method": "lora", "data.partition.scheme": "natural",
+        "data.partition.min_examples": 1, "data.budget": None,
+    }  # fmt: skip
+    check_parity(tmp_path, experiment(asked))

@@ -25,6 +25,7 @@ from fedpeft.build.passes import resolve_passes
 from fedpeft.build.prefix import PrefixNote, with_prefix
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.client.local import LocalSettings
+from fedpeft.client.packing_check import check_packed
 from fedpeft.client.passes.many import many_trainer
 from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import FedpeftError
@@ -71,7 +72,9 @@ def client_side(resolved: Resolved, tuned: TunedModel, data: Federated) -> Clien
 
     Raises:
       PrivacyError: if the model cannot be trained with the experiment's privacy.
+      DataError: if the examples are packed and the model would not keep them apart.
     """
+    check_packed(tuned, data.train)
     PrivacyOfRun(resolved.experiment).refuse_model(tuned)
     settings = local_settings(resolved)
     cut = with_prefix(resolved.experiment, tuned, data, settings)

@@ -6,7 +6,7 @@ The rooms below take plain values: requests and settings are made from the exper
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -168,7 +168,7 @@ def data_request(resolved: Resolved, task: str | Task) -> DataRequest:
     seed = resolved.experiment.seed
     keys = resolved.experiment.data.model_dump(exclude={"num_examples"})
     transforms, partition = keys.pop("transforms"), keys.pop("partition")
-    columns = {name: keys.pop(name) for name in ("image", "text", "label", "client", "video")}
+    columns = {each.name: keys.pop(each.name) for each in fields(Columns)}
     if isinstance(given := transforms["normalize"], Mapping):
         transforms["normalize"] = (tuple(given["mean"]), tuple(given["std"]))
     partition |= {"min_examples": partition["min_examples"] or 1}

@@ -33,9 +33,12 @@ def can_batch_text(tuned: TunedModel) -> bool:
 
 
 def with_spread_mask(tuned: TunedModel, batch: Batch) -> Batch:
-    """Replace a batch's `attention_mask` [B, T] by [B, 1, T, T]; other batches do not change."""
+    """Replace a batch's `attention_mask` [B, T] by [B, 1, T, T]; other batches do not change.
+
+    Packed examples get theirs from the task.
+    """
     mask = batch.get("attention_mask")
-    if mask is None or mask.ndim != 2:
+    if mask is None or mask.ndim != 2 or "position_ids" in batch:
         return batch
     causal = tuned.loaded.family.name in _DECODERS
     dtype = next(p.dtype for p in tuned.model.parameters() if p.is_floating_point())

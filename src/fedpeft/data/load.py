@@ -21,24 +21,26 @@ from torch import Tensor
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.clips import ClipExamples, read_clips
+from fedpeft.data.drawn import DrawnClients
 from fedpeft.data.examples import ExampleSet, Federated
 from fedpeft.data.images import InFolder, is_deep, read_pixels
 from fedpeft.data.labels import Classes, encode_labels
+from fedpeft.data.language import load_language
+from fedpeft.data.packing import pack_clients
 from fedpeft.data.partition import partition
 from fedpeft.data.preprocessing import PicturePreprocessing, Preprocessing, TextPreprocessing
 from fedpeft.data.request import DataRequest
 from fedpeft.data.rows import (
     draw_budget,
     owners_of,
-    required_column,
     rows_to_train,
     train_and_evaluation,
 )
 from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source
-from fedpeft.data.tables import Column, Splits, Table, select
+from fedpeft.data.tables import Column, Splits, Table, required_column, select
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
-from fedpeft.data.texts import BLOCK_LENGTH, Tokenizer, blocks_of, load_tokenizer, tokenize
+from fedpeft.data.texts import Tokenizer, load_tokenizer, tokenize
 from fedpeft.data.transforms import canvas_of, view_of
 from fedpeft.models.loaded import ImageInput, InputSpec, TextInput, VideoInput
 from fedpeft.models.tasks import TASKS, Task, task_named
@@ -69,6 +71,8 @@ class _Content:
         repeats the first slip of the paper.
       labels: of the rows of `train`; None for language models.
       classes: of all rows; None for language models.
+      packed: most tokens of the rows into which each client's examples are packed; None leaves
+        them.
     """
 
     train: ExampleSet
@@ -79,6 +83,7 @@ class _Content:
     skew: IntArray
     labels: IntArray | None = None
     classes: Classes | None = None
+    packed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,14 @@ def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Fede
             f"data.partition.scheme: {scheme!r} needs labels, examples for {task.name} have no "
             "class; allowed are iid, quantity and natural"
         )
+    examples = content.train
+    clients = partition(content.skew, request.partition, own if natural else None)
+    if content.packed is not None:
+        examples, clients = _packed(examples, clients, content.packed)
     return Federated(
-        train=content.train,
+        train=examples,
         test=content.test,
-        clients=partition(content.skew, request.partition, own if natural else None),
+        clients=clients,
         num_labels=content.classes.count if content.classes else None,
         label_names=content.classes.names if content.classes else None,
         labels=content.labels,
@@ -254,36 +263,36 @@ def _texts(train: _Labelled, test: _Labelled, request: DataRequest, inputs: Inpu
     return examples, test_examples, False, _text_preprocessing(tokenizer)
 
 
-def _documents(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
-    """Load documents for a language model: joined, cut into blocks; a budget counts blocks."""
+def _language(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+    """Load conversations or documents for a language model."""
     assert isinstance(inputs, TextInput), "checked"
-    column = required_column((tables.train, tables.test), "text", request)
-    length = request.max_length or min(inputs.max_length, BLOCK_LENGTH)
-    tokenizer = load_tokenizer(inputs, length)
-    owners = owners_of(tables.train, tables.test, request)
-    blocks, block_owners = _blocks(tables.train, column, owners[0], tokenizer)
-    test_blocks, test_owners = _blocks(tables.test, column, owners[1], tokenizer)
-    rows = draw_budget(len(blocks), request)
-    own = [block_owners[row] for row in rows] if owners[0] is not None else None
+    found = load_language((tables.train, tables.test), request, inputs)
     return _Content(
-        train=TextExamples(*flat_tokens([blocks[row] for row in rows]), None, tokenizer.pad_id),
-        test=TextExamples(*flat_tokens(test_blocks), None, tokenizer.pad_id),
+        train=found.train,
+        test=found.test,
         augmented=False,
-        preprocessing=_text_preprocessing(tokenizer),
-        owners=(own, test_owners if owners[1] is not None else None),
-        skew=np.zeros(len(rows), np.int64),
+        preprocessing=_text_preprocessing(found.tokenizer, found.template),
+        owners=found.owners,
+        skew=np.zeros(len(found.train), np.int64),
+        packed=found.tokenizer.max_length if found.packed else None,
     )
 
 
-def _text_preprocessing(tokenizer: Tokenizer) -> Preprocessing:
-    return Preprocessing(text=TextPreprocessing(tokenizer.max_length, tokenizer.pad_id))
+def _packed(
+    examples: ExampleSet, clients: Mapping[str, IntArray], length: int
+) -> tuple[ExampleSet, Mapping[str, IntArray]]:
+    """Pack each client's examples; how many rows a client has, and its weight, change with it."""
+    if isinstance(clients, DrawnClients):
+        raise DataError(
+            "data.packing: found true with data.partition.scheme = 'drawn', whose clients are "
+            "drawn when they are used; choose another scheme, or set data.packing = false"
+        )
+    assert isinstance(examples, TextExamples), "only a language model's examples are packed"
+    return pack_clients(examples, clients, length=length)
 
 
-def _blocks(
-    table: Table, column: str, owners: Sequence[str] | None, tokenizer: Tokenizer
-) -> tuple[list[list[int]], list[str]]:
-    tokens = tokenize(table.columns[column], tokenizer, truncate=False, place=table.place)
-    return blocks_of(tokens, owners or [""] * len(tokens), length=tokenizer.max_length)
+def _text_preprocessing(tokenizer: Tokenizer, template: str = "") -> Preprocessing:
+    return Preprocessing(text=TextPreprocessing(tokenizer.max_length, tokenizer.pad_id, template))
 
 
 def _located(table: Table, column: str, kind: str) -> Column:
@@ -307,7 +316,7 @@ _INPUTS: Mapping[str | None, type[ImageInput | TextInput | VideoInput]] = {
 _LOADERS: Mapping[tuple[str | None, str], Callable[[_Tables, DataRequest, InputSpec], _Content]] = {
     ("image", "class"): functools.partial(_classification, _pictures, "image"),
     ("text", "class"): functools.partial(_classification, _texts, "text"),
-    ("text", "tokens"): _documents,
+    ("text", "tokens"): _language,
     ("video", "class"): functools.partial(_classification, _clips, "video"),
 }
 """The loader of a task, by the kind of its inputs and of its targets."""

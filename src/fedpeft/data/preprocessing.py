@@ -58,10 +58,12 @@ class TextPreprocessing:
     Attributes:
       max_length: longest text, or the length of a language model's blocks, in tokens.
       pad_id: the token that batches are padded with, on the right.
+      chat_template: the Jinja text that conversations were written with; "" where there were none.
     """
 
     max_length: int
     pad_id: int
+    chat_template: str = ""
 
 
 @dataclass(frozen=True)

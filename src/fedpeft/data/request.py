@@ -18,6 +18,10 @@ class Columns:
       label: column of classes.
       client: column of the natural client of each example.
       video: column of clips.
+      messages: column of conversations, each a list of messages.
+      prompt: column of what is asked.
+      input: column of what a prompt is about, which is put below it.
+      completion: column of what is answered.
     """
 
     image: str | None = None
@@ -25,6 +29,10 @@ class Columns:
     label: str | None = None
     client: str | None = None
     video: str | None = None
+    messages: str | None = None
+    prompt: str | None = None
+    input: str | None = None
+    completion: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,17 @@ class DataRequest:
         clients index the first images instead of the drawn ones, which loses the label skew, and
         with `normalize = "dataset"` the test pictures are normalised by statistics of their own.
       max_length: longest text in tokens; None is the model's own limit (language models: at most
-        128).
+        1,024 for conversations and 128 for documents).
+      chat_template: how a conversation is written for a language model: a name of
+        `fedpeft.data.chat_templates.BUILT_IN`, or the text of a Jinja template; None is the
+        tokenizer's own.
+      learn: the tokens of a conversation that are learnt: of all `answers`, of the `last` answer,
+        or `all`; None is `answers`.
+      packing: whether short examples of a language model share a row, each read as if it stood
+        alone; False keeps each in a row of its own. None: conversations have rows of their own, and
+        a client's documents are joined and cut into blocks that go across them.
+      truncation: the side, `left` or `right`, on which a conversation that is too long is cut; None
+        is `right`.
       evaluate_on: `test`, or `validation` for searches of hyperparameters.
       seed: the run's root seed, in [0, 2**32).
       partition: which client gets which example.
@@ -96,6 +114,10 @@ class DataRequest:
     max_test: int | None = None
     fidelity: str | None = None
     max_length: int | None = None
+    chat_template: str | None = None
+    learn: str | None = None
+    truncation: str | None = None
+    packing: bool | None = None
     evaluate_on: str = "test"
     seed: int = 1
     partition: PartitionRequest = field(default_factory=PartitionRequest)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
+from fedpeft.data.conversations import conversation_columns, conversations_of
 from fedpeft.data.labels import encode_labels, read_names, warn_of_near_names
 from fedpeft.data.request import DataRequest
 from fedpeft.data.source import choose_splits, read_source
@@ -20,6 +21,7 @@ from fedpeft.data.tables import (
     column_of,
     draw_holdout,
     draw_stratified,
+    required_column,
     select,
     values_of,
 )
@@ -75,9 +77,14 @@ def check_rows(request: DataRequest) -> None:
     """
     tables = train_and_evaluation(choose_splits(read_source(request), request), request)
     task = task_named(request.task)
-    column = required_column(tables, task.inputs, request) if task.inputs is not None else ""
-    for table in tables if task.inputs == "text" else ():
-        check_texts(table.columns[column], table.place, blank=task.targets == "tokens")
+    columns = conversation_columns(tables, request) if task.targets == "tokens" else None
+    if columns is not None:
+        for table in tables:
+            conversations_of(table, columns)
+    elif task.inputs is not None:
+        column = required_column(tables, task.inputs, request)
+        for table in tables if task.inputs == "text" else ():
+            check_texts(table.columns[column], table.place, blank=task.targets == "tokens")
     if task.targets == "class":
         label = required_column(tables, "label", request)
         encode_labels(*tables, label, request.classes, part=request.whole)
@@ -110,23 +117,6 @@ def train_and_evaluation(
     if request.evaluate_on == "validation":
         train, test = (train, validation) if validation else _hold_out(train, request, fraction=0.1)
     return train, _at_most(test, request)
-
-
-def required_column(tables: tuple[Table, Table], kind: str, request: DataRequest) -> str:
-    """Return the column of a kind, after a check that both tables have it.
-
-    Raises:
-      DataError: if one of them lacks it; lists the columns found.
-    """
-    train, test = tables
-    column = column_of(train, kind, request, required=True)
-    assert column is not None, "required"
-    if column not in test.columns:
-        raise DataError(
-            f"data.{kind}: the test split has no column {column!r}; found are "
-            f"{', '.join(test.columns) or 'none'}"
-        )
-    return column
 
 
 def owners_of(

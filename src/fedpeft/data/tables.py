@@ -28,6 +28,10 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "text": ("text", "sentence", "query", "question", "content", "document", "utterance"),
     "label": ("label", "labels", "fine_label", "y", "intent", "target", "class", "category"),
     "client": ("client", "speaker", "user", "author", "writer", "client_id", "user_id"),
+    "messages": ("messages", "conversations", "conversation"),
+    "prompt": ("prompt", "instruction", "question", "query"),
+    "input": ("input", "context"),
+    "completion": ("completion", "response", "answer", "output"),
 }
 
 
@@ -128,7 +132,7 @@ def find_column(
 
     Args:
       table: the table to search.
-      kind: `image`, `video`, `text`, `label` or `client`.
+      kind: a field of `Columns`.
       columns: the names that the experiment gives.
       required: whether it is an error that there is no such column.
       names: kind -> names that are tried before the usual ones.
@@ -163,6 +167,23 @@ def column_of(table: Table, kind: str, request: DataRequest, *, required: bool) 
     """Return the column of a kind like `find_column`, for a request and the names of its task."""
     names = task_named(request.task).columns
     return find_column(table, kind, request.columns, required=required, names=names)
+
+
+def required_column(tables: tuple[Table, Table], kind: str, request: DataRequest) -> str:
+    """Return the column of a kind, after a check that both tables have it.
+
+    Raises:
+      DataError: if one of them lacks it; lists the columns found.
+    """
+    train, test = tables
+    column = column_of(train, kind, request, required=True)
+    assert column is not None, "required"
+    if column not in test.columns:
+        raise DataError(
+            f"data.{kind}: the test split has no column {column!r}; found are "
+            f"{', '.join(test.columns) or 'none'}"
+        )
+    return column
 
 
 def draw_holdout(

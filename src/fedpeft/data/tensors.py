@@ -47,19 +47,25 @@ class TextExamples:
     """Tokenised texts; batches have `input_ids`, `attention_mask` [B, T] and `labels`.
 
     Every batch is padded to its own longest text. With classes, `labels` is [B]; for a language
-    model, `labels` [B, T] are the tokens themselves, with -100 on padding.
+    model, `labels` [B, T] are the tokens themselves, with -100 where nothing is learnt and on
+    padding. Batches of packed texts also have `position_ids` [B, T], which begin again at 0 with
+    every example of a row.
 
     Attributes:
       tokens: all texts one after the other, int32.
       offsets: int64 [N + 1]; text i is `tokens[offsets[i]:offsets[i + 1]]`.
       labels: class of each text, int64 [N]; None for language models.
       pad_id: token used for padding; it is masked, so its value does not matter.
+      learnt: whether each token is a target, bool; None: all are.
+      positions: place of each token within its example, int32; None: a text is one example.
     """
 
     tokens: Tensor
     offsets: Tensor
     labels: Tensor | None
     pad_id: int
+    learnt: Tensor | None = None
+    positions: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -73,8 +79,15 @@ class TextExamples:
         mask_BT = steps_T < length_B[:, None]
         places_BT = torch.where(mask_BT, start_B[:, None] + steps_T, 0)
         ids_BT = torch.where(mask_BT, self.tokens[places_BT].long(), self.pad_id)
-        labels = torch.where(mask_BT, ids_BT, -100) if self.labels is None else self.labels[rows_B]
-        return {"input_ids": ids_BT, "attention_mask": mask_BT.long(), "labels": labels}
+        found = {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
+        if self.labels is not None:
+            return {**found, "labels": self.labels[rows_B]}
+        target_BT = mask_BT if self.learnt is None else mask_BT & self.learnt[places_BT]
+        if self.positions is not None:
+            position_BT = torch.where(mask_BT, self.positions[places_BT].long(), 0)
+            found["position_ids"] = position_BT
+            target_BT = target_BT & (position_BT > 0)  # nothing before it in its own example
+        return {**found, "labels": torch.where(target_BT, ids_BT, -100)}
 
 
 def flat_tokens(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

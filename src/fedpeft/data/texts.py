@@ -99,12 +99,21 @@ def tokenize(
     for row, text in enumerate(tokens):
         if not text and truncate:
             raise DataError(f"data.text: {place(row)} is empty: leave it out")
-        if tokenizer.num_tokens is not None and max(text, default=0) >= tokenizer.num_tokens:
-            raise DataError(
-                f"data.text: {place(row)} holds token {max(text)}; the model has embeddings for 0 "
-                f"to {tokenizer.num_tokens - 1}: take the tokenizer that belongs to the model"
-            )
+        check_tokens(text, tokenizer, place(row))
     return tokens
+
+
+def check_tokens(tokens: Sequence[int], tokenizer: Tokenizer, place: str) -> None:
+    """Check that the model has an embedding for each token of a text.
+
+    Raises:
+      DataError: naming the place of the text and its largest token.
+    """
+    if tokenizer.num_tokens is not None and max(tokens, default=0) >= tokenizer.num_tokens:
+        raise DataError(
+            f"data.text: {place} holds token {max(tokens)}; the model has embeddings for 0 "
+            f"to {tokenizer.num_tokens - 1}: take the tokenizer that belongs to the model"
+        )
 
 
 def check_texts(column: Column, place: Callable[[int], str], *, blank: bool) -> list[str]:
@@ -118,7 +127,7 @@ def check_texts(column: Column, place: Callable[[int], str], *, blank: bool) -> 
     Raises:
       DataError: for the first row that is no text.
     """
-    return [_checked(text, place(row), blank=blank) for row, text in enumerate(values_of(column))]
+    return [check_text(text, place(row), blank=blank) for row, text in enumerate(values_of(column))]
 
 
 def blocks_of(
@@ -144,22 +153,32 @@ def blocks_of(
     return [joined[o][i : i + length] for o, i in starts], [owner for owner, _ in starts]
 
 
-def _checked(text: object, place: str, *, blank: bool) -> str:
-    """Return a text that a tokenizer can read."""
+def check_text(text: object, place: str, key: str = "text", *, blank: bool = False) -> str:
+    """Return a text that a tokenizer can read.
+
+    Args:
+      text: a cell of a column.
+      place: words for where it stands.
+      key: the key of `[data]` that names its column.
+      blank: whether it may be empty.
+
+    Raises:
+      DataError: if it is something else.
+    """
     if text is None or text != text or (isinstance(text, str) and not (blank or text.strip())):
-        raise DataError(f"data.text: {place} is empty: fill it in or leave it out")
+        raise DataError(f"data.{key}: {place} is empty: fill it in or leave it out")
     if not isinstance(text, str):
         hint = (
             "save it as text"
             if isinstance(text, bytes)
-            else "name the column of texts in data.text"
+            else f"name the column of texts in data.{key}"
         )
-        raise DataError(f"data.text: {place} is {type(text).__name__}, not a text: {hint}")
+        raise DataError(f"data.{key}: {place} is {type(text).__name__}, not a text: {hint}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"data.text: {place} is no valid text: character {error.start} is half of a pair "
+            f"data.{key}: {place} is no valid text: character {error.start} is half of a pair "
             f"({error.object[error.start]!a}); leave it out"
         ) from error
     return text

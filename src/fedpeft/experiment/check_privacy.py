@@ -63,6 +63,11 @@ def _examples(experiment: Experiment) -> Iterator[str]:
             "one example to a client several times, and to several clients, and epsilon counts "
             "each example once. Use a scheme that deals each example once, such as 'dirichlet'"
         )
+    if experiment.data.packing:
+        yield (
+            f"data.packing: found true with privacy.mode = {chosen.mode!r}; one example more or "
+            "less would move others to other rows, and epsilon counts one row. Set it to false"
+        )
     engine = ENGINES.get(experiment.engine.name)
     asked = chosen.example_sampling == "poisson" and chosen.examples_per_client is None
     if asked and engine is not None and engine.deployed:

@@ -126,13 +126,35 @@ class DataConfig(Table):
     """Column of the labels; found by its name."""
     client: str | None = None
     """Column that names the client of each example, for `natural`; found by its name."""
+    messages: str | None = None
+    """Language models: column of conversations, each a list of messages; found by its name."""
+    prompt: str | None = None
+    """Language models: column of what is asked, such as `instruction`; found by its name."""
+    input: str | None = None
+    """Language models: column of what a prompt is about, put below it; found by its name."""
+    completion: str | None = None
+    """Language models: column of the answers; found by its name."""
     header: bool = True
     """Whether the first line of a `.csv` or `.tsv` names the columns; else they are `column_1`,
     `column_2` ..."""
     separator: Separator | None = None
     """Character between two cells of a `.csv` or `.tsv`; a comma in `.csv`, a tab in `.tsv`."""
     max_length: Positive | None = None
-    """Longest text in tokens."""
+    """Longest text in tokens; language models: at most 1,024 for conversations and 128 for
+    documents, unless it is given."""
+    chat_template: str | None = None
+    """How conversations are written: a file with a Jinja template, `alpaca` or `none`; the
+    tokenizer's own by default."""
+    learn: Literal["answers", "last", "all"] | None = None
+    """Tokens of a conversation that are learnt: all the assistant's turns (`answers`, the default),
+    its `last` one, or `all`."""
+    truncation: Literal["left", "right"] | None = None
+    """Side on which a conversation that is longer than `max_length` is cut; the right by
+    default."""
+    packing: bool | None = None
+    """Language models: whether short examples share rows of `max_length` tokens, each read as if it
+    stood alone; by default a conversation has a row of its own, and a client's documents are joined
+    and cut into blocks."""
     num_examples: Positive | None = None
     """Number of training examples, for `plan` and `check` without the data."""
     budget: Positive | None = None

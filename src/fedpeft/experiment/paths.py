@@ -18,6 +18,8 @@ from typing import Any
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
+from fedpeft.data.chat_templates import BUILT_IN
+from fedpeft.experiment.chat_template import is_template
 from fedpeft.experiment.schema import listed
 from fedpeft.models.locate import BUNDLED, OBJECT
 from fedpeft.server.traces import PHONES
@@ -31,14 +33,17 @@ class _PathKey:
       names: values that are no paths, because they come with the package.
       prefixes: beginnings of further ones.
       on_hub: whether another name may be one of the hub.
+      inline: whether the value may be the text of the file itself.
     """
 
     names: Collection[str] = ()
     prefixes: tuple[str, ...] = (OBJECT,)
     on_hub: bool = False
+    inline: bool = False
 
     def is_name(self, value: str) -> bool:
-        return not value or value in self.names or value.startswith(self.prefixes)
+        known = not value or value in self.names or value.startswith(self.prefixes)
+        return known or (self.inline and is_template(value))
 
 
 _MODEL = _PathKey(BUNDLED, ("preset:", OBJECT), on_hub=True)
@@ -46,6 +51,7 @@ _KEYS: Mapping[tuple[str, str], _PathKey] = {
     ("model", "name"): _MODEL,
     ("model", "config"): _MODEL,
     ("data", "source"): _PathKey(BUNDLED_DATASETS, on_hub=True),
+    ("data", "chat_template"): _PathKey(BUILT_IN, (), inline=True),
     ("stability", "trace"): _PathKey((PHONES,)),
     ("engine", "root_certificates"): _PathKey(),
     ("engine", "signatures"): _PathKey(),

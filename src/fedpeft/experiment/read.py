@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedpeft.core.errors import ConfigError, PrivacyError
+from fedpeft.experiment.chat_template import MOST_CHARACTERS, TEMPLATE_KEY, is_template
 from fedpeft.experiment.check import problems_of
 from fedpeft.experiment.check_privacy import privacy_problems
 from fedpeft.experiment.experiment import Experiment
@@ -186,6 +187,10 @@ def _values_of_no_use(value: object, key: str = "") -> Iterator[str]:
             if isinstance(inner, str | Mapping | list | tuple):
                 yield from _values_of_no_use(inner, f"{key}.{name}".lstrip(".")[:80])
     elif isinstance(value, str):
+        if key == TEMPLATE_KEY and is_template(value):
+            if len(value) > MOST_CHARACTERS:
+                yield f"{key}: found {len(value):,} characters; allowed are {MOST_CHARACTERS:,}"
+            return
         longest = max(map(len, value.encode("utf-8", "replace").split(b"/")))
         if longest > _LONGEST_NAME or len(value) > _LONGEST_TEXT:
             yield (

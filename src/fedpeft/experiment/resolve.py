@@ -19,6 +19,7 @@ from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.schemes import Partition
 from fedpeft.experiment import tables
 from fedpeft.experiment.callbacks import Callback
+from fedpeft.experiment.chat_template import read_template
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
 from fedpeft.experiment.experiment import (
@@ -174,7 +175,11 @@ def resolve(
             "config": config and absolute("model.config", config),
         },
         tuning={"options": resolve_options(tuning.method, tuning.options, found.method)},
-        data={"source": absolute("data.source", data.source), "partition": partition},
+        data={
+            "source": absolute("data.source", data.source),
+            "chat_template": read_template(data.chat_template),
+            "partition": partition,
+        },
         client={
             "lr": learning_rate(experiment),
             "prox_mu": algorithm.prox_mu if client.prox_mu is None else client.prox_mu,

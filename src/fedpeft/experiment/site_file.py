@@ -54,6 +54,17 @@ class SiteDataConfig(Table):
     """Column of the clips; found by its name."""
     label: str | None = None
     """Column of the labels; found by its name."""
+    messages: str | None = None
+    """Column of conversations, each a list of messages; found by its name."""
+    prompt: str | None = None
+    """Column of what is asked; found by its name."""
+    input: str | None = None
+    """Column of what a prompt is about, put below it; found by its name."""
+    completion: str | None = None
+    """Column of the answers; found by its name."""
+    chat_template: Place | None = None
+    """File of the chat template that a server may name besides `alpaca` and `none`: its own must
+    be equal."""
     header: bool = True
     """Whether the first line of a `.csv` or `.tsv` names the columns; else they are `column_1`,
     `column_2` ..."""

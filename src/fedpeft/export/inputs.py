@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedpeft.core.errors import ModelError
 from fedpeft.data.images import RESAMPLE, Canvas
-from fedpeft.data.preprocessing import PicturePreprocessing
+from fedpeft.data.preprocessing import PicturePreprocessing, TextPreprocessing
 from fedpeft.data.transforms import View
 from fedpeft.models.loaded import ImageInput, TextInput, VideoInput
 from fedpeft.models.padding import choose_padding, open_tokenizer
@@ -42,7 +42,7 @@ def write_inputs(run: FinishedRun, folder: Path) -> None:
         text = made.text if made else None
         whole = loaded.task.per_token  # trained on blocks, but made for texts of any length
         longest = text.max_length if text and not whole else loaded.inputs.max_length
-        if not _write_tokenizer(loaded.inputs, text.pad_id if text else None, longest, folder):
+        if not _write_tokenizer(loaded.inputs, text, longest, folder):
             _copy_own_files(loaded.folder, folder)
     elif made is not None and made.picture is not None:
         _write_processors(made.picture, loaded.folder, folder)
@@ -61,15 +61,19 @@ def _of_model(inputs: ImageInput | VideoInput) -> PicturePreprocessing:
     return PicturePreprocessing(canvas, view, canvas.full_scale, frames)
 
 
-def _write_tokenizer(inputs: TextInput, pad: int | None, longest: int, folder: Path) -> bool:
-    """Write the tokenizer; False where the model has none."""
+def _write_tokenizer(
+    inputs: TextInput, text: TextPreprocessing | None, longest: int, folder: Path
+) -> bool:
+    """Write the tokenizer, with the run's chat template; False where the model has none."""
     if not inputs.folder:
         return False
     try:
         tokenizer = open_tokenizer(inputs.folder)
     except ModelError:
         return False
-    pad = choose_padding(inputs, tokenizer) if pad is None else pad
+    pad = choose_padding(inputs, tokenizer) if text is None else text.pad_id
+    if text is not None and text.chat_template:
+        tokenizer.chat_template = text.chat_template
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = longest

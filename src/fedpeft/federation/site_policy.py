@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedpeft.core.errors import ConfigError, PrivacyError
+from fedpeft.data.chat_templates import BUILT_IN
+from fedpeft.experiment.chat_template import read_template
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.plugins import installed
 from fedpeft.experiment.privacy import PRIVACY_MODES
@@ -15,6 +17,9 @@ from fedpeft.models.locate import BUNDLED
 
 _MOST_LABELS = 100_000  # each name takes memory before any size is known
 _LARGEST_PICTURE = 4096  # pixels a side
+_DATA_KEYS = ("transforms", "max_length", "chat_template", "learn", "truncation", "packing")
+"""Keys of `[data]` that are the server's to say."""
+_TEMPLATES = f"{', '.join(BUILT_IN)}, or the text of the file that its data.chat_template names"
 _NORMALIZE = "'model', or a mean and a std, because 'dataset' needs statistics of all clients' data"
 
 
@@ -53,6 +58,7 @@ def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
         ("data.transforms.normalize", normalize, normalize != "dataset", _NORMALIZE),
         ("model.num_labels", model.num_labels, *_at_most(model.num_labels, _MOST_LABELS)),
         ("data.transforms.resize", resize, *_at_most(resize, _LARGEST_PICTURE)),
+        ("data.chat_template", *_template(server, site), _TEMPLATES),
         ("engine.precision", precision, not bf16_on_cpu, "'fp32', because it trains on a CPU"),
     ):
         if not is_allowed:
@@ -62,6 +68,17 @@ def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
 def _at_most(number: int | None, most: int) -> tuple[bool, str]:
     """Return whether a number is set and too large or not, and what is allowed, in words."""
     return number is None or number <= most, f"at most {most}"
+
+
+def _template(server: Experiment, site: SiteConfig) -> tuple[str, bool]:
+    """Return the server's chat template, in short, and whether this site takes it.
+
+    A template is a program, though in a sandbox: only the site's owner can bring one.
+    """
+    found, own = server.data.chat_template, site.data.chat_template
+    if found is None or found in BUILT_IN:
+        return "", True
+    return f"{found[:40]} ...", own is not None and found == read_template(own)
 
 
 def _model_name(server: Experiment, site: SiteConfig) -> str | None:
@@ -92,9 +109,7 @@ def _weak_privacy(server: Experiment, site: SiteConfig) -> Iterator[str]:
 def _allowed_part(server: Experiment, site: SiteConfig) -> dict[str, Any]:
     """Return the allow-list: every key that is used of the server's experiment, and no other."""
     given = server.model_dump(mode="python", exclude_none=True)
-    data = {"transforms": given["data"]["transforms"]}
-    if server.data.max_length is not None:
-        data["max_length"] = server.data.max_length
+    data = {key: given["data"][key] for key in _DATA_KEYS if key in given["data"]}
     calibrated = PRIVACY_MODES[server.privacy.mode].unit is not None
     privacy = {k: v for k, v in given["privacy"].items() if k != "epsilon" or not calibrated}
     return {

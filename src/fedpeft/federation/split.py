@@ -1,7 +1,7 @@
 """One folder for each client of an experiment: its part of the data, ready for a site.
 
     DIR/client-00/  site.toml  data.npz       pictures and clips, as the model takes them
-    DIR/client-01/  site.toml  data.parquet   texts with their labels
+    DIR/client-01/  site.toml  data.parquet   texts with their labels, documents or conversations
     DIR/server/     experiment.toml  data.*   the test set, and the experiment without the data
 
 A federation over these parts repeats the run on one machine: same rows, labels and order. Random
@@ -10,7 +10,9 @@ crops and flips are drawn differently, because each draw is keyed by the row's n
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +26,9 @@ import torch
 from fedpeft.build.model import data_request, load_run_data, model_request
 from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.data.clips import ClipExamples, StoredClips
+from fedpeft.data.conversations import conversation_columns, conversations_of
 from fedpeft.data.examples import Federated
-from fedpeft.data.request import DataRequest
+from fedpeft.data.request import Columns, DataRequest
 from fedpeft.data.rows import read_rows
 from fedpeft.data.tables import Table, column_of, values_of
 from fedpeft.data.tensors import ImageExamples
@@ -103,22 +106,28 @@ def _writer(request: DataRequest, data: Federated) -> tuple[Writer, Mapping[str,
     documents = task_named(request.task).targets == "tokens"
     if documents and (request.partition.scheme != "natural" or request.budget is not None):
         raise DataError(
-            "split: a language model's examples are blocks of joined documents, and only whole "
-            "documents can be split: use data.partition.scheme = 'natural' without data.budget"
+            "split: a language model's examples are blocks of joined documents, or conversations "
+            "that fit, and only whole rows of the source can be split: use data.partition.scheme = "
+            "'natural' without data.budget"
         )
     if not documents and data.labels is None:
         raise DataError(
             "split: found examples without a class; allowed are texts, pictures and clips with one "
             "class each, and documents"
         )
+    tables = read_rows(request)
+    talks = conversation_columns(tables, request) if documents else None
     kinds = ("text",) if documents else ("text", "label")
 
     def save_texts(folder: Path, table: Table, rows: IntArray) -> str:
-        columns = {kind: _values(table, kind, request) for kind in kinds}
+        columns: dict[str, Sequence[object]]
+        if talks is not None:
+            columns = {"messages": [*map(json.dumps, conversations_of(table, talks))]}
+        else:
+            columns = {kind: _values(table, kind, request) for kind in kinds}
         chosen = {kind: [values[row] for row in rows] for kind, values in columns.items()}
         return _write_parquet(folder, chosen, data.label_names)
 
-    tables = read_rows(request)
     clients = _by_owner(tables[0], request, data) if documents else data.clients
     return _of_either(*tables, save_texts), clients
 
@@ -167,7 +176,7 @@ def _save_clips(folder: Path, examples: ClipExamples, rows: IntArray) -> str:
 
 
 def _by_owner(table: Table, request: DataRequest, data: Federated) -> dict[str, IntArray]:
-    """Return the rows of each client's documents: its blocks cannot be turned back into them."""
+    """Return each client's rows: examples, such as blocks, cannot be turned back into them."""
     owners = np.array([str(value) for value in _values(table, "client", request)])
     return {client: np.flatnonzero(owners == client) for client in data.clients}
 
@@ -184,7 +193,9 @@ def _write_parquet(
     """Write columns; labels become numbers, stored with the names of all classes."""
     import datasets
 
-    features: dict[str, Any] = {"text": datasets.Value("string")}
+    features: dict[str, Any] = {
+        kind: datasets.Value("string") for kind in columns if kind != "label"
+    }
     if "label" in columns:
         place: dict[object, object] = {name: number for number, name in enumerate(names or ())}
         columns = {**columns, "label": [place.get(label, label) for label in columns["label"]]}
@@ -221,8 +232,8 @@ def _server_toml(experiment: Experiment, data: Federated, file: Path, server: Se
         update={
             **{"source": str(file.resolve()), "train_split": "train", "test_split": "train"},
             **{"evaluate_on": "test", "transforms": transforms},
-            **dict.fromkeys(("subset", "budget", "max_test", "image", "text", "video")),
-            **dict.fromkeys(("label", "client")),
+            **dict.fromkeys(("subset", "budget", "max_test")),
+            **dict.fromkeys(each.name for each in dataclasses.fields(Columns)),
             "partition": experiment.data.partition.model_copy(
                 update={"scheme": "iid", "clients": len(data.clients), "min_examples": 1}
             ),

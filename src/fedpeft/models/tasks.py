@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.errors import ConfigError, ModelError
 from fedpeft.core.metrics import Metric, metric_named
+from fedpeft.models.packed import apart
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """Name -> collated tensor with first axis B; `labels` holds the targets."""
@@ -227,10 +228,11 @@ def _score_with(
 
 
 def _next_token(model: nn.Module, batch: Batch) -> Scores:
-    """Score a language model; padding has label -100 and is not counted.
+    """Score a language model; what is not learnt has label -100 and is not counted.
 
     Legend: T tokens, V vocabulary.
     """
+    batch = apart(batch, next(model.parameters()).dtype)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits_BTV = _at_least_float32(model(**inputs, use_cache=False).logits[:, :-1])
     labels_BT = batch["labels"][:, 1:]
