@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -75,6 +77,12 @@ class TextExamples:
         ids_BT = torch.where(mask_BT, self.tokens[places_BT].long(), self.pad_id)
         labels = torch.where(mask_BT, ids_BT, -100) if self.labels is None else self.labels[rows_B]
         return {"input_ids": ids_BT, "attention_mask": mask_BT.long(), "labels": labels}
+
+    def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of each text."""
+        rows_B = torch.from_numpy(indices)
+        found: npt.NDArray[np.int64] = (self.offsets[rows_B + 1] - self.offsets[rows_B]).numpy()
+        return found
 
 
 def flat_tokens(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
