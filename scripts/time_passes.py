@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.client.passes.many import many_trainer
+from fedpeft.client.settings import LocalSettings
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.data.examples import ClientData
 from fedpeft.models.source import ModelRequest, load_model

@@ -31,13 +31,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedpeft.client.frozen.tail import last_block, short_tail
-from fedpeft.client.local import LocalSettings
 from fedpeft.client.masks import with_spread_mask
 from fedpeft.client.passes.client_axis import Live
 from fedpeft.client.passes.gradients import Gradients, stacked_gradients
 from fedpeft.client.passes.joint_batches import Pass
 from fedpeft.client.passes.layers import Place, find_places
 from fedpeft.client.private import _Probe, _slots
+from fedpeft.client.settings import LocalSettings
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.models.tasks import mean_loss
 from fedpeft.tuning.methods import TuningRequest, tune

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.local import local_trainer
+from fedpeft.client.settings import LocalSettings
 from fedpeft.data.examples import Federated
 from fedpeft.engines.local import LocalEngine
 from fedpeft.rounds.client_half import ClientHalf

@@ -16,7 +16,7 @@ import torch
 import fedpeft
 from fedpeft.build import prefix
 from fedpeft.build.prefix import cache_folder, content_digest, prefix_digest
-from fedpeft.client.local import LocalSettings
+from fedpeft.client.settings import LocalSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
 from fedpeft.data.images import Canvas, LazyPixels, StoredPixels

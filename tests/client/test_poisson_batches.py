@@ -9,10 +9,10 @@ import pytest
 import support
 import torch
 
-from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.client.passes.many import many_trainer
 from fedpeft.client.private import GradientPrivacy, turn_batches, with_root
+from fedpeft.client.settings import LocalSettings
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.data.examples import ClientData
 from fedpeft.models.source import ModelRequest, load_model

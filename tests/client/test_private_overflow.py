@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from fedpeft.build.prefix import with_prefix
-from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.client.passes.many import many_trainer
 from fedpeft.client.private import GradientPrivacy, check_rows, row_gradients
+from fedpeft.client.settings import LocalSettings
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.core.errors import DeltaMismatchError, PrivacyError
 from fedpeft.core.noise import bounded, clip_rows

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.client.evaluate import evaluate
-from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.local import local_trainer
+from fedpeft.client.settings import LocalSettings
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.data import images as pictures
 from fedpeft.data.examples import ClientData

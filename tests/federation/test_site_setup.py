@@ -79,6 +79,7 @@ def test_the_allow_list_holds_nothing_else(tmp_path):
         ({"tuning.method": "full"}, "tuning.method: found 'full'; this site allows bias, lora"),
         ({"federation.rounds": 500}, "federation.rounds: found 500; this site allows 100"),
         ({"client.epochs": 50}, "client.epochs: found 50; this site allows 10"),
+        ({"client.epochs": 50, "client.max_steps": 99999}, "max_steps: found 99999; this site"),
         ({"data.transforms.normalize": "dataset"}, "needs statistics of all clients' data"),
         ({"model.num_labels": 10**9}, "num_labels: found 1000000000; this site allows at most"),
         ({"data.transforms.resize": 10**6}, "resize: found 1000000; this site allows at most 4096"),

@@ -24,9 +24,9 @@ from fedpeft.build.model import build_tuned, load_run_data, local_settings, up_s
 from fedpeft.build.passes import resolve_passes
 from fedpeft.build.prefix import PrefixNote, with_prefix
 from fedpeft.build.privacy_of_run import PrivacyOfRun
-from fedpeft.client.local import LocalSettings
 from fedpeft.client.packing_check import check_packed
 from fedpeft.client.passes.many import many_trainer
+from fedpeft.client.settings import LocalSettings
 from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import FedpeftError
 from fedpeft.data.examples import ClientData, Federated

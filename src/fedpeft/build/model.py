@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from fedpeft.build.privacy_of_run import PrivacyOfRun
-from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
+from fedpeft.client.schedules import Schedule
+from fedpeft.client.settings import LocalSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.bundled import BUNDLED_DATASETS
 from fedpeft.data.drawn import Sizes
@@ -200,4 +201,11 @@ def local_settings(resolved: Resolved) -> LocalSettings:
         device=engine.device,
         precision=engine.precision,
         privacy=PrivacyOfRun(experiment).gradient,
+        max_steps=client.max_steps,
+        accumulation=client.accumulation,
+        gradient_clip=client.gradient_clip,
+        schedule=Schedule(client.schedule, client.warmup),
+        round_schedule=Schedule(client.round_schedule, client.round_warmup, client.round_final),
+        rounds=experiment.federation.rounds,
+        by_length=client.by_length,
     )

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedpeft.client.local import LocalSettings
 from fedpeft.client.passes.many import many_trainer, why_one_by_one
+from fedpeft.client.settings import LocalSettings
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.data.examples import ClientData, Federated
 from fedpeft.engines.workers import one_thread
@@ -108,7 +108,7 @@ def measure_passes(
     The delta of `tuned` is restored afterwards. The time of a whole cohort on all workers is
     compared; a larger number must gain 5 % over a smaller one.
     """
-    short = dataclasses.replace(settings, epochs=1)
+    short = dataclasses.replace(settings, epochs=1, max_steps=None)
     start_P = read_delta(tuned)
     turns = _short_turns(data, settings, max(_TRIED))
     best, fastest = 1, float("inf")

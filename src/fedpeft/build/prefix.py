@@ -42,8 +42,8 @@ from fedpeft.client.frozen.prefix import (
     prefix_of,
     token_counts,
 )
-from fedpeft.client.local import LocalSettings
 from fedpeft.client.private import stand_in
+from fedpeft.client.settings import LocalSettings
 from fedpeft.core import seeds
 from fedpeft.core.errors import FedpeftError
 from fedpeft.core.text import byte_words

@@ -27,7 +27,7 @@ from fedpeft.build.model import (
 from fedpeft.build.prefix import PrefixNote
 from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.client.evaluate import Evaluation
-from fedpeft.client.local import LocalSettings
+from fedpeft.client.settings import LocalSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.drawn import Sizes
 from fedpeft.data.examples import Federated
@@ -185,10 +185,11 @@ def _conditions(resolved: Resolved, tuned: TunedModel, data: Federated) -> Condi
     stability = experiment.stability
     if stability is None:
         return None
-    epochs = experiment.client.epochs
+    client = experiment.client
+    most = client.max_steps and client.max_steps * client.accumulation * client.batch_size
     return Conditions(
         seed=experiment.seed,
-        examples=Sizes(data.clients, epochs),
+        examples=Sizes(data.clients, client.epochs, most),
         bytes_up=wire_bytes(tuned, resolved.up, TYPICAL_NOTES),
         costs=Costs(
             rate=stability.examples_per_second,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpeft.client.batches import to_device
 from fedpeft.client.frozen.tail import short_tail
-from fedpeft.client.local import LocalSettings, autocast
+from fedpeft.client.settings import LocalSettings, autocast
 from fedpeft.data.examples import ExampleSet
 from fedpeft.tuning.tuned import TunedModel
 

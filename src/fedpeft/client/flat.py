@@ -21,7 +21,8 @@ class FlatDelta:
     """The trainable parameters of a tuned model, as views of one flat buffer.
 
     Once it is made, the parameters of the model are views of `value_P`. Gradients become views of
-    `grad_P` in the first backward pass; parameters without a gradient are not active.
+    `grad_P` in the first backward pass; parameters without a gradient are not active. `spec` has
+    the shapes of all of them.
 
     Args:
       tuned: the model, already on its device.
@@ -37,6 +38,7 @@ class FlatDelta:
             own = tuned.local_spec
             spec = DeltaSpec(spec.names + own.names, spec.shapes + own.shapes, spec.dtype)
             self.value_P = torch.cat([self.value_P, own.flatten(tuned.local)])
+        self.spec = spec
         self.grad_P = torch.zeros_like(self.value_P, device=device)
         self.active_P: Tensor | None = None
         self._attached = False

@@ -1,7 +1,7 @@
 """Local training of one client: a few epochs on its own examples, from the server's delta.
 
-    delta_0 = broadcast;   for each epoch, for each batch b in the order of the turn's seed:
-        delta <- step(delta, grad mean loss(b) + mu (delta - delta_0))
+    delta_0 = broadcast;   for each step of the turn (`steps.py`), b its batches:
+        delta <- step(delta, clip(grad mean loss(b) + mu (delta - delta_0)))
     update = delta - delta_0
 
 References:
@@ -11,9 +11,7 @@ References:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,9 +19,8 @@ from torch import Tensor
 from fedpeft.client.batches import dropout_keys, take_batch
 from fedpeft.client.flat import FlatDelta
 from fedpeft.client.frozen.tail import short_tail
-from fedpeft.client.optimizers import OptimizerSettings, make_step
+from fedpeft.client.optimizers import make_step
 from fedpeft.client.private import (
-    GradientPrivacy,
     RowGradients,
     check_turn,
     kept_root,
@@ -31,9 +28,10 @@ from fedpeft.client.private import (
     row_gradients,
     rows_at_once,
     sent,
-    turn_batches,
     with_root,
 )
+from fedpeft.client.settings import LocalSettings, autocast
+from fedpeft.client.steps import TurnStep, clipped, turn_steps
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.core.errors import PrivacyError
 from fedpeft.core.noise import clip_rows
@@ -44,29 +42,6 @@ _OWN = "own"
 """Key, in a client's memory, of the parts of the delta that stay at the client."""
 
 
-@dataclass(frozen=True)
-class LocalSettings:
-    """Settings of local training.
-
-    Attributes:
-      epochs: passes over the client's examples, >= 1.
-      batch_size: examples per step; the last batch of an epoch may be smaller.
-      optimizer: the optimiser, with fresh state in every turn.
-      prox_mu: weight of FedProx's proximal term, >= 0.
-      device: `cpu`, `cuda` or `cuda:N`.
-      precision: `fp32`, or `bf16` for autocast on devices that have it.
-      privacy: how gradients are clipped and noised; None leaves them as they are.
-    """
-
-    epochs: int = 10
-    batch_size: int = 64
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    prox_mu: float = 0.0
-    device: str = "cpu"
-    precision: str = "fp32"
-    privacy: GradientPrivacy | None = None
-
-
 def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
     """Return a trainer that trains one client after the other in `tuned`.
 
@@ -75,8 +50,13 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
 
     Raises:
       PrivacyError: if gradients are to be noised and a part of the delta stays at the clients: the
-        privacy accountant does not cover such parts.
+        privacy accountant does not cover such parts; or if they are clipped or added up as well.
     """
+    if settings.privacy is not None and (settings.gradient_clip or settings.accumulation > 1):
+        raise PrivacyError(
+            "privacy.mode: noised gradients together with client.gradient_clip or "
+            "client.accumulation are not supported; leave these two keys out"
+        )
     if tuned.local and settings.privacy is not None:
         raise PrivacyError(
             "privacy.mode: noised gradients together with local parts of the delta are not "
@@ -125,51 +105,66 @@ def _train_client(
     """
     chosen = settings.privacy
     start_P = flat.value_P.clone() if settings.prox_mu else flat.value_P
-    step, number, num_sent, covered = None, 0, tuned.spec.num_params, ""
+    take, num_sent, covered = None, tuned.spec.num_params, ""
     loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
     _set_mode(tuned, training=False)
     checked_P = check_turn(tuned, rows, turn, settings.device) if rows else None
-    for epoch in range(settings.epochs):
-        loss_sum = count_sum = torch.zeros((), dtype=torch.float64)
-        whole = tuned.trains_statistics
-        for places in turn_batches(chosen, turn, settings.batch_size, epoch, whole):
-            number += 1
-            keys_B = dropout_keys(turn, places, number).to(settings.device)
-            if rows is None or chosen is None:
-                batch = take_batch(turn, places, epoch, settings.device)
-                _set_mode(tuned, training=tuned.trains_statistics and len(places) > 1)
-                scores = _backward(tuned, flat, settings, batch, keys_B)
-                grad_P, active_P = flat.collect(), flat.active_P
-                loss_sum = loss_sum + scores.loss_B.detach().sum().double().cpu()
-                count_sum = count_sum + scores.count_B.sum().double().cpu()
-            else:
-                grad_P, active_P = torch.zeros_like(flat.value_P), checked_P
-                room = rows_at_once(len(grad_P))
-                for start in range(0, len(places), room):
-                    part = slice(start, start + room)
-                    batch = take_batch(turn, places[part], epoch, settings.device)
-                    grad_P += clip_rows(rows(batch, keys_B[part]), chosen.clip_norm).sum(0)
-            if chosen is not None:
-                grad_P, covered = private_step(
-                    chosen, turn, grad_P, number, settings.batch_size, covered
-                )
-            if settings.prox_mu:  # only for the parameters that are sent: the others have no anchor
-                grad_P[:num_sent].add_((flat.value_P - start_P)[:num_sent], alpha=settings.prox_mu)
-            step = step or make_step(settings.optimizer, active_P)
-            with torch.no_grad():
-                step(flat.value_P, grad_P)
+    for step in turn_steps(turn, settings, tuned.trains_statistics):
+        if rows is None or chosen is None:
+            grad_P, loss, count = _gradient(tuned, flat, settings, turn, step)
+            active_P = flat.active_P
+            if step.last:
+                loss_sum, count_sum = loss_sum + loss, count_sum + count
+        else:
+            grad_P, active_P = torch.zeros_like(flat.value_P), checked_P
+            (places,) = step.batches
+            keys_B = dropout_keys(turn, places, step.number).to(settings.device)
+            room = rows_at_once(len(grad_P))
+            for start in range(0, len(places), room):
+                part = slice(start, start + room)
+                batch = take_batch(turn, places[part], step.epoch, settings.device)
+                grad_P += clip_rows(rows(batch, keys_B[part]), chosen.clip_norm).sum(0)
+        if chosen is not None:
+            grad_P, covered = private_step(
+                chosen, turn, grad_P, step.number, settings.batch_size, covered
+            )
+        if settings.prox_mu:  # only for the parameters that are sent: the others have no anchor
+            grad_P[:num_sent].add_((flat.value_P - start_P)[:num_sent], alpha=settings.prox_mu)
+        if settings.gradient_clip is not None:
+            grad_P = clipped(grad_P, settings.gradient_clip)
+        take = take or make_step(settings.optimizer, active_P, flat.spec.shapes)
+        with torch.no_grad():
+            take(flat.value_P, grad_P, step.scale)
     _set_mode(tuned, training=False)
     return {} if rows is not None else {"loss": float(loss_sum / count_sum.clamp(min=1))}
 
 
-def _backward(
-    tuned: TunedModel, flat: FlatDelta, settings: LocalSettings, batch: Batch, keys_B: Tensor
-) -> Scores:
-    """Compute the gradient of a batch's mean loss into `flat`."""
+def _gradient(
+    tuned: TunedModel, flat: FlatDelta, settings: LocalSettings, turn: ClientTurn, step: TurnStep
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of a step's mean loss, its summed loss and its number of predictions."""
     flat.clear()
+    loss = count = torch.zeros((), dtype=torch.float64)
+    for places in step.batches:
+        batch = take_batch(turn, places, step.epoch, settings.device)
+        keys_B = dropout_keys(turn, places, step.number).to(settings.device)
+        _set_mode(tuned, training=tuned.trains_statistics and len(places) > 1)
+        scores = _backward(tuned, settings, batch, keys_B, mean=len(step.batches) == 1)
+        loss = loss + scores.loss_B.detach().sum().double().cpu()
+        count = count + scores.count_B.sum().double().cpu()
+    grad_P = flat.collect()
+    if len(step.batches) > 1:
+        grad_P.div_(count.clamp(min=1).to(grad_P))
+    return grad_P, loss, count
+
+
+def _backward(
+    tuned: TunedModel, settings: LocalSettings, batch: Batch, keys_B: Tensor, *, mean: bool
+) -> Scores:
+    """Add the gradient of a batch's mean loss, or else of its summed loss, to the parameters'."""
     with tuned.dropout.using(keys_B), autocast(settings):
         scores = tuned.loaded.task.score(tuned.model, batch)
-        loss = mean_loss(scores)
+        loss = mean_loss(scores) if mean else scores.loss_B.sum()
     loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
     return scores
 
@@ -178,11 +173,3 @@ def _set_mode(tuned: TunedModel, *, training: bool) -> None:
     """Switch the model's mode if needed: walking the modules outweighs a small model's step."""
     if tuned.model.training != training:
         tuned.model.train(training)
-
-
-def autocast(settings: LocalSettings) -> contextlib.AbstractContextManager[object]:
-    """Return the autocast context of the chosen precision."""
-    if settings.precision == "fp32":
-        return contextlib.nullcontext()
-    kind = torch.device(settings.device).type
-    return torch.autocast(device_type=kind, dtype=torch.bfloat16)

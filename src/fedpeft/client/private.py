@@ -116,13 +116,14 @@ def turn_batches(
     batch_size: int,
     epoch: int,
     whole_batches: bool = False,
+    by_length: bool = False,
 ) -> list[Rows]:
     """Return the batches of one epoch (from 0) of a turn `with_root`, as positions in its data.
 
     With `rate` they may be empty or larger than `batch_size`; else see `batches`.
     """
     if chosen is None or chosen.rate is None:
-        return batches(turn, batch_size, epoch, whole_batches)
+        return batches(turn, batch_size, epoch, whole_batches, by_length)
     path: tuple[str | int, ...] = ("batch", turn.round, epoch, *_key(chosen, _start(turn)))
     draws = (uniform(turn.memory[_ROOT], len(turn.data), *path, i) for i in range(chosen.steps))
     return [np.flatnonzero(coins < chosen.rate) for coins in draws]

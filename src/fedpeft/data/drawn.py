@@ -115,11 +115,14 @@ class Sizes(Mapping[str, int]):
 
     Attributes:
       clients: client name -> rows of the client.
-      times: factor by which each number is multiplied, such as the epochs of a turn.
+      times: factor by which each number is multiplied, such as the epochs of a turn; None: what
+        it takes to reach `most`, for a client with any example.
+      most: largest number; None: no limit.
     """
 
     clients: Mapping[str, IntArray]
-    times: int = 1
+    times: int | None = 1
+    most: int | None = None
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -129,5 +132,9 @@ class Sizes(Mapping[str, int]):
 
     def __getitem__(self, name: str) -> int:
         if isinstance(self.clients, DrawnClients) and name in self.clients.names:
-            return self.times * self.clients.size
-        return self.times * len(self.clients[name])
+            size = self.clients.size
+        else:
+            size = len(self.clients[name])
+        limits = [] if self.times is None else [self.times * size]
+        limits += [] if self.most is None else [self.most]
+        return min(limits) if size else 0

@@ -44,6 +44,15 @@ def in_epoch(examples: ExampleSet, epoch: int) -> ExampleSet:
     return examples.in_epoch(epoch) if isinstance(examples, EpochViews) else examples
 
 
+@runtime_checkable
+class HasLengths(Protocol):
+    """A table of texts whose lengths are known without collating them."""
+
+    def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """Return the number of tokens of each example [B]; None where they have none."""
+        ...
+
+
 @dataclass(frozen=True)
 class ClientData:
     """The examples of one client: some rows of a shared table.
@@ -58,6 +67,12 @@ class ClientData:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+def lengths_of(data: ClientData) -> npt.NDArray[np.int64] | None:
+    """Return the number of tokens of each of a client's texts [n]; None for other examples."""
+    examples = data.examples
+    return examples.lengths(data.indices) if isinstance(examples, HasLengths) else None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -88,6 +90,12 @@ class TextExamples:
             found["position_ids"] = position_BT
             target_BT = target_BT & (position_BT > 0)  # nothing before it in its own example
         return {**found, "labels": torch.where(target_BT, ids_BT, -100)}
+
+    def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of each text."""
+        rows_B = torch.from_numpy(indices)
+        found: npt.NDArray[np.int64] = (self.offsets[rows_B + 1] - self.offsets[rows_B]).numpy()
+        return found
 
 
 def flat_tokens(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedpeft.client.evaluate import Evaluation, evaluate
 from fedpeft.client.frozen.prefix import CHUNK
-from fedpeft.client.local import LocalSettings
+from fedpeft.client.settings import LocalSettings
 from fedpeft.core.errors import EngineError
 from fedpeft.data.examples import ExampleSet
 from fedpeft.engines.workers import one_thread

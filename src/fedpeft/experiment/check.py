@@ -124,10 +124,25 @@ def _client(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
             yield f"client.lr.{method}: no such tuning method{hint}"
     if client.optimizer == "sgd" and client.nesterov and not client.momentum:
         yield "client.nesterov: found true with client.momentum = 0; set one of the two"
+    yield from _schedules(experiment)
     if client.prefix_views is not None and client.prefix_cache == "off":
         yield (
             f"client.prefix_views: found {client.prefix_views} with client.prefix_cache = 'off', "
             "which keeps no view; leave one of the two out"
+        )
+
+
+def _schedules(experiment: Experiment) -> Iterator[str]:
+    """Yield what is wrong with the course of the learning rate."""
+    client, rounds = experiment.client, experiment.federation.rounds
+    for key in ("warmup", "round_warmup"):
+        found = getattr(client, key)
+        if found > 1 and not float(found).is_integer():
+            yield f"client.{key}: found {found:g}; allowed is a share below 1 or a whole number"
+    if client.round_warmup > rounds:
+        yield (
+            f"client.round_warmup: found {client.round_warmup:g}; allowed is at most {rounds} "
+            "(federation.rounds)"
         )
 
 

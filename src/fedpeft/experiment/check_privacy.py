@@ -22,6 +22,8 @@ def privacy_problems(experiment: Experiment) -> Iterator[str]:
         yield from _outside(experiment)
     if mode.unit == "example":
         yield from _examples(experiment)
+    if mode.gradient is not None:
+        yield from _gradients(experiment)
 
 
 def refuse_combination(experiment: Experiment, algorithm: Algorithm) -> None:
@@ -76,6 +78,33 @@ def _examples(experiment: Experiment) -> Iterator[str]:
             f"{experiment.engine.name!r} and no privacy.examples_per_client; a server is not told "
             "how many examples a site holds. Set that public number, or use 'shuffle'"
         )
+
+
+def _gradients(experiment: Experiment) -> Iterator[str]:
+    """Yield keys that change gradients or batches in a mode that clips and noises them itself."""
+    mode, client = experiment.privacy.mode, experiment.client
+    for key, found, reason in (
+        (
+            "gradient_clip",
+            client.gradient_clip,
+            "that mode clips gradients itself, to privacy.clip_norm, before the noise; a second "
+            "clip would shrink what is left of them. Leave the key out",
+        ),
+        (
+            "accumulation",
+            client.accumulation if client.accumulation > 1 else None,
+            "noise is calibrated for batches of client.batch_size, and the gradients of a batch "
+            "of any size are added up in little memory. Leave the key out, and raise batch_size",
+        ),
+        (
+            "by_length",
+            client.by_length or None,
+            "batches that follow from the texts are neither drawn by secret coins nor shuffled "
+            "alike. Leave the key out",
+        ),
+    ):
+        if found is not None:
+            yield f"client.{key}: found {found} with privacy.mode = {mode!r}; {reason}"
 
 
 def _outside(experiment: Experiment) -> Iterator[str]:

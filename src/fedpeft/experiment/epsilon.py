@@ -160,11 +160,17 @@ def uses_after(experiment: Experiment, rounds: int) -> int:
 
 
 def uses_a_turn(experiment: Experiment) -> int:
-    """Return how often the mechanism runs on one unit of data in one turn of its client."""
-    counts_epochs = PRIVACY_MODES[experiment.privacy.mode].counts_epochs
-    batches = poisson_batches(experiment)
-    each = batches.steps if batches else 1
-    return experiment.client.epochs * each if counts_epochs else 1
+    """Return how often the mechanism runs on one unit of data in one turn of its client.
+
+    With Poisson batches that is the number of steps; else at most the number of epochs, of which
+    each has at least one step.
+    """
+    if not PRIVACY_MODES[experiment.privacy.mode].counts_epochs:
+        return 1
+    batches, client = poisson_batches(experiment), experiment.client
+    limits = [] if client.epochs is None else [client.epochs * (batches.steps if batches else 1)]
+    limits += [] if client.max_steps is None else [client.max_steps]
+    return min(limits)
 
 
 def _busiest(seed: int, clients: int, size: int, planned: int, rounds: int) -> int:

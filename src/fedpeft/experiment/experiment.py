@@ -258,14 +258,35 @@ class StabilityConfig(Table):
 class ClientConfig(Table):
     """`[client]`: local training."""
 
-    epochs: Positive = 10
-    """Local epochs of a turn."""
+    epochs: Positive | None = None
+    """Local epochs of a turn; 10 by default, or as many as `max_steps` takes."""
+    max_steps: Positive | None = None
+    """Steps of the optimiser in a turn, whatever the client holds; with `epochs` the turn ends with
+    whichever comes first. No limit by default."""
     batch_size: Positive = 64
     """Examples in a local batch."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """The local optimiser."""
+    accumulation: Positive = 1
+    """Batches whose gradients make one step, the mean over all their examples: as a batch so many
+    times as large, in the memory of one."""
+    by_length: bool = False
+    """Put texts of similar length into a batch, to pad less; the order stays random otherwise."""
+    optimizer: Literal["sgd", "adamw", "adamw_8bit", "adafactor"] = "sgd"
+    """The local optimiser; `adamw_8bit` needs `pip install 'fedpeft[quantized]'`."""
     lr: Above | dict[str, Above] | None = None
     """Local learning rate: a number, or a table by tuning method."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate over the steps of a turn, as in `transformers`."""
+    warmup: NotNegative = 0
+    """Linear rise of the rate at the beginning of a turn: below 1 a share of its steps, else a
+    number of steps."""
+    round_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate over the rounds; multiplied with that of the turn."""
+    round_warmup: NotNegative = 0
+    """Linear rise of the rate over the first rounds: below 1 a share of them, else their number."""
+    round_final: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor on the rate in the last round, for `round_schedule` `linear` and `cosine`."""
+    gradient_clip: Above | None = None
+    """Largest L2 norm of a step's gradient; no limit by default. Not with noised gradients."""
     momentum: Fraction = 0.9
     """Momentum of `sgd`."""
     nesterov: bool = True

@@ -42,6 +42,9 @@ from fedpeft.wire.stages import Stage
 BUNDLED_MODEL = "vit-glyphs-8"
 """The model for which the quickstart holds searched learning rates."""
 
+EPOCHS = 10
+"""The paper's local epochs of a turn."""
+
 PAPER_LR: Mapping[str, float] = {
     "full": 1e-3,
     "scratch": 1e-2,
@@ -181,6 +184,7 @@ def resolve(
             "partition": partition,
         },
         client={
+            "epochs": client.epochs or (None if client.max_steps else EPOCHS),
             "lr": learning_rate(experiment),
             "prox_mu": algorithm.prox_mu if client.prox_mu is None else client.prox_mu,
         },

@@ -109,6 +109,8 @@ class AllowConfig(Table):
     """Most turns over all runs and servers, by the site's own count; no limit by default."""
     max_epochs: Positive = 100
     """Most epochs of a turn."""
+    max_steps: Positive = 10_000
+    """Most steps of a turn; one of the two limits is enough."""
     max_message_bytes: Positive = 2_000_000_000
     """Largest message, either way."""
     metrics: list[str] = Field(["loss"])

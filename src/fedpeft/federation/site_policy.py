@@ -46,6 +46,8 @@ def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
     resize = server.data.transforms.resize
     precision, rounds = server.engine.precision, server.federation.rounds
     preset = model.config is None or model.config.startswith("preset:")
+    limits = ((client.epochs, allow.max_epochs), (client.max_steps, allow.max_steps))
+    short = any(found is not None and found <= most for found, most in limits)
     bf16_on_cpu = precision == "bf16" and site.worker.device == "cpu"
     models = [*site.model.folders, *(site.model.allow or ["bundled models", "presets"])]
     methods = [method] if allow.methods is None else allow.methods
@@ -54,7 +56,8 @@ def refusals(server: Experiment, site: SiteConfig) -> Iterator[str]:
         ("model.config", model.config, preset, "preset:NAME"),
         ("tuning.method", method, method in methods, ", ".join(methods)),
         ("federation.rounds", rounds, rounds <= allow.max_rounds, allow.max_rounds),
-        ("client.epochs", client.epochs, client.epochs <= allow.max_epochs, allow.max_epochs),
+        ("client.epochs", client.epochs, client.epochs is None or short, allow.max_epochs),
+        ("client.max_steps", client.max_steps, client.max_steps is None or short, allow.max_steps),
         ("data.transforms.normalize", normalize, normalize != "dataset", _NORMALIZE),
         ("model.num_labels", model.num_labels, *_at_most(model.num_labels, _MOST_LABELS)),
         ("data.transforms.resize", resize, *_at_most(resize, _LARGEST_PICTURE)),

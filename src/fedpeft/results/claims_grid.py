@@ -92,7 +92,7 @@ def _cell(run: Run) -> Cell:
         cohort=int(settings.get("federation.clients_per_round", 0)),
         scheme=str(settings.get("data.partition.scheme")),
         budget=None if settings.get("data.source") == _PCAM else settings.get("data.budget"),
-        length=(int(settings.get("federation.rounds", 0)), int(settings.get("client.epochs", 0))),
+        length=(int(settings.get("federation.rounds", 0)), int(settings.get("client.epochs") or 0)),
         model=str(settings.get("model.name")),
         privacy=_privacy(settings),
     )

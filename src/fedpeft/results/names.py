@@ -26,6 +26,7 @@ _TEXTS: Mapping[str, str] = {
     "federation.algorithm": "algorithm {}",
     "federation.rounds": "{} rounds",
     "client.epochs": "{} epochs",
+    "client.max_steps": "{} steps",
     "client.lr": "learning rate {}",
 }
 """Setting -> its text; the settings that readers know best come first."""

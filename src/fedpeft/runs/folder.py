@@ -150,6 +150,11 @@ def check_same_experiment(folder: RunFolder, experiment: Experiment) -> None:
     here, there = experiment.federation.rounds, stored.federation.rounds
     if here < there:
         problems.append(f"federation.rounds is {here} here and {there} in the folder")
+    elif here > there and (key := _over_rounds(experiment)):
+        problems.append(
+            f"federation.rounds is {here} here and {there} in the folder, and client.{key} spreads "
+            "over all rounds"
+        )
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         if here >= there and set(differ) <= set(ours) - set(theirs):
@@ -345,10 +350,25 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     return table
 
 
+def _over_rounds(experiment: Experiment) -> str:
+    """Return the key by which a round depends on the number of all rounds; "" if none does."""
+    client = experiment.client
+    if client.round_schedule != "constant":
+        return "round_schedule"
+    return "round_warmup" if 0 < client.round_warmup < 1 else ""
+
+
 _LATER: Mapping[tuple[str, str], object] = {
     ("federation", "max_weight_share"): 1,
     ("privacy", "example_sampling"): "shuffle",
     ("data", "header"): True,
+    ("client", "accumulation"): 1,
+    ("client", "by_length"): False,
+    ("client", "schedule"): "constant",
+    ("client", "warmup"): 0,
+    ("client", "round_schedule"): "constant",
+    ("client", "round_warmup"): 0,
+    ("client", "round_final"): 0.1,
 }
 """Keys that earlier versions did not have -> what they did."""
 _FIRST_CONTACT = ("max_examples", "site_examples")

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.local import local_trainer
 from fedpeft.client.optimizers import OptimizerSettings
+from fedpeft.client.settings import LocalSettings
 from fedpeft.core import seeds
 from fedpeft.core.deltas import DeltaSpec
 from fedpeft.data.examples import Federated

@@ -14,7 +14,7 @@ from fedpeft.client.frozen.prefix import (
     prefix_of,
     token_counts,
 )
-from fedpeft.client.local import LocalSettings
+from fedpeft.client.settings import LocalSettings
 from fedpeft.data.tensors import TextExamples, flat_tokens
 from fedpeft.models.bypass import PREFIX
 from fedpeft.models.source import ModelRequest, load_model

@@ -13,9 +13,10 @@ from fedpeft.client import evaluate as evaluation
 from fedpeft.client import local
 from fedpeft.client.evaluate import evaluate
 from fedpeft.client.frozen.tail import last_block, short_tail
-from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.local import local_trainer
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.client.private import GradientPrivacy
+from fedpeft.client.settings import LocalSettings
 from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.data.examples import ClientData
 from fedpeft.models.source import ModelRequest, load_model

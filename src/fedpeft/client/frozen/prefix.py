@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fedpeft.client.batches import to_device
 from fedpeft.client.frozen.feature_file import FeatureFile, bytes_of
-from fedpeft.client.local import LocalSettings, autocast
-from fedpeft.data.examples import ExampleSet
+from fedpeft.client.settings import LocalSettings, autocast
+from fedpeft.data.examples import ExampleSet, HasLengths
 from fedpeft.models.bypass import PREFIX, apart
 from fedpeft.models.tasks import Batch
 from fedpeft.tuning.prefix import Split, features, rest_batch
@@ -163,6 +163,10 @@ class PrefixExamples:
             self._fill(first)
         return self._stored(rows, records)
 
+    def lengths(self, indices: Ints) -> Ints | None:
+        """Return the number of tokens of each text; see `HasLengths`."""
+        return self.inner.lengths(indices) if isinstance(self.inner, HasLengths) else None
+
     def _fill(self, first: int) -> None:
         """Compute and store a whole chunk."""
         layout = self._layout
@@ -207,6 +211,10 @@ class PrefixViews:
     def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
         """Collate from the first view."""
         return self._views[0].batch(indices, seed=seed)
+
+    def lengths(self, indices: Ints) -> Ints | None:
+        """Return the number of tokens of each text; see `HasLengths`."""
+        return self._views[0].lengths(indices)
 
     def in_epoch(self, epoch: int) -> ExampleSet:
         """Return the view of an epoch, from 0."""

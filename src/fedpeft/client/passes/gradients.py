@@ -18,10 +18,10 @@ from torch import Tensor
 
 from fedpeft.client.batches import to_device
 from fedpeft.client.flat import active_mask
-from fedpeft.client.local import LocalSettings, autocast
 from fedpeft.client.passes.client_axis import Live
 from fedpeft.client.passes.joint_batches import Pass
 from fedpeft.client.passes.layers import Place, in_place
+from fedpeft.client.settings import LocalSettings, autocast
 from fedpeft.core.noise import clip_rows
 from fedpeft.tuning.tuned import TunedModel
 

@@ -11,6 +11,7 @@ Legend: G clients of a pass, B examples of the largest batch, T tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.batches import Rows, dropout_keys, take_batch
-from fedpeft.client.local import LocalSettings
-from fedpeft.client.private import turn_batches
+from fedpeft.client.settings import LocalSettings
+from fedpeft.client.steps import turn_steps
 from fedpeft.client.turns import ClientTurn
 from fedpeft.core.errors import DataError
 from fedpeft.models.tasks import Batch
@@ -31,22 +32,20 @@ _MASK, _TOKENS, _LABELS = "attention_mask", "input_ids", "labels"
 
 @dataclass(frozen=True)
 class ClientBatch:
-    """One step of one client.
+    """One batch of one client.
 
     Attributes:
       tensors: the batch; {} for one without examples.
       keys_B: dropout keys, one per example.
-      counts: whether the step belongs to the last epoch, whose loss is reported.
     """
 
     tensors: Batch
     keys_B: Tensor
-    counts: bool
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One step of several clients.
+    """One batch of each of several clients.
 
     Attributes:
       tensors: the batch, [G * B, ...], client by client.
@@ -59,40 +58,47 @@ class Pass:
     weight_GB: Tensor | None
 
 
-def client_batches(turn: ClientTurn, settings: LocalSettings) -> Iterator[ClientBatch]:
-    """Yield a client's batches in the order of training one by one, decoded some steps ahead.
+@dataclass(frozen=True)
+class ClientStep:
+    """One step of one client.
+
+    Attributes:
+      batches: the batches whose gradients make the step, one or more.
+      last: whether the step belongs to the last epoch, whose loss is reported.
+      scale: factor on the learning rate.
+    """
+
+    batches: Sequence[ClientBatch]
+    last: bool
+    scale: float
+
+
+def client_steps(turn: ClientTurn, settings: LocalSettings) -> Iterator[ClientStep]:
+    """Yield a client's steps in the order of training one by one, decoded some steps ahead.
 
     The turn is one `with_root`.
     """
-    number, ahead = 0, 1
-    for epoch in range(settings.epochs):
-        rows = turn_batches(settings.privacy, turn, settings.batch_size, epoch)
-        place = 0
-        while place < len(rows):
-            some = rows[place : place + ahead]
-            place += len(some)
-            every = np.concatenate(some)
+    ahead = 1
+    for epoch, steps in itertools.groupby(turn_steps(turn, settings), lambda step: step.epoch):
+        while some := list(itertools.islice(steps, ahead)):
+            rows = [part for step in some for part in step.batches]
+            every = np.concatenate(rows)
             together = take_batch(turn, every, epoch, "cpu") if len(every) else {}
             ahead = max(1, _AHEAD_BYTES * len(some) // max(1, _bytes(together)))
-            for batch, part in zip(_cut(together, some), some, strict=True):
-                number += 1
-                last = epoch == settings.epochs - 1
-                yield ClientBatch(batch, dropout_keys(turn, part, number), last)
-
-
-def num_steps(turn: ClientTurn, settings: LocalSettings) -> int:
-    """Return the number of steps of a turn."""
-    chosen = settings.privacy
-    if chosen is not None and chosen.rate is not None:
-        return settings.epochs * chosen.steps
-    return settings.epochs * -(-len(turn.data) // settings.batch_size)
+            cut = _cut(together, rows)
+            for step in some:
+                batches = [
+                    ClientBatch(next(cut), dropout_keys(turn, part, step.number))
+                    for part in step.batches
+                ]
+                yield ClientStep(batches, step.last, step.scale)
 
 
 def join(parts: Sequence[ClientBatch], pad_id: int) -> Pass:
-    """Concatenate the steps of several clients.
+    """Concatenate batches of several clients.
 
     Args:
-      parts: one step of each client.
+      parts: one batch of each client.
       pad_id: padding token of texts.
 
     Raises:
@@ -141,7 +147,7 @@ def split_by_size(sizes: Sequence[int], waste: float = 1.15) -> list[list[int]]:
 
 
 def _cut(together: Batch, rows: Sequence[Rows]) -> Iterator[Batch]:
-    """Cut tensors of several steps into steps; columns with padding only are removed."""
+    """Cut tensors of several batches into batches; columns with padding only are removed."""
     start = 0
     for part in rows:
         if not len(part):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.frozen.tail import last_block
-from fedpeft.client.local import LocalSettings, local_trainer
+from fedpeft.client.local import local_trainer
 from fedpeft.client.optimizers import make_step
 from fedpeft.client.passes.client_axis import Live
 from fedpeft.client.passes.gradients import (
@@ -32,10 +32,10 @@ from fedpeft.client.passes.gradients import (
 )
 from fedpeft.client.passes.joint_batches import (
     ClientBatch,
+    ClientStep,
     Pass,
-    client_batches,
+    client_steps,
     join,
-    num_steps,
     split_by_size,
 )
 from fedpeft.client.passes.layers import Place, find_places
@@ -47,6 +47,8 @@ from fedpeft.client.private import (
     sent,
     with_root,
 )
+from fedpeft.client.settings import LocalSettings
+from fedpeft.client.steps import clipped, num_steps
 from fedpeft.client.turns import DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
 from fedpeft.models.tasks import Batch
 from fedpeft.tuning.tuned import TunedModel, read_delta, write_delta
@@ -150,26 +152,30 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
     if setup.rows is not None:
         write_delta(setup.tuned, start_P)  # not what another client left there
         active_P = check_turn(setup.tuned, setup.rows, group[0], settings.device)
-    steps = [num_steps(turn, settings) for turn in group]
-    order = sorted(range(len(group)), key=lambda place: -steps[place])
+    num = [num_steps(turn, settings) for turn in group]
+    order = sorted(range(len(group)), key=lambda place: -num[place])
     turns = [with_root(settings.privacy, group[place], settings) for place in order]
-    feeds = [client_batches(turn, settings) for turn in turns]
+    feeds = [client_steps(turn, settings) for turn in turns]
     value_KP = start_P.expand(len(group), -1).clone()
     sums_2K = torch.zeros(2, len(group), dtype=torch.float64, device=value_KP.device)
-    step, covered = None, [""] * len(group)
-    for number in range(1, max(steps) + 1):
-        at_work = sum(1 for total in steps if total >= number)
-        batches = [next(feed) for feed in feeds[:at_work]]
+    take, covered = None, [""] * len(group)
+    for number in range(1, max(num) + 1):
+        at_work = sum(1 for total in num if total >= number)
+        steps = [next(feed) for feed in feeds[:at_work]]
         value_AP = value_KP[:at_work]
-        found = _joined_gradients(setup, value_AP, batches)
+        found = _step_gradients(setup, value_AP, steps)
         grad_AP = _private(settings, found.grad_GP, turns, number, covered)
         if settings.prox_mu:
             grad_AP.add_(value_AP - start_P, alpha=settings.prox_mu)
-        step = step or make_step(
-            settings.optimizer, found.active_P if active_P is None else active_P
+        if settings.gradient_clip is not None:
+            grad_AP = clipped(grad_AP, settings.gradient_clip)
+        take = take or make_step(
+            settings.optimizer,
+            found.active_P if active_P is None else active_P,
+            setup.tuned.spec.shapes,
         )
-        step(value_AP, grad_AP)
-        last_A = torch.tensor([batch.counts for batch in batches], device=value_KP.device)
+        take(value_AP, grad_AP, _scale(steps, value_AP))
+        last_A = torch.tensor([step.last for step in steps], device=value_KP.device)
         figures_2A = torch.stack([found.loss_G, found.count_G]).double()
         sums_2K[:, :at_work] += torch.where(last_A, figures_2A, 0.0)
     update_KP = (value_KP - start_P).cpu()
@@ -184,6 +190,31 @@ def _train_group(setup: _Setup, group: Sequence[ClientTurn], start_P: Tensor) ->
         )
         for row in rows
     ]
+
+
+def _scale(steps: Sequence[ClientStep], value_AP: Tensor) -> float | Tensor:
+    """Return the factor on the learning rate: one number, or one for each client [A, 1]."""
+    scales = [step.scale for step in steps]
+    return scales[0] if len(set(scales)) == 1 else value_AP.new_tensor(scales).unsqueeze(1)
+
+
+def _step_gradients(setup: _Setup, value_AP: Tensor, steps: Sequence[ClientStep]) -> PassGradients:
+    """Return the gradients of a step of each client, the mean over all predictions of the step."""
+    most = max(len(step.batches) for step in steps)
+    if most == 1:
+        return _joined_gradients(setup, value_AP, [step.batches[0] for step in steps])
+    grad_AP, active_P = torch.zeros_like(value_AP), None
+    loss_A = count_A = value_AP.new_zeros(len(steps))
+    for place in range(most):
+        batches = [s.batches[place] if place < len(s.batches) else _NO_BATCH for s in steps]
+        found = _joined_gradients(setup, value_AP, batches)
+        grad_AP += found.grad_GP * found.count_G.unsqueeze(1)
+        loss_A, count_A = loss_A + found.loss_G, count_A + found.count_G
+        active_P = found.active_P
+    return PassGradients(grad_AP / count_A.clamp(min=1).unsqueeze(1), loss_A, count_A, active_P)
+
+
+_NO_BATCH = ClientBatch({}, torch.zeros(0, dtype=torch.int64))
 
 
 def _joined_gradients(

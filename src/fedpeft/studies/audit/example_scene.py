@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.build.model import build_tuned, local_settings, up_stages
-from fedpeft.client.local import LocalSettings
 from fedpeft.client.optimizers import OptimizerSettings
 from fedpeft.client.passes.many import many_trainer
 from fedpeft.client.private import one_by_one
+from fedpeft.client.schedules import CONSTANT
+from fedpeft.client.settings import LocalSettings
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, Memory
 from fedpeft.core import seeds
 from fedpeft.data.examples import ClientData, ExampleSet, Federated
@@ -222,7 +223,14 @@ def _settings(resolved: Resolved, multiplier: float, epochs: int, steps: int) ->
     if privacy is not None and privacy.rate is not None:
         privacy = dataclasses.replace(privacy, steps=steps)
     return dataclasses.replace(
-        settings, epochs=epochs, prox_mu=0.0, optimizer=plain, privacy=privacy
+        settings,
+        epochs=epochs,
+        max_steps=None,
+        prox_mu=0.0,
+        optimizer=plain,
+        privacy=privacy,
+        schedule=CONSTANT,
+        round_schedule=CONSTANT,
     )
 
 
