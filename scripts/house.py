@@ -22,7 +22,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "fedpeft"
 ROOMS = (
-    "core", "models", "tuning", "data", "client", "server", "wire", "rounds", "engines",
+    "core", "models", "tuning", "data", "client", "answers", "server", "wire", "rounds", "engines",
     "experiment", "build", "runs", "results", "pictures", "plan", "export", "studies", "report",
     "federation", "launch", "testing", "cli",
 )  # fmt: skip
