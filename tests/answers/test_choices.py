@@ -72,12 +72,13 @@ def test_figures_count_the_right_choices(model):
     found = score_items(tuned, tokenizer, ITEMS)
     logs = [log_likelihoods(tuned, tokenizer, item) for item in ITEMS]
     right = [
-        max(range(len(log)), key=log.__getitem__) == item.answer for log, item in zip(logs, ITEMS)
+        max(range(len(log)), key=log.__getitem__) == item.answer
+        for log, item in zip(logs, ITEMS, strict=True)
     ]
     per_letter = [
         max(range(len(log)), key=lambda i, log=log, item=item: log[i] / len(item.choices[i]))
         == item.answer
-        for log, item in zip(logs, ITEMS)
+        for log, item in zip(logs, ITEMS, strict=True)
     ]
     assert (found.items, found.accuracy) == (4, sum(right) / 4)
     assert found.accuracy_norm == sum(per_letter) / 4

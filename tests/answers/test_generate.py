@@ -85,7 +85,7 @@ def test_the_longest_text_of_the_model_ends_an_answer(tmp_path):
     short = tuned(tiny_chat.chat_folder(tmp_path, "llama", length=16))
     assert len(list(generate(short, PROMPT, NONE, Decoding(12)))) == 16 - len(PROMPT)
     with pytest.raises(ModelError, match=r"has 16 tokens; .* reads 16, the answer included"):
-        next(generate(short, PROMPT + [1, 2, 3], NONE, Decoding()))
+        next(generate(short, [*PROMPT, 1, 2, 3], NONE, Decoding()))
 
 
 def test_the_tokens_that_end_an_answer(folder):
