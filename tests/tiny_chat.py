@@ -28,6 +28,12 @@ KINDS = {
 """`model_type` -> (chat template, special tokens, their roles)."""
 
 
+def tokens_of(text: str) -> list[int]:
+    """Return the tokens of a text of ASCII characters, by any of these tokenizers."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return [alphabet.index(letter) for letter in text.replace(" ", "\u0120")]
+
+
 def chat_folder(folder: Path, kind: str, *, template: bool = True, length: int = 256) -> Path:
     """Save a language model of 16 dimensions, and its tokenizer.
 

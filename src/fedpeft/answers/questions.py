@@ -52,7 +52,9 @@ def question_of(examples: ExampleSet, row: int) -> Question | None:
     start = end
     while start and labels[start - 1] != _NOT_LEARNT:
         start -= 1
-    return Question(row, tuple(tokens[:start]), tuple(tokens[start:end])) if start else None
+    if start < 2:  # the first token of a document is never learnt, for want of one before it
+        return None
+    return Question(row, tuple(tokens[:start]), tuple(tokens[start:end]))
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:

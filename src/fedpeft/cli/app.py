@@ -221,7 +221,7 @@ def list_(
     """List the names that an experiment file can use.
 
     WHAT is one of methods, models, tasks, datasets, partitions, algorithms, samplers, stages,
-    callbacks, engines. Names that installed packages add are listed with their package.
+    callbacks, scores, engines. Names that installed packages add are listed with their package.
 
     \b
     Examples:

@@ -12,6 +12,7 @@ import typer
 from fedpeft.answers.generate import Decoding
 from fedpeft.cli.printing import say, show, show_table
 from fedpeft.core.errors import ModelError
+from fedpeft.core.text import brief
 from fedpeft.inference.chat import AFTER, Chat, start_chat
 from fedpeft.inference.inputs import read_inputs
 from fedpeft.inference.predict import Label, Prediction, predict
@@ -117,21 +118,16 @@ def _has_before(found: Sequence[Prediction]) -> bool:
 
 def _rows(found: Sequence[Prediction]) -> Iterator[list[str]]:
     for each in found:
-        row = [_short(each.input)]
+        row = [brief(each.input, 60)]
         for part in (each.before, each.after):
             if isinstance(part, Label):
                 row += [part.label, f"{part.probability:.3f}"]
         yield row
 
 
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:57]}..."
-
-
 def _answer_lines(found: Sequence[Prediction]) -> Iterator[str]:
     for each in found:
-        yield f"input: {_short(each.input)}"
+        yield f"input: {brief(each.input)}"
         if each.before is not None:
             yield f"before: {each.before}"
         yield f"{AFTER}: {each.after}"

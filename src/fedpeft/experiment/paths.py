@@ -47,6 +47,7 @@ _KEYS: Mapping[tuple[str, str], _PathKey] = {
     ("model", "config"): _MODEL,
     ("data", "source"): _PathKey(BUNDLED_DATASETS, on_hub=True),
     ("stability", "trace"): _PathKey((PHONES,)),
+    ("answers", "choices"): _PathKey(),
     ("engine", "root_certificates"): _PathKey(),
     ("engine", "signatures"): _PathKey(),
 }
