@@ -22,9 +22,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "fedpeft"
 ROOMS = (
-    "core", "models", "tuning", "data", "client", "server", "wire", "rounds", "engines",
+    "core", "models", "tuning", "data", "client", "answers", "server", "wire", "rounds", "engines",
     "experiment", "build", "runs", "results", "pictures", "plan", "export", "studies", "report",
-    "federation", "launch", "testing", "cli",
+    "federation", "inference", "launch", "testing", "cli",
 )  # fmt: skip
 """From left to right; what lies in no room (`fedpeft/__init__.py`) comes last."""
 

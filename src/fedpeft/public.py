@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from fedpeft.answers.scores import AnswerScore
 from fedpeft.client.turns import LocalTrainer
 from fedpeft.core.errors import FedpeftError
 from fedpeft.core.metrics import Metric
@@ -31,6 +32,7 @@ from fedpeft.wire.stages import Stage
 
 __all__ = [
     "Algorithm",
+    "AnswerScore",
     "Callback",
     "Columns",
     "DataRequest",

@@ -19,6 +19,7 @@ from fedpeft.tuning.methods import METHODS
 
 MODULE = '''
 import dataclasses
+from fedpeft.answers.scores import AnswerScore
 from fedpeft.core.metrics import Metric
 from fedpeft.data.schemes import PARTITIONS
 from fedpeft.server.algorithms import fedavg
@@ -36,6 +37,10 @@ def first(*, lr: float = 1.0):
 
 def wrong():
     return 3
+
+def mentions(*, whole: bool = True):
+    """Whether the answer mentions the reference."""
+    return AnswerScore(lambda answer, reference: float(reference in answer))
 
 def share_wrong(loss, count, correct):
     return 1 - correct / count
@@ -67,6 +72,9 @@ wrong = {module}:half
 
 [fedpeft.samplers]
 later = {module}:later
+
+[fedpeft.scores]
+mentions = {module}:mentions
 """
 
 
@@ -104,6 +112,13 @@ def test_an_experiment_uses_names_of_a_package(package):
     assert made.combine is tables.ALGORITHMS["fedavg"]().combine
     assert tables.algorithm_options("half", {}, plugins) == {"lr": 0.5}
     assert tables.partition_rule("even", plugins).needs == ""
+
+
+def test_scores_of_a_package_stand_beside_ours(package):
+    specs = [{"name": "mentions", "whole": False}, {"name": "exact_match"}]
+    validate({"answers": {"scores": specs}}, "test")
+    found = tables.make_scores(specs, installed())
+    assert [each.score("it is 4", "4") for each in found.values()] == [1.0, 0.0]
 
 
 def test_nothing_is_known_without_plugins(package):

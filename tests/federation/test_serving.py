@@ -18,7 +18,7 @@ from fedpeft.engines.flower.requests import Answer
 from fedpeft.experiment.read import dump_experiment, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.site_file import read_site
-from fedpeft.federation.serving import data_digest, serve
+from fedpeft.federation.serving import data_digest, for_sites, serve
 from fedpeft.federation.site_setup import make_site
 from fedpeft.federation.split import ServerAddress, split
 from fedpeft.launch.start import run
@@ -36,6 +36,13 @@ SETS = [
     "federation.rounds=3",
     'wire.up=[{name = "top_k", fraction = 0.3}]',
 ]
+
+
+def test_sites_get_nothing_that_concerns_the_server_alone():
+    own = ["federation.algorithm=fedadam", "answers.num_examples=3", "federation.options={}"]
+    plain, changed = (read_experiment(None, [*SETS, *more]) for more in ([], own))
+    assert for_sites(changed) == for_sites(plain)
+    assert for_sites(read_experiment(None, [*SETS, "seed=2"])) != for_sites(plain)
 
 
 class SiteGrid:

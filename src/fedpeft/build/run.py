@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedpeft.answers.judge import Exam
 from fedpeft.build.client_side import client_side
 from fedpeft.build.engine import BuildEngine, engine_builder
+from fedpeft.build.judging import build_exam
 from fedpeft.build.model import (
     build_tuned,
     check_device,
@@ -68,6 +70,7 @@ class BuiltRun:
         figures of clients are not reported.
       prefix: the decision on the frozen prefix.
       callbacks: functions to call around rounds.
+      exam: what a language model is asked before round 1 and at the end; None where nothing is.
     """
 
     experiment: Experiment
@@ -83,6 +86,7 @@ class BuiltRun:
     evaluate_clients: Callable[[ServerState], Mapping[str, float | None]] | None
     prefix: PrefixNote
     callbacks: tuple[Callback, ...] = ()
+    exam: Exam | None = None
 
 
 def build_run(resolved: Resolved) -> BuiltRun:
@@ -124,6 +128,7 @@ def assemble(
         constant=privacy.private,
         max_share=resolved.experiment.federation.max_weight_share,
     )
+    exam = build_exam(resolved, tuned, data)
     plan = dataclasses.replace(_round_plan(resolved, privacy, tuned, data), weights=weights)
     start = privacy.start(plan.algorithm.init(read_delta(tuned), read_buffers(tuned)))
     side = client_side(resolved, tuned, data)
@@ -146,6 +151,7 @@ def assemble(
         else None,
         side.prefix,
         resolved.callbacks,
+        exam,
     )
 
 

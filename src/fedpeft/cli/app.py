@@ -21,7 +21,19 @@ import typer
 
 from fedpeft.cli.completing import choices, lists
 from fedpeft.cli.ending import ending
-from fedpeft.cli.options import File, Json, Out, Overs, Results, Sets, expanded
+from fedpeft.cli.options import (
+    AfterOnly,
+    DrawSeed,
+    File,
+    Json,
+    MaxNewTokens,
+    Out,
+    Overs,
+    Results,
+    Sets,
+    Temperature,
+    expanded,
+)
 from fedpeft.cli.printing import say
 
 app = typer.Typer(
@@ -209,7 +221,7 @@ def list_(
     """List the names that an experiment file can use.
 
     WHAT is one of methods, models, tasks, datasets, partitions, algorithms, samplers, stages,
-    callbacks, engines. Names that installed packages add are listed with their package.
+    callbacks, scores, engines. Names that installed packages add are listed with their package.
 
     \b
     Examples:
@@ -340,6 +352,63 @@ def export(
     from fedpeft.export.export import export_run
 
     say(f"exported: {export_run(run, to, form=form)}")
+
+
+@app.command()
+@ending()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True, callback=expanded)],
+    given: Annotated[str, typer.Argument(metavar="INPUT", hidden=True)],
+    after_only: AfterOnly = False,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    seed: DrawSeed = 1,
+    json: Json = False,
+) -> None:
+    """Show what a finished model makes of an input.
+
+    RUN is the folder of a finished run, or an export.
+
+    INPUT is a picture, clip or text file, a folder of them, a table (.jsonl, .csv, .tsv or
+    .parquet), a text, or - for lines of standard input. A classifier gives a label with its
+    probability, a language model an answer; beside them stands what the model gave before training.
+
+    \b
+    Examples:
+      fedpeft predict runs/mine photo.jpg
+      fedpeft predict runs/texts "where is my card?"
+      fedpeft predict runs/llm questions.jsonl --max-new-tokens 64 --json
+    """
+    import fedpeft.cli.trying as trying
+
+    options = trying.Trying(max_new_tokens, temperature, seed, not after_only)
+    trying.predict_command(run, given, options, as_json=json)
+
+
+@app.command()
+@ending()
+def chat(
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True, callback=expanded)],
+    after_only: AfterOnly = False,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    seed: DrawSeed = 1,
+) -> None:
+    """Talk to a finished language model, and to the model before training.
+
+    RUN is the folder of a finished run, or an export.
+
+    /new starts a new conversation, /bye ends. Lines can be piped.
+
+    \b
+    Examples:
+      fedpeft chat runs/llm
+      fedpeft chat runs/llm --after-only --temperature 0.7
+      echo "What does os.walk do?" | fedpeft chat runs/llm
+    """
+    import fedpeft.cli.trying as trying
+
+    trying.chat_command(run, trying.Trying(max_new_tokens, temperature, seed, not after_only))
 
 
 @app.command()

@@ -144,6 +144,7 @@ LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "models": _models,
     "partitions": partial(_group, "partitions", _partition),
     "samplers": _samplers,
+    "scores": partial(_group, "scores", _builder),
     "stages": partial(_group, "stages", _builder),
     "tasks": partial(_group, "tasks", _task),
 }

@@ -58,3 +58,16 @@ Results = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+AfterOnly = Annotated[
+    bool, typer.Option("--after-only", help="Leave out the model before training.")
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", metavar="T", min=0, help="0: the most probable token; above: drawn."
+    ),
+]
+DrawSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of drawn tokens.")]

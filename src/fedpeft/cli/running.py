@@ -18,15 +18,19 @@ from fedpeft.cli.ending import Interrupted
 from fedpeft.cli.printing import say, show, show_table
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.strict_json import to_json
-from fedpeft.core.text import byte_words
+from fedpeft.core.text import brief, byte_words, dotted
 from fedpeft.experiment.read import read_experiment, read_toml
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.launch.progress import Report, show_progress, time_words
 from fedpeft.launch.start import run
 from fedpeft.launch.sweep import Event, Failed, Finished, results_json, sweep
 from fedpeft.launch.sweep_table import TableLine, headline_of, table_lines
+from fedpeft.runs.files import read_object
 from fedpeft.runs.folder import RunFolder, as_begun, default_out
 from fedpeft.runs.records import RoundDone, bytes_of_a_message
+
+_SHOWN = 2
+"""Answers of a language model that are printed at the end of a run."""
 
 
 def run_command(
@@ -138,7 +142,25 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"frozen prefix: {summary['prefix']}"
     if "privacy" in summary:
         yield f"privacy: {privacy_words(summary)}"
+    if "answers" in summary:
+        yield from _answer_lines(summary)
     yield f"run folder: {summary['run_dir']}   next: fedpeft report {summary['run_dir']}"
+
+
+def _answer_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the figures of a language model's answers, and two answers."""
+    before, after = (dotted(summary["answers"][side]) for side in ("before", "after"))
+    for name, figure in after.items():
+        if name != "choices.items":
+            words = (
+                "not finite" if each is None else f"{each:.4g}" for each in (before[name], figure)
+            )
+            yield "{}: {} before, {} after".format(name, *words)
+    file = RunFolder(Path(summary["run_dir"])).answers
+    for each in (read_object(file) or {"answers": []})["answers"][:_SHOWN]:
+        yield from ("", f"prompt: {brief(each['prompt'])}", f"expected: {brief(each['reference'])}")
+        yield from (f"{side}: {brief(each[side])}" for side in ("before", "after"))
+    yield ""
 
 
 def _report_event(report: Report, row: SweepRow, event: Event) -> None:

@@ -41,6 +41,13 @@ def shown(value: object) -> str:
     return repr(value)[:_SHOWN]
 
 
+def brief(text: str, most: int = 300) -> str:
+    """Return a text as one line, and of a long one its beginning and its end."""
+    line = " ".join(text.split())
+    half = (most - 5) // 2
+    return line if len(line) <= most else f"{line[:half]} ... {line[-half:]}"
+
+
 def byte_words(count: float) -> str:
     """Format a number of bytes in decimal units: 1,234,567 is `1.23 MB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

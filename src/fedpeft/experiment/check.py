@@ -37,6 +37,7 @@ def problems_of(experiment: Experiment, plugins: Plugins) -> list[str]:
         *_stability(experiment),
         *_client(experiment, plugins),
         *_wire(experiment, plugins),
+        *_answers(experiment, plugins),
         *_engine(experiment),
         *_data(experiment, plugins),
         *privacy_problems(experiment),
@@ -152,6 +153,21 @@ def _wire(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     for i, spec in enumerate(experiment.wire.down):
         if spec.get("name") == "top_k":
             yield f"wire.down[{i}]: top_k drops values of the delta itself; use it in wire.up only"
+
+
+def _answers(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
+    answers = experiment.answers
+    if answers is None:
+        return
+    yield from _lines(lambda: tables.make_scores(answers.scores, plugins))
+    if not answers.num_examples and answers.choices is None:
+        yield "answers.num_examples: found 0 without answers.choices; nothing would be asked"
+    task = TASKS.get(experiment.model.task or "")
+    if task is not None and not task.per_token:
+        yield (
+            f"[answers]: found with model.task = {task.name!r}; only language models "
+            "(causal-lm) answer: leave the table out"
+        )
 
 
 def _engine(experiment: Experiment) -> Iterator[str]:

@@ -315,6 +315,20 @@ class WireConfig(Table):
     """Stages from server to client, in order."""
 
 
+class AnswersConfig(Table):
+    """`[answers]`: language models answer questions before round 1 and at the end."""
+
+    num_examples: Annotated[int, Field(ge=0)] = 20
+    """Test examples whose last answer is generated, spread over the clients of the test set."""
+    max_new_tokens: Positive = 128
+    """Longest generated answer, in tokens."""
+    scores: list[Options] = Field(default_factory=lambda: [{"name": "exact_match"}])
+    """How answers are compared with those of the data, `{ name = "...", option = value }` each, see
+    `fedpeft list scores`."""
+    choices: str | None = None
+    """A jsonl or parquet file of multiple choice: `question`, `choices`, `answer`."""
+
+
 class RunConfig(Table):
     """`[run]`: the content of the run folder, and callbacks."""
 
@@ -358,6 +372,7 @@ class Experiment(Table):
     client: ClientConfig = ClientConfig()
     wire: WireConfig = WireConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    answers: AnswersConfig | None = None
     engine: EngineConfig = EngineConfig()
     run: RunConfig = RunConfig()
     objects: dict[str, ObjectConfig] = Field(default_factory=dict)

@@ -53,6 +53,7 @@ _KEYS: Mapping[tuple[str, str], _PathKey] = {
     ("data", "source"): _PathKey(BUNDLED_DATASETS, on_hub=True),
     ("data", "chat_template"): _PathKey(BUILT_IN, (), inline=True),
     ("stability", "trace"): _PathKey((PHONES,)),
+    ("answers", "choices"): _PathKey(),
     ("engine", "root_certificates"): _PathKey(),
     ("engine", "signatures"): _PathKey(),
 }

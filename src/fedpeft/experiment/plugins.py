@@ -21,7 +21,9 @@ from typing import TypeGuard
 
 from fedpeft.core.errors import ConfigError
 
-GROUPS = ("algorithms", "callbacks", "methods", "partitions", "samplers", "stages", "tasks")
+GROUPS = (
+    *("algorithms", "callbacks", "methods", "partitions", "samplers", "scores", "stages", "tasks"),
+)
 """Groups that packages may add to; the entry points of a group are under `fedpeft.GROUP`."""
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fedpeft.answers.scores import AnswerScore
 from fedpeft.core.cpus import num_cores
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.text import home
@@ -23,6 +24,7 @@ from fedpeft.experiment.chat_template import read_template
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.epsilon import resolve_privacy
 from fedpeft.experiment.experiment import (
+    AnswersConfig,
     Experiment,
     FederationConfig,
     ObjectConfig,
@@ -65,12 +67,14 @@ class Given:
       up: replaces `wire.up`.
       sampler: replaces `federation.sampling`.
       callbacks: added to those of `run.callbacks`.
+      scores: name -> score of answers, added to those of `answers.scores`.
     """
 
     algorithm: Algorithm | None = None
     up: tuple[Stage, ...] | None = None
     sampler: Sampler | None = None
     callbacks: tuple[Callback, ...] = ()
+    scores: Mapping[str, AnswerScore] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,13 @@ class Resolved:
         """The callbacks that are named and those that are given, in this order."""
         named = tables.make_callbacks(self.experiment.run.callbacks, self.plugins)
         return (*named, *self.given.callbacks)
+
+    @property
+    def scores(self) -> dict[str, AnswerScore]:
+        """The scores of answers that are named and those that are given, by name."""
+        answers = self.experiment.answers
+        named = tables.make_scores(answers.scores, self.plugins) if answers else {}
+        return {**named, **self.given.scores}
 
     @property
     def task(self) -> Task | str | None:
@@ -190,6 +201,7 @@ def resolve(
         },
         federation={"options": options, "buffered": _buffered(federation)},
         stability=_stability(experiment),
+        answers=_answers(experiment),
         engine={"workers": _workers(experiment)},
         sweep=[],
         objects=origins(found),
@@ -264,6 +276,10 @@ def origins(resolved: Resolved) -> dict[str, ObjectConfig]:
             f"run.callbacks[{i}]": str(spec.get("name"))
             for i, spec in enumerate(experiment.run.callbacks)
         },
+        "scores": {
+            f"answers.scores[{i}]": str(spec.get("name"))
+            for i, spec in enumerate(experiment.answers.scores if experiment.answers else ())
+        },
     }
     for group, used in names.items():
         for key, name in used.items():
@@ -291,6 +307,14 @@ def _buffered(federation: FederationConfig) -> dict[str, object]:
     if federation.mode != "buffered":
         return {}
     return {"size": options.size or cohort, "concurrency": options.concurrency or cohort}
+
+
+def _answers(experiment: Experiment) -> AnswersConfig | None:
+    """Return `[answers]` with the path of its file."""
+    answers = experiment.answers
+    if answers is None or answers.choices is None:
+        return answers
+    return answers.changed(choices=absolute("answers.choices", answers.choices))
 
 
 def _stability(experiment: Experiment) -> StabilityConfig | None:

@@ -2,6 +2,7 @@
 
     federation.algorithm -> ALGORITHMS     wire.up / wire.down -> STAGES
     federation.sampling  -> SAMPLERS       run.callbacks       -> CALLBACKS
+    answers.scores       -> SCORES
 
 A builder is a function whose keyword arguments are the options, each with its default; it refuses
 values that are out of range. Engines have their table in `engines.py`, privacy modes in
@@ -15,6 +16,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from fedpeft.answers import scores
+from fedpeft.answers.scores import AnswerScore
 from fedpeft.core.errors import ConfigError, FedpeftError
 from fedpeft.core.text import nearest, shown
 from fedpeft.data.schemes import PARTITIONS, Partition
@@ -48,6 +51,11 @@ STAGES: Mapping[str, Callable[..., Stage]] = {
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {"fixed": sampling.fixed}
 
 CALLBACKS: Mapping[str, Callable[..., Callback]] = {}
+
+SCORES: Mapping[str, Callable[..., AnswerScore]] = {
+    "exact_match": scores.exact_match,
+    "rouge_l": scores.rouge_l,
+}
 
 
 def make_algorithm(name: str, options: Mapping[str, Any], plugins: Plugins) -> Algorithm:
@@ -90,6 +98,20 @@ def make_callbacks(specs: Sequence[Mapping[str, Any]], plugins: Plugins) -> tupl
     return _make_all("callbacks", specs, "run.callbacks", Callback, plugins)
 
 
+def make_scores(specs: Sequence[Mapping[str, Any]], plugins: Plugins) -> dict[str, AnswerScore]:
+    """Build scores of answers from `{ name = "...", option = value }` tables, by name, in order.
+
+    Raises:
+      ConfigError: for an unknown score or option, a value out of range, or a name that comes twice.
+    """
+    where = "answers.scores"
+    made = _make_all("scores", specs, where, AnswerScore, plugins)
+    names = [str(spec["name"]) for spec in specs]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ConfigError(f"{where}: {twice[0]!r} is named twice; name each score once")
+    return dict(zip(names, made, strict=True))
+
+
 def make_stages(
     specs: Sequence[Mapping[str, Any]], where: str, plugins: Plugins
 ) -> tuple[Stage, ...]:
@@ -107,6 +129,7 @@ OURS: Mapping[str, Mapping[str, object]] = {
     "methods": METHODS,
     "partitions": PARTITIONS,
     "samplers": SAMPLERS,
+    "scores": SCORES,
     "stages": STAGES,
     "tasks": TASKS,
 }

@@ -130,10 +130,11 @@ def for_sites(experiment: Experiment) -> Experiment:
         "site_examples": {},
         "max_weight_share": 1.0,
     }
-    changed = {
+    changed: dict[str, object] = {
         "engine": EngineConfig(name=own.name, device=own.device, precision=own.precision),
         "federation": experiment.federation.model_copy(update=plain),
         "run": experiment.run.model_copy(update={"callbacks": []}),
+        "answers": None,
         "objects": {},
     }
     return experiment.model_copy(update=changed)

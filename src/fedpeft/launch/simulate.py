@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from fedpeft.answers.scores import AnswerScore
 from fedpeft.build.engine import engine_builder
 from fedpeft.build.model import check_device
 from fedpeft.build.run import BuiltRun, assemble
@@ -31,7 +32,9 @@ from fedpeft.launch import start
 from fedpeft.launch.notebook import as_html, as_text
 from fedpeft.launch.recorded import check_recorded, described
 from fedpeft.runs import loop
+from fedpeft.runs.files import read_object
 from fedpeft.runs.folder import RunFolder
+from fedpeft.runs.judged import judge_run
 from fedpeft.runs.load import apply_delta
 from fedpeft.runs.lock import locked
 from fedpeft.runs.records import Record, Totals, read_records, totals
@@ -42,6 +45,9 @@ from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
 from fedpeft.wire.stages import Stage
 
 OnRound = Callable[[Record], None]
+Scores = Mapping[str, Callable[[str, str], float]]
+_Kept = tuple[list[Record], Mapping[str, Any] | None]
+"""The records of a simulation, and what its language model answered."""
 Choose = Callable[[Sequence[str], int], Sequence[str]]
 
 
@@ -54,12 +60,15 @@ class Result:
       tuned: the same model with the names of its delta.
       records: one for each round, as in `rounds.jsonl`.
       totals: bytes, seconds and the headline figures over all rounds.
+      answers: what a language model answered before and after, as in `answers.json`; None where
+        `answers` is not among the settings.
     """
 
     model: nn.Module
     tuned: TunedModel
     records: tuple[Record, ...]
     totals: Totals
+    answers: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         """Return one line of headline figures."""
@@ -76,6 +85,7 @@ def run(
     out: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
+    scores: Scores | None = None,
 ) -> dict[str, Any]:
     """Run an experiment, as `fedpeft run` does.
 
@@ -86,6 +96,7 @@ def run(
       resume: go on with the run in `out`.
       callbacks: called around rounds, beside those that the experiment names; one of them may end
         the run.
+      scores: name -> function (answer, reference) -> number, beside those of `answers.scores`.
 
     Returns:
       the summary; `run_dir` names the folder, which `fedpeft.load` takes.
@@ -102,7 +113,8 @@ def run(
       (1, 'rounds', 'example')
     """
     checked = _experiment(experiment, settings)
-    return start.run(checked, home(out) if out else None, resume=resume, callbacks=callbacks)
+    given = Given(callbacks=tuple(callbacks), scores=_scores(scores))
+    return start.run(checked, home(out) if out else None, resume=resume, given=given)
 
 
 def simulate(
@@ -117,14 +129,16 @@ def simulate(
     up: Sequence[Stage] | None = None,
     sampler: Sampler | Choose | None = None,
     callbacks: Sequence[Callback] = (),
+    scores: Scores | None = None,
 ) -> Result:
     """Train a tuned model on federated data, both of your own.
 
     Args:
       tuned: from `tune` or `from_peft`; the simulation trains this object.
       data: from `from_torch`, `from_datasets` or `load_data`.
-      settings: keys of `[federation]`, `[stability]`, `[client]`, `[wire]`, `[engine]` and `seed`,
-        such as `{"federation.rounds": 20, "client.lr": 0.05}`; defaults are those of the file.
+      settings: keys of `[federation]`, `[stability]`, `[client]`, `[wire]`, `[engine]`, `[answers]`
+        and `seed`, such as `{"federation.rounds": 20, "client.lr": 0.05}`; defaults are those of
+        the file.
       privacy: keys of `[privacy]`, such as `{"mode": "central", "epsilon": 5.0}`; settings that are
         refused in a file are refused here too. The records then hold `epsilon`, and rounds end at
         the budget.
@@ -136,6 +150,7 @@ def simulate(
       up: stages that replace `wire.up`; those of privacy still come first.
       sampler: replaces `federation.sampling`; an object, or a function (clients, round) -> cohort.
       callbacks: called around rounds; one of them may end the run.
+      scores: name -> function (answer, reference) -> number, beside those of `answers.scores`.
 
     A folder records an object as `package.module:name` with the digest of its source; an unfinished
     folder is resumed only with objects of the same digest.
@@ -167,16 +182,23 @@ def simulate(
         None if up is None else tuple(up),
         None if sampler is None else sampler_of(sampler),
         tuple(callbacks),
+        _scores(scores),
     )
     resolved = _settings(tuned, data, settings or {}, private, given)
     check_device(resolved.experiment)
     built = assemble(resolved, tuned, data, engine_builder(resolved.experiment))
     try:
-        records = _in_folder(built, home(out), on_round) if out else _rounds(built, on_round)
+        kept = _in_folder(built, home(out), on_round) if out else _rounds(built, on_round)
     finally:
         built.engine.close()
     tuned.model.eval()
-    return Result(tuned.model, tuned, tuple(records), totals(records, tuned.loaded.task.headline))
+    records, answers = kept
+    figures = totals(records, tuned.loaded.task.headline)
+    return Result(tuned.model, tuned, tuple(records), figures, answers)
+
+
+def _scores(given: Scores | None) -> dict[str, AnswerScore]:
+    return {name: AnswerScore(score) for name, score in (given or {}).items()}
 
 
 def _experiment(
@@ -199,7 +221,7 @@ def _settings(
     given: Given,
 ) -> Resolved:
     """Check the settings of a simulation and describe its model and data by name."""
-    allowed = ("seed", "name", "federation", "stability", "client", "wire", "engine")
+    allowed = ("seed", "name", "federation", "stability", "client", "wire", "engine", "answers")
     for key in settings:
         if key.split(".")[0] not in allowed:
             raise ConfigError(
@@ -218,7 +240,7 @@ def _settings(
     return resolve(experiment, given=given)
 
 
-def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
+def _rounds(built: BuiltRun, on_round: OnRound) -> _Kept:
     """Run all rounds in memory and leave the final delta in the model."""
     state, records = built.start, list[Record]()
     initial = loop.initial_metrics(built)
@@ -226,17 +248,18 @@ def _rounds(built: BuiltRun, on_round: OnRound) -> list[Record]:
         records.append(line)
         on_round(line)
     ended(built.callbacks, summary_of(built, totals(records), state, initial))
+    answers = judge_run(built, state)
     write_delta(built.tuned, state.delta)
     if built.tuned.buffers:
         write_buffers(built.tuned, state.buffers)
-    return records
+    return records, answers
 
 
-def _in_folder(built: BuiltRun, out: Path, on_round: OnRound) -> list[Record]:
+def _in_folder(built: BuiltRun, out: Path, on_round: OnRound) -> _Kept:
     folder = RunFolder(out)
     check_recorded(built.experiment, built.tuned)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         summary = loop.run_experiment(built, folder, lambda done: on_round(done.record))
     apply_delta(built.tuned, folder.delta, str(summary["delta_digest"]))
-    return read_records(folder.rounds)
+    return read_records(folder.rounds), read_object(folder.answers)

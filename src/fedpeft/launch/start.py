@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from fedpeft.build.run import build_run
 from fedpeft.core.errors import ConfigError
-from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Given, resolve
@@ -51,7 +50,7 @@ def run(
     *,
     resume: bool = False,
     on_round: Callable[[RoundDone], None] = lambda done: None,
-    callbacks: Sequence[Callback] = (),
+    given: Given | None = None,
 ) -> dict[str, object]:
     """Run an experiment in a folder, from its beginning or from where it stopped.
 
@@ -62,7 +61,7 @@ def run(
       out: the run folder; None is `runs/<name>-<time>`.
       resume: go on with the run in `out`; for a finished one, return its summary.
       on_round: called after each round, when its checkpoint is on the disk.
-      callbacks: added to those that the experiment names.
+      given: callbacks and scores, added to those that the experiment names.
 
     Returns:
       the summary, as in `summary.json`.
@@ -77,17 +76,19 @@ def run(
         raise ConfigError(
             "--resume: there is no --out; name the run folder to go on with: --out DIR"
         )
-    resolved = resolve(experiment, given=Given(callbacks=tuple(callbacks)))
+    given = given or Given()
+    resolved = resolve(experiment, given=given)
     chosen = resolved.experiment
     folder = RunFolder(out or default_out(chosen.name))
     finished = peek(resolved, folder, resume=resume)
     if finished is not None:
         return finished
     if ENGINES[chosen.engine.name].deployed:
-        if callbacks:
+        if given.callbacks or given.scores:
+            word, key = ("callbacks", "run") if given.callbacks else ("scores", "answers")
             raise ConfigError(
-                f"callbacks: found objects with engine.name = {chosen.engine.name!r}, whose rounds "
-                "run at the server; name plug-ins of the server in run.callbacks"
+                f"{word}: found objects with engine.name = {chosen.engine.name!r}, whose rounds "
+                f"run at the server; name plug-ins of the server in {key}.{word}"
             )
         return DEPLOYMENTS[chosen.engine.name](chosen, folder, on_round, resume=resume)
     if resume:

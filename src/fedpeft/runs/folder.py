@@ -5,6 +5,7 @@
                                                      summary.json        the headline figures
     checkpoints/       safetensors + state           delta.safetensors   the final delta
     partition.json     examples a client and label   preprocessing.json  raw input to tensors
+    answers.json       generated answers, scored
 
 What may be done with a folder is decided here, before anything is written:
 
@@ -77,6 +78,8 @@ class RunFolder:
     """One record a round."""
     diagnostics = _Inside("diagnostics.jsonl")
     """True figures of a private simulation; its first line says "not private"."""
+    answers = _Inside("answers.json")
+    """What a language model answered before round 1 and at the end, where `[answers]` is set."""
     summary = _Inside("summary.json")
     """The headline figures; it exists when the run is finished."""
     delta = _Inside("delta.safetensors")
@@ -338,6 +341,7 @@ def _comparable(experiment: Experiment) -> dict[str, object]:
     table["federation"].pop("rounds")
     table["federation"].pop("eval_first")  # it changes no round
     table["run"].pop("callbacks", None)  # they change no result
+    table.pop("answers", None)  # of the final model, which it does not change
     for key in _FIRST_CONTACT:
         table["federation"].pop(key, None)
     for (part, key), before in _LATER.items():

@@ -35,8 +35,14 @@ from fedpeft.runs.checkpoint import checkpoints, read_checkpoint
 from fedpeft.runs.files import read_object
 from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
 from fedpeft.runs.folder import write_delta as write_delta_file
-from fedpeft.tuning.methods import tune
-from fedpeft.tuning.tuned import TunedModel, write_buffers, write_delta
+from fedpeft.tuning.methods import TuningRequest, tune
+from fedpeft.tuning.tuned import (
+    TunedModel,
+    read_buffers,
+    read_delta,
+    write_buffers,
+    write_delta,
+)
 
 EXPORT_FILE = "fedpeft.json"
 """Name of the file that describes an export; a folder with it is an export."""
@@ -62,6 +68,38 @@ class FinishedRun:
     summary: Mapping[str, object]
     tuned: TunedModel
     preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The trained part of a model, flat: its delta, and its buffers where they travel."""
+
+    delta: Tensor
+    buffers: Tensor
+
+
+@dataclass(frozen=True)
+class BeforeAndAfter:
+    """A finished model that can go back to what it was before round 1.
+
+    Attributes:
+      tuned: the model, which holds `after` until other weights are taken.
+      before: before round 1; None where the folder does not hold the untuned model (an export with
+        the delta merged into the weights).
+      after: after the last round.
+      preprocessing: how raw input becomes tensors; None if it is not known.
+    """
+
+    tuned: TunedModel
+    before: Weights | None
+    after: Weights
+    preprocessing: Preprocessing | None
+
+    def take(self, weights: Weights) -> None:
+        """Write `before` or `after` into the model."""
+        write_delta(self.tuned, weights.delta)
+        if self.tuned.buffers:
+            write_buffers(self.tuned, weights.buffers)
 
 
 class ExportInfo(BaseModel, frozen=True):
@@ -116,15 +154,23 @@ def load(folder: str | Path) -> nn.Module:
       >>> type(model).__name__, model.training
       ('ViTForImageClassification', False)
     """
-    path = home(folder)
-    if (path / EXPORT_FILE).is_file():
-        return _load_export(path)
-    if RunFolder(path).experiment.is_file():
-        return load_run(path).tuned.model.eval()
-    raise RunFolderError(
-        f"{path}: neither a run folder (experiment.toml) nor an export ({EXPORT_FILE}); name a "
-        "folder that `fedpeft run` or `fedpeft export` wrote"
-    )
+    opened = _open(home(folder))
+    opened.finish()
+    return opened.tuned.model.eval()
+
+
+def load_before_and_after(folder: Path) -> BeforeAndAfter:
+    """Load a finished run or an export with its weights before and after training.
+
+    Raises:
+      RunFolderError: if the folder is neither, is not finished, or is corrupt.
+      DeltaMismatchError: if the delta does not fit the model.
+      ModelError: if the pretrained model cannot be found.
+    """
+    opened = _open(folder)
+    before = _weights(opened.tuned) if opened.delta else None
+    opened.finish()
+    return BeforeAndAfter(opened.tuned, before, _weights(opened.tuned), opened.preprocessing)
 
 
 def load_run(folder: Path) -> FinishedRun:
@@ -136,18 +182,60 @@ def load_run(folder: Path) -> FinishedRun:
       ModelError: if the pretrained model cannot be found.
     """
     paths = RunFolder(folder)
-    experiment = stored_experiment(paths)
-    summary = read_summary(paths)
+    experiment, summary = stored_experiment(paths), read_summary(paths)
+    opened = _open_run(paths, experiment, summary)
+    opened.finish()
+    return FinishedRun(folder, experiment, summary, opened.tuned, opened.preprocessing)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A finished model, still as it was before round 1.
+
+    Attributes:
+      tuned: the model.
+      preprocessing: how raw input becomes tensors; None if it is not known.
+      delta: file of the final delta; None where the weights hold it already.
+      digest: of the final delta.
+    """
+
+    tuned: TunedModel
+    preprocessing: Preprocessing | None
+    delta: Path | None = None
+    digest: str = ""
+
+    def finish(self) -> None:
+        """Write the final delta into the model."""
+        if self.delta is not None:
+            apply_delta(self.tuned, self.delta, self.digest)
+
+
+def _open(path: Path) -> _Opened:
+    if (path / EXPORT_FILE).is_file():
+        return _open_export(path)
+    paths = RunFolder(path)
+    if paths.experiment.is_file():
+        return _open_run(paths, stored_experiment(paths), read_summary(paths))
+    raise RunFolderError(
+        f"{path}: neither a run folder (experiment.toml) nor an export ({EXPORT_FILE}); name a "
+        "folder that `fedpeft run` or `fedpeft export` wrote"
+    )
+
+
+def _open_run(paths: RunFolder, experiment: Experiment, summary: Mapping[str, object]) -> _Opened:
     tuned = build_tuned(Resolved(experiment), experiment.model.num_labels)
     digest = str(summary.get("delta_digest", ""))
     if not paths.delta.exists():
         _write_delta_again(paths, tuned, digest)
-    apply_delta(tuned, paths.delta, digest)
     found = read_object(paths.preprocessing)
     preprocessing = preprocessing_from(found) if found else None
     if preprocessing:
         name_classes(tuned.loaded.module, preprocessing.labels)
-    return FinishedRun(folder, experiment, summary, tuned, preprocessing)
+    return _Opened(tuned, preprocessing, paths.delta, digest)
+
+
+def _weights(tuned: TunedModel) -> Weights:
+    return Weights(read_delta(tuned), read_buffers(tuned))
 
 
 def _write_delta_again(paths: RunFolder, tuned: TunedModel, digest: str) -> None:
@@ -213,25 +301,25 @@ def _by_another_version(file: Path, found: str, ours: str) -> RunFolderError:
     )
 
 
-def _load_export(folder: Path) -> nn.Module:
+def _open_export(folder: Path) -> _Opened:
     info = _read_info(folder / EXPORT_FILE)
+    made = None if info.preprocessing is None else preprocessing_from(info.preprocessing)
     if info.kind == "merged":
         request = ModelRequest(name=str(folder.resolve()), task=Resolved(info.experiment).task)
-        return load_model(request).module.eval()
+        return _Opened(tune(load_model(request), TuningRequest("full")), made)
     loaded = _load_base(folder, info)
-    exclude = frozenset(_read_tensors(folder / "delta.safetensors"))
-    found = fingerprint(loaded.module, loaded.family, exclude=exclude)
+    delta = folder / "delta.safetensors"
+    found = fingerprint(loaded.module, loaded.family, exclude=frozenset(_read_tensors(delta)))
     if found != info.backbone_fingerprint:
         raise RunFolderError(
             f"{folder}: the backbone's fingerprint is {found[:12]}…, expected "
             f"{info.backbone_fingerprint[:12]}…: the delta was trained on other weights; export "
             "the run again"
         )
-    if info.preprocessing is not None:
-        name_classes(loaded.module, preprocessing_from(info.preprocessing).labels)
+    if made is not None:
+        name_classes(loaded.module, made.labels)
     tuned = tune(loaded, tuning_request(Resolved(info.experiment)))
-    apply_delta(tuned, folder / "delta.safetensors", info.delta_digest)
-    return tuned.model.eval()
+    return _Opened(tuned, made, delta, info.delta_digest)
 
 
 def _load_base(folder: Path, info: ExportInfo) -> LoadedModel:

@@ -11,6 +11,7 @@ from fedpeft.core.items import pack_items
 from fedpeft.experiment.resolve import planned_turns
 from fedpeft.runs.files import write_json
 from fedpeft.runs.folder import RunFolder, write_delta
+from fedpeft.runs.judged import SHOWN, judge_run
 from fedpeft.runs.records import Record, Totals, read_records
 from fedpeft.server.state import ServerState
 
@@ -26,6 +27,10 @@ def finish_run(
     write_delta(folder.delta, built.plan, state, metadata)
     spent = built.privacy.client_epsilons(_read_late(folder.rounds))
     summary = summary_of(built, so_far, state, initial) | spent | {"run_dir": str(folder.path)}
+    judged = judge_run(built, state)
+    if judged is not None:
+        write_json(folder.answers, judged)
+        summary["answers"] = {side: judged[side] for side in SHOWN}
     write_json(folder.summary, summary)
     return summary
 

@@ -1,0 +1,1 @@
+"""Answers of language models: generated, compared with references, chosen among given ones."""

@@ -1,0 +1,1 @@
+"""Trying a finished model: predictions for single inputs, and conversations."""

@@ -1,0 +1,196 @@
+"""Predictions for single inputs, by a finished model and by the model before training.
+
+    pictures, clips, texts   the most probable class and its probability
+    language models          the answer
+
+The inputs become tensors as the run's own did: by what its folder records of its preprocessing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedpeft.answers.generate import Decoding, generate, stop_tokens
+from fedpeft.answers.questions import text_of
+from fedpeft.core.errors import DataError, ModelError
+from fedpeft.data.clips import ClipExamples, read_clips
+from fedpeft.data.examples import ExampleSet
+from fedpeft.data.images import read_pixels
+from fedpeft.data.preprocessing import PicturePreprocessing, Preprocessing
+from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
+from fedpeft.data.texts import load_tokenizer, tokenize
+from fedpeft.inference.inputs import Input
+from fedpeft.inference.prompts import Message, prompts_of
+from fedpeft.models.loaded import TextInput
+from fedpeft.models.tasks import TASKS
+from fedpeft.runs.load import BeforeAndAfter
+from fedpeft.tuning.tuned import TunedModel
+
+_BATCH = 16
+_OF_DATA = re.compile("^data[.][a-z]+:")
+
+
+@dataclass(frozen=True)
+class Label:
+    """The prediction of a classifier.
+
+    Attributes:
+      label: name of the most probable class, or its number where the run knows no names.
+      probability: 0 to 1.
+    """
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of an input.
+
+    Attributes:
+      input: the input's name.
+      after: by the finished model: a class, or the text of an answer.
+      before: by the model before round 1; None where that is not known, or was not asked for.
+    """
+
+    input: str
+    after: Label | str
+    before: Label | str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """Return the prediction as `--json` prints it."""
+        parts = {"": self.after, "before": self.before}
+        found: dict[str, object] = {"input": self.input}
+        for key, part in parts.items():
+            if part is None:
+                continue
+            fields = {"answer": part} if isinstance(part, str) else dict(vars(part))
+            found |= {key: fields} if key else fields
+        return found
+
+
+def predict(
+    model: BeforeAndAfter, inputs: Sequence[Input], decoding: Decoding, *, both: bool
+) -> Iterator[Prediction]:
+    """Yield a prediction for each input, in order.
+
+    Args:
+      model: a finished model; it holds the weights of `after` when all is done.
+      inputs: see `read_inputs`.
+      decoding: how answers are generated, by a language model.
+      both: whether the model before training predicts too, where it is known.
+
+    Raises:
+      DataError: if an input cannot be read.
+      ModelError: if the run did not record how inputs become tensors.
+    """
+    states = [model.before, model.after] if both and model.before else [model.after]
+    whole = answers_of(model, decoding) if _answers(model.tuned) else _labels_of(model)
+    for start in range(0, len(inputs), _BATCH):
+        part = inputs[start : start + _BATCH]
+        found = []
+        for state in states:
+            model.take(state)
+            found.append(whole(part))
+        for each, *predicted in zip(part, *found, strict=True):
+            yield Prediction(each.name, predicted[-1], predicted[0] if predicted[1:] else None)
+
+
+def answers_of(
+    model: BeforeAndAfter, decoding: Decoding
+) -> Callable[[Sequence[Input]], list[Label | str]]:
+    """Return what answers prompts with the weights that the model holds when it is called."""
+    tuned = model.tuned
+    prompts = prompts_of(tuned.loaded, model.preprocessing)
+    stops = stop_tokens(tuned.loaded, prompts.tokenizer)
+
+    def answer(inputs: Sequence[Input]) -> list[Label | str]:
+        tokens = [prompts.tokens(_prompt(each)) for each in inputs]
+        found = (list(generate(tuned, each, stops, decoding)) for each in tokens)
+        return [text_of(prompts.tokenizer, each) for each in found]
+
+    return answer
+
+
+def _prompt(given: Input) -> str | list[Message]:
+    if isinstance(given.value, str):
+        return given.value
+    assert isinstance(given.value, Sequence), "read_inputs gives texts and conversations"
+    turns = [each for each in given.value if isinstance(each, Mapping)]
+    while turns and turns[-1].get("role") == "assistant":
+        turns.pop()  # the answer itself
+    if not turns or not all({"role", "content"} <= {*each} for each in turns):
+        raise DataError(
+            f"INPUT: {given.name}: a conversation is a list of tables with `role` and `content`, "
+            "of which one is not the assistant's"
+        )
+    return turns
+
+
+def _answers(tuned: TunedModel) -> bool:
+    return tuned.loaded.task.per_token
+
+
+def _labels_of(model: BeforeAndAfter) -> Callable[[Sequence[Input]], list[Label | str]]:
+    tuned, made = model.tuned, model.preprocessing
+    if tuned.loaded.task.name not in TASKS or made is None:
+        raise ModelError(
+            f"{tuned.loaded.source}: the run did not record how inputs become tensors, because its "
+            "model or its data were passed from Python; predict with `fedpeft.load(RUN)`"
+        )
+
+    def label(inputs: Sequence[Input]) -> list[Label | str]:
+        try:
+            chances_BC = _chances(tuned, _examples(tuned, made, inputs))
+        except DataError as error:
+            raise DataError(_OF_DATA.sub("INPUT:", str(error), count=1)) from error
+        best = [int(row.argmax()) for row in chances_BC]
+        names = dict(enumerate(made.labels))
+        return [
+            Label(names.get(number, str(number)), float(row[number]))
+            for number, row in zip(best, chances_BC, strict=True)
+        ]
+
+    return label
+
+
+@torch.inference_mode()
+def _chances(tuned: TunedModel, examples: ExampleSet) -> Tensor:
+    """Return the probability of each class, float32 [B, C] on the CPU."""
+    batch = examples.batch(range(len(examples)), seed=None)
+    device = next(tuned.model.parameters()).device
+    tensors = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    logits_BC: Tensor = tuned.model.eval()(**tensors).logits
+    return logits_BC.float().softmax(-1).cpu()
+
+
+def _examples(tuned: TunedModel, made: Preprocessing, inputs: Sequence[Input]) -> ExampleSet:
+    """Return inputs as a table like those that the run was evaluated on."""
+    values, labels = [each.value for each in inputs], torch.zeros(len(inputs), dtype=torch.int64)
+
+    def place(row: int) -> str:
+        return inputs[row].name
+
+    if made.picture is not None:
+        return _pictures(made.picture, values, labels, place)
+    assert isinstance(tuned.loaded.inputs, TextInput), "a classifier of texts"
+    longest = made.text.max_length if made.text else None
+    tokenizer = load_tokenizer(tuned.loaded.inputs, longest)
+    pad = made.text.pad_id if made.text else tokenizer.pad_id
+    return TextExamples(*flat_tokens(tokenize(values, tokenizer, place=place)), labels, pad)
+
+
+def _pictures(
+    made: PicturePreprocessing, values: list[object], labels: Tensor, place: Callable[[int], str]
+) -> ExampleSet:
+    files = replace(made.canvas, full_scale=255)  # a file's white, whatever that of the run's data
+    if made.frames is not None:
+        clips = read_clips(values, files, made.frames, whole=False)
+        return ClipExamples(clips, labels, made.view)
+    pixels = read_pixels(values, files, white=made.white, place=place)
+    return ImageExamples(pixels, labels, made.view)
