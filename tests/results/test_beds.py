@@ -197,7 +197,9 @@ def test_item_intervals_stand_beside_accuracies_and_not_beside_bytes() -> None:
     some = of([*table1()[1:], *unknown])["letters, vit"][1]
     gone = [each.item_interval is None for each in some.comparisons]
     assert any(gone) or all(not each for each in gone)
-    full = next(e for e in found[1].comparisons if e.what.startswith("bias") and "M = 2)" in e.what)
+    full = next(
+        e for e in found[1].comparisons if e.what.startswith("bias") and "full with M = 2" in e.what
+    )
     assert full.num_items == ITEMS
     # the first 900 items are right against the first 500: nested, so that 400 of 1000 differ
     low, high = full.item_interval or (0, 0)

@@ -169,7 +169,9 @@ def paired(grid: Grid, a: Cell, b: Cell, tolerance: float = 0.0) -> Iterator[Com
       b: the other cell.
       tolerance: the accuracy by which a may be below b.
     """
-    what = f"{name_of(a)} against {name_of(b)}"
+    what = f"{a.role} against {b.role} ({_place(a)}, M = {a.cohort})"
+    if a.cohort != b.cohort:
+        what = f"{a.role} with M = {a.cohort} against {b.role} with M = {b.cohort} ({_place(a)})"
     return weighted(grid, [(1, a), (-1, b)], what, tolerance)
 
 
@@ -207,9 +209,13 @@ def _item_margins(
 
 def name_of(cell: Cell) -> str:
     """Return the name of a cell in a comparison."""
+    return f"{cell.role} ({_place(cell)}, M = {cell.cohort})"
+
+
+def _place(cell: Cell) -> str:
+    """Return data set, budget, partition and number of clients of a cell."""
     budget = f", {cell.budget} examples" if cell.budget else ""
-    where = f"{cell.scheme}, N = {cell.clients}, M = {cell.cohort}"
-    return f"{cell.role} ({short(cell.source)}{budget}, {where})"
+    return f"{short(cell.source)}{budget}, {cell.scheme}, N = {cell.clients}"
 
 
 def short(name: str) -> str:
