@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedpeft.core.items import pack_items
-from fedpeft.results.claims import check_claims
+from fedpeft.results.claims import by_bed, check_claims
 from fedpeft.results.lines import read_lines
+from fedpeft.results.runs import Run
+from protocol import BEDS, settings_of
 from write_results import PLANNED, holds, main, read_columns, read_why, write_pages
 
 SCORES = {"full": 0.8, "head": 0.7, "bias": 0.9, "adapter": 0.9, "prompt": 0.9}
@@ -186,3 +188,31 @@ def test_a_file_with_two_beds_has_two_columns(tmp_path: Path) -> None:
     write(tmp_path / "extra.jsonl", both)
     found = {each.name: each.word(1) for each in read_columns(tmp_path, {})}
     assert found == {"extra: letters, vit": "pass", "extra: letters, cnn": "fail"}
+
+
+COMPARISONS = {
+    # 1: three variants x (full with 4, 2, 1; the small network; head with 8, 64); 6: x eight cells
+    # 7: where they end and what they lose; 8: three budgets x (full, head)
+    "characters": {1: 18, 2: 3, 3: 2, 6: 24, 7: 6, 8: 18},
+    "characters-hard": {1: 18, 2: 3, 3: 2, 7: 6, 8: 18},
+    "text": {1: 18, 2: 3, 3: 2, 7: 6, 8: 18},
+}
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_rows_of_the_protocol_give_every_comparison_of_its_claims(name: str) -> None:
+    bed = BEDS[name]
+    rows = [settings_of(bed, row) for table in bed.tables.values() for row in table]
+    runs = [_run(settings, seed) for settings in rows for seed in (1, 2)]
+    found = {bed: each for bed, each in by_bed(check_claims(runs)).items()}
+    assert len(found) == 1, "one data set and backbone"
+    (verdicts,) = found.values()
+    counts = {each.number: len(each.comparisons) for each in verdicts}
+    assert {number: counts[number] for number in PLANNED[name]} == COMPARISONS[name]
+    fewer = [run for run in runs if run.settings["model.name"] == bed.base["model.name"]]
+    assert len(check_claims(fewer)[0].comparisons) == 15, "without the small network"
+
+
+def _run(settings: Mapping[str, object], seed: int) -> Run:
+    rounds = ({"round": 1, "bytes_up": 1, "bytes_down": 1, "metrics": {"accuracy": 0.5}},)
+    return Run(Path("x"), {**settings, "seed": seed}, rounds, {"accuracy": 0.5}, {})
