@@ -109,15 +109,15 @@ def _private(mode: str, epsilon: float) -> Settings:
     }
 
 
-def _communication(methods: Sequence[str] = FIVE) -> list[Row]:
-    """Table 1 and Fig. 3: bytes against accuracy."""
+def _communication(rounds: int, methods: Sequence[str] = FIVE) -> list[Row]:
+    """Table 1 and Fig. 3: bytes against accuracy, in as many rounds for all."""
     return [
         Row("usual", "full", _CURVE),
         Row("usual", "full", {COHORT: 4, **_CURVE}),
         Row("few", "full", _CURVE),
         Row("few", "full", {COHORT: 1, **_CURVE}),
         Row("small", "full", _CURVE),
-        Row("64-of-64", "head", {ROUNDS: 20, **_CURVE}),
+        Row("64-of-64", "head", {ROUNDS: rounds, **_CURVE}),
         *(Row("usual", method, _CURVE) for method in methods if method != "full"),
     ]
 
@@ -196,7 +196,7 @@ def _text() -> Bed:
         "example": _private("example", 5.0),
     }
     tables = {
-        "table1": _communication(FIVE_OF_TEXT),
+        "table1": _communication(15, FIVE_OF_TEXT),
         "table3": [Row("example", method) for method in FIVE_OF_TEXT],
         "table4": _scarcity(250, 500, 750, methods=FIVE_OF_TEXT),
     }
@@ -220,7 +220,7 @@ _LISTED = (
     _characters(
         "characters",
         {
-            "table1": _communication(),
+            "table1": _communication(20),
             "table2": _settings_of_federation(),
             "table3": _privacy(with_open=False),
             "table4": _FEW,
@@ -229,7 +229,7 @@ _LISTED = (
     ),
     _characters(
         "characters-hard",
-        {"table1": _communication(), "table3": _privacy(with_open=True), "table4": _FEW},
+        {"table1": _communication(20), "table3": _privacy(with_open=True), "table4": _FEW},
     ),
 )
 BEDS: Mapping[str, Bed] = {bed.name: bed for bed in _LISTED}

@@ -51,11 +51,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bed", choices=sorted(BEDS))
     parser.add_argument("--kinds", nargs="+", help="classes; by default all of the bed")
+    parser.add_argument("--methods", nargs="+", help="by default all of the bed")
     parser.add_argument("--out", type=Path, default=Path("runs/search"))
     given = parser.parse_args()
     bed = BEDS[given.bed]
-    for kind in given.kinds or dict.fromkeys(kind for kind, _ in pairs_of(bed)):
-        found = _search(bed, [pair for pair in pairs_of(bed) if pair[0] == kind], given.out)
+    pairs = [pair for pair in pairs_of(bed) if not given.methods or pair[1] in given.methods]
+    for kind in given.kinds or dict.fromkeys(kind for kind, _ in pairs):
+        found = _search(bed, [pair for pair in pairs if pair[0] == kind], given.out)
         for (_, method), search in found.items():
             _keep(bed, kind, method, best_of(search))
             print(f"{bed.name} {kind} {method}: {best_of(search)} of {_shown(search)}", flush=True)

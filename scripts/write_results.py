@@ -1,10 +1,11 @@
-"""Put the results of `make reproduce-small` into the documentation.
+"""Put the verdicts on the paper's claims, on each test bed, into the documentation.
 
-    runs/small/{table1,...}/sweep.json, gap-sets/gap.json, theorem/theorem.json, claims
-        -> docs/lab/results.md, docs/lab/results/*.png, docs/lab/results/report.html
+    experiments/results/BED.jsonl     runs of a bed, as `fedpeft sweep --results` writes them
+    experiments/results/gap*.json     measured domain gaps, as `fedpeft gap` writes them
+    experiments/results/why.toml      paragraphs on claims that fail:  [BED] 1 = "..."
+        -> docs/lab/results.md, docs/lab/results-rows.md, docs/lab/results/*.svg
 
-Every figure of the page is read from the runs; the words around them are the same whatever comes
-out.
+Every figure of the pages is read from the files; a bed without rows is "not run yet".
 
     python scripts/write_results.py
 """
@@ -12,183 +13,305 @@ out.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from fedpeft.launch.sweep_table import TableLine, table_lines
-from fedpeft.results.claims import Verdict, check_claims
-from fedpeft.results.lines import read_runs
+from fedpeft.core.text import byte_words
+from fedpeft.report.comparisons import draw_comparisons
+from fedpeft.results.beds import Gaps, read_gaps
+from fedpeft.results.claims import ABSENT, CLAIMS, OVER_GAP, Verdict, by_bed, check_claims
+from fedpeft.results.lines import read_lines
+from fedpeft.results.paired import Comparison
+from fedpeft.results.runs import Run, panels_of
+from fedpeft.results.table import metric_text, row_of
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs" / "lab"
 
-GRIDS = {
-    "table1": "Table 1: communication (20 rounds of 5 epochs)",
-    "table2": "Table 2: clients, participants, skew (10 rounds of 2 epochs)",
-    "table3": "Table 3: differential privacy (10 rounds of 2 epochs)",
-    "table4": "Table 4: few examples (20 rounds of 5 epochs)",
-    "backbone": "Backbones (10 rounds of 5 epochs)",
-    "gap": "Domain gap: accuracy (10 rounds of 2 epochs)",
+PLANNED: Mapping[str, tuple[int, ...]] = {
+    "characters": (1, 2, 3, 6, 7, 8),
+    "characters-hard": (1, 2, 3, 7, 8),
+    "text": (1, 2, 3, 7, 8),
+    "clothes": (1, 3, 6, 7, 8),
+    "gap": (4, 5),
 }
+"""Results file, without its suffix -> the claims that the protocol gives its bed."""
+_ANY = tuple(number for number in CLAIMS if number not in OVER_GAP)
+_GAP = "gap"
+_MARKS = {
+    "pass": "✓ pass",
+    "equivalent": "≈ equivalent",
+    "fail": "✗ fail",
+    "undecided": "? undecided",
+}
+_NOT_YET = "not run yet"
 
-PICTURES = {
-    "report-bytes.png": "Fig. 3: accuracy against bytes",
-    "gap-sets/gap.png": "Fig. 4(a): seven sets in the LDA plane of the frozen features",
-    "gap-methods/gap.png": "Fig. 4(b): the features of five tuning methods on the digits",
-    "theorem/theorem.png": "Theorem 1: loss, bound, and its parts by round",
-}
+
+@dataclass(frozen=True)
+class Column:
+    """A test bed of the pages.
+
+    Attributes:
+      name: of its results file.
+      claims: numbers of the claims that the protocol gives it.
+      runs: its finished runs; () where it was not run yet.
+      verdicts: number of a claim -> the verdict of its runs.
+    """
+
+    name: str
+    claims: tuple[int, ...]
+    runs: tuple[Run, ...] = ()
+    verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+
+    def word(self, number: int) -> str:
+        """Return the verdict on a claim; "not run yet" without one, "" for no claim of the bed."""
+        if number not in self.claims:
+            return ""
+        found = self.verdicts.get(number)
+        return _NOT_YET if found is None or found.verdict == ABSENT else found.verdict
 
 
 def main() -> None:
-    """Read the runs, write the page and what it shows."""
+    """Read the results files and write the pages with their pictures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/small"))
-    runs: Path = parser.parse_args().runs
-    folder = DOCS / "results"
-    folder.mkdir(exist_ok=True)
-    place = (
-        f"{runs.resolve().parents[1]}/"  # of the checkout; bundled models are found by full path
+    parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "lab")
+    options = parser.parse_args()
+    write_pages(read_columns(options.results), read_why(options.results), options.docs)
+
+
+def read_columns(results: Path, planned: Mapping[str, tuple[int, ...]] = PLANNED) -> list[Column]:
+    """Read the beds of a folder of results files; files that are not planned come last."""
+    files = {file.stem: file for file in sorted(results.glob("*.jsonl"))}
+    runs = {name: tuple(read_lines(file).values()) for name, file in files.items()}
+    gaps = [read_gaps(file) for file in sorted(results.glob("gap*.json"))]
+    names = [*planned, *(name for name in runs if name not in planned)]
+    columns = []
+    for name in names:
+        claims, own = planned.get(name, _ANY), runs.get(name, ())
+        if name == _GAP:
+            everything = [run for some in runs.values() for run in some]
+            columns += _gap_columns(everything, own, gaps, claims)
+        elif not own:
+            columns.append(Column(name, claims))
+        else:
+            columns += _bed_columns(name, own, claims)
+    return columns
+
+
+def _bed_columns(name: str, runs: Sequence[Run], claims: tuple[int, ...]) -> Iterator[Column]:
+    beds = by_bed(check_claims(runs))
+    for bed, found in beds.items():
+        title = name if len(beds) == 1 else f"{name}: {bed}"
+        verdicts = {each.number: each for each in found if each.number not in OVER_GAP}
+        yield Column(title, claims, tuple(runs), verdicts)
+
+
+def _gap_columns(
+    runs: Sequence[Run], own: tuple[Run, ...], gaps: Sequence[Gaps], claims: tuple[int, ...]
+) -> Iterator[Column]:
+    """Yield a column for each backbone with a series of measured gaps; one without, for none.
+
+    The sets of a series are in any of the files; `own` are the runs of `gap.jsonl`.
+    """
+    beds = by_bed(check_claims(runs, gaps)) if gaps else {}
+    series = {
+        bed: {each.number: each for each in found}
+        for bed, found in beds.items()
+        if {each.number for each in found} == set(OVER_GAP)
+    }
+    for bed, verdicts in series.items():
+        yield Column(bed if len(series) > 1 else _GAP, claims, own, verdicts)
+    if not series:
+        yield Column(_GAP, claims, own)
+
+
+def read_why(results: Path) -> Mapping[tuple[int, str], str]:
+    """Read the paragraphs on claims that fail: (number, bed) -> text."""
+    file = results / "why.toml"
+    table = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    return {(int(n), bed): text for bed, some in table.items() for n, text in some.items()}
+
+
+def write_pages(columns: Sequence[Column], why: Mapping[tuple[int, str], str], docs: Path) -> None:
+    """Write `results.md`, `results-rows.md` and the pictures of `results/`."""
+    folder = docs / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("claim-*.svg"):
+        old.unlink()
+    sections = [_section(number, columns, why, folder) for number in CLAIMS]
+    text = _PAGE.format(matrix="\n".join(_matrix(columns)), sections="\n\n".join(sections))
+    (docs / "results.md").write_text(text, "utf-8")
+    tables = "\n\n".join(_rows_of(column) for column in columns if column.runs)
+    rows = _ROWS.format(tables=tables or "No bed was run yet.")
+    (docs / "results-rows.md").write_text(rows, "utf-8")
+
+
+def _matrix(columns: Sequence[Column]) -> Iterator[str]:
+    yield "| claim | " + " | ".join(column.name for column in columns) + " | holds |"
+    yield "| --- |" + " --- |" * (len(columns) + 1)
+    for number, (claim, _, _) in CLAIMS.items():
+        words = [column.word(number) for column in columns]
+        cells = [_MARKS.get(word, word or "–") for word in words]
+        shown = f"[{number}](#claim-{number}). {claim}"
+        yield f"| {shown} | " + " | ".join(cells) + f" | **{holds(words)}** |"
+
+
+def holds(words: Sequence[str]) -> str:
+    """Return where a claim holds, from its verdicts: everywhere, nowhere, or what else is known."""
+    known = [word for word in words if word]
+    ran = [word for word in known if word != _NOT_YET]
+    good = sum(word in ("pass", "equivalent") for word in ran)
+    bad = ran.count("fail")
+    if not ran:
+        return _NOT_YET if known else "–"
+    if good and bad:
+        return "depends on the bed"
+    if good == len(ran):
+        return "everywhere" if len(ran) == len(known) else "wherever it was run"
+    if bad == len(ran):
+        return "nowhere" if len(ran) == len(known) else "nowhere that it was run"
+    some = f"on {good} of {len(ran)}" if good else f"fails on {bad} of {len(ran)}" if bad else ""
+    return f"{some}, else open" if some else "open"
+
+
+def _section(
+    number: int, columns: Sequence[Column], why: Mapping[tuple[int, str], str], folder: Path
+) -> str:
+    claim, unit, _ = CLAIMS[number]
+    parts = [f"## Claim {number}", f"{claim}.", "\n".join(_table(number, columns, folder))]
+    found = [(column, column.verdicts[number]) for column in columns if _is_checked(column, number)]
+    least = [(column.name, each.decisive) for column, each in found if each.decisive is not None]
+    if least:
+        lines = [(name, comparison) for name, comparison in least if comparison is not None]
+        title = f"Claim {number}: the least favourable comparison on each bed"
+        _write(folder / f"claim-{number}.svg", title, lines, unit)
+        parts.append(f"![{title}](results/claim-{number}.svg)")
+    for column, each in found:
+        if each.verdict == "fail":
+            text = why.get((number, column.name), "No run explains it yet.")
+            parts.append(f"*Why it fails on {column.name}.* {text.strip()}")
+        if each.blocks:
+            blocks = "; ".join(f"{block}: {word}" for block, word in each.blocks.items())
+            parts.append(f"On {column.name}: {blocks}.")
+    return "\n\n".join(parts)
+
+
+def _is_checked(column: Column, number: int) -> bool:
+    return column.word(number) not in ("", _NOT_YET)
+
+
+def _table(number: int, columns: Sequence[Column], folder: Path) -> Iterator[str]:
+    yield (
+        "| bed | verdict | effect | over seeds | over test items | seeds | would take "
+        "| the least favourable of |"
     )
-    report = (runs / "report.html").read_text("utf-8").replace(place, "")
-    (folder / "report.html").write_text(report, "utf-8")
-    for name in PICTURES:
-        shutil.copyfile(runs / name, folder / _flat(name))
-    grids = [runs / name for name in GRIDS]
-    verdicts = check_claims(read_runs(grids))
-    (DOCS / "results.md").write_text(_page(runs, verdicts), "utf-8")
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    for column in columns:
+        word = column.word(number)
+        if word == _NOT_YET:
+            yield f"| {column.name} | {_NOT_YET} | – | – | – | – | – | – |"
+        elif word:
+            yield _line(number, column, column.verdicts[number], folder)
 
 
-def _flat(name: str) -> str:
-    return name.replace("/gap.png", ".png").replace("theorem/", "").replace("report-", "")
-
-
-def _page(runs: Path, verdicts: Sequence[Verdict]) -> str:
-    tables = "\n\n".join(
-        f"## {title}\n\n`experiments/small/{name}.toml`\n\n{_grid(runs / name)}"
-        for name, title in GRIDS.items()
+def _line(number: int, column: Column, verdict: Verdict, folder: Path) -> str:
+    least = verdict.decisive
+    assert least is not None, "a claim that was checked has a comparison"
+    name = f"claim-{number}-{_file_name(column.name)}.svg"
+    lines = [(each.what, each) for each in verdict.comparisons]
+    _write(folder / name, f"Claim {number} on {column.name}: all comparisons", lines, verdict.unit)
+    deciding = sum(each.decides for each in verdict.comparisons)
+    cells = (
+        column.name,
+        f"**{_MARKS[verdict.verdict]}**",
+        f"{least.margin:+.3f}" + (f" (may be −{least.tolerance:g})" if least.tolerance else ""),
+        _ends(least.interval) if least.seeds > 1 else "one seed",
+        "–" if least.item_interval is None else _ends(least.item_interval),
+        str(least.seeds),
+        _needed(least),
+        f"[{deciding}](results/{name}): {least.what}",
     )
-    pictures = "\n\n".join(
-        f"![{about}](results/{_flat(name)})\n\n*{about}.*" for name, about in PICTURES.items()
-    )
-    return _PAGE.format(
-        claims=_claims(verdicts),
-        tables=tables,
-        gap=_gap(runs / "gap-sets" / "gap.json"),
-        theorem=_theorem(runs / "theorem" / "theorem.json"),
-        pictures=pictures,
-    )
+    return "| " + " | ".join(cells) + " |"
 
 
-def _grid(folder: Path) -> str:
-    results = json.loads((folder / "sweep.json").read_text("utf-8"))
-    rows = [
-        "| row | accuracy | seeds | trained | bytes a client and way |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    return "\n".join(rows + [_row(line) for line in table_lines(results)])
+def _needed(found: Comparison) -> str:
+    if found.verdict != "undecided":
+        return "–"
+    needed = "over 10,000" if found.seeds_needed is None else f"{found.seeds_needed:,}"
+    known = found.seeds > 1
+    return f"{needed} (these find {found.smallest_effect:.3f})" if known else needed
 
 
-def _row(line: TableLine) -> str:
-    figure = f"{line.mean:.3f} ± {line.deviation:.3f}"
-    seeds = f"{line.finished} of {line.runs}"
-    return f"| {line.label} | {figure} | {seeds} | {line.trained:,} | {line.payload_bytes:,} |"
+def _ends(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
-def _claims(verdicts: Sequence[Verdict]) -> str:
-    rows = ["| | claim | verdict | what decides it |", "| --- | --- | --- | --- |"]
-    for verdict in verdicts:
-        least = verdict.decisive
-        why = "–"
-        if least is not None:
-            unit = "" if verdict.unit == "accuracy" else f" ({verdict.unit})"
-            low, high = least.interval
-            why = f"{least.what}: {least.margin:+.3f} ({low:+.3f} to {high:+.3f}){unit}"
-            why += f", the least of {len(verdict.comparisons)}; {', '.join(verdict.sources)}"
-        parts = "; ".join(f"{block}: {word}" for block, word in verdict.blocks.items())
-        word = f"**{verdict.verdict}**" + (f" ({parts})" if parts else "")
-        rows.append(f"| {verdict.number} | {verdict.claim} | {word} | {why} |")
-    return "\n".join(rows)
+def _file_name(name: str) -> str:
+    kept = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
+    return "-".join(filter(None, kept.split("-")))
 
 
-def _gap(path: Path) -> str:
-    gap: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    names = list(gap["balanced"]["distances"]["lda2"])
-    rows = ["| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
-    for part in ("unbalanced", "balanced"):
-        for measure in ("lda2", "raw"):
-            values = gap[part]["distances"][measure]
-            cells = " | ".join(f"{values[name]:.2f}" for name in names)
-            rows.append(f"| {gap['measures'][measure]}, {part} | {cells} |")
-    return "\n".join(rows)
+def _write(file: Path, title: str, lines: Sequence[tuple[str, Comparison]], unit: str) -> None:
+    file.write_text(draw_comparisons(title, lines, unit).svg, "utf-8")
 
 
-def _theorem(path: Path) -> str:
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    rows = [
-        "| round | loss | bound | P of the backbone | P of the delta | slack |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for each in found["rounds"]:
-        keys = ("loss_end", "bound", "p_theta", "p_delta", "slack")
-        cells = " | ".join(f"{each[key]:.3f}" for key in keys)
-        rows.append(f"| {each['round']} | {cells} |")
-    holds = "holds in every round" if found["holds"] else "does NOT hold in every round"
-    caught = "is caught" if not found["control"]["hundredth_holds"] else "is NOT caught"
-    return "\n".join(rows) + f"\n\nThe bound {holds}; the negative control (β/100) {caught}."
+def _rows_of(column: Column) -> str:
+    parts = [f"## {column.name}"]
+    for panel in panels_of(column.runs):
+        rows = [
+            f"{panel.source}, {panel.evaluated_on} set:",
+            "",
+            f"| row | {panel.metric.name} | seeds | trained | of all | a message | both ways |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for group in panel.groups:
+            row = row_of(group)
+            share = "–" if row.share is None else f"{100 * row.share:.3g} %"
+            trained = "–" if row.trained is None else f"{row.trained:,}"
+            total = row.total_bytes.mean if row.total_bytes else None
+            sizes = ("–" if size is None else byte_words(size) for size in (row.payload, total))
+            cells = (row.label, metric_text(row.last, panel.metric), str(len(row.seeds)))
+            rows.append("| " + " | ".join((*cells, trained, share, *sizes)) + " |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
 
 
-_PAGE = """# Results at small scale
+_PAGE = """# Results
 
-What `make reproduce-small` gave: the paper's grid on digits, 64 clients with Dirichlet 0.1 unless a
-row says otherwise, the bundled backbone, seeds 1, 42, 3407, mean ± sample standard deviation. The
-same runs, with intervals, curves, the command and configuration of every row, are in
-[the report](results/report.html) (one file, for a browser). This page is written by
-`python scripts/write_results.py` from those runs.
+The paper's eight claims on each [test bed](test-beds.md), by the rules of the protocol.
+A claim passes if every one of its comparisons is above its bound by a one-sided t test over paired
+seeds at 0.05, fails if one is below it after Holm's correction, is equivalent where "comparable"
+holds both ways, and is undecided otherwise.
+This page is written by `python scripts/write_results.py` from the files of `experiments/results`;
+`fedpeft claims FILE` prints the verdicts of one.
+[All rows](results-rows.md) have a page of their own; so have the [digits](results-digits.md), on
+which most methods end within a point of each other.
 
-Fewer rounds and epochs than the paper's 50 of 10, one small network, one easy task: these tables
-say how the methods compare *here*. They are no evidence for or against the paper's own figures.
+{matrix}
 
-## The paper's claims
+"–" where the protocol gives a bed no such claim.
+Small models on small pictures and texts: no evidence for or against the paper's own figures.
 
-A claim passes if every comparison is above its bound by a one-sided t test over paired seeds at
-0.05, fails if one is below it after Holm's correction, and is undecided otherwise. The last column
-is the comparison that speaks least for it, with its 90 % interval.
+In the tables below, the effect is the margin of the least favourable comparison, with its 90 %
+intervals: over seeds, which draw partition, cohorts, head and order; and over draws of the test
+items, which say what another test set of the same size would give with the same seeds.
+The second decides nothing, and margins of bytes have none.
+"Would take" is the number of seeds that would decide a margin and spread like these, and the
+smallest distance from the bound that the present ones find with a probability of 0.8.
+The number in the last column leads to the picture of all comparisons.
 
-{claims}
+{sections}
+"""
+
+_ROWS = """# Rows of the results
+
+Mean ± sample standard deviation over seeds, after the last round.
+This page is written by `python scripts/write_results.py`.
+The bytes are those of one message (theory) and of a whole run as encoded, both ways.
 
 {tables}
-
-Learning rates come from the searches in [learning-rates.md](learning-rates.md),
-[privacy-rates.md](privacy-rates.md) and [paper-tables.md](paper-tables.md), on validation data
-with seed 1, at 8 clients a round; outside Table 3 and the backbones at 20 rounds of 5 epochs. There
-the curves are flat from 0.005 on, and their highest points gave bias, adapter and prompt 0.005,
-head 0.1 and full 0.05. In 10 rounds of 2 epochs, a fifth of the steps, such small rates have not
-converged: that speaks against bias, adapter and prompt in Table 2 and on the domain gap. With fewer
-clients a round, 0.05 is too much for full fine-tuning: that speaks for them in Table 1. Nothing was
-tuned after these results were seen.
-
-In Table 3, modes `central` and `example` are accounted: (5, 10⁻³) for a client, or for an example.
-Mode `paper` repeats the published mechanism and guarantees nothing. The noise is secret, so a
-repetition gives other figures there.
-
-## Domain gap: distances
-
-From the glyphs that the backbone was pretrained on (`fedpeft gap`).
-
-{gap}
-
-## Theorem 1
-
-Bias tuning, loss on 128 training examples (`fedpeft theorem`).
-
-{theorem}
-
-## Pictures
-
-{pictures}
 """
 
 

@@ -171,6 +171,19 @@ def test_privacy_is_judged_by_where_runs_end_and_by_what_they_lose() -> None:
     assert sorted(both.blocks.values()) == ["fail", "pass"]
 
 
+def test_a_mode_without_a_guarantee_is_shown_and_decides_nothing() -> None:
+    sound = private("central", full=0.2, bias=0.6)
+    worse = private("paper", full=0.79, bias=0.1)
+    alone, both = (
+        {each.number: each for each in check_claims(table1() + runs)}[7]
+        for runs in (sound, sound + worse)
+    )
+    assert alone.verdict == both.verdict == "pass" and both.decisive == alone.decisive
+    assert sorted(both.blocks.values()) == ["fail", "pass"]
+    assert len(both.comparisons) == 2 * len(alone.comparisons)
+    assert verdicts(table1() + private("central", full=0.79, bias=0.1))[7] == "fail"
+
+
 def test_privacy_needs_full_fine_tuning_in_the_same_mode() -> None:
     apart = private("central", full=0.2) + private("example", bias=0.6)
     assert verdicts(table1() + apart)[7] == ABSENT

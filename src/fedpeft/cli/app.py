@@ -280,19 +280,27 @@ def claims(
     sweeps: Annotated[
         list[Path], typer.Argument(metavar="SWEEP...", hidden=True, callback=expanded)
     ],
+    gaps: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--gap", metavar="FILE", help="Measured gaps of data sets, for claims 4 and 5."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check the paper's claims on finished sweeps.
 
-    SWEEP is the folder of a sweep, or a results file. Margins are means over paired seeds.
+    SWEEP is the folder of a sweep, or a results file. Each test bed, a data set with a backbone,
+    has its own verdicts. Margins are means over paired seeds.
 
     \b
     Examples:
       fedpeft claims runs/small/table1 runs/small/table2 runs/small/table4
+      fedpeft claims results/gap.jsonl --gap runs/gap/gap.json
     """
     import fedpeft.cli.claiming as claiming
 
-    claiming.claims_command(sweeps, as_json=json)
+    claiming.claims_command(sweeps, gaps or [], as_json=json)
 
 
 @app.command()

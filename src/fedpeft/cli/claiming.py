@@ -6,28 +6,34 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedpeft.cli.printing import say, show
-from fedpeft.results.claims import ABSENT, Verdict, absent_words, check_claims
+from fedpeft.results.beds import read_gaps
+from fedpeft.results.claims import ABSENT, Verdict, absent_words, by_bed, check_claims
 from fedpeft.results.claims_grid import shadowed
 from fedpeft.results.lines import read_runs
 from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Run
 
 
-def claims_command(sweeps: Sequence[Path], *, as_json: bool) -> None:
-    """Print a verdict on each claim, with the comparison that supports it least."""
+def claims_command(sweeps: Sequence[Path], gaps: Sequence[Path], *, as_json: bool) -> None:
+    """Print a verdict on each claim and bed, with the comparison that supports it least."""
+    measured = [read_gaps(file) for file in gaps]
     runs = read_runs(sweeps)
-    verdicts = check_claims(runs)
+    verdicts = check_claims(runs, measured)
     _warn(shadowed(runs))
     show([verdict.as_json() for verdict in verdicts], _all_lines(verdicts), as_json=as_json)
 
 
 def _all_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """Yield the claims that can be checked, and one sentence on the others."""
-    for verdict in verdicts:
-        if verdict.verdict != ABSENT:
-            yield from _lines(verdict)
-    if others := absent_words(verdicts):
-        yield others
+    """Yield for each bed the claims that can be checked, and one sentence on the others."""
+    beds = by_bed(verdicts)
+    for number, (bed, found) in enumerate(beds.items()):
+        if len(beds) > 1:
+            yield f"{'' if number == 0 else chr(10)}bed: {bed}"
+        for verdict in found:
+            if verdict.verdict != ABSENT:
+                yield from _lines(verdict)
+        if others := absent_words(found):
+            yield others
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:
@@ -61,7 +67,12 @@ def _least(verdict: Verdict, least: Comparison) -> str:
     bound = f", may be {-least.tolerance:g}" if least.tolerance else ""
     needed = least.seeds_needed if least.verdict == "undecided" else None
     more = f"; about {needed} seeds would decide" if needed else ""
+    items = ""
+    if least.item_interval is not None:
+        a, b = least.item_interval
+        items = f"; {a:+.4f} to {b:+.4f} over draws of the {least.num_items:,} test items"
+    of = sum(each.decides for each in verdict.comparisons)
     return (
-        f"least of {len(verdict.comparisons)}: {least.what}: margin {least.margin:+.4f}{bound} "
-        f"({verdict.unit}), 90 % interval {interval}, {least.seeds} seeds{more}"
+        f"least of {of}: {least.what}: margin {least.margin:+.4f}{bound} "
+        f"({verdict.unit}), 90 % interval {interval}, {least.seeds} seeds{more}{items}"
     )

@@ -8,7 +8,7 @@ All markup is in the template, which escapes everything that comes from runs.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ from fedpeft.core.text import dotted
 from fedpeft.pictures.style import DARK, LIGHT, Picture, strokes
 from fedpeft.report.detail import commands, configuration, diagnosed, of_clients
 from fedpeft.report.sentences import claims_words, leader, listed, worth
-from fedpeft.results.claims import Verdict, absent_words
+from fedpeft.results.claims import Verdict, absent_words, by_bed
 from fedpeft.results.grid import Grid
 from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Group, Panel, Run
@@ -183,6 +183,17 @@ def _seeds(found: Comparison) -> str:
     return f"{found.seeds} seeds" + (f"; {needed} would decide" if needed else "")
 
 
+def _items(found: Comparison) -> str:
+    if found.item_interval is None:
+        return ""
+    ends = " to ".join(_signed(end) for end in found.item_interval)
+    return f"over {found.num_items:,} test items: {ends}"
+
+
+def _beds(verdicts: Sequence[Verdict]) -> list[tuple[str, list[Verdict]]]:
+    return list(by_bed(verdicts).items())
+
+
 def _signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
@@ -208,6 +219,7 @@ def _setting(value: object) -> str:
 _FILTERS: Mapping[str, Callable[..., object]] = {
     **TEXTS,
     "absent": absent_words,
+    "beds": _beds,
     "best_of": _best_of,
     "commands": commands,
     "configuration": configuration,
@@ -215,6 +227,7 @@ _FILTERS: Mapping[str, Callable[..., object]] = {
     "diagnosed": diagnosed,
     "of_clients": of_clients,
     "interval": _interval,
+    "over_items": _items,
     "listed": listed,
     "margin": _margin,
     "plain": _plain,

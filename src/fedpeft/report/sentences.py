@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fedpeft.core.metrics import Metric
-from fedpeft.results.claims import ABSENT, Verdict
+from fedpeft.results.claims import ABSENT, Verdict, by_bed
 from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Panel
 from fedpeft.results.table import metric_text, row_of
@@ -53,7 +53,15 @@ def _lead(found: Comparison, metric: Metric) -> str:
 
 
 def claims_words(verdicts: Sequence[Verdict]) -> str:
-    """Return one sentence with the number of each verdict; "" if no claim can be checked."""
+    """Return a sentence for each bed with the number of each verdict; "" where none is checked."""
+    beds = by_bed(verdicts)
+    told = {bed: _counted(found) for bed, found in beds.items()}
+    return " ".join(
+        f"{bed}: {text}" if len(beds) > 1 else text for bed, text in told.items() if text
+    )
+
+
+def _counted(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(verdict.verdict for verdict in verdicts)
     if counts[ABSENT] == len(verdicts):
         return ""

@@ -1,16 +1,19 @@
-"""The paper's eight qualitative claims, checked on a finished grid.
+"""The paper's eight qualitative claims, checked on the finished runs of each test bed.
 
     pass        every comparison is above its bound at the one-sided level 0.05
     equivalent  the same, and every one within its tolerance both ways
     fail        some comparison is below its bound after Holm's correction over the claim
     undecided   otherwise, and with fewer than two seeds
 
-The tests are Student's over paired seeds (`fedpeft.results.paired`). The bound is 0, or minus the
-tolerance where the claim says "comparable".
+The tests are Student's over paired seeds (`fedpeft.results.paired`); beside them stands a bootstrap
+over the test items (`fedpeft.results.bootstrap`), which decides nothing. The bound is 0, or minus
+the tolerance where the claim says "comparable".
 Scores are accuracies after the last round. A claim whose runs are missing is "not in this grid".
-Claims 4 and 5 compare a near data set with a far one: Resisc45 with PCam as in the paper, or, at
-small scale, digits with digits under a fixed permutation of the pixels. Claim 7 is checked in each
-privacy mode; mode `paper` gives no guarantee.
+
+A bed is a data set with a backbone. Claims 4 and 5 compare beds of one backbone from near to far:
+those whose gap was measured, or, where none is given, Resisc45 with PCam as in the paper, and at
+small scale digits with digits under a fixed permutation of the pixels. Claim 7 is checked in each
+privacy mode; mode `paper` gives no guarantee, so that its rows are shown and decide nothing.
 
 Reference: Sun et al., Exploring Parameter-Efficient Fine-Tuning to Enable Foundation Models in
 Federated Learning, IEEE BigData 2024.
@@ -18,38 +21,33 @@ Federated Learning, IEEE BigData 2024.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice
 
-from fedpeft.results.claims_grid import (
-    FAR_SOURCES,
-    Cell,
-    Grid,
-    alike,
-    make_grid,
-    name_of,
-    over_seeds,
-    paired,
-    score,
+from fedpeft.results.beds import Bed, Gaps, Series, beds_of, series_of
+from fedpeft.results.bootstrap import over_items
+from fedpeft.results.claim_checks import (
+    beats_matched,
+    bias_is_cheapest,
+    comparable,
+    few_samples,
+    full_falls_behind,
+    full_loses_most,
+    full_needs_more,
+    prompt_is_robust,
 )
+from fedpeft.results.claims_grid import make_grid
 from fedpeft.results.paired import Comparison, correct
 from fedpeft.results.runs import Run
 
 ABSENT = "not in this grid"
-CLOSE = 0.02
-"""The accuracy below full fine-tuning that still counts as comparable."""
-
-_TUNED = ("bias", "adapter", "prompt")
 _WORST_FIRST = ("fail", "undecided", "pass", "equivalent")
-_LOG_TEN = 1.0
-_PRIVATE = 7
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of a grid on one claim.
+    """The verdict of the runs of one bed on one claim.
 
     Attributes:
       number: the claim's number, 1 to 8.
@@ -57,6 +55,7 @@ class Verdict:
       unit: unit of margin and error.
       verdict: `pass`, `equivalent`, `fail`, `undecided` or `not in this grid`.
       comparisons: least favourable first.
+      bed: data set and backbone; "" if nothing can be compared.
     """
 
     number: int
@@ -64,11 +63,12 @@ class Verdict:
     unit: str
     verdict: str
     comparisons: tuple[Comparison, ...] = ()
+    bed: str = ""
 
     @property
     def decisive(self) -> Comparison | None:
-        """The comparison that is least favourable to the claim."""
-        return self.comparisons[0] if self.comparisons else None
+        """The comparison that is least favourable to the claim, of those that decide it."""
+        return next((each for each in self.comparisons if each.decides), None)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -90,21 +90,59 @@ class Verdict:
             "claim": self.claim,
             "unit": self.unit,
             "verdict": self.verdict,
+            "bed": self.bed,
             "data": list(self.sources),
             "blocks": dict(self.blocks),
             "comparisons": [each.as_json() for each in self.comparisons],
         }
 
 
-def check_claims(runs: Iterable[Run]) -> list[Verdict]:
-    """Check every claim on the finished runs.
+def check_claims(runs: Iterable[Run], gaps: Sequence[Gaps] = ()) -> list[Verdict]:
+    """Check every claim on the finished runs of each bed; beds without any claim are left out.
 
     Args:
       runs: runs of one scale; those that are unfinished or have no accuracy are left out.
+      gaps: measured ones. With them, claims 4 and 5 have beds of their own, one for each backbone;
+        without, they stand with the nearer of two data sets.
+
+    Returns:
+      the verdicts of a bed one after the other, by number; eight that are `ABSENT` for no bed.
     """
-    grid = make_grid(runs)
-    open_runs = {cell: seeds for cell, seeds in grid.items() if not cell.privacy}
-    return [_verdict(number, grid if number == _PRIVATE else open_runs) for number in CLAIMS]
+    beds = beds_of(make_grid(runs))
+    series = series_of(beds, gaps)
+    found = list[Verdict]()
+    for bed in beds:
+        pairs = [each for each in series if each.gaps is None and each.beds[0] is bed]
+        numbers = [number for number in CLAIMS if not gaps or number not in OVER_GAP]
+        found += _of_bed(bed.name, numbers, bed, pairs)
+    for each in series:
+        found += _of_bed(each.name, OVER_GAP, None, [each]) if each.gaps else []
+    return _with_intervals(found) or _of_bed("", CLAIMS, None, [])
+
+
+def _of_bed(
+    name: str, numbers: Iterable[int], bed: Bed | None, series: Sequence[Series]
+) -> list[Verdict]:
+    """Check some claims on a bed and on series; [] if it has a name and none of them."""
+    found = [_verdict(number, name, bed, series) for number in numbers]
+    return found if not name or any(each.comparisons for each in found) else []
+
+
+def _with_intervals(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Add the intervals over test items; the items of a data set are drawn once for all claims."""
+    whole = iter(over_items([each for verdict in verdicts for each in verdict.comparisons]))
+    return [
+        replace(verdict, comparisons=tuple(islice(whole, len(verdict.comparisons))))
+        for verdict in verdicts
+    ]
+
+
+def by_bed(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
+    """Group verdicts by bed, in their order."""
+    found = dict[str, list[Verdict]]()
+    for verdict in verdicts:
+        found.setdefault(verdict.bed, []).append(verdict)
+    return found
 
 
 def absent_words(verdicts: Iterable[Verdict]) -> str:
@@ -118,10 +156,16 @@ def absent_words(verdicts: Iterable[Verdict]) -> str:
     return f"Claims {', '.join(first)} and {last} of the paper need rows that are not in this grid."
 
 
-def _verdict(number: int, grid: Grid) -> Verdict:
+def _verdict(number: int, name: str, bed: Bed | None, series: Sequence[Series]) -> Verdict:
     claim, unit, check = CLAIMS[number]
-    found = sorted(correct(tuple(check(grid))), key=_favour)
-    return Verdict(number, claim, unit, _worst(found), tuple(found))
+    if number in OVER_GAP:
+        raw = tuple(found for each in series for found in OVER_GAP[number](each))
+    else:
+        raw = tuple(check(bed)) if bed else ()
+    decide = correct([each for each in raw if each.decides])
+    shown = correct([each for each in raw if not each.decides])
+    found = tuple(sorted((*decide, *shown), key=_favour))
+    return Verdict(number, claim, unit, _worst(decide), found, name)
 
 
 def _worst(found: Iterable[Comparison]) -> str:
@@ -133,150 +177,42 @@ def _favour(found: Comparison) -> tuple[int, float]:
     return _WORST_FIRST.index(found.verdict), found.margin + found.tolerance
 
 
-def _main(grid: Grid) -> Iterator[tuple[Cell, list[Cell]]]:
-    """Pair each tuned row of a communication table with the other rows of its table."""
-    for cell in grid:
-        if cell.role in _TUNED and cell.budget is None and cell.cohort == 8:
-            others = [other for other in grid if alike(cell, other) and other != cell]
-            if any(other.role == "full" and other.cohort == 1 for other in others):
-                yield cell, others
+def _by_series(bed: Bed) -> Iterable[Comparison]:
+    """Yield nothing: the claim compares several beds, see `OVER_GAP`."""
+    return ()
 
 
-def _beats_matched(grid: Grid) -> Iterator[Comparison]:
-    for cell, others in _main(grid):
-        for other in others:
-            fewer = other.role == "full" and other.cohort < cell.cohort
-            if fewer or other.role in ("ShuffleNet", "head"):
-                yield from paired(grid, cell, other)
-
-
-def _full_needs_more(grid: Grid) -> Iterator[Comparison]:
-    """Yield log10 of (bytes of full / bytes of the variant) - 1, to the variant's last accuracy."""
-    for cell, others in _main(grid):
-        fulls = [grid[other] for other in others if other.role == "full"]
-        margins = []
-        for seed, run in grid[cell].items():
-            rivals = [_bytes_to(full[seed], score(run)) for full in fulls if seed in full]
-            if rivals:
-                margins.append(math.log10(min(rivals) / _bytes_to(run, score(run))) - _LOG_TEN)
-        if margins:
-            what = f"bytes of full to reach {name_of(cell)}, over 10 times"
-            yield Comparison(what, tuple(margins), sources=(cell.source,))
-
-
-def _bytes_to(run: Run, target: float) -> float:
-    """Return the bytes sent until a run first reaches a score; all bytes if it never does."""
-    curve = run.curve()
-    return next((sent for _, sent, score in curve if score >= target), curve[-1][1])
-
-
-def _bias_is_cheapest(grid: Grid) -> Iterator[Comparison]:
-    """Yield log10 of (bytes of another variant / bytes of bias), to the lower last accuracy."""
-
-    def margin(bias: Run, other: Run) -> float:
-        target = min(score(bias), score(other))
-        return math.log10(_bytes_to(other, target) / _bytes_to(bias, target))
-
-    for cell, others in _main(grid):
-        for other in others:
-            if cell.role == "bias" and other.role in _TUNED and other.cohort == cell.cohort:
-                what = f"bytes of {name_of(other)} over those of bias"
-                yield from over_seeds(grid, (cell, other), margin, what)
-
-
-def _full_falls_behind(grid: Grid) -> Iterator[Comparison]:
-    for name in _TUNED:
-        yield from _over_gap(grid, name, "full")
-
-
-def _prompt_is_robust(grid: Grid) -> Iterator[Comparison]:
-    for name in ("full", "bias", "adapter"):
-        yield from _over_gap(grid, "prompt", name)
-
-
-def _over_gap(grid: Grid, a: str, b: str) -> Iterator[Comparison]:
-    """Yield how much the lead of a over b grows from near to far data, at N = 64, M = 8."""
-    for cell in grid:
-        place = (cell.role, cell.clients, cell.cohort, cell.scheme, cell.budget)
-        if place == (a, 64, 8, "dirichlet", None) and cell.source in FAR_SOURCES:
-            near, far = cell.source, FAR_SOURCES[cell.source]
-            four = [replace(cell, role=role, source=s) for s in (far, near) for role in (a, b)]
-            rounds, epochs = cell.length
-            what = f"lead of {a} over {b}: {far} less {near}, {rounds} rounds of {epochs} epochs"
-            yield from over_seeds(grid, four, _difference, what)
-
-
-def _difference(a: Run, b: Run, c: Run, d: Run) -> float:
-    """Return (a - b) - (c - d), in accuracy."""
-    return (score(a) - score(b)) - (score(c) - score(d))
-
-
-def _comparable(grid: Grid) -> Iterator[Comparison]:
-    """Compare each variant with full in each cell of the table of clients and participants."""
-    pairs = [
-        (a, b)
-        for a, b in _at_one_cohort(grid)
-        if a.role in _TUNED and b.role == "full" and a.budget is None
-    ]
-    if len({(a.clients, a.cohort, a.scheme) for a, _ in pairs}) > 1:
-        for a, b in pairs:
-            yield from paired(grid, a, b, CLOSE)
-
-
-def _few_samples(grid: Grid) -> Iterator[Comparison]:
-    for a, b in _at_one_cohort(grid):
-        if a.role in _TUNED and b.role in ("full", "head") and a.budget is not None:
-            yield from paired(grid, a, b)
-
-
-def _at_one_cohort(grid: Grid) -> Iterator[tuple[Cell, Cell]]:
-    """Yield the pairs of cells that differ only in what is trained."""
-    return (
-        pair for pair in product(grid, grid) if alike(*pair) and len({c.cohort for c in pair}) == 1
-    )
-
-
-def _full_loses_most(grid: Grid) -> Iterator[Comparison]:
-    """Check in each privacy mode that each variant ends above full, and that full drops more.
-
-    A drop is measured from the same run without privacy; without such runs, only the last
-    accuracies are compared.
-    """
-    for cell in grid:
-        full = replace(cell, role="full")
-        if cell.privacy and cell.role in _TUNED and full in grid:
-            four = [cell, full, replace(cell, privacy=""), replace(full, privacy="")]
-            what = f"drop of {name_of(full)} less that of {cell.role}"
-            found = (*paired(grid, cell, full), *over_seeds(grid, four, _difference, what))
-            for each in found:
-                yield replace(each, what=f"{each.what}, {cell.privacy}", block=cell.privacy)
-
-
-CLAIMS: Mapping[int, tuple[str, str, Callable[[Grid], Iterable[Comparison]]]] = {
+CLAIMS: Mapping[int, tuple[str, str, Callable[[Bed], Iterable[Comparison]]]] = {
     1: (
         "Bias, adapter and prompt beat full fine-tuning with fewer clients, the small fully "
         "trained model and head-tuning",
         "accuracy",
-        _beats_matched,
+        beats_matched,
     ),
     2: (
         "Full fine-tuning needs more than 10 times the bytes to match them",
         "powers of ten",
-        _full_needs_more,
+        full_needs_more,
     ),
-    3: ("Bias needs the fewest bytes of the three", "powers of ten", _bias_is_cheapest),
-    4: ("Full fine-tuning falls behind as the domain gap grows", "accuracy", _full_falls_behind),
-    5: ("Prompt is the most robust to the domain gap", "accuracy", _prompt_is_robust),
+    3: ("Bias needs the fewest bytes of the three", "powers of ten", bias_is_cheapest),
+    4: ("Full fine-tuning falls behind as the domain gap grows", "accuracy", _by_series),
+    5: ("Prompt is the most robust to the domain gap", "accuracy", _by_series),
     6: (
         "Over clients, participants and skew they stay within 0.02 of full fine-tuning, or above",
         "accuracy",
-        _comparable,
+        comparable,
     ),
     7: (
         "With differential privacy full fine-tuning loses most, and ends below them",
         "accuracy",
-        _full_loses_most,
+        full_loses_most,
     ),
-    8: ("With few examples they beat full fine-tuning and head-tuning", "accuracy", _few_samples),
+    8: ("With few examples they beat full fine-tuning and head-tuning", "accuracy", few_samples),
 }
 """Number -> claim, unit of its margin, check; all but 7 are checked on runs without privacy."""
+
+OVER_GAP: Mapping[int, Callable[[Series], Iterable[Comparison]]] = {
+    4: full_falls_behind,
+    5: prompt_is_robust,
+}
+"""Number of a claim on beds from near to far -> its check."""

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 LEVEL = 0.05
 """Level of every one-sided test."""
@@ -34,7 +37,11 @@ class Comparison:
       tolerance: how far below 0 the mean may lie, where the claim is "comparable or better".
       sources: the data sets of the compared runs.
       block: the part of the table, such as a privacy mode; "" if the table has one part.
+      decides: whether it counts in the verdict; the others are only shown.
       corrected: `p_below` after Holm's correction over the claim; None outside a claim.
+      item_margins: data set -> the part of the margin that each test item has [N]; None where the
+        runs do not tell, or where the margin is no sum over items.
+      item_interval: 90 % interval of the margin over draws of the test items; None where unknown.
     """
 
     what: str
@@ -42,7 +49,18 @@ class Comparison:
     tolerance: float = 0.0
     sources: tuple[str, ...] = ()
     block: str = ""
+    decides: bool = True
     corrected: float | None = None
+    item_margins: Mapping[str, NDArray[np.float64]] | None = field(
+        default=None, compare=False, repr=False
+    )
+    item_interval: tuple[float, float] | None = None
+
+    @property
+    def num_items(self) -> int | None:
+        """Number of test items, of all data sets; None where they are unknown."""
+        parts = self.item_margins
+        return None if parts is None else sum(map(len, parts.values()))
 
     @property
     def seeds(self) -> int:
@@ -114,11 +132,13 @@ class Comparison:
     def as_json(self) -> dict[str, object]:
         """Return one JSON object; null where there is nothing to say."""
         return {
-            **{"what": self.what, "block": self.block, "margin": self.margin},
+            **{"what": self.what, "block": self.block, "decides": self.decides},
+            "margin": self.margin,
             **{"error": _known(self.error), "verdict": self.verdict, "seeds": self.seeds},
             **{"tolerance": self.tolerance, "interval": [_known(x) for x in self.interval]},
             **{"p_above": self.p_above, "p_below": self.p_below},
             **{"smallest_effect": _known(self.smallest_effect), "seeds_needed": self.seeds_needed},
+            **{"items": self.num_items, "item_interval": self.item_interval},
         }
 
 
