@@ -147,6 +147,7 @@ def _plan(built: BuiltRun) -> dict[str, object]:
 def _turn(built: BuiltRun, number: int, name: str) -> list[list[list[int]]]:
     """Rows of each batch of each epoch of a turn."""
     rows, settings = built.data.clients[name], built.settings
+    assert settings.epochs, "benchmarks count epochs"
     seed = turn_seed(built.experiment.seed, number, name)
     turn = ClientTurn(number, name, ClientData(built.data.train, rows), {}, seed, number - 1)
     return [

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from fedpeft.answers.judge import Exam, Report, sit
 from fedpeft.build.run import BuiltRun, score_clients
-from fedpeft.client.local import autocast
+from fedpeft.client.settings import autocast
 from fedpeft.core.strict_json import without_nan
 from fedpeft.engines.workers import one_thread
 from fedpeft.server.state import ServerState
