@@ -28,6 +28,7 @@ OPTIONS = {
     "sweep": {"--set", "--over", "--out", "--json"},
     "plan": {"--set", "--json"},
     "check": {"--set"},
+    "show": {"--set", "--examples", "--json"},
     "list": {"--json"},
     "report": {"--out", "--target", "--title", "--diagnostics"},
     "export": {"--to"},

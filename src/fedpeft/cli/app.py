@@ -209,6 +209,31 @@ def check(experiment: File = None, sets: Sets = None) -> None:
     planning.check_command(experiment, sets or [])
 
 
+@app.command("show")
+@ending()
+def show_(
+    experiment: File = None,
+    sets: Sets = None,
+    examples: Annotated[
+        int, typer.Option("--examples", metavar="N", min=1, help="Number of examples.")
+    ] = 3,
+    json: Json = False,
+) -> None:
+    """Show examples as the model gets them.
+
+    Of a text, what is read and what is learnt have different colours, or brackets where there are
+    none. The examples are the first of each client, cut and packed as in training.
+
+    \b
+    Examples:
+      fedpeft show my.toml --examples 3
+      fedpeft show my.toml --set data.learn=last --json
+    """
+    import fedpeft.cli.showing as showing
+
+    showing.show_command(experiment, sets or [], examples, as_json=json)
+
+
 @app.command("list")
 @ending()
 def list_(
