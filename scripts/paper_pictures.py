@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,8 @@ class PaperSet:
       side: height and width of a picture, in pixels.
       classes: number of classes.
       sizes: split -> number of pictures.
+      boolean: whether a class is stored as true or false.
+      more: a further column that is not used, as the hub has it.
     """
 
     picture: str
@@ -38,17 +40,22 @@ class PaperSet:
     side: int
     classes: int
     sizes: Mapping[str, int]
+    boolean: bool = False
+    more: str | None = None
 
 
 PAPER_SETS: Mapping[str, PaperSet] = {
-    "uoft-cs/cifar100": PaperSet("img", "fine_label", 32, 100, {"train": 50_000, "test": 10_000}),
+    "uoft-cs/cifar100": PaperSet(
+        "img", "fine_label", 32, 100, {"train": 50_000, "test": 10_000}, more="coarse_label"
+    ),
     "timm/resisc45": PaperSet(
-        "image", "label", 256, 45, {"train": 18_900, "validation": 6_300, "test": 6_300}
+        "image", "label", 256, 45, {"train": 18_900, "validation": 6_300, "test": 6_300},
+        more="image_id",
     ),
     "1aurent/PatchCamelyon": PaperSet(
-        "image", "label", 96, 2, {"train": 262_144, "validation": 32_768, "test": 32_768}
+        "image", "label", 96, 2, {"train": 262_144, "valid": 32_768, "test": 32_768}, boolean=True
     ),
-}
+}  # fmt: skip
 """Name on the hub -> the data set."""
 DRAWN = 2_000
 """Pictures of a drawn set, in all splits together; four fifths of them are for training."""
@@ -72,7 +79,7 @@ def draw_pictures(folder: Path, kind: PaperSet, number: int = DRAWN) -> PaperSet
         file = folder / "data" / f"{split}-00000-of-00001.parquet"
         if not file.exists():
             _write(file, kind, patterns_C88c, np.random.default_rng(seed), size)
-    return PaperSet(kind.picture, kind.label, kind.side, kind.classes, sizes)
+    return replace(kind, sizes=sizes)
 
 
 def _write(
@@ -87,13 +94,17 @@ def _write(
     datasets.disable_progress_bars()
     labels_N = draws.permutation(np.arange(size) % kind.classes)
     names = [str(number) for number in range(kind.classes)]
-    features = datasets.Features(
-        {kind.picture: datasets.Image(), kind.label: datasets.ClassLabel(names=names)}
-    )
+    classes = datasets.Value("bool") if kind.boolean else datasets.ClassLabel(names=names)
+    columns: dict[str, object] = {kind.picture: datasets.Image(), kind.label: classes}
     pictures = [_encoded(patterns_C88c[label], kind.side, draws) for label in labels_N]
-    rows = {kind.picture: pictures, kind.label: labels_N.tolist()}
+    rows: dict[str, object] = {kind.picture: pictures, kind.label: labels_N.tolist()}
+    if kind.more == "coarse_label":
+        columns[kind.more], rows[kind.more] = datasets.Value("int64"), (labels_N // 5).tolist()
+    elif kind.more is not None:
+        columns[kind.more], rows[kind.more] = datasets.Value("string"), [str(n) for n in labels_N]
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
+    features = datasets.Features(columns)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(partial)
     partial.replace(file)
 
