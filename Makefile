@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without bytecode every process compiles ever
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 TWO := -n 2 --maxprocesses 2 --dist loadfile
 
-.PHONY: setup bench demo quickstart-table reproduce-small format check test test-slow coverage mutants test-deployment test-deployment-short docs house clean
+.PHONY: setup bench demo quickstart-table reproduce-small reproduce-paper rehearse-paper rehearse-paper-gpu format check test test-slow coverage mutants test-deployment test-deployment-short docs house clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,17 @@ reproduce-small: setup  ## the paper's tables and figures on digits; resumable; 
 	$(BIN)/fedpeft figures experiments/paper/table1-cifar100.toml --out $(SMALL)/figures
 	$(BIN)/fedpeft report $(GRIDS:%=$(SMALL)/%) --out $(SMALL)/report.html
 	$(BIN)/fedpeft claims $(GRIDS:%=$(SMALL)/%)
+
+reproduce-paper: setup  ## the paper's own scale: needs a GPU and the hub; says the hours; resumable
+	$(BIN)/python scripts/reproduce_paper.py
+
+rehearse-paper: setup  ## one row of each kind of it with a tiny model on 2,000 drawn pictures, on a CPU
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/reproduce_paper.py --rehearse
+
+FULL := HF_HUB_OFFLINE=1 $(BIN)/python scripts/reproduce_paper.py --out runs/paper-gpu
+rehearse-paper-gpu: setup  ## a GPU, no network: Table 1 measured at full size, ten minutes of a rehearsal
+	$(FULL) --hours --only table1-cifar100
+	timeout --signal INT 600 $(FULL) --rehearse --full-size || test $$? -eq 124 -o $$? -eq 130
 
 format: setup
 	$(BIN)/ruff format .
