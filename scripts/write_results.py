@@ -26,6 +26,7 @@ from fedpeft.results.lines import read_lines
 from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Run, panels_of
 from fedpeft.results.table import metric_text, row_of
+from protocol import BEDS, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,6 +47,8 @@ _MARKS = {
     "undecided": "? undecided",
 }
 _NOT_YET = "not run yet"
+_FEWEST_SEEDS = 10
+"""Seeds that the protocol asks at least of a row that decides a claim."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,15 @@ class Column:
       claims: numbers of the claims that the protocol gives it.
       runs: its finished runs; () where it was not run yet.
       verdicts: number of a claim -> the verdict of its runs.
+      expected: number of a claim -> its comparisons when all rows have run; {} where the protocol
+        lists no rows.
     """
 
     name: str
     claims: tuple[int, ...]
     runs: tuple[Run, ...] = ()
     verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    expected: Mapping[int, int] = field(default_factory=dict)
 
     def word(self, number: int) -> str:
         """Return the verdict on a claim; "not run yet" without one, "" for no claim of the bed."""
@@ -70,6 +76,15 @@ class Column:
             return ""
         found = self.verdicts.get(number)
         return _NOT_YET if found is None or found.verdict == ABSENT else found.verdict
+
+    def lacking(self, number: int) -> str:
+        """Return what a verdict that was reached still lacks; "" for nothing."""
+        decide = [each for each in self.verdicts[number].comparisons if each.decides]
+        expected = self.expected.get(number, 0)
+        seeds = min(each.seeds for each in decide)
+        few = f"{seeds} of {_FEWEST_SEEDS} seeds" if seeds < _FEWEST_SEEDS else ""
+        part = f"{len(decide)} of {expected} comparisons" if len(decide) < expected else ""
+        return ", ".join(filter(None, [part, few]))
 
 
 def main() -> None:
@@ -105,7 +120,7 @@ def _bed_columns(name: str, runs: Sequence[Run], claims: tuple[int, ...]) -> Ite
     for bed, found in beds.items():
         title = name if len(beds) == 1 else f"{name}: {bed}"
         verdicts = {each.number: each for each in found if each.number not in OVER_GAP}
-        yield Column(title, claims, tuple(runs), verdicts)
+        yield Column(title, claims, tuple(runs), verdicts, expected_of(name))
 
 
 def _gap_columns(
@@ -125,6 +140,25 @@ def _gap_columns(
         yield Column(bed if len(series) > 1 else _GAP, claims, own, verdicts)
     if not series:
         yield Column(_GAP, claims, own)
+
+
+def expected_of(name: str) -> dict[int, int]:
+    """Return how many comparisons each claim has when all rows of a bed have run.
+
+    Empty where the protocol lists no rows.
+    """
+    if name not in BEDS:
+        return {}
+    rounds = ({"round": 1, "bytes_up": 1, "bytes_down": 1, "metrics": {"accuracy": 0.5}},)
+    runs = [
+        Run(Path(name), settings_of(BEDS[name], row), rounds, {"accuracy": 0.5}, {})
+        for rows in BEDS[name].tables.values()
+        for row in rows
+    ]
+    return {
+        each.number: sum(comparison.decides for comparison in each.comparisons)
+        for each in check_claims(runs)
+    }
 
 
 def read_why(results: Path) -> Mapping[tuple[int, str], str]:
@@ -153,9 +187,15 @@ def _matrix(columns: Sequence[Column]) -> Iterator[str]:
     yield "| --- |" + " --- |" * (len(columns) + 1)
     for number, (claim, _, _) in CLAIMS.items():
         words = [column.word(number) for column in columns]
-        cells = [_MARKS.get(word, word or "–") for word in words]
+        cells = [_cell(column, number) for column in columns]
         shown = f"[{number}](#claim-{number}). {claim}"
         yield f"| {shown} | " + " | ".join(cells) + f" | **{holds(words)}** |"
+
+
+def _cell(column: Column, number: int) -> str:
+    word = column.word(number)
+    so_far = ", so far" if _is_checked(column, number) and column.lacking(number) else ""
+    return _MARKS.get(word, word or "–") + so_far
 
 
 def holds(words: Sequence[str]) -> str:
@@ -222,10 +262,11 @@ def _line(number: int, column: Column, verdict: Verdict, folder: Path) -> str:
     name = f"claim-{number}-{_file_name(column.name)}.svg"
     lines = [(each.what, each) for each in verdict.comparisons]
     _write(folder / name, f"Claim {number} on {column.name}: all comparisons", lines, verdict.unit)
+    lacks = column.lacking(number)
     deciding = sum(each.decides for each in verdict.comparisons)
     cells = (
         column.name,
-        f"**{_MARKS[verdict.verdict]}**",
+        f"**{_MARKS[verdict.verdict]}**" + (f", so far: {lacks}" if lacks else ""),
         f"{least.margin:+.3f}" + (f" (may be −{least.tolerance:g})" if least.tolerance else ""),
         _ends(least.interval) if least.seeds > 1 else "one seed",
         "–" if least.item_interval is None else _ends(least.item_interval),
@@ -291,7 +332,7 @@ which most methods end within a point of each other.
 
 {matrix}
 
-"–" where the protocol gives a bed no such claim.
+"–" where the protocol gives a bed no such claim; "so far" where rows or seeds of it are missing.
 Small models on small pictures and texts: no evidence for or against the paper's own figures.
 
 In the tables below, the effect is the margin of the least favourable comparison, with its 90 %

@@ -100,7 +100,7 @@ class Picture:
 
     Attributes:
       svg: a complete SVG file, on white.
-      png: the same as PNG; empty for narrow pictures, which are shown in pages only.
+      png: the same as PNG; empty for pictures that are only shown in pages, as narrow ones are.
       title: what the picture shows, for screen readers.
       text: the values that can be read off it, for screen readers.
     """
@@ -193,17 +193,18 @@ def note(
     )
 
 
-def picture_of(figure: Figure, *, title: str, text: str = "") -> Picture:
+def picture_of(figure: Figure, *, title: str, text: str = "", png: bool = True) -> Picture:
     """Save a figure as SVG text and as PNG at 200 dots an inch.
 
     Args:
       figure: a finished figure, inside the block of `new_figure`.
       title: as in `Picture`.
       text: as in `Picture`; "" takes the title.
+      png: whether a wide picture is drawn as PNG too, which takes most of the time.
     """
     drawn, pixels = io.StringIO(), io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
-    if figure.get_figwidth() >= _FILED:
+    if png and figure.get_figwidth() >= _FILED:
         figure.savefig(pixels, format="png", dpi=200, metadata={"Software": _MARK, "Title": title})
     return Picture(drawn.getvalue(), pixels.getvalue(), title, text or title)
 

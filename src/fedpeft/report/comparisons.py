@@ -32,7 +32,7 @@ _LETTER = 0.078  # inches
 
 
 def draw_comparisons(title: str, lines: Lines, unit: str, *, width: float = 9.0) -> Picture:
-    """Draw the margin of each comparison with its intervals over seeds and over test items.
+    """Draw the margin of each comparison with its intervals over seeds and over test items, as SVG.
 
     Args:
       title: what the lines have in common.
@@ -66,7 +66,7 @@ def draw_comparisons(title: str, lines: Lines, unit: str, *, width: float = 9.0)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"margin, {unit}: mean over seeds, 90 % interval; thin: over test items")
         spoken = ". ".join(f"{label}: {_words(found)}" for label, found in lines)
-        return picture_of(figure, title=title, text=spoken + ".")
+        return picture_of(figure, title=title, text=spoken + ".", png=False)
 
 
 def _draw(axes: Axes, place: float, found: Comparison) -> None:
