@@ -9,6 +9,7 @@
     python scripts/qualify.py characters
     python scripts/qualify.py characters --set neighbour=0.5 --set train=30     another setting
     python scripts/qualify.py clothes --set train=500 --seeds 9001 9002 9003    read from files
+    python scripts/qualify.py text --model minilm --epochs 4 --seeds 9001 9002 9003
 
 A bed qualifies when, in the mean over seeds, full tuning is at least 5 points above the head, at
 least 10 above training from scratch, and below 0.97. The rate of each method is the best of a grid
@@ -21,19 +22,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import fedpeft
 from characters import SETTINGS, Setting, draw_characters
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_splits
-from fedpeft.models.loaded import InputSpec
+from fedpeft.models.loaded import InputSpec, TextInput
 
-__all__ = ["BEDS", "GRIDS", "Budget", "Files", "load_bed", "qualifies", "score"]
+__all__ = ["BEDS", "GRIDS", "Budget", "Files", "joined", "load_bed", "qualifies", "score"]
 
 _LOG = Path(__file__).resolve().parent.parent / "experiments" / "beds.jsonl"
 GRIDS: Mapping[str, Sequence[float]] = {
@@ -43,7 +44,15 @@ GRIDS: Mapping[str, Sequence[float]] = {
     "bias": (0.01, 0.03, 0.1),
     "lora": (0.01, 0.03, 0.1),
 }
-"""Learning rates that are tried for each method."""
+"""Learning rates that are tried for each method on pictures."""
+TEXT_GRIDS: Mapping[str, Sequence[float]] = {
+    "head": (0.1, 0.3, 1.0),
+    "full": (0.02, 0.06),
+    "scratch": (0.03, 0.1),
+    "bias": (0.03, 0.1),
+    "lora": (0.03, 0.1),
+}
+"""The same on texts, where a step costs ten times as much."""
 _DECIDING = ("head", "full", "scratch")
 
 
@@ -55,19 +64,24 @@ class Files:
       source: as `data.source`.
       train: number of training examples; each seed draws its own.
       validation: number of validation examples, the same for all seeds.
+      max_length: of a text, in tokens; 0 is the model's own limit.
+      pooling: as `model.pooling`; "" leaves it unset.
     """
 
     source: str
     train: int
     validation: int
+    max_length: int = 0
+    pooling: str = ""
 
 
 BEDS: Mapping[str, Setting | Files] = {
     **SETTINGS,
     "clothes": Files("/usr/share/datasets/fashion-mnist", train=4000, validation=2000),
+    "text": Files("data/trec", train=1500, validation=545, max_length=16, pooling="mean"),
 }
 """Generated beds, and beds of files. `clothes` is Fashion-MNIST, from Debian's package
-`dataset-fashion-mnist`."""
+`dataset-fashion-mnist`; `text` is TREC, which `scripts/trec.py` writes."""
 
 _Bed = TypeVar("_Bed", Setting, Files)
 _Load: TypeAlias = Callable[[int], Federated]
@@ -82,11 +96,13 @@ class Budget:
       model: name of the backbone.
       epochs: over the training data; about what a client of the default federation sees.
       seeds: of heads, new weights and order; the first one chooses the rates.
+      pooling: as `model.pooling`.
     """
 
     model: str = "vit-glyphs-28"
     epochs: int = 12
     seeds: Sequence[int] = (1, 2, 3)
+    pooling: str | None = None
 
 
 def main() -> None:
@@ -103,14 +119,17 @@ def main() -> None:
     options = parser.parse_args()
     bed = BEDS[options.bed]
     setting = _changed(bed, options.set)
-    budget = Budget(options.model, options.epochs, options.seeds)
-    grids = {method: options.rates or GRIDS[method] for method in options.methods}
+    pooling = (setting.pooling or None) if isinstance(setting, Files) else None
+    budget = Budget(options.model, options.epochs, options.seeds, pooling)
+    usual = TEXT_GRIDS if pooling else GRIDS
+    grids = {method: options.rates or usual[method] for method in options.methods}
     line = {
         "bed": options.bed,
         **_examine(setting, grids, budget),
         "setting": asdict(setting),
         "note": options.note,
     }
+    line = joined(line, [json.loads(text) for text in _LOG.read_text("utf-8").splitlines()])
     print(json.dumps(line))
     with _LOG.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -131,7 +150,7 @@ def _examine(
 ) -> dict[str, object]:
     """Train every method and return the figures of one line of the list."""
     began = time.process_time()
-    inputs = fedpeft.load_model(fedpeft.ModelRequest(budget.model)).inputs
+    inputs = fedpeft.load_model(_model(budget)).inputs
     load = load_bed(setting, inputs)
     found: dict[str, list[float]] = {}
     rates: dict[str, float] = {}
@@ -153,6 +172,27 @@ def _examine(
     }
 
 
+def joined(line: dict[str, Any], earlier: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a line with the deciding methods that it lacks taken from earlier lines.
+
+    Calls for one method each, which may run at once, decide together.
+
+    Args:
+      line: new.
+      earlier: lines of the list; those of another bed, budget or setting are passed over.
+    """
+    same = ("bed", "model", "epochs", "seeds", "setting")
+    alike = [old for old in earlier if all(old[key] == line[key] for key in same)]
+    whole = dict(line)
+    for old in reversed(alike):
+        for part in ("rates", "validation"):
+            kept = {m: value for m, value in old[part].items() if m in _DECIDING}
+            whole[part] = {**kept, **whole[part]}
+    found = whole["validation"]
+    whole["qualifies"] = qualifies(found) if set(found) >= set(_DECIDING) else None
+    return whole
+
+
 def load_bed(setting: Setting | Files, inputs: InputSpec) -> _Load:
     """Return the function that gives a seed's data: training and validation examples."""
     one = fedpeft.PartitionRequest("iid", clients=1, min_examples=1)
@@ -162,8 +202,10 @@ def load_bed(setting: Setting | Files, inputs: InputSpec) -> _Load:
         return lambda seed: drawn
     request = fedpeft.DataRequest(
         setting.source,
+        task="text-classification" if isinstance(inputs, TextInput) else "image-classification",
         budget=setting.train,
         max_test=setting.validation,
+        max_length=setting.max_length or None,
         evaluate_on="validation",
         partition=one,
     )
@@ -180,9 +222,7 @@ def score(data: Federated, method: str, rate: float, seed: int, budget: Budget) 
       seed: of everything that is drawn.
       budget: backbone and number of epochs.
     """
-    loaded = fedpeft.load_model(
-        fedpeft.ModelRequest(budget.model, num_labels=data.num_labels, seed=seed)
-    )
+    loaded = fedpeft.load_model(replace(_model(budget), num_labels=data.num_labels, seed=seed))
     tuned = fedpeft.tune(loaded, fedpeft.TuningRequest(method, seed=seed))
     settings = {
         "seed": seed,
@@ -199,6 +239,10 @@ def score(data: Federated, method: str, rate: float, seed: int, budget: Budget) 
         print(f"{method} at {rate}: {error}", flush=True)
         return 0.0
     return float(result.totals.last["accuracy"] or 0.0)
+
+
+def _model(budget: Budget) -> fedpeft.ModelRequest:
+    return fedpeft.ModelRequest(budget.model, pooling=budget.pooling)
 
 
 def qualifies(found: Mapping[str, Sequence[float]]) -> bool:

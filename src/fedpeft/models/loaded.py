@@ -61,7 +61,7 @@ class TextInput:
 
     Attributes:
       folder: folder or hub id of the tokenizer, for `AutoTokenizer.from_pretrained`; "" for an
-        untrained preset, which has none.
+        untrained preset without one.
       max_length: longest input of the model, in tokens.
       padding: the tokens that the model's config offers for padding.
     """

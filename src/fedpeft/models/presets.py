@@ -22,6 +22,7 @@ class Preset:
       settings: arguments of the config.
       channels_from_data: whether the number of input channels follows the data; otherwise it is
         that of the config.
+      tokenizer: a folder in `bundled/` with the files of its tokenizer; "" if it has none.
     """
 
     about: str
@@ -30,6 +31,7 @@ class Preset:
     parameters: int
     settings: Mapping[str, object] = field(default_factory=dict)
     channels_from_data: bool = False
+    tokenizer: str = ""
 
 
 def _vit(
@@ -93,6 +95,22 @@ PRESETS: Mapping[str, Preset] = {
             "num_attention_heads": 32,
             "vocab_size": 32000,
         },
+    ),
+    "narrow-bert": Preset(
+        "BERT narrowed until it is as large as the delta of bias tuning on minilm (6 classes); its "
+        "vocabulary is BERT's 688 most frequent pieces",
+        "text-classification",
+        "bert",
+        28_538,
+        {
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "vocab_size": 688,
+            "max_position_embeddings": 64,
+        },
+        tokenizer="frequent-words",
     ),
     "shufflenet-v2-x0.05-small": _small_shufflenet(
         "ShuffleNetV2 narrowed until it is as large as the delta of bias tuning on vit-glyphs-8",

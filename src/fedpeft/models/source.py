@@ -38,7 +38,7 @@ from fedpeft.models.families import Family, before_head, family_of, parameters_u
 from fedpeft.models.heads import init_head
 from fedpeft.models.inputs import image_input, text_input, video_input
 from fedpeft.models.loaded import InputSpec, LoadedModel, TextInput
-from fedpeft.models.locate import Place, is_local, locate
+from fedpeft.models.locate import Place, is_local, locate, preset_tokenizer
 from fedpeft.models.padding import (
     check_padding,
     pad_tokens,
@@ -302,7 +302,7 @@ def _inputs(request: ModelRequest, module: nn.Module, task: Task, folder: Path |
     config, family = getattr(module, "config", None), family_of(module)
     if task.inputs in ("image", "video"):
         return (image_input if task.inputs == "image" else video_input)(config, family, folder)
-    source = folder or ("" if is_local(request.name) else request.name)
+    source = folder or preset_tokenizer(request.name) or ("" if is_local(request.name) else request.name)
     ends = task.targets == "class" and "score" in dict(module.named_children())
     places, padded = position_table(module) or (None, None)
     reserved = 0 if padded is None else padded + 1
