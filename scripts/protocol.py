@@ -56,7 +56,7 @@ class Bed:
 
     Attributes:
       name: folder of its experiment files.
-      base: settings of every row.
+      base: settings of every row; a folder of data counts from the repository.
       kinds: class -> the settings of its cells, on which its rates are searched.
       tables: table -> rows.
       examples: training examples, test examples.
@@ -174,6 +174,7 @@ def _characters(source: str, tables: Mapping[str, Sequence[Row]]) -> Bed:
 
 
 def _text() -> Bed:
+    """TREC, which `scripts/trec.py` writes; the small network reads as much text in more pieces."""
     base = {
         **_BASE,
         "data.partition.alpha": 0.5,
@@ -183,14 +184,14 @@ def _text() -> Bed:
         "client.batch_size": 16,
         "model.name": "minilm",
         "model.pooling": "mean",
-        "data.source": "trec",
+        "data.source": "data/trec",
         "data.max_length": 16,
         "data.budget": 1500,
     }
     kinds: Mapping[str, Settings] = {
         "usual": {},
         "few": {COHORT: 2},
-        "small": {"model.name": "preset:tiny-bert"},
+        "small": {"model.name": "preset:narrow-bert", "data.max_length": 48},
         "64-of-64": {COHORT: 64},
         "scarce": {"data.budget": 500},
         "example": _private("example", 5.0),
@@ -300,10 +301,16 @@ def toml_of(bed: Bed, table: str, rates: Mapping[str, Mapping[str, float]]) -> s
             "sweep = [",
             *(f"    {_inline(row)}," for row in rows),
             "]",
-            *_sections(bed.base),
+            *_sections(_from_file(bed)),
             "",
         ]
     )
+
+
+def _from_file(bed: Bed) -> dict[str, object]:
+    """Return a bed's settings as they stand in its files: a folder of data counts from there."""
+    source = str(bed.base["data.source"])
+    return {**bed.base, "data.source": f"../../{source}" if "/" in source else source}
 
 
 def _inline(row: Settings) -> str:
