@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from characters import SETTINGS, read_characters
+from fedpeft.data.renditions import render
 from fedpeft.data.tables import Splits, Table
 from glyphs import read_glyphs
 from motion import read_motion
-from renditions import RENDITIONS, render
+from pretraining_pictures import read_pretraining_pictures
+from renditions import RENDITIONS
 
 __all__ = ["SETS", "draw_digits_split", "packed", "read_digits"]
 
@@ -85,6 +87,7 @@ SETS: Mapping[str, Callable[[], Splits]] = {
     **{f"digits-{word}": functools.partial(_rendition, word) for word in RENDITIONS},
     **{name: functools.partial(read_characters, name) for name in SETTINGS},
     "glyphs": read_glyphs,
+    "glyphs-28": read_pretraining_pictures,
     "motion": read_motion,
 }
 """By the name that `data.source` takes."""

@@ -4,9 +4,11 @@
     full      everything is trained
     scratch   everything is trained, from new weights, for as many epochs
     bias      on demand, for orientation: biases and head
+    lora      on demand, as bias: LoRA's factors and head
 
     python scripts/qualify.py characters
     python scripts/qualify.py characters --set neighbour=0.5 --set train=30     another setting
+    python scripts/qualify.py clothes --set train=500 --seeds 9001 9002 9003    read from files
 
 A bed qualifies when, in the mean over seeds, full tuning is at least 5 points above the head, at
 least 10 above training from scratch, and below 0.97. The rate of each method is the best of a grid
@@ -19,18 +21,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
+from typing import TypeAlias, TypeVar
 
 import fedpeft
 from characters import SETTINGS, Setting, draw_characters
 from fedpeft.data.examples import Federated
 from fedpeft.data.load import load_splits
-from fedpeft.data.tables import Splits
+from fedpeft.models.loaded import InputSpec
 
-__all__ = ["GRIDS", "Budget", "qualifies", "score"]
+__all__ = ["BEDS", "GRIDS", "Budget", "Files", "load_bed", "qualifies", "score"]
 
 _LOG = Path(__file__).resolve().parent.parent / "experiments" / "beds.jsonl"
 GRIDS: Mapping[str, Sequence[float]] = {
@@ -38,9 +41,37 @@ GRIDS: Mapping[str, Sequence[float]] = {
     "full": (0.01, 0.02, 0.04),
     "scratch": (0.01, 0.03, 0.1),
     "bias": (0.01, 0.03, 0.1),
+    "lora": (0.01, 0.03, 0.1),
 }
 """Learning rates that are tried for each method."""
 _DECIDING = ("head", "full", "scratch")
+
+
+@dataclass(frozen=True)
+class Files:
+    """A bed that is read from files.
+
+    Attributes:
+      source: as `data.source`.
+      train: number of training examples; each seed draws its own.
+      validation: number of validation examples, the same for all seeds.
+    """
+
+    source: str
+    train: int
+    validation: int
+
+
+BEDS: Mapping[str, Setting | Files] = {
+    **SETTINGS,
+    "clothes": Files("/usr/share/datasets/fashion-mnist", train=4000, validation=2000),
+}
+"""Generated beds, and beds of files. `clothes` is Fashion-MNIST, from Debian's package
+`dataset-fashion-mnist`."""
+
+_Bed = TypeVar("_Bed", Setting, Files)
+_Load: TypeAlias = Callable[[int], Federated]
+"""From a seed to the data of one client, evaluated on validation data."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +92,7 @@ class Budget:
 def main() -> None:
     """Read the command line, train, print a line and add it to the list."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bed", choices=sorted(SETTINGS))
+    parser.add_argument("bed", choices=sorted(BEDS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--model", default=Budget.model)
     parser.add_argument("--epochs", type=int, default=Budget.epochs)
@@ -70,12 +101,13 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", help="instead of each method's grid")
     parser.add_argument("--note", default="", help="is added to the line")
     options = parser.parse_args()
-    setting = _changed(SETTINGS[options.bed], options.set)
+    bed = BEDS[options.bed]
+    setting = _changed(bed, options.set)
     budget = Budget(options.model, options.epochs, options.seeds)
     grids = {method: options.rates or GRIDS[method] for method in options.methods}
     line = {
         "bed": options.bed,
-        **_examine(draw_characters(setting), grids, budget),
+        **_examine(setting, grids, budget),
         "setting": asdict(setting),
         "note": options.note,
     }
@@ -84,7 +116,7 @@ def main() -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _changed(setting: Setting, changes: Sequence[str]) -> Setting:
+def _changed(setting: _Bed, changes: Sequence[str]) -> _Bed:
     kinds = {field.name: type(getattr(setting, field.name)) for field in fields(setting)}
     for change in changes:
         key, _, value = change.partition("=")
@@ -95,23 +127,20 @@ def _changed(setting: Setting, changes: Sequence[str]) -> Setting:
 
 
 def _examine(
-    splits: Splits, grids: Mapping[str, Sequence[float]], budget: Budget
+    setting: Setting | Files, grids: Mapping[str, Sequence[float]], budget: Budget
 ) -> dict[str, object]:
     """Train every method and return the figures of one line of the list."""
     began = time.process_time()
     inputs = fedpeft.load_model(fedpeft.ModelRequest(budget.model)).inputs
-    request = fedpeft.DataRequest(
-        evaluate_on="validation",
-        partition=fedpeft.PartitionRequest("iid", clients=1, min_examples=1),
-    )
-    data = load_splits(splits, request, inputs)
+    load = load_bed(setting, inputs)
     found: dict[str, list[float]] = {}
     rates: dict[str, float] = {}
     for method, grid in grids.items():
+        data = load(budget.seeds[0])
         first = {rate: score(data, method, rate, budget.seeds[0], budget) for rate in grid}
         rates[method] = max(grid, key=lambda rate: first[rate])
         print(f"{method}: {first}", flush=True)
-        others = [score(data, method, rates[method], s, budget) for s in budget.seeds[1:]]
+        others = [score(load(s), method, rates[method], s, budget) for s in budget.seeds[1:]]
         found[method] = [first[rates[method]], *others]
     return {
         "model": budget.model,
@@ -122,6 +151,23 @@ def _examine(
         "qualifies": qualifies(found) if set(found) >= set(_DECIDING) else None,
         "cpu_seconds": round(time.process_time() - began),
     }
+
+
+def load_bed(setting: Setting | Files, inputs: InputSpec) -> _Load:
+    """Return the function that gives a seed's data: training and validation examples."""
+    one = fedpeft.PartitionRequest("iid", clients=1, min_examples=1)
+    if isinstance(setting, Setting):
+        request = fedpeft.DataRequest(evaluate_on="validation", partition=one)
+        drawn = load_splits(draw_characters(setting), request, inputs)
+        return lambda seed: drawn
+    request = fedpeft.DataRequest(
+        setting.source,
+        budget=setting.train,
+        max_test=setting.validation,
+        evaluate_on="validation",
+        partition=one,
+    )
+    return lambda seed: fedpeft.load_data(replace(request, seed=seed), inputs)
 
 
 def score(data: Federated, method: str, rate: float, seed: int, budget: Budget) -> float:

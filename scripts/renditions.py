@@ -5,61 +5,26 @@
     strokes    the skeleton of the ink, drawn with a pen of one width
     permuted   all 64 pixels moved to other places, the same for every picture
 
-They come from the bundled digits alone, by integer or fixed arithmetic: anyone gets the same sets.
+All but the strokes are functions of `fedpeft.data.renditions`. They come from the bundled digits
+alone, by integer or fixed arithmetic: anyone gets the same sets.
 Legend: N pictures, H W height and width.
-
-Reference for permuted pixels: Goodfellow et al., An Empirical Investigation of Catastrophic
-Forgetting in Gradient-Based Neural Networks, 2013.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.tables import Splits, Table
+from fedpeft.data.renditions import Images, blur, invert, permute
 from thinning import Bitmap, skeletons
 
-__all__ = ["RENDITIONS", "blur", "invert", "permute", "render", "strokes"]
-
-Images = NDArray[np.uint8]
+__all__ = ["RENDITIONS", "strokes"]
 
 _WHITE = 16
 _ENLARGED = 8
 _PEN = 5
-
-
-def render(splits: Splits, change: Callable[[Images], Images]) -> Splits:
-    """Change the pictures of every split; labels, rows and scale stay as they are.
-
-    Args:
-      splits: pictures in the column `image`, uint8 [N, 8, 8] of 0 to 16.
-      change: one of `RENDITIONS`.
-    """
-    tables = {
-        name: Table(
-            {**table.columns, "image": change(np.asarray(table.columns["image"], np.uint8))},
-            table.names,
-        )
-        for name, table in splits.tables.items()
-    }
-    return replace(splits, tables=tables)
-
-
-def invert(images_NHW: Images) -> Images:
-    """Exchange ink and page."""
-    return np.asarray(_WHITE - images_NHW, np.uint8)
-
-
-def blur(images_NHW: Images) -> Images:
-    """Spread the ink to the eight neighbours of each pixel; beyond the edge is no ink."""
-    padded = np.pad(images_NHW.astype(np.int64), ((0, 0), (1, 1), (1, 1)))
-    rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    sums = rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]
-    return np.asarray((sums + 8) // 16, np.uint8)
 
 
 def strokes(images_NHW: Images) -> Images:
@@ -73,13 +38,6 @@ def strokes(images_NHW: Images) -> Images:
     count, height, width = images_NHW.shape
     blocks = pen.reshape(count, height, _ENLARGED, width, _ENLARGED).mean(axis=(2, 4))
     return np.asarray(np.rint(np.minimum(1.0, blocks * _ENLARGED / _PEN) * _WHITE), np.uint8)
-
-
-def permute(images_NHW: Images) -> Images:
-    """Move the pixels of every picture to other places, by one fixed permutation."""
-    count, height, width = images_NHW.shape
-    order = np.random.RandomState(0).permutation(height * width)
-    return images_NHW.reshape(count, -1)[:, order].reshape(count, height, width)
 
 
 def _enlarge(images_NHW: Images) -> NDArray[np.float64]:

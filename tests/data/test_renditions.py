@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedpeft.data.bundled import BUNDLED_DATASETS, read_set
-from renditions import RENDITIONS, blur, invert, permute, strokes
+from fedpeft.data.renditions import blur, invert, permute
+from renditions import RENDITIONS, strokes
 
 
 @pytest.mark.parametrize("word", RENDITIONS)
