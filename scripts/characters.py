@@ -36,6 +36,7 @@ __all__ = [
     "Setting",
     "draw_block",
     "draw_characters",
+    "draw_set",
     "read_characters",
     "render_classes",
 ]
@@ -112,13 +113,23 @@ def read_characters(name: str) -> Splits:
 
 def draw_characters(setting: Setting) -> Splits:
     """Draw the data set of a setting, as `read_characters`."""
-    glyphs, tables = render_classes(), {}
+    return draw_set(setting, render_classes())
+
+
+def draw_set(setting: Setting, glyphs: GlyphSet) -> Splits:
+    """Draw a data set of any glyphs, as `read_characters`.
+
+    Args:
+      setting: how.
+      glyphs: ordered by class.
+    """
+    num_classes, tables = len(glyphs.labels), {}
     for split in ("train", "validation", "test"):
-        num = getattr(setting, split) * len(CLASSES)
+        num = getattr(setting, split) * num_classes
         blocks = [draw_block(setting, glyphs, split, first) for first in range(0, num, BLOCK)]
-        labels = np.arange(num, dtype=np.int64) % len(CLASSES)
+        labels = np.arange(num, dtype=np.int64) % num_classes
         columns = {"image": np.concatenate(blocks)[:num], "label": labels}
-        tables[split] = Table(columns, {"label": tuple(CLASSES)})
+        tables[split] = Table(columns, {"label": glyphs.labels})
     return Splits(tables, full_scale=WHITE)
 
 

@@ -23,7 +23,7 @@ from fedpeft.data.renditions import render
 from fedpeft.data.tables import Splits, Table
 from glyphs import read_glyphs
 from motion import read_motion
-from pretraining_pictures import read_pretraining_pictures
+from pretraining_pictures import read_new_glyphs, read_pretraining_pictures
 from renditions import RENDITIONS
 
 __all__ = ["SETS", "draw_digits_split", "packed", "read_digits"]
@@ -88,6 +88,7 @@ SETS: Mapping[str, Callable[[], Splits]] = {
     **{name: functools.partial(read_characters, name) for name in SETTINGS},
     "glyphs": read_glyphs,
     "glyphs-28": read_pretraining_pictures,
+    "glyphs-new": read_new_glyphs,
     "motion": read_motion,
 }
 """By the name that `data.source` takes."""

@@ -34,13 +34,14 @@ def test_stored_split_is_the_one_that_is_drawn():
 
 
 QUICK_SETS = ("digits", "digits-inverted", "digits-blurred", "digits-permuted")
+OF_MORE_FONTS = (*SETTINGS, "glyphs-28", "glyphs-new")
 MISSING = missing_packages()
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:
     """Sets that take long are slow, and those of fonts beyond matplotlib's need the fonts."""
     fonts = pytest.mark.skipif(
-        name in SETTINGS and bool(MISSING), reason=f"apt-get install {' '.join(MISSING)}"
+        name in OF_MORE_FONTS and bool(MISSING), reason=f"apt-get install {' '.join(MISSING)}"
     )
     return [fonts] if name in QUICK_SETS else [fonts, pytest.mark.slow]
 

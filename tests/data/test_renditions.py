@@ -1,4 +1,4 @@
-"""Other renderings of the digits: closed forms, and what stays as it was."""
+"""Other renderings of the digits and the characters: closed forms, and what stays as it was."""
 
 from __future__ import annotations
 
@@ -60,3 +60,17 @@ def test_strokes_of_a_thick_bar_and_of_a_thin_one_are_one_line():
     for drawn in (strokes(thick)[0], strokes(thin)[0]):
         assert (drawn[2:6, 3] == 16).all() and drawn[2:6, [0, 1, 5, 6, 7]].sum() == 0
     assert not np.array_equal(blur(thick), blur(thin))  # they are not alike to begin with
+
+
+@pytest.mark.parametrize(
+    ("word", "change"), [("inverted", invert), ("blurred", blur), ("permuted", permute)]
+)
+def test_the_characters_have_renditions_with_the_same_rows(word, change):
+    characters = read_set("characters")
+    other = BUNDLED_DATASETS[f"characters-{word}"].read()
+    assert other.full_scale == 16 and list(other.tables) == list(characters.tables)
+    for name, table in characters.tables.items():
+        images, changed = table.columns["image"], other.tables[name].columns["image"]
+        assert np.array_equal(other.tables[name].columns["label"], table.columns["label"])
+        assert np.array_equal(changed[:9], change(images[:9]))
+        assert not np.array_equal(changed, images)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from characters import SETTINGS
-from qualify import qualifies
+from fedpeft.models.loaded import ImageInput
+from qualify import Files, load_bed, qualifies
 
 GOOD = {"head": [0.60, 0.62], "full": [0.70, 0.72], "scratch": [0.50, 0.52]}
 
@@ -36,3 +39,31 @@ def test_the_settings_that_are_shipped_are_on_the_list_and_qualify(name):
     (line,) = [line for line in whole if line["setting"] == asdict(SETTINGS[name])]
     assert line["qualifies"] and line["bed"] == name
     assert [len(values) for values in line["validation"].values()] == [3, 3, 3]
+
+
+
+def write_files(folder):
+    """Write idx files: 200 training pictures with a dark last pixel, 50 test pictures, all white."""
+    for split, num, level in (("train", 200, 10), ("t10k", 50, 255)):
+        images = np.full((num, 3, 3), level, np.uint8)
+        images[:, 0, 0] = np.arange(num)
+        for kind, values in (("images", images), ("labels", np.arange(num, dtype=np.uint8) % 5)):
+            header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+            (folder / f"{split}-{kind}-idx{values.ndim}-ubyte").write_bytes(header + values.tobytes())
+
+
+def test_a_bed_of_files_draws_training_pictures_by_seed_and_takes_no_test_pictures(tmp_path):
+    write_files(tmp_path)
+    load = load_bed(Files(str(tmp_path), 60, 15), ImageInput(3, 3, 1, (0.0,), (1.0,)))
+    first, again, other = (
+        [
+            examples.batch(range(len(examples)), seed=None)["pixel_values"]
+            for examples in (data.train, data.test)
+        ]
+        for data in map(load, (9001, 9001, 9002))
+    )
+    assert [len(pixels) for pixels in (*first, *other)] == [60, 15, 60, 15]
+    assert first[0].equal(again[0]) and not first[0].equal(other[0])
+    assert first[1].equal(other[1]) and first[1][..., -1, -1].max() < 0.05
+    ours, scored = (set(pixels[:, 0, 0, 0].tolist()) for pixels in first)
+    assert not ours & scored

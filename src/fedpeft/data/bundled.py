@@ -3,12 +3,16 @@
     digits       1,797 pictures, 8 x 8, of handwritten digits (UCI)
     digits-*     the same digits inverted, blurred, as strokes, permuted
     characters   102 letters of six scripts in clutter, 28 x 28 pixels; also characters-hard
+    characters-* the same letters inverted, blurred, permuted
     glyphs       letters and signs of the fonts that come with matplotlib
+    glyphs-28    letters and signs in a hand, 28 x 28, as vit-glyphs-28 was pretrained on
+    glyphs-new   60 classes that were kept from that pretraining, drawn without clutter
     motion       clips of a figure that moves in one of eight ways
     docstrings   first paragraphs of the documentation of installed packages; see `docstrings.py`
 
-All but the last are files in `sets/`; the README there names their sources, and
-`scripts/make_sets.py` makes them again, byte by byte. Their splits do not depend on an experiment's
+All but docstrings and the renditions of `characters`, which `renditions.py` computes from that set,
+are files in `sets/`; the README there names their sources, and `scripts/make_sets.py` makes them
+again, byte by byte. Their splits do not depend on an experiment's
 seed: of each class of the digits, 20 % are for testing, 10 % for validation, the rest for training.
 """
 
@@ -23,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.data.docstrings import read_docstrings
+from fedpeft.data.renditions import Images, blur, invert, permute, render
 from fedpeft.data.tables import Splits, Table
 
 
@@ -58,10 +63,16 @@ def read_set(name: str) -> Splits:
     return Splits({s: Table(columns, names) for s, columns in splits.items()}, full_scale)
 
 
+def read_rendition(name: str, change: Callable[[Images], Images]) -> Splits:
+    """Read a set of `sets/` with every picture changed, as `fedpeft.data.renditions.render`."""
+    return render(read_set(name), change)
+
+
 @functools.lru_cache
 def num_train(name: str) -> int | None:
-    """Return the number of training examples of a file of `sets/`; None for other data."""
-    return len(read_set(name).tables["train"]) if name in _SETS else None
+    """Return the number of training examples of a fixed set; None for other data."""
+    row = BUNDLED_DATASETS.get(name)
+    return len(row.read().tables["train"]) if row and row.num_labels is not None else None
 
 
 _SAME = "same rows and split"
@@ -77,9 +88,22 @@ _SETS = {
     "characters": (102, "letters of six scripts in clutter, 28 x 28 pixels, for vit-glyphs-28"),
     "characters-hard": (102, "the same letters, more distorted and more cluttered"),
     "glyphs": (757, "757 letters and signs of 8 x 8 pixels; test split: fonts held out"),
+    "glyphs-28": (
+        1382,
+        "letters and signs of 28 x 28 pixels as vit-glyphs-28 was pretrained on; test split: "
+        "fonts held out",
+    ),
+    "glyphs-new": (60, "60 such letters and signs that the pretraining left out; 28 x 28 pixels"),
     "motion": (8, "clips of 8 frames of 16 x 16; class = one of 8 motions; made here"),
 }
 """Each file of `sets/` with its number of classes and its summary."""
+
+_RENDITIONS: Mapping[str, tuple[Callable[[Images], Images], str]] = {
+    "inverted": (invert, "dark ink on a light page"),
+    "blurred": (blur, "blurred"),
+    "permuted": (permute, "their 784 pixels permuted, alike in every picture"),
+}
+"""By the word after `characters-`: how the pictures are changed, in code and in words."""
 
 BUNDLED_DATASETS: Mapping[str, BundledDataset] = {
     **{
@@ -90,6 +114,15 @@ BUNDLED_DATASETS: Mapping[str, BundledDataset] = {
             num_labels,
         )
         for name, (num_labels, summary) in _SETS.items()
+    },
+    **{
+        f"characters-{word}": BundledDataset(
+            "image-classification",
+            f"the letters of characters, {words}; {_SAME}",
+            functools.partial(read_rendition, "characters", change),
+            _SETS["characters"][0],
+        )
+        for word, (change, words) in _RENDITIONS.items()
     },
     "docstrings": BundledDataset(
         "text-classification",

@@ -1,4 +1,6 @@
-"""Helpers for loading: silence `transformers`, switch off dropout, keep nothing between passes."""
+"""Helpers for loading: silence `transformers`, switch off dropout, keep nothing between passes,
+let statistics remember more than the last batch.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ import warnings
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_LARGEST_MOMENTUM, _USUAL_MOMENTUM = 0.5, 0.1
 
 
 @contextlib.contextmanager
@@ -46,6 +51,18 @@ def zero_dropout(part: object) -> None:
         _zero_attributes(module)
     if getattr(part, "config", None) is not None:
         _zero_attributes(part.config)
+
+
+def slow_statistics(part: nn.Module) -> None:
+    """Let the running statistics of BatchNorm remember more batches than the last, in place.
+
+    The MobileNets of `transformers` have 0.997 as momentum. That is TensorFlow's decay; torch's
+    momentum is its complement, so that a model whose statistics train would be evaluated with those
+    of its last batch. Any momentum above 0.5 becomes torch's default of 0.1.
+    """
+    for module in part.modules():
+        if isinstance(module, _BatchNorm) and (module.momentum or 0.0) > _LARGEST_MOMENTUM:
+            module.momentum = _USUAL_MOMENTUM
 
 
 def forget_biases(part: nn.Module) -> None:

@@ -48,7 +48,7 @@ from fedpeft.models.padding import (
 )
 from fedpeft.models.pooling import check_pooling, pooling_of, set_pooling
 from fedpeft.models.presets import PRESETS
-from fedpeft.models.quiet import zero_dropout
+from fedpeft.models.quiet import slow_statistics, zero_dropout
 from fedpeft.models.tasks import TASKS, TEXT_CLASSIFICATION, Task, task_named
 from fedpeft.models.weight_files import has_weights, stored_tensors
 
@@ -170,6 +170,7 @@ def describe_module(module: nn.Module, request: ModelRequest, task: Task | None)
       ModelError: if the task cannot be inferred.
     """
     zero_dropout(module.float().cpu().eval())
+    slow_statistics(module)
     folder: Path | None = None
     with contextlib.suppress(ModelError):
         folder = locate(request.name, revision=request.revision).folder if request.name else None
@@ -248,6 +249,7 @@ def _pooled(weights: Weights, request: ModelRequest, task: Task) -> Weights:
 def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task) -> LoadedModel:
     """Switch a module to eval mode without dropout, and find its head and input format."""
     zero_dropout(module.eval())
+    slow_statistics(module)
     family = family_of(module)
     own = place.folder if place.name == request.name else None
     return LoadedModel(
