@@ -97,7 +97,11 @@ def main() -> None:
 
 
 def read_columns(results: Path, planned: Mapping[str, tuple[int, ...]] = PLANNED) -> list[Column]:
-    """Read the beds of a folder of results files; files that are not planned come last."""
+    """Read the beds of a folder of results files; files that are not planned come last.
+
+    A file that is not planned and supports no claim alone, such as one of a gap series, is shown by
+    its rows only: it has no claims.
+    """
     files = {file.stem: file for file in sorted(results.glob("*.jsonl"))}
     runs = {name: tuple(read_lines(file).values()) for name, file in files.items()}
     gaps = [read_gaps(file) for file in sorted(results.glob("gap*.json"))]
@@ -120,7 +124,9 @@ def _bed_columns(name: str, runs: Sequence[Run], claims: tuple[int, ...]) -> Ite
     for bed, found in beds.items():
         title = name if len(beds) == 1 else f"{name}: {bed}"
         verdicts = {each.number: each for each in found if each.number not in OVER_GAP}
-        yield Column(title, claims, tuple(runs), verdicts, expected_of(name))
+        checked = any(each.comparisons for each in verdicts.values())
+        wanted = claims if checked or name in PLANNED else ()
+        yield Column(title, wanted, tuple(runs), verdicts, expected_of(name))
 
 
 def _gap_columns(
@@ -174,8 +180,9 @@ def write_pages(columns: Sequence[Column], why: Mapping[tuple[int, str], str], d
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("claim-*.svg"):
         old.unlink()
-    sections = [_section(number, columns, why, folder) for number in CLAIMS]
-    text = _PAGE.format(matrix="\n".join(_matrix(columns)), sections="\n\n".join(sections))
+    judged = [column for column in columns if column.claims]
+    sections = [_section(number, judged, why, folder) for number in CLAIMS]
+    text = _PAGE.format(matrix="\n".join(_matrix(judged)), sections="\n\n".join(sections))
     (docs / "results.md").write_text(text, "utf-8")
     tables = "\n\n".join(_rows_of(column) for column in columns if column.runs)
     rows = _ROWS.format(tables=tables or "No bed was run yet.")

@@ -135,7 +135,7 @@ def test_sweep_runs_all_rows_and_skips_them_the_next_time(file: Path, tmp_path: 
 
 
 def test_results_file_stands_in_for_the_folders(file: Path, tmp_path: Path) -> None:
-    rows, results = read_rows(file)[:2], tmp_path / "results.jsonl"
+    rows, results = read_rows(file)[:2], tmp_path / "new" / "folder" / "results.jsonl"
     first = sweep(rows, tmp_path / "here", results=results)
     written = results.read_bytes()
     assert written.count(b"\n") == 2

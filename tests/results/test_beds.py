@@ -15,6 +15,7 @@ from fedpeft.core.items import pack_items
 from fedpeft.results.beds import Gaps, beds_of, read_gaps, series_of
 from fedpeft.results.claims import ABSENT, Verdict, by_bed, check_claims
 from fedpeft.results.claims_grid import SMALL, make_grid
+from fedpeft.results.contents import content_digest
 from fedpeft.results.runs import Run
 
 SCORES = {"full": 0.8, "head": 0.7, "bias": 0.9, "adapter": 0.9, "prompt": 0.9}
@@ -222,6 +223,18 @@ def test_gaps_are_read_from_a_file_or_its_folder(tmp_path: Path) -> None:
     file = write_gap(tmp_path / "gap.json")
     assert read_gaps(file) == read_gaps(tmp_path)
     assert read_gaps(file) == Gaps("vit", {"near": 1.5, "far": 2.5, "glyphs": 0.0})
+
+
+def test_gaps_of_local_files_are_known_by_name_where_the_files_are_gone(tmp_path: Path) -> None:
+    sources = {"a": "/gone/near.npz", "b": str(tmp_path / "far.npz"), "c": "glyphs"}
+    (tmp_path / "far.npz").write_bytes(b"pictures")
+    gaps = read_gaps(write_gap(tmp_path / "gap.json", sources=sources))
+    far = f"far.npz@{content_digest(tmp_path / 'far.npz')[:8]}"
+    assert set(gaps.distances) == {"near.npz", far, "glyphs"}
+    runs = gap_runs({"near.npz@01234567": 0.0, str(tmp_path / "far.npz"): 0.1})
+    assert len(of(runs, gaps)["domain gap, vit"][4].comparisons) == 3
+    other = gap_runs({"near.npz@01234567": 0.0, "far.npz@76543210": 0.1})
+    assert list(of(other, gaps)) == [""], "files that are here count by their content"
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,10 @@ def test_a_verdict_on_all_rows_says_nothing(tmp_path: Path) -> None:
     write(tmp_path / "characters.jsonl", lines)
     (column,) = (each for each in read_columns(tmp_path) if each.name == "characters")
     assert [column.lacking(number) for number in (1, 2, 3, 6, 7, 8)] == [""] * 6
+
+
+def test_a_file_that_supports_no_claim_has_rows_only(tmp_path: Path) -> None:
+    write(tmp_path / "gap-far.jsonl", [line(m, 0.5, seed) for m in SCORES for seed in (1, 2)])
+    write_pages(read_columns(tmp_path), {}, tmp_path / "docs")
+    assert matrix((tmp_path / "docs" / "results.md").read_text())["claim"] == [*PLANNED, "holds"]
+    assert "## gap-far" in (tmp_path / "docs" / "results-rows.md").read_text()

@@ -96,7 +96,7 @@ def sweep(
       out: the sweep's folder.
       watch: called with each event of a row.
       results: file with a line for each finished run: rows that have one are not run again, here
-        or on another machine, and every row that finishes adds its own.
+        or on another machine, and every row that finishes adds its own. Its folder is made.
 
     Returns:
       the end of each row by its name.
@@ -107,6 +107,8 @@ def sweep(
     """
     _check_folder(out)
     done = read_lines(results) if results else {}
+    if results:
+        results.parent.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         ends: dict[str, Finished | Failed] = {}

@@ -153,8 +153,8 @@ def series_of(beds: Sequence[Bed], gaps: Sequence[Gaps]) -> list[Series]:
         return list(_fixed_pairs(beds))
     found = []
     for each in gaps:
-        own = [bed for bed in beds if _name("model.name", bed.model) == each.model]
-        known = [(each.distances.get(_name("data.source", bed.source)), bed) for bed in own]
+        own = [bed for bed in beds if each.model in _names("model.name", bed.model)]
+        known = [(_gap_of(bed, each), bed) for bed in own]
         order = sorted(((gap, bed) for gap, bed in known if gap is not None), key=lambda x: x[0])
         if len(order) > 1:
             found.append(Series(tuple(b for _, b in order), tuple(gap for gap, _ in order)))
@@ -166,6 +166,20 @@ def _fixed_pairs(beds: Sequence[Bed]) -> Iterator[Series]:
         for far in beds:
             if far.model == near.model and far.source == FAR_SOURCES.get(near.source):
                 yield Series((near, far))
+
+
+def _gap_of(bed: Bed, gaps: Gaps) -> float | None:
+    names = _names("data.source", bed.source)
+    return next((gaps.distances[name] for name in names if name in gaps.distances), None)
+
+
+def _names(key: str, value: object) -> tuple[str, str]:
+    """Return the name in a results file, with and without the digest of local files.
+
+    Where gaps were measured on files that are not here, only their last name is known.
+    """
+    name = _name(key, value)
+    return name, name.rpartition("@")[0] or name
 
 
 def _name(key: str, value: object) -> str:
