@@ -194,7 +194,7 @@ def test_keys_that_contradict_the_adapter_are_refused(base, run, tuning, match):
 
 def test_an_adapter_of_another_model_is_refused(run, tmp_path):
     other = tiny_chat.chat_folder(tmp_path, "qwen2")
-    with pytest.raises(ModelError, match="does not fit the model: .* nothing"):
+    with pytest.raises(ModelError, match=r"does not fit the model: .* nothing"):
         config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
         model = AutoModelForCausalLM.from_pretrained(other)
         model.model.layers = model.model.layers[:1]
