@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from fedpeft.cli.app import app
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.fields import fields_of
 from fedpeft.experiment.keys import table_of
 from fedpeft.experiment.site_file import SiteConfig
 
@@ -154,7 +155,7 @@ def _directive(thing: object) -> str:
 
 def _sections(model: type[BaseModel], prefix: str) -> list[str]:
     rows, inner = [], []
-    for name, field in model.model_fields.items():
+    for name, field in fields_of(model).items():
         table = table_of(field.annotation)
         if table is not None:
             inner += _sections(table, f"{prefix}{name}.")

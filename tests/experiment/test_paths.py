@@ -44,7 +44,7 @@ def write(file: Path, *pairs: tuple[str, object], base: dict[str, object] | None
 
 def value_of(experiment: object, key: str) -> object:
     for part in key.split("."):
-        experiment = getattr(experiment, part)
+        experiment = getattr(experiment, "start" if part == "from" else part)
     return experiment[0] if isinstance(experiment, list) else experiment
 
 
@@ -68,6 +68,16 @@ def named(key: str, name: str) -> tuple[str, object]:
     return name, [name] if key.endswith("signatures") else name
 
 
+def put(path: Path, key: str) -> None:
+    """Make what a key may name: an empty file, or an adapter."""
+    if key != "tuning.from":
+        touch(path)
+        return
+    path.mkdir()
+    config = {"peft_type": "LORA", "target_modules": ["query"]}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+
+
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """The folder of a file, and the current one."""
@@ -85,7 +95,7 @@ def test_a_path_in_a_file_counts_from_the_file(folders, key, form):
     there, _ = folders
     name, value = named(key, form)
     (there / name).parent.mkdir(exist_ok=True)
-    touch(there / name)
+    put(there / name, key)
     file = write(there / "exp.toml", (key, value))
     assert used(file, key) == str((there / name).resolve())
 
@@ -95,8 +105,8 @@ def test_a_path_on_the_command_line_counts_from_the_current_folder(folders, key)
     """The negative control: the same words beside the file, and in it, change nothing."""
     there, here = folders
     name, value = named(key, "mine")
-    touch(there / name)
-    touch(here / name)
+    put(there / name, key)
+    put(here / name, key)
     file = write(there / "exp.toml", (key, value))
     assert used(file, key, f"{key}={json.dumps(value)}") == str(here / name)
 
@@ -106,7 +116,7 @@ def test_a_home_folder_is_written_out_in_a_file_and_on_the_command_line(folders,
     there, _ = folders
     name, value = named(key, "~/mine")
     home = there.parent / name.removeprefix("~/")
-    touch(home)
+    put(home, key)
     file = write(there / "exp.toml", (key, value))
     assert used(file, key) == used(None, key, *sets_for(key, value)) == str(home)
 
@@ -122,7 +132,7 @@ def sets_for(key: str, value: object) -> list[str]:
 def test_a_path_that_exists_only_in_the_current_folder_is_refused_with_both(folders, key):
     there, here = folders
     name, value = named(key, "mine")
-    touch(here / name)
+    put(here / name, key)
     file = write(there / "exp.toml", (key, value))
     with pytest.raises(ConfigError) as caught:
         read_experiment(file)

@@ -24,9 +24,11 @@ from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.epsilon import is_settled, with_examples
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved, learning_rate, resolve
+from fedpeft.experiment.starting import find_adapter
 from fedpeft.models.source import ModelRequest, load_model, sketch_model
 from fedpeft.models.tasks import Task
 from fedpeft.tuning.methods import TuningRequest, tune
+from fedpeft.tuning.start import start_from
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.wire.stages import Stage
 
@@ -54,9 +56,22 @@ class Sketch:
 
 
 def build_tuned(resolved: Resolved, num_labels: int | None) -> TunedModel:
-    """Load a run's model and apply its tuning method; the delta is the one before round 1."""
+    """Load a run's model and apply its tuning method; the delta is a new one."""
     loaded = load_model(model_request(resolved, num_labels))
     return tune(loaded, tuning_request(resolved))
+
+
+def build_start(resolved: Resolved, num_labels: int | None) -> TunedModel:
+    """Build a run's tuned model as it is before round 1: with the adapter that it starts from.
+
+    Raises:
+      ModelError: if there is no such adapter, or it does not fit the model.
+    """
+    tuned = build_tuned(resolved, num_labels)
+    adapter = find_adapter(resolved.experiment.tuning)
+    if adapter is not None:
+        start_from(tuned, adapter)
+    return tuned
 
 
 def sketch_run(experiment: Experiment, num_labels: int | None = None) -> Sketch:

@@ -2,7 +2,7 @@
 
 resolve        all defaults explicit
 sketch_run     shapes only, for `plan`: no weights, data or network
-build_tuned    the tuned model of a run, without its data
+build_start    the tuned model of a run, without its data
 build_run      everything
 """
 
@@ -19,7 +19,7 @@ from fedpeft.build.client_side import client_side
 from fedpeft.build.engine import BuildEngine, engine_builder
 from fedpeft.build.judging import build_exam
 from fedpeft.build.model import (
-    build_tuned,
+    build_start,
     check_device,
     fit_labels,
     fit_privacy,
@@ -99,7 +99,7 @@ def build_run(resolved: Resolved) -> BuiltRun:
     check_device(resolved.experiment)
     data = load_run_data(resolved)
     resolved = fit_labels(resolved, data)
-    tuned = build_tuned(resolved, resolved.experiment.model.num_labels)
+    tuned = build_start(resolved, resolved.experiment.model.num_labels)
     return assemble(resolved, tuned, data, build_engine)
 
 

@@ -15,6 +15,7 @@ from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.experiment import Experiment, num_clients
 from fedpeft.experiment.plugins import Plugins
 from fedpeft.experiment.privacy import PRIVACY_MODES
+from fedpeft.experiment.starting import with_adapter
 from fedpeft.models.tasks import TASKS
 from fedpeft.server.traces import PHONES
 from fedpeft.tuning.methods import METHODS, resolve_options
@@ -62,6 +63,10 @@ def _model(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
 
 def _tuning(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     tuning = experiment.tuning
+    try:
+        tuning = with_adapter(tuning, fetch=False)
+    except FedpeftError as error:
+        yield str(error)
     yield from _lines(
         lambda: resolve_options(
             tuning.method, tuning.options, tables.method_rule(tuning.method, plugins)

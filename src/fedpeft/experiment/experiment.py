@@ -51,6 +51,9 @@ class TuningConfig(Table):
 
     method: str = "bias"
     """The tuning method, see `fedpeft list methods`."""
+    start: str | None = Field(None, alias="from")
+    """Start from an adapter that exists instead of a new one: its folder or hub id (of `peft`, of a
+    run, or an export). Method and options are the adapter's."""
     head_init: Literal["normal", "paper"] = "normal"
     """N(0, 0.02) and zero bias, or U(±1/√d) as in the paper's code."""
     blocks: list[int] | None = Field(None, min_length=2, max_length=2)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -16,7 +17,14 @@ Separator = Annotated[str, Field(min_length=1, max_length=1)]
 Options = dict[str, Any]  # values are checked by the builder that the name selects
 
 
-class Table(BaseModel, extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True):
+class Table(
+    BaseModel,
+    extra="forbid",
+    strict=True,
+    frozen=True,
+    use_attribute_docstrings=True,
+    serialize_by_alias=True,
+):
     """A table: no unknown key, no value of another type, no change after reading.
 
     The docstring below a key is its description in the reference pages.
@@ -32,3 +40,8 @@ class Table(BaseModel, extra="forbid", strict=True, frozen=True, use_attribute_d
             if isinstance(inner, Table) and isinstance(value, Mapping):
                 keys[key] = inner.changed(**value)
         return self.model_copy(update=keys)
+
+
+def fields_of(schema: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a table by the keys of the file."""
+    return {field.alias or name: field for name, field in schema.model_fields.items()}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
+from fedpeft.experiment.fields import fields_of
+
 
 @dataclass(frozen=True)
 class Key:
@@ -27,7 +29,7 @@ class Key:
 
 def keys_of(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
     """Yield the keys of a schema and of the tables in it, in the order of the reference."""
-    for name, field in schema.model_fields.items():
+    for name, field in fields_of(schema).items():
         table = table_of(field.annotation)
         if table is not None:
             yield from keys_of(table, f"{prefix}{name}.")

@@ -50,6 +50,7 @@ _MODEL = _PathKey(BUNDLED, ("preset:", OBJECT), on_hub=True)
 _KEYS: Mapping[tuple[str, str], _PathKey] = {
     ("model", "name"): _MODEL,
     ("model", "config"): _MODEL,
+    ("tuning", "from"): _PathKey(on_hub=True),
     ("data", "source"): _PathKey(BUNDLED_DATASETS, on_hub=True),
     ("data", "chat_template"): _PathKey(BUILT_IN, (), inline=True),
     ("stability", "trace"): _PathKey((PHONES,)),

@@ -34,6 +34,7 @@ from fedpeft.experiment.experiment import (
 from fedpeft.experiment.paths import absolute
 from fedpeft.experiment.plugins import Plugins, installed, origin_of
 from fedpeft.experiment.read import read_toml
+from fedpeft.experiment.starting import with_adapter
 from fedpeft.models.tasks import Task
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.state import Algorithm
@@ -171,6 +172,7 @@ def resolve(
     """
     given = given or Given()
     experiment = experiment.changed(**_named(given))
+    experiment = experiment.changed(tuning=with_adapter(experiment.tuning, fetch=True))
     found = Resolved(experiment, installed() if plugins is None else plugins, given)
     tuning, data, client = experiment.tuning, experiment.data, experiment.client
     config = experiment.model.config
@@ -188,7 +190,10 @@ def resolve(
             "name": absolute("model.name", experiment.model.name),
             "config": config and absolute("model.config", config),
         },
-        tuning={"options": resolve_options(tuning.method, tuning.options, found.method)},
+        tuning={
+            "start": tuning.start and absolute("tuning.from", tuning.start),
+            "options": resolve_options(tuning.method, tuning.options, found.method),
+        },
         data={
             "source": absolute("data.source", data.source),
             "chat_template": read_template(data.chat_template),

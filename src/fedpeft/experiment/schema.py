@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedpeft.core.text import MOST_LISTED, hints, shown
+from fedpeft.experiment.fields import fields_of
 
 _BRANCHES = ("literal[", "dict[", "constrained-", "function-", "Normalization")
 """Beginnings of pydantic's names for the branches of a union."""
@@ -105,11 +106,11 @@ def _one_a_place(items: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _keys_at(schema: type[BaseModel], path: Iterable[str]) -> list[str]:
     """Return the keys of the table that a path leads to."""
     for part in path:
-        field = schema.model_fields.get(part)
+        field = fields_of(schema).get(part)
         annotation = field.annotation if field else None
         options = [annotation, *typing.get_args(annotation)]
         tables = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         if not tables:
             return []
         schema = tables[0]
-    return list(schema.model_fields)
+    return list(fields_of(schema))

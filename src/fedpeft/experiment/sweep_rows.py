@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.text import MOST_LISTED, shown
 from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.fields import fields_of
 from fedpeft.experiment.paths import read_from, read_pair
 from fedpeft.experiment.read import (
     apply_overrides,
@@ -154,7 +155,7 @@ def _flatten(
 
 
 def _section(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
-    field = model.model_fields.get(key) if model else None
+    field = fields_of(model).get(key) if model else None
     kind = field.annotation if field else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 

@@ -276,6 +276,8 @@ def _portable(experiment: Experiment, *, keep_model: bool) -> Experiment:
         update={
             "model": model.model_copy(update={"name": name, "config": config}),
             "data": data.model_copy(update={"source": _last_name(data.source)}),
+            "tuning": experiment.tuning.changed(start=None),  # the delta holds what came of it
+            "answers": None,
         }
     )
 

@@ -24,7 +24,7 @@ import torch
 from fedpeft.build.client_side import ClientSide
 from fedpeft.build.engine import scorer_of
 from fedpeft.build.model import (
-    build_tuned,
+    build_start,
     check_device,
     fit_labels,
     load_run_data,
@@ -110,7 +110,7 @@ def _prepare(experiment: Experiment) -> _Server:
     data = load_run_data(resolved.changed(data=own))
     resolved = fit_labels(resolved, data)
     experiment = resolved.experiment
-    tuned = build_tuned(resolved, experiment.model.num_labels)
+    tuned = build_start(resolved, experiment.model.num_labels)
     return _Server(resolved, tuned, data)
 
 
@@ -134,6 +134,7 @@ def for_sites(experiment: Experiment) -> Experiment:
         "engine": EngineConfig(name=own.name, device=own.device, precision=own.precision),
         "federation": experiment.federation.model_copy(update=plain),
         "run": experiment.run.model_copy(update={"callbacks": []}),
+        "tuning": experiment.tuning.changed(start=None),  # its values are in the first broadcast
         "answers": None,
         "objects": {},
     }

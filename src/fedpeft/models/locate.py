@@ -122,7 +122,28 @@ def _known(name: str, names: Iterable[str], prefix: str) -> str:
     )
 
 
-def _fetch(name: str, revision: str | None) -> Path:
+def locate_adapter(name: str, files: Iterable[str]) -> Path:
+    """Resolve the name of an adapter: a folder, or a repository of the hub.
+
+    Args:
+      name: folder or hub id.
+      files: names of the files that are fetched from the hub.
+
+    Raises:
+      ModelError: if there is no such folder, or the hub is out of reach.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not os.path.lexists(path):
+        return _fetch(name, None, files)
+    raise ModelError(
+        f"tuning.from: there is no folder {name!r}; give the folder of an adapter, or a hub id "
+        "owner/name"
+    )
+
+
+def _fetch(name: str, revision: str | None, files: Iterable[str] = _HUB_FILES) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -134,7 +155,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*files]))
     except GatedRepoError as error:
         raise ModelError(
             f"model {name!r}: the hub asks you to accept its terms and to log in first"

@@ -33,7 +33,7 @@ def refuse_adapter(folder: Path) -> None:
     whole = (
         f"`fedpeft.load({str(folder)!r})` loads this export"
         if (folder / _EXPORT).is_file()
-        else "go on with the adapter from Python, by `fedpeft.from_peft`"
+        else "to go on with this one, give its folder as tuning.from beside the base model"
     )
     raise ModelError(
         f"model {str(folder)!r}: holds {_ADAPTER}: it is an adapter of peft, which is a part of a "

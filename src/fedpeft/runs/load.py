@@ -24,8 +24,9 @@ from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import DeltaMismatchError, RunFolderError
 from fedpeft.core.text import home
 from fedpeft.data.preprocessing import Preprocessing, preprocessing_from
-from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.experiment import Experiment, TuningConfig
 from fedpeft.experiment.resolve import Resolved
+from fedpeft.experiment.starting import find_adapter
 from fedpeft.models.families import canonical_names
 from fedpeft.models.fingerprint import fingerprint
 from fedpeft.models.heads import name_classes
@@ -36,6 +37,7 @@ from fedpeft.runs.files import read_object
 from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
 from fedpeft.runs.folder import write_delta as write_delta_file
 from fedpeft.tuning.methods import TuningRequest, tune
+from fedpeft.tuning.start import start_from
 from fedpeft.tuning.tuned import (
     TunedModel,
     read_buffers,
@@ -168,6 +170,9 @@ def load_before_and_after(folder: Path) -> BeforeAndAfter:
       ModelError: if the pretrained model cannot be found.
     """
     opened = _open(folder)
+    adapter = find_adapter(opened.tuning) if opened.tuning else None
+    if adapter is not None:
+        start_from(opened.tuned, adapter)
     before = _weights(opened.tuned) if opened.delta else None
     opened.finish()
     return BeforeAndAfter(opened.tuned, before, _weights(opened.tuned), opened.preprocessing)
@@ -197,12 +202,14 @@ class _Opened:
       preprocessing: how raw input becomes tensors; None if it is not known.
       delta: file of the final delta; None where the weights hold it already.
       digest: of the final delta.
+      tuning: `[tuning]` of a run, which may name the adapter that it started from.
     """
 
     tuned: TunedModel
     preprocessing: Preprocessing | None
     delta: Path | None = None
     digest: str = ""
+    tuning: TuningConfig | None = None
 
     def finish(self) -> None:
         """Write the final delta into the model."""
@@ -231,7 +238,7 @@ def _open_run(paths: RunFolder, experiment: Experiment, summary: Mapping[str, ob
     preprocessing = preprocessing_from(found) if found else None
     if preprocessing:
         name_classes(tuned.loaded.module, preprocessing.labels)
-    return _Opened(tuned, preprocessing, paths.delta, digest)
+    return _Opened(tuned, preprocessing, paths.delta, digest, experiment.tuning)
 
 
 def _weights(tuned: TunedModel) -> Weights:

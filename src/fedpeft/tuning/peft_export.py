@@ -51,7 +51,7 @@ def save_peft(tuned: TunedModel, folder: Path, *, base: str, revision: str | Non
     _check_readers(tuned, wrapper)
     config = _config(tuned, wrapper.peft_config["default"], base)
     config.revision = revision
-    save_file(_tensors(tuned, wrapper), folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(peft_tensors(tuned), folder / "adapter_model.safetensors", {"format": "pt"})
     config.save_pretrained(str(folder))
 
 
@@ -113,16 +113,22 @@ def merge_peft(tuned: TunedModel) -> nn.Module | None:
     return merged
 
 
-def _tensors(tuned: TunedModel, wrapper: nn.Module) -> dict[str, Tensor]:
-    """Return the library's tensors, and the head's under their paths in the wrapper."""
+def peft_tensors(tuned: TunedModel) -> dict[str, Tensor]:
+    """Copy the library's tensors, and the head's under their paths in the wrapper."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(wrapper, save_embedding_layers=False)
+    wrapper = cast("PeftModel", tuned.peft_model)
+    state = get_peft_model_state_dict(wrapper, save_embedding_layers=False) | head_tensors(tuned)
+    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+
+def head_tensors(tuned: TunedModel) -> dict[str, Tensor]:
+    """Return the live tensors of the head by the names of `peft_tensors`; {} without a new head."""
+    if not tuned.loaded.task.new_head:
+        return {}
     prompted = short_form(tuned.method)[0] in PROMPT_LEARNING
     prefix = "base_model." if prompted else "base_model.model."
-    if tuned.loaded.task.new_head:
-        state |= {f"{prefix}{name}": value for name, value in _whole_modules(tuned).items()}
-    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    return {f"{prefix}{name}": value for name, value in _whole_modules(tuned).items()}
 
 
 def _whole_modules(tuned: TunedModel) -> dict[str, Tensor]:
