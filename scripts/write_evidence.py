@@ -1,0 +1,85 @@
+"""Condense results files into the evidence that `fedpeft advise` reads.
+
+    experiments/results/*.jsonl  ->  src/fedpeft/results/evidence.json
+
+Test accuracy of finished runs counts, of pretrained models, where at least two methods were measured
+in one setting. The data of each setting are opened once, for the number of examples.
+
+    python scripts/write_evidence.py [FILE.jsonl ...] [--out FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedpeft.build.model import load_run_data, sketch_run
+from fedpeft.data.summary import sizes
+from fedpeft.experiment.experiment import Experiment
+from fedpeft.experiment.resolve import resolve
+from fedpeft.results.evidence import Evidence, Facts, condense, write_evidence
+from fedpeft.results.lines import read_runs
+from fedpeft.results.runs import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments" / "results"
+OUT = ROOT / "src" / "fedpeft" / "results" / "evidence.json"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Read the lines, write the evidence, say what is in it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("files", nargs="*", type=Path, help="default: experiments/results/*.jsonl")
+    parser.add_argument("--out", type=Path, default=OUT)
+    chosen = parser.parse_args(args)
+    evidence = condensed(read_runs(chosen.files or sorted(RESULTS.glob("*.jsonl"))))
+    write_evidence(evidence, chosen.out)
+    for cell in evidence.cells:
+        methods = ", ".join(f"{entry.label} ({len(entry.seeds)})" for entry in cell.entries)
+        print(f"{cell.bed}, {cell.model}: {cell.setting.words}: {methods}")
+    size = chosen.out.stat().st_size
+    print(f"{chosen.out}: {evidence.runs} runs in {len(evidence.cells)} settings, {size:,} bytes")
+
+
+def condensed(runs: Sequence[Run]) -> Evidence:
+    """Condense runs, with facts from the data and the models on this machine."""
+    return condense(runs, facts_of)
+
+
+def facts_of(run: Run) -> Facts:
+    """Open a run's data, and find its task from its model's configuration."""
+    keys = ("data.", "model.", "federation.clients")
+    known = {key: value for key, value in run.settings.items() if key.startswith(keys)}
+    return _facts(tuple(sorted((key, _frozen(value)) for key, value in known.items())))
+
+
+@functools.lru_cache
+def _facts(settings: tuple[tuple[str, Any], ...]) -> Facts:
+    nested = {**_nested(dict(settings)), "tuning": {"method": "head"}}
+    resolved = resolve(Experiment.model_validate(nested))
+    data = load_run_data(resolved)
+    task = sketch_run(resolved.experiment, data.num_labels).tuned.loaded.task
+    return Facts(task.name, len(data.clients), int(sizes(data).sum()))
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into tables, tuples into lists."""
+    tables: dict[str, Any] = {}
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        table = tables
+        for name in path:
+            table = table.setdefault(name, {})
+        table[last] = list(value) if isinstance(value, tuple) else value
+    return tables
+
+
+if __name__ == "__main__":
+    main()
