@@ -28,7 +28,8 @@ from fedpeft.tuning.methods import resolve_options
 
 _KEPT = (1, 2, 3, 5, 8, 13, 20, 32, 50, 80, 130, 200)
 _NOT_OF_A_CELL = ("tuning.", "engine.", "run.", "client.prefix_", "federation.eval_", "objects.")
-_NOR = ("name", "seed", "sweep", "client.lr")
+_SEARCHED = ("client.lr", "privacy.clip_norm")
+_NOR = ("name", "seed", "sweep", *_SEARCHED)
 _FROM_EPSILON = ("privacy.noise_multiplier", "privacy.examples_per_client")
 _UNTRAINED = "preset:"
 _OPTION = "tuning.options."
@@ -170,8 +171,12 @@ def _of_cell(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _variant(run: Run) -> dict[str, Any]:
-    tuned = {key: value for key, value in run.settings.items() if key.startswith("tuning.")}
-    return {**tuned, "client.lr": run.settings.get("client.lr")}
+    """Return what makes an entry: the method with its options, and what was searched for it."""
+    return {
+        key: value
+        for key, value in run.settings.items()
+        if key.startswith("tuning.") or key in _SEARCHED
+    }
 
 
 def _key(value: object) -> str:

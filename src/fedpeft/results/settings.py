@@ -40,7 +40,7 @@ class Setting:
       examples: mean number of training examples of a client; None if it is not known.
       skew: `even`, `dirichlet`, or the name of another partition.
       alpha: Dirichlet concentration; None unless the skew is `dirichlet`.
-      privacy: the privacy mode; `none` without.
+      privacy: the privacy mode, of `paper` with its variant; `none` without.
       epsilon: privacy spent by the run; None without a guarantee, or if it is not known.
     """
 
@@ -100,6 +100,7 @@ def setting_of(
     alpha = float(settings.get("data.partition.alpha", 0.1))
     cohort = int(settings["federation.clients_per_round"])
     clients = clients or int(settings.get("data.partition.clients", cohort))
+    mode, variant = settings.get("privacy.mode", "none"), settings.get("privacy.variant")
     skew = "dirichlet" if scheme in _DIRICHLET else scheme
     if scheme in _EVEN or (skew == "dirichlet" and alpha >= EVEN_ALPHA):
         skew = "even"
@@ -113,7 +114,7 @@ def setting_of(
         examples=None if examples is None else examples / clients,
         skew=skew,
         alpha=alpha if skew == "dirichlet" else None,
-        privacy=str(settings.get("privacy.mode", "none")),
+        privacy=f"{mode}, variant {variant}" if mode == "paper" else str(mode),
         epsilon=epsilon,
     )
 
