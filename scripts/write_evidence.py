@@ -3,7 +3,8 @@
     experiments/results/*.jsonl  ->  src/fedpeft/results/evidence.json
 
 Test accuracy of finished runs counts, of pretrained models, where at least two methods were measured
-in one setting. The data of each setting are opened once, for the number of examples.
+in one setting. Where no line tells the task and the number of examples, data and model are opened;
+local ones are known by their lines alone.
 
     python scripts/write_evidence.py [FILE.jsonl ...] [--out FILE.json]
 """
@@ -45,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def condensed(runs: Sequence[Run]) -> Evidence:
-    """Condense runs, with facts from the data and the models on this machine."""
+    """Condense runs; what they do not tell comes from data and models on this machine."""
     return condense(runs, facts_of)
 
 

@@ -18,7 +18,7 @@ from fedpeft.build.model import Sketch, sketch_run
 from fedpeft.core.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.core.text import byte_words, dotted
 from fedpeft.data.examples import Federated
-from fedpeft.data.summary import sizes
+from fedpeft.data.summary import num_examples
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import planned_turns, resolve
 from fedpeft.plan.plan import local_data, planned_privacy, wire_sizes
@@ -180,7 +180,7 @@ def advise(experiment: Experiment, evidence: Evidence, limit: float | None = Non
 
 
 def _setting(sketch: Sketch, data: Federated | None) -> Setting:
-    examples = int(sizes(data).sum()) if data else _stated(sketch.experiment)
+    examples = num_examples(data) if data else _stated(sketch.experiment)
     epsilon = planned_privacy(sketch, data).planned()["epsilon"]
     return setting_of(
         dotted(sketch.experiment.model_dump(exclude_none=True)),

@@ -38,17 +38,17 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class Facts:
-    """What a results line does not say about its run.
+    """What a run knows from its model and its data.
 
     Attributes:
       kind: name of the task.
-      clients: number of clients.
-      examples: number of training examples of all clients.
+      clients: number of clients; None if it is not known.
+      examples: number of training examples of all clients; None if it is not known.
     """
 
     kind: str
-    clients: int
-    examples: int
+    clients: int | None = None
+    examples: int | None = None
 
 
 FactsOf: TypeAlias = Callable[[Run], Facts]
@@ -128,16 +128,38 @@ class Evidence:
         return tuple(dict.fromkeys(cell.bed for cell in self.cells))
 
 
-def condense(runs: Iterable[Run], facts_of: FactsOf) -> Evidence:
+def condense(runs: Sequence[Run], facts_of: FactsOf) -> Evidence:
     """Condense runs; cells with a single method are left out.
 
     Args:
       runs: in order; of two with one method, setting and seed the later counts.
-      facts_of: called once for each cell.
+      facts_of: called for what no run with the same data and model tells: private runs keep the
+        number of their examples to themselves.
     """
-    groups = group_runs(runs)
-    cells = [_cell(group, facts_of(group[0])) for group in groups]
+    told = _told(runs)
+    cells = [
+        _cell(group, told.get(_data_of(group[0])) or facts_of(group[0]))
+        for group in group_runs(runs)
+    ]
     return Evidence(tuple(cells), sum(len(entry.seeds) for c in cells for entry in c.entries))
+
+
+def _told(runs: Iterable[Run]) -> dict[str, Facts]:
+    """Return the facts that the runs' environments tell, by data and model."""
+    found = {}
+    for run in runs:
+        counts = run.environment.get("data") or {}
+        if "task" in run.environment and "examples" in counts:
+            clients, examples = int(counts["clients"]), int(counts["examples"])
+            found[_data_of(run)] = Facts(str(run.environment["task"]), clients, examples)
+    return found
+
+
+def _data_of(run: Run) -> str:
+    """Return what decides task, clients and number of examples, as text."""
+    keys = ("model.name", "model.task", "data.source", "data.subset", "data.budget")
+    partition = ("data.partition.scheme", "data.partition.clients", "data.partition.options")
+    return _key([run.settings.get(key) for key in (*keys, *partition)])
 
 
 def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
