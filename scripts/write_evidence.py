@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.build.model import load_run_data, sketch_run
-from fedpeft.data.summary import sizes
+from fedpeft.core.errors import FedpeftError
+from fedpeft.data.summary import num_examples
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.results.evidence import Evidence, Facts, condense, write_evidence
@@ -54,7 +55,13 @@ def facts_of(run: Run) -> Facts:
     """Open a run's data, and find its task from its model's configuration."""
     keys = ("data.", "model.", "federation.clients")
     known = {key: value for key, value in run.settings.items() if key.startswith(keys)}
-    return _facts(tuple(sorted((key, _frozen(value)) for key, value in known.items())))
+    try:
+        return _facts(tuple(sorted((key, _frozen(value)) for key, value in known.items())))
+    except FedpeftError as error:
+        raise SystemExit(
+            f"{run.folder}: neither this line nor one with the same data tells its task and its "
+            f"number of examples, and they cannot be found here: {error}"
+        ) from error
 
 
 @functools.lru_cache
@@ -63,7 +70,7 @@ def _facts(settings: tuple[tuple[str, Any], ...]) -> Facts:
     resolved = resolve(Experiment.model_validate(nested))
     data = load_run_data(resolved)
     task = sketch_run(resolved.experiment, data.num_labels).tuned.loaded.task
-    return Facts(task.name, len(data.clients), int(sizes(data).sum()))
+    return Facts(task.name, len(data.clients), num_examples(data))
 
 
 def _frozen(value: object) -> object:

@@ -221,8 +221,14 @@ def _cell(runs: Sequence[Run], facts: Facts) -> Cell:
         examples=facts.examples,
         epsilon=float(spent[0]) if spent else None,
     )
-    bed = PurePath(str(first.settings.get("data.source", "?"))).stem
-    return Cell(bed, PurePath(first.model).name, setting, tuple(_labelled(entries)))
+    bed = PurePath(_without_digest(first.settings.get("data.source", "?"))).stem
+    model = PurePath(_without_digest(first.model)).name
+    return Cell(bed, model, setting, tuple(_labelled(entries)))
+
+
+def _without_digest(name: object) -> str:
+    """Return the name of local data or of a local model: `questions.csv@1f0a22c4` loses its end."""
+    return str(name).partition("@")[0]
 
 
 def _entry(runs: Sequence[Run]) -> Entry:
