@@ -2,9 +2,9 @@
 
     experiments/results/*.jsonl  ->  src/fedpeft/results/evidence.json
 
-Test accuracy of finished runs counts, of pretrained models, where at least two methods were measured
-in one setting. Where no line tells the task and the number of examples, data and model are opened;
-local ones are known by their lines alone.
+Test accuracy of finished runs counts, of pretrained models, where at least two methods were
+measured in one setting. Where no line tells the task and the number of examples, data and model are
+opened; local ones are known by their lines alone.
 
     python scripts/write_evidence.py [FILE.jsonl ...] [--out FILE.json]
 """

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from write_evidence import RESULTS, ROOT, condensed
-
 from fedpeft.core.text import byte_words
 from fedpeft.pictures.style import Picture, write_picture
 from fedpeft.report.compared import draw_methods
@@ -38,6 +36,7 @@ from fedpeft.results.evidence import Cell, Entry, Evidence, group_runs
 from fedpeft.results.lines import read_runs
 from fedpeft.results.runs import Run, panels_of
 from fedpeft.results.settings import Setting
+from write_evidence import RESULTS, ROOT, condensed
 
 FOLDER = "methods-compared"
 REFERENCE = "bias"
@@ -289,19 +288,21 @@ def _broken(page: str) -> str:
 
 _PAGE = """# Which tuning method when
 
-The paper's methods beside LoRA, DoRA, IA3 and LN tuning, after the same number of rounds and after the same upload.
-This page is written by `python scripts/write_methods.py` from the lines of `experiments/results`; at present {runs}
-runs in {settings} settings of the beds {beds}.
-`fedpeft advise EXPERIMENT` [gives the same advice](../how-to/choose-a-method.md) for a setting of yours.
+The paper's methods beside LoRA, DoRA, IA3 and LN tuning, after the same number of rounds and after
+the same upload.
+This page is written by `python scripts/write_methods.py` from the lines of `experiments/results`;
+at present {runs} runs in {settings} settings of the beds {beds}.
+`fedpeft advise EXPERIMENT` [gives the same advice](../how-to/choose-a-method.md) for a setting of
+yours.
 
 *After the same rounds*: accuracy on the test set after all rounds of the setting.
-*After the same upload*: a client may send in the whole run what it sends with bias tuning; each method is scored after
-the rounds that it can afford, and never after more rounds than were run.
-± in sentences is the standard error of a difference over paired seeds, in tables the sample standard deviation; bars
-are 95 % intervals of the mean.
+*After the same upload*: a client may send in the whole run what it sends with bias tuning; each
+method is scored after the rounds that it can afford, and never after more rounds than were run.
+± in sentences is the standard error of a difference over paired seeds, in tables the sample
+standard deviation; bars are 95 % intervals of the mean.
 Beds weigh the same, and a method can be chosen only if it was measured on all beds of the row.
-*Regret* is what the advice costs on a bed that it does not know: accuracy of the best method there, less that of the
-method that the other beds suggest.
+*Regret* is what the advice costs on a bed that it does not know: accuracy of the best method there,
+less that of the method that the other beds suggest.
 
 {table}
 

@@ -15,7 +15,8 @@ TWO = {"bias": 0.7, "head": 0.5}
 def test_a_cell_holds_accuracy_by_round_and_seed_and_bytes_a_turn(tmp_path: Path) -> None:
     (cell,) = evidence(tmp_path, measured.lines(TWO)).cells
     bias = cell.entry("bias")
-    assert (cell.bed, cell.model, cell.setting.examples) == ("characters", "vit-glyphs-28", 2244 / 64)
+    assert (cell.bed, cell.model) == ("characters", "vit-glyphs-28")
+    assert cell.setting.examples == 2244 / 64
     assert bias is not None and bias.bytes_up == measured.BYTES["bias"]
     assert bias.at(10) == {1: 0.701, 2: 0.702, 3: 0.703} == bias.at(99)
     assert bias.at(4)[1] == pytest.approx(0.4 * 0.701, abs=1e-3), "between rounds that were kept"

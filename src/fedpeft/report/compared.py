@@ -1,9 +1,9 @@
 """Tuning methods side by side: after the same rounds, and after the same upload.
 
-                same rounds          same upload
-    full     ───────────── ●  ■    cannot send once
-    bias     ──────── ●  ■         ────── ●  ■         one mark a bed, with its 95 % interval
-    head     ─ ●  ■                ─ ●  ■
+            same rounds          same upload
+full     ───────────── ●  ■    cannot send once
+bias     ──────── ●  ■         ────── ●  ■         one mark a bed, with its 95 % interval
+head     ─ ●  ■                ─ ●  ■
 """
 
 from __future__ import annotations

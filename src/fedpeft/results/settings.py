@@ -130,13 +130,13 @@ def obstacles(wanted: Setting, measured: Setting) -> list[str]:
 
 
 def _obstacles(wanted: Setting, measured: Setting) -> Iterator[str]:
-    for name, ours, theirs in (
+    for name, word, other in (
         ("task", wanted.kind, measured.kind),
         ("partition", wanted.skew, measured.skew),
         ("privacy mode", wanted.privacy, measured.privacy),
     ):
-        if ours != theirs:
-            yield f"{name}: {ours}, measured was {theirs}"
+        if word != other:
+            yield f"{name}: {word}, measured was {other}"
     for name, ours, theirs, most in _ratios(wanted, measured):
         if max(ours, theirs) > most * min(ours, theirs):
             yield (
