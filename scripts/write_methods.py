@@ -11,16 +11,14 @@ without lines is named as not measured.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedpeft.core.text import byte_words
+from fedpeft.pictures.compared import draw_methods
 from fedpeft.pictures.style import Picture, write_picture
-from fedpeft.report.compared import draw_methods
 from fedpeft.report.figures import draw_curves
 from fedpeft.results.advice import (
     Ranked,
@@ -35,72 +33,11 @@ from fedpeft.results.advice import (
 from fedpeft.results.evidence import Cell, Entry, Evidence, group_runs
 from fedpeft.results.lines import read_runs
 from fedpeft.results.runs import Run, panels_of
-from fedpeft.results.settings import Setting
+from regimes import KINDS, REFERENCE, REGIMES, VIEWS, Regime, cells_of, upload_of
 from write_evidence import RESULTS, ROOT, condensed
 
 FOLDER = "methods-compared"
-REFERENCE = "bias"
-"""The method whose whole upload is the limit of "the same upload"."""
-_FEW = 8.0  # examples of a client
-_SKEWED = 0.5  # Dirichlet concentration
-
-KINDS = {"image-classification": "pictures", "text-classification": "texts"}
-
-
-@dataclass(frozen=True)
-class Regime:
-    """One kind of setting.
-
-    Attributes:
-      name: for files.
-      title: heading.
-      holds: whether a setting belongs to it.
-    """
-
-    name: str
-    title: str
-    holds: Callable[[Setting], bool]
-
-
-def _usual(setting: Setting) -> bool:
-    return setting.privacy == "none" and (setting.examples or math.inf) > _FEW
-
-
-def _skewed(setting: Setting) -> bool:
-    return setting.alpha is not None and setting.alpha <= _SKEWED
-
-
-def _private(mode: str) -> Callable[[Setting], bool]:
-    return lambda setting: setting.privacy == mode
-
-
-REGIMES = (
-    Regime("skewed", "Skewed labels", lambda s: _usual(s) and _skewed(s)),
-    Regime("even", "Labels spread evenly", lambda s: _usual(s) and s.skew == "even"),
-    Regime(
-        "few",
-        f"At most {_FEW:g} examples a client",
-        lambda s: s.privacy == "none" and not _usual(s),
-    ),
-    Regime("central", "Privacy of clients, noise by the server", _private("central")),
-    Regime("example", "Privacy of examples, noise by the clients", _private("example")),
-    Regime("local", "Privacy of clients, noise by the clients", _private("local")),
-)
-
-
-def same_upload(cell: Cell, entry: Entry) -> float:
-    """Score an entry after what `REFERENCE` uploads in the cell's whole run."""
-    reference = cell.entry(REFERENCE)
-    if reference is None:
-        return 0
-    affordable = reference.bytes_up * cell.setting.rounds / entry.bytes_up
-    return min(cell.setting.rounds, affordable)
-
-
-VIEWS: Mapping[str, Rounds] = {
-    "the same rounds": whole_run,
-    f"the same upload as {REFERENCE}": same_upload,
-}
+_LIMITS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 50)  # times the upload of bias tuning
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -161,22 +98,6 @@ def make_page(runs: Sequence[Run], evidence: Evidence) -> tuple[str, dict[str, P
     return page, pictures
 
 
-def cells_of(evidence: Evidence, kind: str, regime: Regime) -> list[Cell]:
-    """Return, of each bed, the cell of a regime with the most methods; of equals, most seeds."""
-    found: dict[str, Cell] = {}
-    for cell in evidence.cells:
-        if cell.setting.kind != kind or not regime.holds(cell.setting):
-            continue
-        best = found.get(cell.bed)
-        if best is None or _weight(cell) > _weight(best):
-            found[cell.bed] = cell
-    return list(found.values())
-
-
-def _weight(cell: Cell) -> tuple[int, int]:
-    return len(cell.entries), sum(len(entry.seeds) for entry in cell.entries)
-
-
 def _groups(runs: Sequence[Run], evidence: Evidence) -> Iterator[list[Run]]:
     """Yield the runs behind the first regime's cells, in the order of the beds."""
     groups = group_runs(runs)
@@ -196,7 +117,30 @@ def _section(regime: Regime, cells: Sequence[Cell], evidence: Evidence, name: st
     parts.append(f"![{regime.title}]({FOLDER}/{name}.png)")
     parts.append("\n".join(f"- `{cell.bed}`, {cell.model}: {cell.setting.words}" for cell in cells))
     parts.append(_table(cells))
+    if regime is REGIMES[0]:
+        parts += ["#### By what a client may upload", _limits(cells, evidence)]
     return "\n\n".join(parts)
+
+
+def _limits(cells: Sequence[Cell], evidence: Evidence) -> str:
+    """Return the best method by the bytes that a client may upload in the whole run."""
+    references = [cell.entry(REFERENCE) for cell in cells]
+    uploads = [
+        entry.bytes_up * cell.setting.rounds * cell.setting.cohort / cell.setting.clients
+        for cell, entry in zip(cells, references, strict=True)
+        if entry
+    ]
+    lines = ["| a client uploads at most | best method | regret |", "| ---: | --- | --- |"]
+    for times in _LIMITS:
+        if ranked := rank(cells, upload_of(times)):
+            lead = ranked[1].lead if len(ranked) > 1 else None
+            more = f", {lead.words} above {ranked[1].label}" if lead else ""
+            lines.append(
+                f"| {byte_words(times * statistics.fmean(uploads))} | {ranked[0].label}: "
+                f"{100 * ranked[0].accuracy:.1f} %{more} "
+                f"| {_lost(regrets(cells, evidence, upload_of(times))) or 'unknown'} |"
+            )
+    return "\n".join(lines)
 
 
 def _sizes(cells: Sequence[Cell]) -> dict[str, float]:
@@ -254,10 +198,14 @@ def _row(what: str, regime: Regime, cells: Sequence[Cell], evidence: Evidence) -
 def _brief(ranked: Sequence[Ranked], found: Sequence[Regret]) -> str:
     lead = ranked[1].lead if len(ranked) > 1 else None
     more = f", {lead.words} above {ranked[1].label}" if lead else ""
-    if found:
-        mean = 100 * statistics.fmean(each.loss for each in found)
-        more += f"; regret {mean:.1f}, at worst {100 * max(each.loss for each in found):.1f}"
+    more += f"; regret {_lost(found)}" if found else ""
     return f"**{ranked[0].label}**{more}"
+
+
+def _lost(found: Sequence[Regret]) -> str:
+    """Return mean and worst regret in points; "" if it is unknown."""
+    losses = [100 * each.loss for each in found]
+    return f"{statistics.fmean(losses):.1f}, at worst {max(losses):.1f}" if losses else ""
 
 
 def _overall(evidence: Evidence) -> Iterator[str]:

@@ -22,6 +22,7 @@ MODEL_FACTOR = 10.0
 EVEN_ALPHA = 10.0
 """From this Dirichlet concentration on, labels count as evenly spread."""
 
+_ROUNDS = "rounds"
 _EVEN = ("iid", "quantity")
 _DIRICHLET = ("dirichlet", "dirichlet-plain")
 
@@ -139,16 +140,17 @@ def _obstacles(wanted: Setting, measured: Setting) -> Iterator[str]:
             yield f"{name}: {word}, measured was {other}"
     for name, ours, theirs, most in _ratios(wanted, measured):
         if max(ours, theirs) > most * min(ours, theirs):
+            few = "" if name == _ROUNDS else " or as few"
             yield (
                 f"{name}: {_short(ours)}, measured was {_short(theirs)}, and up to {most:g} times "
-                "as many or as few are compared"
+                f"as many{few} are compared"
             )
 
 
 def _ratios(wanted: Setting, measured: Setting) -> Iterator[tuple[str, float, float, float]]:
     """Yield what differs by a ratio and is known on both sides: (name, wanted, measured, most)."""
     yield "parameters of the model", wanted.parameters, measured.parameters, MODEL_FACTOR
-    yield "rounds", max(wanted.rounds, measured.rounds), measured.rounds, FACTOR
+    yield _ROUNDS, max(wanted.rounds, measured.rounds), measured.rounds, FACTOR
     for name, ours, theirs in (
         ("local epochs", wanted.epochs, measured.epochs),
         ("clients", wanted.clients, measured.clients),
