@@ -15,7 +15,7 @@ from fedpeft.results.settings import Setting
 
 REFERENCE = "bias"
 """The method whose whole upload is the limit of "the same upload"."""
-_FEW = 8.0  # examples of a client
+_FEW = 10.0  # examples of a client
 _SKEWED = 0.5  # Dirichlet concentration
 
 KINDS = {"image-classification": "pictures", "text-classification": "texts"}
@@ -82,7 +82,7 @@ VIEWS: Mapping[str, Rounds] = {
 
 
 def cells_of(evidence: Evidence, kind: str, regime: Regime) -> list[Cell]:
-    """Return, of each bed, the cell of a regime with the most methods; of equals, most seeds."""
+    """Return, of each bed, the cell of a regime with most methods, then examples, then seeds."""
     found: dict[str, Cell] = {}
     for cell in evidence.cells:
         if cell.setting.kind != kind or not regime.holds(cell.setting):
@@ -93,5 +93,6 @@ def cells_of(evidence: Evidence, kind: str, regime: Regime) -> list[Cell]:
     return list(found.values())
 
 
-def _weight(cell: Cell) -> tuple[int, int]:
-    return len(cell.entries), sum(len(entry.seeds) for entry in cell.entries)
+def _weight(cell: Cell) -> tuple[float, ...]:
+    seeds = sum(len(entry.seeds) for entry in cell.entries)
+    return len({entry.method for entry in cell.entries}), cell.setting.examples or 0, seeds

@@ -178,9 +178,9 @@ def _table(cells: Sequence[Cell]) -> str:
 
 
 def _score(cell: Cell, entry: Entry | None, rounds: Rounds) -> str:
-    if entry is None or (at := rounds(cell, entry)) < 1:
+    values = list(entry.at(rounds(cell, entry)).values()) if entry else []
+    if not values:
         return "–"
-    values = list(entry.at(at).values())
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}"
 

@@ -72,6 +72,23 @@ def test_outside_of_what_was_measured_there_is_no_evidence(
     assert found.as_json()["evidence"] is False
 
 
+def test_a_shorter_run_is_compared_where_all_methods_were_evaluated(tmp_path: Path) -> None:
+    """All after the same round: full has a curve, the others were evaluated after the last."""
+    lines = measured.lines(A)
+    for line in lines[3:]:
+        line["rounds"]["metric"][:-1] = [None] * 9
+    known = measured.evidence(tmp_path, lines)
+    found = advised(known, "federation.rounds=4")
+    assert [row.label for row in found.ranked] == ["full", "bias", "adapter", "head"]
+    assert found.ranked[0].accuracy == pytest.approx(0.802)
+    assert "characters: accuracy is that after 10 rounds, not 4" in found.notes
+    short = advised(known, "federation.rounds=2")
+    assert [row.label for row in short.ranked] == ["full"]
+    assert (short.left_out or {})["bias"] == "not evaluated after so few rounds (2)"
+    limited = advised(known, limit=50_000)
+    assert limited.sentence.startswith("No evidence: no measured method")
+
+
 def test_nothing_measured_is_no_evidence() -> None:
     found = advised(Evidence(()))
     assert found.sentence == "No evidence: nothing has been measured yet."

@@ -22,6 +22,25 @@ def test_a_cell_holds_accuracy_by_round_and_seed_and_bytes_a_turn(tmp_path: Path
     assert bias.at(4)[1] == pytest.approx(0.4 * 0.701, abs=1e-3), "between rounds that were kept"
 
 
+def test_nothing_is_known_before_the_first_evaluation(tmp_path: Path) -> None:
+    rare = measured.lines(TWO)
+    for line in rare[:3]:  # bias is evaluated after the last of 10 rounds
+        line["rounds"]["metric"][:-1] = [None] * 9
+    (cell,) = evidence(tmp_path, rare).cells
+    bias, head = cell.entries
+    assert bias.at(10) == {1: 0.701, 2: 0.702, 3: 0.703} and bias.at(9) == {}
+    assert head.at(9) != {} == head.at(0)
+
+
+def test_of_two_runs_the_one_that_was_evaluated_more_often_counts(tmp_path: Path) -> None:
+    rare = measured.lines(TWO, federation__eval_every=10)
+    for line in rare:
+        line["rounds"]["metric"][:-1] = [None] * 9
+    for order in (rare + measured.lines(TWO), measured.lines(TWO) + rare):
+        (cell,) = evidence(tmp_path, order).cells
+        assert [len(entry.rounds) for entry in cell.entries] == [6, 6]
+
+
 def test_evidence_survives_its_file(tmp_path: Path) -> None:
     made = evidence(tmp_path, measured.lines(TWO))
     write_evidence(made, tmp_path / "e.json")

@@ -54,6 +54,18 @@ def test_a_changed_line_changes_the_page(tmp_path: Path) -> None:
     assert "Use head: 90.2 %" in changed and "Use full" not in changed
 
 
+def test_a_method_without_a_curve_is_not_compared_at_the_same_upload(tmp_path: Path) -> None:
+    """Its message is larger than that of bias tuning, and it was evaluated after the last round."""
+    lines = measured.lines({**A, "lora": 0.95})
+    for line in lines[-3:]:
+        line["rounds"]["metric"][:-1] = [None] * 9
+    page = page_of(tmp_path, lines)
+    assert "Use lora: 95.2 %" in page and "Use bias: 70.2 %" in page
+    assert "| lora | 77.4 kB | 0.02 | 95.2 ± 0.1 | – | 3 |" in page
+    picture = (tmp_path / "methods-compared" / "skewed-pictures.svg").read_text()
+    assert "not evaluated so early" in picture and "cannot be sent once" in picture
+
+
 def test_without_lines_the_page_says_so(tmp_path: Path) -> None:
     page = page_of(tmp_path, [])
     assert "at present 0 runs in 0 settings of the beds none" in " ".join(page.split())

@@ -76,7 +76,7 @@ def _panel(axes: Axes, labels: Sequence[str], cells: Sequence[Cell], rounds: Rou
             if spread is not None:
                 _mark(axes, _APART * (0.5 - (number + 0.5) / len(cells)) - row, spread, number)
         if not any(found.values()):
-            words = "cannot be sent once" if _is_measured(cells, label) else "not measured"
+            words = _why(cells, label, rounds)
             note(axes, words, (0.02, -row), color=LIGHT["soft"], fontsize=8)
     axes.set_yticks([-row for row in range(len(labels))], labels)
     axes.set_ylim(0.5 - len(labels), 0.5)
@@ -87,8 +87,11 @@ def _panel(axes: Axes, labels: Sequence[str], cells: Sequence[Cell], rounds: Rou
     axes.set_xlabel("Accuracy, test set")
 
 
-def _is_measured(cells: Sequence[Cell], label: str) -> bool:
-    return any(cell.entry(label) for cell in cells)
+def _why(cells: Sequence[Cell], label: str, rounds: Rounds) -> str:
+    """Say why a method has no figure: too large, or not evaluated so early."""
+    found = [(cell, cell.entry(label)) for cell in cells]
+    least = [rounds(cell, entry) for cell, entry in found if entry]
+    return "cannot be sent once" if max(least) < 1 else "not evaluated so early"
 
 
 def _spread(cell: Cell, label: str, rounds: Rounds) -> Spread | None:

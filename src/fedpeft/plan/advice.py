@@ -32,7 +32,7 @@ from fedpeft.results.advice import (
     regrets,
 )
 from fedpeft.results.evidence import Cell, Entry, Evidence
-from fedpeft.results.settings import Setting, distance, obstacles, setting_of
+from fedpeft.results.settings import FACTOR, Setting, distance, obstacles, setting_of
 
 _UNTRAINED = "preset:"
 
@@ -159,12 +159,12 @@ def advise(experiment: Experiment, evidence: Evidence, limit: float | None = Non
     costs = {label: _cost(each, setting, limit) for label, each in sketches.items()}
 
     def rounds(cell: Cell, entry: Entry) -> float:
-        return costs[entry.label].rounds if entry.label in costs else 0
+        if entry.label not in costs:
+            return 0
+        return costs[entry.label].rounds if limit is not None else _whole(setting, cell)
 
     ranked = rank(cells, rounds)
-    for label, cost in costs.items():
-        if cost.rounds < 1:
-            left_out[label] = f"the limit is below one round of it ({byte_words(cost.up)} a turn)"
+    left_out |= _unranked(ranked, costs)
     if not ranked:
         reasons = ("no measured method can be used: " + "; ".join(left_out.values()),)
         return replace(made, reasons=reasons, nearest=cells[0], left_out=left_out)
@@ -175,7 +175,7 @@ def advise(experiment: Experiment, evidence: Evidence, limit: float | None = Non
         costs=costs,
         left_out=left_out,
         regrets=tuple(regrets(cells, evidence, rounds)),
-        notes=(*notes, *_longer(setting, cells)),
+        notes=(*notes, *_other_rounds(setting, cells, limit)),
     )
 
 
@@ -218,9 +218,11 @@ def _not_compared(experiment: Experiment) -> Iterator[str]:
         yield "measured without the failures and delays of [stability]"
 
 
-def _longer(setting: Setting, cells: Sequence[Cell]) -> Iterator[str]:
-    """Say where accuracy is that of fewer rounds than the experiment has."""
+def _other_rounds(setting: Setting, cells: Sequence[Cell], limit: float | None) -> Iterator[str]:
+    """Say where accuracy is that of fewer or more rounds than the experiment has."""
     for cell in cells:
+        if limit is None and (at := _whole(setting, cell)) > setting.rounds:
+            yield f"{cell.bed}: accuracy is that after {at} rounds, not {setting.rounds}"
         if setting.rounds > cell.setting.rounds:
             yield (
                 f"{cell.bed}: measured for {cell.setting.rounds} rounds; what happens up to round "
@@ -259,6 +261,29 @@ def _cost(sketch: Sketch, setting: Setting, limit: float | None) -> Cost:
     if limit is not None:
         rounds = min(rounds, math.floor(limit / a_round))
     return Cost(sketch.tuned.spec.num_params, up, down, rounds * a_round, rounds)
+
+
+def _whole(setting: Setting, cell: Cell) -> int:
+    """Return the round after which all entries of a cell are scored where nothing limits them.
+
+    It is the experiment's last, or the first after which all were evaluated, if that is at most
+    `FACTOR` times as late.
+    """
+    first = max(entry.rounds[0] for entry in cell.entries)
+    return first if setting.rounds < first <= FACTOR * setting.rounds else setting.rounds
+
+
+def _unranked(ranked: Sequence[Ranked], costs: Mapping[str, Cost]) -> dict[str, str]:
+    """Say why methods that the model takes are not ranked."""
+    missing = {
+        label: cost for label, cost in costs.items() if label not in {r.label for r in ranked}
+    }
+    return {
+        label: f"not evaluated after so few rounds ({cost.rounds})"
+        if cost.rounds >= 1
+        else f"the limit is below one round of it ({byte_words(cost.up)} a turn)"
+        for label, cost in missing.items()
+    }
 
 
 def _cell_json(cell: Cell, setting: Setting) -> dict[str, Any]:

@@ -24,7 +24,9 @@ COMPARABLE = 0.02
 _LEVEL = 0.05
 
 Rounds: TypeAlias = Callable[[Cell, Entry], float]
-"""The number of rounds after which an entry is scored; below 1 it cannot be used."""
+"""The number of rounds after which an entry is scored; below 1 it cannot be used.
+
+An entry that was not evaluated so early does not take part."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ def rank(cells: Sequence[Cell], rounds: Rounds) -> list[Ranked]:
     found: dict[str, dict[str, dict[int, float]]] = {}
     for cell in cells:
         for entry in cell.entries:
-            if (at := rounds(cell, entry)) >= 1:
-                found.setdefault(entry.label, {})[cell.bed] = entry.at(at)
+            if (at := rounds(cell, entry)) >= 1 and (scores := entry.at(at)):
+                found.setdefault(entry.label, {})[cell.bed] = scores
     rows = [_ranked(label, beds) for label, beds in found.items()]
     rows.sort(key=lambda row: (-len(row.beds), -row.accuracy, row.label))
     return [

@@ -83,7 +83,12 @@ class Entry:
     scores: tuple[tuple[float, ...], ...]
 
     def at(self, rounds: float) -> dict[int, float]:
-        """Return seed -> accuracy after some rounds (>= 1); after the last, that of the last."""
+        """Return seed -> accuracy after some rounds: after the last, that of the last.
+
+        Before the first evaluated round nothing is known: {}.
+        """
+        if rounds < self.rounds[0]:
+            return {}
         columns = zip(*self.scores, strict=True)
         found = (float(np.interp(rounds, self.rounds, column)) for column in columns)
         return dict(zip(self.seeds, found, strict=True))
@@ -132,7 +137,7 @@ def condense(runs: Sequence[Run], facts_of: FactsOf) -> Evidence:
     """Condense runs; cells with a single method are left out.
 
     Args:
-      runs: in order; of two with one method, setting and seed the later counts.
+      runs: as for `group_runs`.
       facts_of: called for what no run with the same data and model tells: private runs keep the
         number of their examples to themselves.
     """
@@ -163,11 +168,17 @@ def _data_of(run: Run) -> str:
 
 
 def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
-    """Group the runs that count as evidence by cell; cells with a single method are left out."""
+    """Group the runs that count as evidence by cell; cells with a single method are left out.
+
+    Of two runs of one method, setting and seed the one that was evaluated more often counts, of
+    equals the later one.
+    """
     groups: dict[str, dict[str, Run]] = {}
     for run in filter(_counts, runs):
         members = groups.setdefault(_key(_of_cell(run.settings)), {})
-        members[_key([_variant(run), run.seed])] = run
+        known = members.setdefault(key := _key([_variant(run), run.seed]), run)
+        if len(run.curve()) >= len(known.curve()):
+            members[key] = run
     found = [list(members.values()) for members in groups.values()]
     return [members for members in found if len({_key(_variant(run)) for run in members}) > 1]
 
