@@ -146,8 +146,10 @@ def _scarcity(*budgets: int, methods: Sequence[str] = FIVE) -> list[Row]:
 
 
 def _more() -> list[Row]:
-    """Other methods, on the regimes of the advice."""
-    return [Row(kind, m) for m in MORE for kind in ("usual", "scarce", "2-of-16")]
+    """Other methods, on the regimes of the advice; few bytes need the accuracy of every round."""
+    curves = [Row("usual", method, _CURVE) for method in MORE]
+    even = [Row("usual", method, {SCHEME: "iid"}) for method in MORE]
+    return [*curves, *even, *(Row(kind, m) for m in MORE for kind in ("scarce", "2-of-16"))]
 
 
 _GLYPHS: Settings = {"model.name": "vit-glyphs-28"}

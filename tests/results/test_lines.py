@@ -31,8 +31,10 @@ def finished(folder: Path, method: str) -> Path:
     ]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     summary = {"accuracy": 0.5, "metric": "accuracy", "rounds": 2, "run_dir": str(folder)}
+    data = {"name": str(folder), "digest": "1", "clients": 2, "examples": 30, "evaluated": 4}
+    environment = {"hardware": str(folder), "versions": {}, "task": "t", "data": data}
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "environment.json").write_text(json.dumps({"hardware": str(folder), "versions": {}}))
+    (folder / "environment.json").write_text(json.dumps(environment))
     return folder
 
 
@@ -65,10 +67,9 @@ def test_a_foreign_line_is_named(tmp_path: Path, text: str) -> None:
 def test_lines_hold_nothing_of_the_machine(tmp_path: Path) -> None:
     file = lines(tmp_path)
     assert str(tmp_path) not in file.read_text()
-    assert set(json.loads(file.read_text().splitlines()[0])["environment"]) <= {
-        "versions",
-        "metric",
-    }
+    environment = json.loads(file.read_text().splitlines()[0])["environment"]
+    assert environment.pop("data") == {"clients": 2, "examples": 30, "evaluated": 4}
+    assert set(environment) == {"versions", "task"}
 
 
 def test_files_and_folders_are_read_together_and_reported(

@@ -234,6 +234,46 @@ def show_(
     showing.show_command(experiment, sets or [], examples, as_json=json)
 
 
+@app.command()
+@ending()
+def advise(
+    experiment: File = None,
+    sets: Sets = None,
+    upload: Annotated[
+        str | None,
+        typer.Option(
+            "--upload",
+            metavar="BYTES",
+            help="Most that a client uploads in the whole run, on average: 500kB, 20MB.",
+        ),
+    ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(
+            "--evidence",
+            metavar="FILE.json",
+            help="Other measurements than those of the package.",
+            callback=expanded,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Rank tuning methods for a setting, as measured.
+
+    Accuracy is that of the nearest measured settings; bytes are those of the file's model. Outside
+    of what was measured the answer is "no evidence". The file's own method plays no part.
+
+    \b
+    Examples:
+      fedpeft advise my.toml
+      fedpeft advise my.toml --upload 500kB
+      fedpeft advise --set data.source=characters --set model.name=vit-glyphs-28
+    """
+    import fedpeft.cli.advising as advising
+
+    advising.advise_command(experiment, sets or [], upload, evidence, as_json=json)
+
+
 @app.command("list")
 @ending()
 def list_(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -55,6 +56,15 @@ def byte_words(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def byte_count(text: str) -> float | None:
+    """Read a number of bytes, such as `500 kB`, `1.5MB` or `20000`; None if it is none above 0."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kmgt]?b)?\s*", text, re.IGNORECASE)
+    return float(found[1]) * _UNITS[(found[2] or "").lower()] or None if found else None
 
 
 def median_words(sizes: Iterable[int]) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.core.errors import DataError
+from fedpeft.data.drawn import DrawnClients
 from fedpeft.data.examples import Federated
 
 MOST_SHOWN = 10_000
@@ -31,3 +32,11 @@ def label_table(federated: Federated) -> npt.NDArray[np.int64]:
 def sizes(federated: Federated) -> npt.NDArray[np.int64]:
     """Return the number of examples of each client, [clients], in the clients' order."""
     return np.array([len(rows) for rows in federated.clients.values()], np.int64)
+
+
+def num_examples(federated: Federated) -> int:
+    """Return the number of training examples of all clients; no client is drawn for it."""
+    clients = federated.clients
+    if isinstance(clients, DrawnClients):
+        return len(clients) * clients.size
+    return int(sizes(federated).sum())

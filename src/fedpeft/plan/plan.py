@@ -99,16 +99,13 @@ def make_plan(experiment: Experiment) -> Plan:
     Raises:
       ConfigError: if the model cannot be sketched (give `model.config`), or the method not applied.
     """
-    data, problem = _data(resolve(experiment))
+    data, problem = local_data(resolve(experiment))
     sketch = sketch_run(experiment, data.num_labels if data else None)
     if problem is not None:  # of the data: one of the model has ended the plan
         logger.warning("no partition is shown: %s", problem)
-    federation, tuned = sketch.experiment.federation, sketch.tuned
-    rounds = federation.rounds
+    rounds, tuned = sketch.experiment.federation.rounds, sketch.tuned
     replies, requests = planned_turns(sketch.experiment)
-    notes = PRIVATE_NOTES if sketch.privacy.private else TYPICAL_NOTES
-    up = wire_bytes(tuned, sketch.resolved.up, notes)
-    down = wire_bytes(tuned, sketch.resolved.down)
+    up, down = wire_sizes(sketch)
     figures: dict[str, object] = {
         "name": sketch.experiment.name,
         "model": sketch.experiment.model.name,
@@ -128,14 +125,21 @@ def make_plan(experiment: Experiment) -> Plan:
         **_weights(sketch),
         **_classes(sketch, data),
         **planned_prefix(sketch.experiment, tuned, data).as_json(),
-        **_privacy(sketch, data).planned(),
+        **planned_privacy(sketch, data).planned(),
     }
     shown = data is not None and len(data.clients) <= MOST_SHOWN
     return Plan(figures, _partition(data) if data is not None and shown else None)
 
 
-def _privacy(sketch: Sketch, data: Federated | None) -> PrivacyOfRun:
-    """Settle what epsilon needs of the data."""
+def wire_sizes(sketch: Sketch) -> tuple[int, int]:
+    """Return the encoded bytes of one client and round: (up, down)."""
+    notes = PRIVATE_NOTES if sketch.privacy.private else TYPICAL_NOTES
+    up = wire_bytes(sketch.tuned, sketch.resolved.up, notes)
+    return up, wire_bytes(sketch.tuned, sketch.resolved.down)
+
+
+def planned_privacy(sketch: Sketch, data: Federated | None) -> PrivacyOfRun:
+    """Return a run's privacy, with what epsilon needs of the data where they are here."""
     if data is None:
         return sketch.privacy
     return PrivacyOfRun(fit_privacy(sketch.resolved, data).experiment)
@@ -230,7 +234,7 @@ def _kept_deltas(sketch: Sketch) -> int:
     return (sketch.experiment.federation.rounds + 1) * payload_bytes(sketch.tuned)
 
 
-def _data(resolved: Resolved) -> tuple[Federated | None, FedpeftError | None]:
+def local_data(resolved: Resolved) -> tuple[Federated | None, FedpeftError | None]:
     """Load and partition data on this machine; None where it is not, and the problem if any."""
     experiment = resolved.experiment
     if ENGINES[experiment.engine.name].deployed:

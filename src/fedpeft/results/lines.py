@@ -30,6 +30,9 @@ from fedpeft.runs.folder import experiment_digest
 
 _LEFT_OUT = ("metrics", "client_metrics", "client_metrics_by_class", "update_norm")
 """Of a round's record: the headline metric has a column of its own."""
+_ENVIRONMENT = ("versions", "task", "metric")
+_COUNTS = ("clients", "examples", "evaluated")
+"""Of the data, in the environment: numbers, and no name."""
 _BEGINS = '{"experiment": "'
 
 
@@ -115,9 +118,10 @@ def _as_line(run: Run) -> Mapping[str, object]:
         rounds["cohort"] = [len(x) if isinstance(x, list) else x for x in rounds["cohort"]]
     rounds["metric"] = [record.get("metrics", {}).get(name) for record in run.rounds]
     summary = {key: value for key, value in (run.summary or {}).items() if key != "run_dir"}
-    environment = {
-        key: run.environment[key] for key in ("versions", "metric") if key in run.environment
-    }
+    known = run.environment
+    environment = {key: known[key] for key in _ENVIRONMENT if key in known}
+    if "data" in known:
+        environment["data"] = {key: known["data"][key] for key in _COUNTS if key in known["data"]}
     settings = portable(run.settings)
     return {
         "settings": settings, "rounds": rounds, "summary": summary, "environment": environment

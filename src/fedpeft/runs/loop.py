@@ -17,8 +17,9 @@ from fedpeft.build.run import BuiltRun
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.strict_json import without_nan
 from fedpeft.data.examples import Federated
-from fedpeft.data.summary import MOST_SHOWN, label_table
+from fedpeft.data.summary import MOST_SHOWN, label_table, num_examples
 from fedpeft.experiment.callbacks import ended, started, stops
+from fedpeft.experiment.engines import ENGINES
 from fedpeft.experiment.read import dump_experiment
 from fedpeft.rounds.buffered import advance
 from fedpeft.rounds.client_half import PRIVATE_NOTES
@@ -181,8 +182,11 @@ def _write_head(built: BuiltRun, folder: RunFolder) -> None:
         }
         if not built.privacy.private:
             data["clients"] = len(built.data.clients)
-        metric = built.tuned.loaded.task.headline.as_json()
-        found = {**describe_environment(built.experiment.seed), "data": data, "metric": metric}
+            if not ENGINES[built.experiment.engine.name].deployed:
+                data["examples"] = num_examples(built.data)
+        task = built.tuned.loaded.task
+        about = {"data": data, "task": task.name, "metric": task.headline.as_json()}
+        found = {**describe_environment(built.experiment.seed), **about}
         if built.tuned.targets is not None:
             found["adapted"] = built.tuned.targets.as_json()
         write_json(folder.environment, found)
