@@ -35,7 +35,7 @@ from protocol import (
     settings_of,
 )
 
-__all__ = ["Search", "next_runs"]
+__all__ = ["FIRST", "OTHERS", "Search", "best_of", "next_runs", "row_of"]
 
 FIRST, OTHERS = 7001, (7002, 7003)
 FACTOR = 2.0
@@ -70,7 +70,7 @@ def _search(bed: Bed, pairs: Sequence[Pair], out: Path) -> dict[Pair, Search]:
         asked = [(pair, rate, seed) for pair in pairs for rate, seed in next_runs(found[pair])]
         if not asked:
             return found
-        rows = [_row(bed, pair, rate, seed) for pair, rate, seed in asked]
+        rows = [row_of(bed, pair, rate, seed) for pair, rate, seed in asked]
         results = EXPERIMENTS / "results" / f"search-{bed.name}.jsonl"
         results.parent.mkdir(exist_ok=True)
         ends = sweep(rows, out / bed.name, results=results)
@@ -119,7 +119,8 @@ def _past_edge(rate: float, rates: Sequence[float]) -> float | None:
     return None
 
 
-def _row(bed: Bed, pair: Pair, rate: float, seed: int) -> SweepRow:
+def row_of(bed: Bed, pair: Pair, rate: float, seed: int) -> SweepRow:
+    """Return a run of a search, on validation data."""
     settings = {
         **settings_of(bed, Row(*pair)),
         "client.lr": rate,

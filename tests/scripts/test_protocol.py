@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from protocol import BEDS, EXPERIMENTS, RATES, pairs_of, read_rates, settings_of, toml_of
+from pilots import spread_of
 from search_rates import FIRST, OTHERS, best_of, next_runs
 
 
@@ -73,3 +74,11 @@ def test_a_file_has_a_row_for_each_of_its_table():
         text = tomllib.loads(toml_of(bed, table, rates))
         assert len(text["sweep"]) == len(rows)
         assert all(each["client.lr"] == 0.01 for each in text["sweep"])
+
+
+def test_what_both_methods_share_in_a_seed_is_no_spread():
+    luck = {7001: 0.3, 7002: 0.5, 7003: 0.1}
+    scores = {"bias": {s: v + 0.1 for s, v in luck.items()}, "full": luck}
+    assert spread_of(scores) == pytest.approx(0)
+    assert spread_of({**scores, "full": dict.fromkeys(luck, 0.2)}) == pytest.approx(0.2)
+    assert spread_of({"bias": luck}) is None

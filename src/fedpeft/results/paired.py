@@ -113,21 +113,13 @@ class Comparison:
     @property
     def smallest_effect(self) -> float:
         """The distance from its bound at which these seeds decide with `POWER`; inf for one."""
-        return _effect(_spread(self.margins), self.seeds) if self.seeds > 1 else math.inf
+        return effect_of(_spread(self.margins), self.seeds) if self.seeds > 1 else math.inf
 
     @property
     def seeds_needed(self) -> int | None:
         """Seeds that would decide a mean and spread like these; None for over 10,000."""
         distance, spread = abs(self.margin + self.tolerance), _spread(self.margins)
-        if math.isnan(spread) or distance == 0:
-            return None
-        if _effect(spread, _MOST_SEEDS) > distance:
-            return None
-        low, high = 2, _MOST_SEEDS
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if _effect(spread, middle) <= distance else (middle + 1, high)
-        return low
+        return None if math.isnan(spread) else seeds_for(distance, spread)
 
     def as_json(self) -> dict[str, object]:
         """Return one JSON object; null where there is nothing to say."""
@@ -176,8 +168,32 @@ def _quantile(level: float, freedom: int) -> float:
     return float(t.ppf(level, freedom))
 
 
-def _effect(spread: float, seeds: int) -> float:
-    """Return (t(1 - level) + t(power)) std / sqrt(seeds), the usual planning formula."""
+def seeds_for(distance: float, spread: float) -> int | None:
+    """Return the seeds that find a distance from the bound with `POWER`; None for over 10,000.
+
+    Args:
+      distance: of the mean from its bound, >= 0.
+      spread: standard deviation of the differences over seeds.
+    """
+    if distance == 0 or effect_of(spread, _MOST_SEEDS) > distance:
+        return None
+    low, high = 2, _MOST_SEEDS
+    while low < high:
+        middle = (low + high) // 2
+        enough = effect_of(spread, middle) <= distance
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return low
+
+
+def effect_of(spread: float, seeds: int) -> float:
+    """Return the distance from the bound that seeds find with `POWER`.
+
+    The usual planning formula: (t(1 - level) + t(power)) std / sqrt(seeds).
+
+    Args:
+      spread: standard deviation of the differences over seeds.
+      seeds: number of seeds, >= 2.
+    """
     freedom = seeds - 1
     return (_quantile(1 - LEVEL, freedom) + _quantile(POWER, freedom)) * spread / math.sqrt(seeds)
 
