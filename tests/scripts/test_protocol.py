@@ -6,8 +6,8 @@ import tomllib
 
 import pytest
 
-from protocol import BEDS, EXPERIMENTS, RATES, pairs_of, read_rates, settings_of, toml_of
 from pilots import spread_of
+from protocol import BEDS, EXPERIMENTS, RATES, pairs_of, read_rates, settings_of, toml_of
 from search_rates import FIRST, OTHERS, best_of, next_runs
 
 
