@@ -5,8 +5,8 @@
 
     glyphs of Noto's and matplotlib's fonts -> `handwriting.draw` on a page of 28 x 28
 
-The training split of `glyphs-28` shows fonts of the pretraining, its test split fonts that were kept
-from it. `glyphs-new` is drawn as `characters` is, without clutter, at full contrast.
+The training split of `glyphs-28` shows fonts of the pretraining, its test split fonts that were
+kept from it. `glyphs-new` is drawn as `characters` is, without clutter, at full contrast.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ __all__ = ["read_new_glyphs", "read_pretraining_pictures"]
 
 SEED = 2026
 NUM_PICTURES = {"train": 1500, "test": 500}
-NEW = Setting(
-    wobble=1.0, neighbour=0.0, ruled=0.0, scratches=0.0, least_contrast=1.0, noise=0.0
-)
+NEW = Setting(wobble=1.0, neighbour=0.0, ruled=0.0, scratches=0.0, least_contrast=1.0, noise=0.0)
 """How `glyphs-new` is drawn."""
 
 

@@ -6,7 +6,8 @@ import tomllib
 
 import pytest
 
-from protocol import BEDS, EXPERIMENTS, RATES, pairs_of, read_rates, settings_of, toml_of
+from fedpeft.results.beds import read_gaps
+from protocol import BEDS, EXPERIMENTS, GAP_SETS, RATES, pairs_of, read_rates, settings_of, toml_of
 from search_rates import FIRST, OTHERS, best_of, next_runs
 
 
@@ -73,3 +74,17 @@ def test_a_file_has_a_row_for_each_of_its_table():
         text = tomllib.loads(toml_of(bed, table, rates))
         assert len(text["sweep"]) == len(rows)
         assert all(each["client.lr"] == 0.01 for each in text["sweep"])
+
+
+def by_steps(gaps, num):
+    """Choose sets by gap alone: the nearest, the farthest, and those nearest to even steps."""
+    low, high = min(gaps.values()), max(gaps.values())
+    steps = [low + (high - low) * step / (num - 1) for step in range(num)]
+    return {min(gaps, key=lambda name: abs(gaps[name] - step)) for step in steps}
+
+
+def test_the_gap_series_is_chosen_by_measured_gap():
+    gaps = dict(read_gaps(EXPERIMENTS / "results" / "gap-vit-glyphs-28.json").distances)
+    assert gaps.pop("glyphs-28") == 0, "the reference"
+    assert by_steps(gaps, 5) == {*GAP_SETS, "characters"}
+    assert by_steps(gaps, 4) != {*GAP_SETS, "characters"}  # the negative control

@@ -41,15 +41,16 @@ def test_the_settings_that_are_shipped_are_on_the_list_and_qualify(name):
     assert [len(values) for values in line["validation"].values()] == [3, 3, 3]
 
 
-
 def write_files(folder):
-    """Write idx files: 200 training pictures with a dark last pixel, 50 test pictures, all white."""
+    """Write idx files: 200 training pictures with a dark last pixel, 50 white test pictures."""
     for split, num, level in (("train", 200, 10), ("t10k", 50, 255)):
         images = np.full((num, 3, 3), level, np.uint8)
         images[:, 0, 0] = np.arange(num)
         for kind, values in (("images", images), ("labels", np.arange(num, dtype=np.uint8) % 5)):
             header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
-            (folder / f"{split}-{kind}-idx{values.ndim}-ubyte").write_bytes(header + values.tobytes())
+            (folder / f"{split}-{kind}-idx{values.ndim}-ubyte").write_bytes(
+                header + values.tobytes()
+            )
 
 
 def test_a_bed_of_files_draws_training_pictures_by_seed_and_takes_no_test_pictures(tmp_path):
