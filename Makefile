@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without bytecode every process compiles ever
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 TWO := -n 2 --maxprocesses 2 --dist loadfile
 
-.PHONY: setup bench demo quickstart-table reproduce-small reproduce-paper rehearse-paper rehearse-paper-gpu format check test test-slow coverage mutants test-deployment test-deployment-short docs house clean
+.PHONY: setup bench demo quickstart-table reproduce-small reproduce-pictures reproduce-paper rehearse-paper rehearse-paper-gpu format check test test-slow coverage mutants test-deployment test-deployment-short docs house clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,11 @@ reproduce-small: setup  ## the paper's tables and figures on digits; resumable; 
 	$(BIN)/fedpeft figures experiments/paper/table1-cifar100.toml --out $(SMALL)/figures
 	$(BIN)/fedpeft report $(GRIDS:%=$(SMALL)/%) --out $(SMALL)/report.html
 	$(BIN)/fedpeft claims $(GRIDS:%=$(SMALL)/%)
+
+PICTURES := runs/pictures
+reproduce-pictures: setup  ## the claims about the domain gap with three seeds: half an hour on one core; resumable
+	$(BIN)/fedpeft sweep experiments/gap/gap.toml --over seed=1,2,3 --out $(PICTURES)/gap
+	$(BIN)/fedpeft claims $(PICTURES)/gap --gap experiments/results/gap-vit-glyphs-28.json
 
 reproduce-paper: setup  ## the paper's own scale: needs a GPU and the hub; says the hours; resumable
 	$(BIN)/python scripts/reproduce_paper.py

@@ -18,7 +18,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["BEDS", "RATES", "Bed", "Row", "pairs_of", "read_rates", "settings_of", "toml_of"]
+__all__ = [
+    "BEDS",
+    "GAP_SETS",
+    "RATES",
+    "Bed",
+    "Row",
+    "pairs_of",
+    "read_rates",
+    "settings_of",
+    "toml_of",
+]
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 RATES_FILE = EXPERIMENTS / "rates.json"
@@ -217,6 +227,18 @@ _MINILM = {
     },
     **{"small": 0.5},
 }
+GAP_SETS = ("glyphs-new", "characters-blurred", "characters-inverted", "characters-permuted")
+"""The gap series, chosen by measured gap (`experiments/results/gap-vit-glyphs-28.json`), but for
+`characters`, whose rows are in its own table 1."""
+
+
+def _gap() -> Bed:
+    """Return the sets of the gap series: each has rates of its own, so each is a class."""
+    kinds = {name: {"data.source": name} for name in GAP_SETS}
+    rows = [Row(name, method) for name in GAP_SETS for method in FIVE]
+    return Bed("gap", {**_BASE, **_GLYPHS}, kinds, {"gap": rows}, (2244, 1020), _VIT)
+
+
 _FEW = _scarcity(280, 561, 1122)
 _LISTED = (
     _text(),
@@ -234,6 +256,7 @@ _LISTED = (
         "characters-hard",
         {"table1": _communication(20), "table3": _privacy(with_open=True), "table4": _FEW},
     ),
+    _gap(),
 )
 BEDS: Mapping[str, Bed] = {bed.name: bed for bed in _LISTED}
 

@@ -6,8 +6,9 @@ import tomllib
 
 import pytest
 
+from fedpeft.results.beds import read_gaps
 from pilots import spread_of
-from protocol import BEDS, EXPERIMENTS, RATES, pairs_of, read_rates, settings_of, toml_of
+from protocol import BEDS, EXPERIMENTS, GAP_SETS, RATES, pairs_of, read_rates, settings_of, toml_of
 from search_rates import FIRST, OTHERS, best_of, next_runs
 
 
@@ -82,3 +83,17 @@ def test_what_both_methods_share_in_a_seed_is_no_spread():
     assert spread_of(scores) == pytest.approx(0)
     assert spread_of({**scores, "full": dict.fromkeys(luck, 0.2)}) == pytest.approx(0.2)
     assert spread_of({"bias": luck}) is None
+
+
+def by_steps(gaps, num):
+    """Choose sets by gap alone: the nearest, the farthest, and those nearest to even steps."""
+    low, high = min(gaps.values()), max(gaps.values())
+    steps = [low + (high - low) * step / (num - 1) for step in range(num)]
+    return {min(gaps, key=lambda name: abs(gaps[name] - step)) for step in steps}
+
+
+def test_the_gap_series_is_chosen_by_measured_gap():
+    gaps = dict(read_gaps(EXPERIMENTS / "results" / "gap-vit-glyphs-28.json").distances)
+    assert gaps.pop("glyphs-28") == 0, "the reference"
+    assert by_steps(gaps, 5) == {*GAP_SETS, "characters"}
+    assert by_steps(gaps, 4) != {*GAP_SETS, "characters"}  # the negative control

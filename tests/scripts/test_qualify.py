@@ -42,7 +42,7 @@ def test_the_settings_that_are_shipped_are_on_the_list_and_qualify(name):
 
 
 def write_files(folder):
-    """Write idx files: 200 dark training pictures, 50 white test pictures."""
+    """Write idx files: 200 training pictures with a dark last pixel, 50 white test pictures."""
     for split, num, level in (("train", 200, 10), ("t10k", 50, 255)):
         images = np.full((num, 3, 3), level, np.uint8)
         images[:, 0, 0] = np.arange(num)
