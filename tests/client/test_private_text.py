@@ -210,3 +210,18 @@ def test_the_mask_hides_padding_and_the_future():
     assert (mask == 0).tolist() == [[True, False, False], [True, True, False], [True, True, False]]
     open_ = spread_mask(torch.tensor([[1, 1, 0]]), torch.float32, causal=False)[0, 0]
     assert (open_ == 0).tolist() == [[True, True, False]] * 3
+
+
+def test_rows_of_packed_examples_have_their_own_gradients(tmp_path):
+    tuned = sharpen(tuned_family("qwen2", tmp_path, "lora"))
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 4], [5, 9, 3, 7, 0, 0]]),
+        "attention_mask": torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]]),
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 0, 0]]),
+        "labels": torch.tensor([[-100, 6, 7, -100, 9, 4], [-100, 9, -100, 7, -100, -100]]),
+    }
+    expected, _ = one_by_one(tuned, batch, KEYS[:2])
+    near = 1e-4 * float(expected.abs().max())
+    assert torch.allclose(row_gradients(tuned)(batch, KEYS[:2]), expected, atol=near)
+    crossed = {name: value for name, value in batch.items() if name != "position_ids"}
+    assert not torch.allclose(one_by_one(tuned, crossed, KEYS[:2])[0], expected, atol=100 * near)

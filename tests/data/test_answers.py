@@ -158,18 +158,28 @@ def test_a_tokenizer_that_joins_prompt_and_answer_keeps_the_prompt_of_use():
     assert tokenizer.decode(written.tokens[len(prompt) :]) == "rm is water"
 
 
-def test_a_tokenizer_that_begins_every_text_with_a_blank_does_not_put_one_into_an_answer():
-    words = ["<unk>", "<s>", "</s>", "▁", "a", "b", "\n", "▁a"]
-    made = Tokenizer(
-        models.BPE({w: i for i, w in enumerate(words)}, [("▁", "a")], unk_token="<unk>")
-    )
+@pytest.mark.parametrize(
+    ("prompt", "said", "expected"),
+    [
+        ("ba", "ab", ["▁", "b", "a", "a", "b"]),
+        ("ba", "ca", ["▁", "b", "a", "c", "a"]),  # "ac" is one token of the whole text
+    ],
+)
+def test_a_tokenizer_that_begins_every_text_with_a_blank_does_not_put_one_into_an_answer(
+    prompt, said, expected
+):
+    words = ["<unk>", "<s>", "</s>", "▁", "a", "b", "c", "\n", "▁a", "ac", "▁c"]
+    merges = [("▁", "a"), ("a", "c"), ("▁", "c")]
+    ids = {word: place for place, word in enumerate(words)}
+    made = Tokenizer(models.BPE(ids, merges, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     made.decoder = decoders.Metaspace()
     made.add_special_tokens([*SENTENCE])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
     template = ChatTemplate(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}")
-    written = next(write_conversations([[user("ba"), answer("ab")]], template, "answers"))
-    assert [words[token] for token in written.tokens] == ["▁", "b", "a", "a", "b"]
+    talk = [user(prompt), answer(said)]
+    written = next(write_conversations([talk], template, "answers"))
+    assert [words[token] for token in written.tokens] == expected
     assert written.learnt == [False] * 3 + [True] * 2
 
 

@@ -116,6 +116,13 @@ def test_what_has_nothing_to_learn_is_left_out_with_its_client_and_counted(
     assert "1 of them have none left and are left out" in caplog.text
 
 
+def test_the_first_token_of_what_is_left_is_no_target(tmp_path, inputs):
+    rows = talks("one " * 60, "two")
+    data = load_data(request(tmp_path, rows, max_length=16, truncation="left"), inputs)
+    labels = data.train.batch([0], seed=None)["labels"][0]
+    assert labels[0] == -100 and (labels[1:-1] != -100).all()
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [

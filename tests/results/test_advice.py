@@ -108,7 +108,7 @@ def test_the_cheapest_comparable_method_is_named(tmp_path: Path) -> None:
     assert found is not None and found.label == "bias"
     sentence = advice_sentence(ranked, SIZES)
     assert sentence.startswith("Use full: 70.2 % (mean of characters, characters-hard; 3 seeds)")
-    assert "cheapest within 2 points is bias, 1.0 ± 0.0 points below for 2 % of its" in sentence
+    assert "cheapest within 2 points is bias, 1.0 ± 0.0 points below for 2 % of the" in sentence
     assert cheapest(rank(two_beds(tmp_path).cells, whole_run), SIZES) is None
 
 

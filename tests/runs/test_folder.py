@@ -108,6 +108,9 @@ def test_partition_counts_every_example(done: Path) -> None:
     found = json.loads((done / "partition.json").read_text())
     assert len(found["clients"]) == 6 and len(found["labels"]) == 10
     assert sum(map(sum, found["counts"])) == 1258
+    told = json.loads((done / "environment.json").read_text())
+    assert (told["task"], told["data"]["examples"]) == ("image-classification", 1258)
+    assert told["data"]["clients"] == 6
 
 
 def test_finished_run_resumed_gives_its_summary_and_changes_nothing(done: Path) -> None:

@@ -52,6 +52,12 @@ def seeded(tmp_path_factory):
     return run(read(*SECRET, SEEDED), tmp_path_factory.mktemp("seeded") / "r")
 
 
+def test_a_private_run_keeps_its_numbers_of_clients_and_examples(secret):
+    told = json.loads((secret[1] / "environment.json").read_text())
+    assert told["task"] == "image-classification"
+    assert {*told["data"]} == {"name", "digest", "evaluated"}
+
+
 @pytest.mark.parametrize(
     ("sets", "words"),
     [

@@ -249,4 +249,4 @@ def _share(one: Ranked, other: Ranked, sizes: Mapping[str, float]) -> str:
     ours, theirs = sizes.get(one.label), sizes.get(other.label)
     if not ours or not theirs:
         return ""
-    return f" for {100 * ours / theirs:.3g} % of its bytes"
+    return f" for {100 * ours / theirs:.3g} % of the bytes of {other.label}"
