@@ -17,6 +17,7 @@ from fedpeft.experiment.keys import keys_of
 from fedpeft.experiment.read import read_experiment
 from fedpeft.experiment.tables import OURS
 
+SCHEDULES = ("constant", "linear", "cosine")
 COMMAND = typer.main.get_command(app)
 ROOT = house.PACKAGE.parent.parent
 
@@ -33,10 +34,10 @@ def offered(*words: str) -> list[str]:
         (["list", "me"], ["methods"]),
         (["export", "runs/a", "--as", "a"], ["adapter"]),
         (["run", "--set", "tuning.he"], ["tuning.head_init="]),
-        (["run", "--set", "client.optimizer="], ["client.optimizer=sgd", "client.optimizer=adamw"]),
+        (["run", "--set", "client.schedule="], [f"client.schedule={each}" for each in SCHEDULES]),
         (["plan", "--set", "client.nesterov=t"], ["client.nesterov=true"]),
-        (["run", "--set", "data.source=glyp"], ["data.source=glyphs"]),
-        (["sweep", "--over", "client.optimizer=sgd,a"], ["client.optimizer=sgd,adamw"]),
+        (["run", "--set", "data.source=glyphs-n"], ["data.source=glyphs-new"]),
+        (["sweep", "--over", "client.optimizer=sgd,adamw_"], ["client.optimizer=sgd,adamw_8bit"]),
         (["report", "runs/"], [":files"]),
         (["run", "--set", "data.source=./"], [":files"]),
         (["run", "--set", "no.such=x"], [":files"]),

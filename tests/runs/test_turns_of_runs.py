@@ -19,7 +19,7 @@ from fedpeft.engines.workers import one_thread
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.epsilon import uses_a_turn
 from fedpeft.experiment.read import dump_experiment, read_experiment, validate
-from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.resolve import Given, resolve
 from fedpeft.launch.start import run
 from fedpeft.rounds.client_half import run_turn
 from fedpeft.tuning.tuned import read_delta
@@ -55,7 +55,7 @@ def delta(folder: Path) -> torch.Tensor:
 
 def test_a_resumed_run_equals_one_in_one_go(straight, tmp_path):
     halt = Callback(on_round=lambda line: line["round"] == 1)
-    stopped = run(read(), tmp_path / "r", callbacks=[halt])
+    stopped = run(read(), tmp_path / "r", given=Given(callbacks=(halt,)))
     resumed = run(read(), tmp_path / "r", resume=True)
     assert stopped["rounds"] == 1 and resumed["delta_digest"] == straight[0]["delta_digest"]
 

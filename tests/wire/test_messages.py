@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +37,17 @@ def test_decode_undoes_encode(payload, notes):
 @given(PAYLOADS, st.sampled_from([None, {"weight": "12"}]))
 def test_encoded_size_is_the_length(payload, notes):
     assert encoded_size(payload, notes) == len(encode(payload, notes))
+
+
+def test_equal_content_is_equal_bytes():
+    """The library below orders notes anew in each call: six notes have 720 orders."""
+    notes = {name: name for name in "abcdef"}
+    blobs = {
+        encode({"x": torch.ones(3)}, dict(sorted(notes.items(), reverse=True))) for _ in range(9)
+    }
+    assert blobs == {encode({"x": torch.ones(3)}, notes)}
+    plain = {safetensors.torch.save({"x": torch.ones(3)}, notes) for _ in range(9)}
+    assert len(plain) > 1, "the negative control"
 
 
 def test_framing_of_a_flat_delta_is_small():

@@ -348,7 +348,10 @@ def claims(
     gaps: Annotated[
         list[Path] | None,
         typer.Option(
-            "--gap", metavar="FILE", help="Measured gaps of data sets, for claims 4 and 5."
+            "--gap",
+            metavar="FILE",
+            help="Measured gaps of data sets, for claims 4 and 5.",
+            callback=expanded,
         ),
     ] = None,
     json: Json = False,
@@ -467,7 +470,7 @@ def chat(
     temperature: Temperature = 0.0,
     seed: DrawSeed = 1,
 ) -> None:
-    """Talk to a finished language model, and to the model before training.
+    """Talk to a finished language model and the one before it.
 
     RUN is the folder of a finished run, or an export.
 
@@ -590,7 +593,7 @@ def gap(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure how far data sets lie from a backbone's reference set.
+    """Measure how far data sets lie from a reference set.
 
     Features are the inputs of the model's head; LDA, with the set as label, gives the plane. At
     least two sets and the reference are needed. With RUN folders, the distances between the

@@ -31,6 +31,7 @@ from fedpeft.build.passes import UNDECIDED
 from fedpeft.core.deltas import digest_of
 from fedpeft.core.errors import ConfigError, RunFolderError
 from fedpeft.core.metrics import Metric, metric_in
+from fedpeft.core.tensor_header import with_sorted_notes
 from fedpeft.core.text import dotted, plain
 from fedpeft.experiment.engines import PLACE
 from fedpeft.experiment.epsilon import is_settled
@@ -314,19 +315,13 @@ def write_delta(
 
 
 def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file whose bytes depend on its content alone.
-
-    The library writes metadata in an order that differs from call to call: the header is written
-    again, sorted, in the same place.
-    """
+    """Write a safetensors file whose bytes depend on its content alone."""
     safetensors.torch.save_file(tensors, file, metadata)
     with file.open("r+b") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        header = with_sorted_notes(opened.read(length))
         opened.seek(8)
-        opened.write(text.ljust(length))
+        opened.write(header)
 
 
 def _content(path: Path) -> list[str]:

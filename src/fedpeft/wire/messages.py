@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedpeft.client.turns import Payload
 from fedpeft.core.errors import DeltaMismatchError
+from fedpeft.core.tensor_header import with_sorted_notes
 from fedpeft.core.text import plain
 
 LONGEST_HEADER = 32 * 1024
@@ -32,10 +33,13 @@ _MOST_AXES = 8
 
 
 def encode(payload: Payload, notes: Mapping[str, str] | None = None) -> bytes:
-    """Encode tensors and short notes (such as a weight) as bytes."""
+    """Encode tensors and short notes (such as a weight) as bytes; equal content is equal bytes."""
     tensors = {name: tensor.contiguous() for name, tensor in payload.items()}
     blob: bytes = safetensors.torch.save(tensors, dict(notes) if notes else None)
-    return blob
+    if len(notes or ()) < 2:
+        return blob
+    end = 8 + int.from_bytes(blob[:8], "little")
+    return b"".join((blob[:8], with_sorted_notes(blob[8:end]), memoryview(blob)[end:]))
 
 
 def decode(
