@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import tiny_chat
+import chat_models
 import tiny_models
 
 import fedpeft
@@ -46,14 +46,14 @@ def texts_run(folder: Path) -> str:
 
 
 def language_run(folder: Path) -> str:
-    model = tiny_chat.chat_folder(folder / "model", "qwen2")
+    model = chat_models.chat_folder(folder / "model", "qwen2")
     rows = [{"text": f"the number {i} is followed by {i + 1}"} for i in range(20)]
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return _run(
         folder,
         {
             "model": {"name": str(model), "task": "causal-lm"},
-            "tuning": {"method": "lora"},
+            "tuning": {"method": "lora", "options": {"lora_alpha": 120}},
             "data": {"source": str(folder / "texts.jsonl"), "max_length": 32},
         },
     )

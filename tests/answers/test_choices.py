@@ -1,8 +1,8 @@
 import json
 import math
 
+import chat_models
 import pytest
-import tiny_chat
 import torch
 
 import fedpeft
@@ -20,10 +20,17 @@ ITEMS = [
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
 def model(request, tmp_path_factory):
-    folder = tiny_chat.chat_folder(tmp_path_factory.mktemp(request.param), request.param, length=48)
+    folder = chat_models.chat_folder(
+        tmp_path_factory.mktemp(request.param), request.param, max_position_embeddings=48
+    )
     loaded = fedpeft.load_model(fedpeft.ModelRequest(str(folder), task="causal-lm"))
     tuned = fedpeft.tune(loaded, fedpeft.TuningRequest("lora"))
     return tuned, open_tokenizer(str(folder))
+
+
+def words(tokenizer, text):
+    """Return the tokens of a text, without one that begins it."""
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def one_by_one(model, before, after):
@@ -40,7 +47,7 @@ def test_a_choice_has_the_likelihood_of_its_own_tokens(model, item):
     stem = item.question.rstrip()
     spaces = item.question[len(stem) :]
     expected = [
-        one_by_one(tuned.model, tokenizer.encode(stem), tokenizer.encode(f"{spaces} {choice}"))
+        one_by_one(tuned.model, tokenizer.encode(stem), words(tokenizer, f"{spaces} {choice}"))
         for choice in item.choices
     ]
     assert log_likelihoods(tuned, tokenizer, item) == pytest.approx(expected, abs=1e-4)
@@ -50,7 +57,7 @@ def test_an_empty_question_begins_with_the_first_token(model):
     tuned, tokenizer = model
     first = tokenizer.bos_token_id
     first = tokenizer.eos_token_id if first is None else first
-    expected = [one_by_one(tuned.model, [first], tokenizer.encode(f" {c}")) for c in ("a", "bb")]
+    expected = [one_by_one(tuned.model, [first], words(tokenizer, f" {c}")) for c in ("a", "bb")]
     assert log_likelihoods(tuned, tokenizer, ITEMS[2]) == pytest.approx(expected, abs=1e-4)
 
 
@@ -58,7 +65,11 @@ def test_what_is_too_long_loses_its_beginning(model):
     tuned, tokenizer = model
     long = Item("q" * 90, ("red", "green"), 0)
     expected = [
-        one_by_one(tuned.model, tokenizer.encode("q" * (48 - len(c))), tokenizer.encode(f" {c}"))
+        one_by_one(
+            tuned.model,
+            words(tokenizer, "q" * (49 - len(words(tokenizer, f" {c}")))),
+            words(tokenizer, f" {c}"),
+        )
         for c in long.choices
     ]
     found = log_likelihoods(tuned, tokenizer, long)
@@ -94,7 +105,8 @@ def test_a_model_without_knowledge_of_the_choices_scores_evenly(model):
         log = log_likelihoods(tuned, tokenizer, Item("q", ("ab", "abcd"), 0))
         head.weight.copy_(kept)
     size = math.log(kept.shape[0])
-    assert log == pytest.approx([-3 * size, -5 * size], rel=1e-5)  # a space, and a token a letter
+    lengths = [len(words(tokenizer, f" {choice}")) for choice in ("ab", "abcd")]
+    assert log == pytest.approx([-length * size for length in lengths], rel=1e-5)
 
 
 @pytest.mark.parametrize(

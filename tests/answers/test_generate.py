@@ -1,11 +1,12 @@
+import chat_models
 import pytest
-import tiny_chat
 import torch
 from transformers import AutoModelForCausalLM
 
 import fedpeft
 from fedpeft.answers.generate import Decoding, generate, stop_tokens
 from fedpeft.core.errors import ConfigError, ModelError
+from fedpeft.data.chat_templates import ChatTemplate
 from fedpeft.models.padding import open_tokenizer
 from fedpeft.tuning.tuned import read_delta, write_delta
 
@@ -15,7 +16,7 @@ NONE: frozenset[int] = frozenset()
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
 def folder(request, tmp_path_factory):
-    return tiny_chat.chat_folder(tmp_path_factory.mktemp(request.param), request.param)
+    return chat_models.chat_folder(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def tuned(folder, method="lora", **options):
@@ -82,7 +83,7 @@ def test_equal_seeds_draw_equal_answers(folder):
 
 
 def test_the_longest_text_of_the_model_ends_an_answer(tmp_path):
-    short = tuned(tiny_chat.chat_folder(tmp_path, "llama", length=16))
+    short = tuned(chat_models.chat_folder(tmp_path, "llama", max_position_embeddings=16))
     assert len(list(generate(short, PROMPT, NONE, Decoding(12)))) == 16 - len(PROMPT)
     with pytest.raises(ModelError, match=r"has 16 tokens; .* reads 16, the answer included"):
         next(generate(short, [*PROMPT, 1, 2, 3], NONE, Decoding()))
@@ -91,6 +92,22 @@ def test_the_longest_text_of_the_model_ends_an_answer(tmp_path):
 def test_the_tokens_that_end_an_answer(folder):
     model, tokenizer = tuned(folder), open_tokenizer(str(folder))
     assert stop_tokens(model.loaded, tokenizer) == {tokenizer.eos_token_id}
+
+
+def test_a_template_may_end_an_answer_with_a_token_of_its_own(folder):
+    model, tokenizer = tuned(folder), open_tokenizer(str(folder))
+    own = tokenizer.convert_tokens_to_ids(chat_models.KINDS[folder_kind(folder)][1][1])
+    assert own != tokenizer.eos_token_id
+    text = "{% for m in messages %}{{ m.content }}" + tokenizer.decode([own]) + "{% endfor %}"
+    ends = stop_tokens(model.loaded, tokenizer, ChatTemplate(tokenizer, text))
+    assert ends == {tokenizer.eos_token_id, own}
+    for silent in ("{% for m in messages %}{{ m.content }}{% endfor %}", "{{ 1 / 0 }}"):
+        ends = stop_tokens(model.loaded, tokenizer, ChatTemplate(tokenizer, silent))
+        assert ends == {tokenizer.eos_token_id}
+
+
+def folder_kind(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).config.model_type
 
 
 def test_a_classifier_generates_nothing():

@@ -50,7 +50,7 @@ def test_piped_lines_are_answered_in_turn(language_run):
 
 
 def test_a_conversation_that_is_too_long_ends_no_chat(language_run):
-    found = RUNNER.invoke(app, ["chat", language_run], input="long " * 60 + "\n")
+    found = RUNNER.invoke(app, ["chat", language_run], input="long " * 120 + "\n")
     assert found.exit_code == 0
     assert "/new starts a new conversation" in found.stderr
 

@@ -4,6 +4,7 @@ import pytest
 
 from fedpeft.answers.generate import Decoding
 from fedpeft.core.errors import DataError, ModelError
+from fedpeft.data.chat_templates import ChatTemplate
 from fedpeft.inference.chat import AFTER, BEFORE, start_chat
 from fedpeft.inference.inputs import Input
 from fedpeft.inference.predict import predict
@@ -24,12 +25,12 @@ def test_pieces_join_to_the_answer_that_is_predicted(model):
 
 
 def test_earlier_turns_are_read(model):
-    chat, messages = start_chat(model, Decoding(6), both=True), []
+    chat, messages = start_chat(model, Decoding(12), both=True), []
     first = "".join(chat.say(AFTER, messages, "one"))
     second = "".join(chat.say(AFTER, messages, "two"))
     assert [each["content"] for each in messages] == ["one", first, "two", second]
     assert second != "".join(chat.say(AFTER, [], "two"))
-    [whole] = predict(model, [Input("", messages[:3])], Decoding(6), both=False)
+    [whole] = predict(model, [Input("", messages[:3])], Decoding(12), both=False)
     assert whole.after == second
 
 
@@ -37,7 +38,7 @@ def test_without_a_template_each_text_is_continued(model):
     from dataclasses import replace
 
     chat = start_chat(model, Decoding(6), both=False)
-    plain = replace(chat, prompts=Prompts(chat.prompts.tokenizer, ""))
+    plain = replace(chat, prompts=Prompts(chat.prompts.tokenizer, None))
     messages = []
     assert "".join(plain.say(AFTER, messages, "one")) != "".join(chat.say(AFTER, [], "one"))
     assert messages == []
@@ -46,15 +47,16 @@ def test_without_a_template_each_text_is_continued(model):
 
 
 def test_a_template_that_refuses_is_named(model):
-    refusing = Prompts(start_chat(model, Decoding(), both=True).prompts.tokenizer, "{{ 1 / 0 }}")
-    with pytest.raises(DataError, match="the chat template refuses the conversation: division"):
+    tokenizer = start_chat(model, Decoding(), both=True).prompts.tokenizer
+    refusing = Prompts(tokenizer, ChatTemplate(tokenizer, "{{ 1 / 0 }}"))
+    with pytest.raises(DataError, match="the template cannot write the conversation: division"):
         refusing.tokens("one")
 
 
 def test_a_conversation_that_is_too_long_is_refused(model):
     chat = start_chat(model, Decoding(6), both=True)
-    with pytest.raises(ModelError, match="reads 256, the answer included"):
-        list(chat.say(AFTER, [], "long " * 60))
+    with pytest.raises(ModelError, match="reads 512, the answer included"):
+        list(chat.say(AFTER, [], "long " * 120))
 
 
 def test_only_language_models_chat(pictures_run):

@@ -50,8 +50,12 @@ def test_one_file(folder):
 @pytest.mark.parametrize(
     ("row", "value"),
     [
-        ({"prompt": "q", "text": "other"}, "q"),
-        ({"question": "q", "answer": "a"}, "q"),
+        ({"prompt": "q", "text": "other"}, [{"role": "user", "content": "q"}]),
+        (
+            {"question": "q", "answer": "a"},
+            [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        ),
+        ({"instruction": "q", "input": "x"}, [{"role": "user", "content": "q\n\nx"}]),
         ({"text": "q"}, "q"),
         ({"messages": [{"role": "user", "content": "q"}]}, [{"role": "user", "content": "q"}]),
     ],
@@ -85,11 +89,13 @@ def test_files_of_another_kind_are_refused(folder):
     with pytest.raises(DataError, match="holds nothing that the model reads"):
         read_inputs(str(folder / "in"), TEXT_CLASSIFICATION)
     (folder / "rows.jsonl").write_text('{"text": 3}')
-    with pytest.raises(DataError, match=r"line 1 of .*: column 'text' is 3, no text"):
+    with pytest.raises(DataError, match=r"^INPUT: line 1 of .* is int, not a text"):
         read_inputs(str(folder / "rows.jsonl"), CAUSAL_LM)
     (folder / "rows.jsonl").write_text("{")
     with pytest.raises(DataError, match=r"^INPUT: .*line 1 is not JSON"):
         read_inputs(str(folder / "rows.jsonl"), CAUSAL_LM)
+    with pytest.raises(DataError, match=r"^INPUT: the text is no valid text"):
+        read_inputs("a\ud800b", CAUSAL_LM)
     (folder / "bad.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"bad\.txt is no text in UTF-8"):
         read_inputs(str(folder / "bad.txt"), CAUSAL_LM)

@@ -97,8 +97,8 @@ def test_an_answer_at_the_end_of_a_conversation_is_not_read(language_run):
     asked = [{"role": "user", "content": "the number"}]
     given = [asked, [*asked, {"role": "assistant", "content": "is 4"}]]
     assert len({each.after for each in found(language_run, given)}) == 1
-    with pytest.raises(DataError, match="a conversation is a list of tables"):
-        found(language_run, [[{"role": "user"}]])
+    with pytest.raises(DataError, match="input 0 asks nothing"):
+        found(language_run, [[{"role": "assistant", "content": "is 4"}]])
 
 
 def test_exports_predict_as_their_run(texts_run, language_run, tmp_path):

@@ -1,14 +1,18 @@
 import json
 
+import chat_models
 import numpy as np
 import pytest
-import tiny_chat
 import torch
 
 import fedpeft
+from fedpeft.answers.generate import Decoding
 from fedpeft.answers.judge import choose_questions
 from fedpeft.core.errors import ConfigError
 from fedpeft.data.examples import Federated
+from fedpeft.inference.inputs import Input
+from fedpeft.inference.predict import predict
+from fedpeft.runs.load import load_before_and_after
 
 PAIRS = [(f"what follows {i}?", str(i + 1)) for i in range(12)]
 SETTINGS = {
@@ -32,8 +36,10 @@ class Asked:
         return len(self.pairs)
 
     def batch(self, indices, *, seed):
-        prompts = [tiny_chat.tokens_of(self.pairs[i][0]) for i in indices]
-        answers = [tiny_chat.tokens_of(self.pairs[i][1]) for i in indices]
+        prompts, answers = (
+            chat_models.chat_tokenizer()([self.pairs[i][side] for i in indices])["input_ids"]
+            for side in (0, 1)
+        )
         rows = [p + a for p, a in zip(prompts, answers, strict=True)]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -55,7 +61,7 @@ def federated(*, clients=True, **options):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tiny_chat.chat_folder(tmp_path_factory.mktemp("qwen2"), "qwen2")
+    return chat_models.chat_folder(tmp_path_factory.mktemp("qwen2"), "qwen2")
 
 
 def simulate(folder, settings=SETTINGS, data=None, **options):
@@ -159,3 +165,29 @@ def test_questions_are_spread_over_groups_and_rows():
     rows = [(name, q.row) for name, q in choose_questions(Asked(PAIRS), groups, 5)]
     assert rows == [("a", 0), ("a", 2), ("a", 4), ("b", 6), ("b", 9)]
     assert len(choose_questions(Asked(PAIRS), groups, 100)) == 12
+
+
+def test_a_run_of_a_file_answers_as_its_folder_predicts(folder, tmp_path):
+    """What a run asks is what a person asks: the same template, and the same end."""
+    rows = [{"prompt": q, "completion": a, "client": "ab"[i % 2]} for i, (q, a) in enumerate(PAIRS)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = {
+        "model": {"name": str(folder), "task": "causal-lm"},
+        "tuning": {"method": "lora", "options": {"lora_alpha": 120}},
+        "data": {
+            "source": str(file),
+            "max_length": 64,
+            "partition": {"scheme": "natural", "min_examples": 1},
+        },
+    }
+    summary = fedpeft.run(table, SETTINGS, out=tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "answers.json").read_text())
+    assert summary["answers"]["after"] == kept["after"]
+    assert {*kept["clients"]} <= {"a", "b"}
+    model = load_before_and_after(tmp_path / "run")
+    for each in kept["answers"]:
+        asked = each["prompt"].partition("user\n")[2].partition("<|im_end|>")[0]
+        [found] = predict(model, [Input("", asked)], Decoding(5), both=True)
+        assert (found.before, found.after) == (each["before"], each["after"])
+        assert dict(PAIRS)[asked] == each["reference"]

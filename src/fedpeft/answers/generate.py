@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from fedpeft.core import seeds
-from fedpeft.core.errors import ConfigError, ModelError
+from fedpeft.core.errors import ConfigError, DataError, ModelError
+from fedpeft.data.chat_templates import ChatTemplate
+from fedpeft.data.conversations import ASSISTANT, Conversation
 from fedpeft.models.loaded import LoadedModel, TextInput
 from fedpeft.tuning.tuned import TunedModel
 
@@ -77,14 +79,39 @@ def generate(
         yield token
 
 
-def stop_tokens(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """Return the tokens that end an answer: those of the model, its files and its tokenizer."""
-    found: list[object] = [getattr(tokenizer, "eos_token_id", None)]
+def stop_tokens(
+    loaded: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None = None,
+) -> frozenset[int]:
+    """Return the tokens that end an answer.
+
+    Args:
+      loaded: the model; its config and its generation config name some.
+      tokenizer: of the model; it names one.
+      template: what conversations are written with; it may end an answer with another one.
+    """
+    found: list[object] = [tokenizer.eos_token_id, *(_ends_of(template) if template else ())]
     if isinstance(loaded.inputs, TextInput):
         found += loaded.inputs.padding.eos
     own = getattr(getattr(loaded.module, "generation_config", None), "eos_token_id", None)
     found += own if isinstance(own, list | tuple) else [own]
     return frozenset(token for token in found if isinstance(token, int))
+
+
+def _ends_of(template: ChatTemplate) -> Iterator[int]:
+    """Yield the special token that a template writes behind an answer, if it writes one."""
+    turns: Conversation = [
+        {"role": "user", "content": "a question"},
+        {"role": ASSISTANT, "content": "an answer"},
+    ]
+    try:
+        behind = template.render(turns, "a conversation").rpartition("an answer")[2]
+    except DataError:
+        return  # it wants other turns; those of the data are looked at when they are written
+    found = template.special.search(behind)
+    if found:
+        yield template.tokenizer.encode(found[0], add_special_tokens=False)[0]
 
 
 @dataclass(frozen=True)

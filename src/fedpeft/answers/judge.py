@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedpeft.answers.choices import ChoiceFigures, Item, score_items
-from fedpeft.answers.generate import Decoding, generate, stop_tokens
+from fedpeft.answers.generate import Decoding, generate
 from fedpeft.answers.questions import Question, question_of, text_of
 from fedpeft.answers.scores import AnswerScore, checked
 from fedpeft.data.examples import ExampleSet
@@ -32,6 +32,7 @@ class Exam:
       scores: name -> score.
       items: multiple choice.
       decoding: how answers are generated.
+      stops: the tokens that end an answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -39,6 +40,7 @@ class Exam:
     scores: Mapping[str, AnswerScore] = field(default_factory=dict)
     items: Sequence[Item] = ()
     decoding: Decoding = field(default_factory=Decoding)
+    stops: frozenset[int] = frozenset()
 
     def asked(self, question: Question) -> str:
         """Return a prompt as text, special tokens included."""
@@ -82,10 +84,9 @@ def sit(tuned: TunedModel, exam: Exam) -> Report:
     Raises:
       ConfigError: if a score is no number.
     """
-    stops = stop_tokens(tuned.loaded, exam.tokenizer)
     answers = []
     for _, question in exam.questions:
-        tokens = list(generate(tuned, question.prompt, stops, exam.decoding))
+        tokens = list(generate(tuned, question.prompt, exam.stops, exam.decoding))
         text, reference = text_of(exam.tokenizer, tokens), exam.reference(question)
         marks = {name: checked(name, s, text, reference) for name, s in exam.scores.items()}
         answers.append(Marked(text, marks))

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.answers.choices import read_items
-from fedpeft.answers.generate import Decoding
+from fedpeft.answers.generate import Decoding, stop_tokens
 from fedpeft.answers.judge import Exam, choose_questions
 from fedpeft.core.errors import ConfigError
+from fedpeft.data.chat_templates import ChatTemplate
 from fedpeft.data.examples import Federated
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.models.loaded import TextInput
@@ -48,10 +49,14 @@ def build_exam(resolved: Resolved, tuned: TunedModel, data: Federated) -> Exam |
             f"set of {data.name}: all of its texts is learnt, as of documents. Give data with "
             "answers (messages, or prompt and completion), or set it to 0"
         )
+    tokenizer = open_tokenizer(loaded.inputs.folder)
+    text = data.preprocessing.text if data.preprocessing else None
+    template = ChatTemplate(tokenizer, text.chat_template) if text and text.chat_template else None
     return Exam(
-        open_tokenizer(loaded.inputs.folder),
+        tokenizer,
         questions,
         resolved.scores,
         read_items(Path(answers.choices)) if answers.choices else (),
         Decoding(answers.max_new_tokens),
+        stop_tokens(loaded, tokenizer, template),
     )

@@ -13,10 +13,10 @@ from fedpeft.answers.generate import Decoding
 from fedpeft.cli.printing import say, show, show_table
 from fedpeft.core.errors import ModelError
 from fedpeft.core.text import brief
+from fedpeft.data.conversations import Message
 from fedpeft.inference.chat import AFTER, Chat, start_chat
 from fedpeft.inference.inputs import read_inputs
 from fedpeft.inference.predict import Label, Prediction, predict
-from fedpeft.inference.prompts import Message
 from fedpeft.runs.load import BeforeAndAfter, load_before_and_after
 
 _NEW, _END = "/new", ("/bye", "/exit", "/quit")

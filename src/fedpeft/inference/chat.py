@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from fedpeft.answers.generate import Decoding, generate, stop_tokens
 from fedpeft.answers.questions import text_of
-from fedpeft.inference.prompts import Message, Prompts, prompts_of
+from fedpeft.data.conversations import Message
+from fedpeft.inference.prompts import Prompts, prompts_of
 from fedpeft.runs.load import BeforeAndAfter, Weights
 
 BEFORE, AFTER = "before", "after"
@@ -41,7 +42,7 @@ class Chat:
     @property
     def remembers(self) -> bool:
         """Whether earlier turns are a part of the prompt."""
-        return bool(self.prompts.template)
+        return self.prompts.template is not None
 
     def say(self, side: str, messages: list[Message], text: str) -> Iterator[str]:
         """Yield the pieces of one side's answer to a text, and add both to its messages.
@@ -84,5 +85,5 @@ def start_chat(model: BeforeAndAfter, decoding: Decoding, *, both: bool) -> Chat
     """
     prompts = prompts_of(model.tuned.loaded, model.preprocessing)
     before = {BEFORE: model.before} if both and model.before is not None else {}
-    stops = stop_tokens(model.tuned.loaded, prompts.tokenizer)
+    stops = stop_tokens(model.tuned.loaded, prompts.tokenizer, prompts.template)
     return Chat(model, prompts, stops, decoding, {**before, AFTER: model.after})

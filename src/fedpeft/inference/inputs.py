@@ -9,27 +9,32 @@ a folder                     every picture, clip or .txt in it, in the order of 
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedpeft.core.errors import DataError
 from fedpeft.core.text import home, shown
 from fedpeft.data.clip_files import CLIP_SUFFIXES, ClipFile
+from fedpeft.data.conversations import (
+    ConversationColumns,
+    conversation_columns,
+    conversations_of,
+)
 from fedpeft.data.files import READERS
 from fedpeft.data.folders import IMAGE_SUFFIXES, is_seen
 from fedpeft.data.images import InFolder
-from fedpeft.data.request import Columns
-from fedpeft.data.tables import Table, find_column, values_of
-from fedpeft.models.tasks import Task
-
-_log = logging.getLogger(__name__)
+from fedpeft.data.request import DataRequest
+from fedpeft.data.tables import Table, column_of, values_of
+from fedpeft.data.texts import check_text
+from fedpeft.models.tasks import Task, task_named
 
 _TEXT_SUFFIXES = frozenset((".txt", ".md"))
 _TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
-_MESSAGES = ("messages", "conversations")
-_PROMPTS = ("prompt", "instruction", "question", "input")
+_NO_ANSWER = "no answer"
+OF_DATA = re.compile(r"^data\.[a-z_]+:")
+"""The key that a message about data begins with; here it is the INPUT."""
 _WORDS = {"image": "a picture", "video": "a clip", "text": "a text file"}
 
 
@@ -77,7 +82,10 @@ def read_inputs(given: str, task: Task, lines: Iterable[str] = ()) -> list[Input
 def _named_text(text: str) -> Input:
     if not text.strip():
         raise DataError("INPUT: the text is empty; write one, or name a file")
-    return Input(text, text)
+    try:
+        return Input(text, check_text(text, "the text"))
+    except DataError as error:
+        raise DataError(OF_DATA.sub("INPUT:", str(error), count=1)) from error
 
 
 def _no_text(task: Task) -> list[Input]:
@@ -133,31 +141,36 @@ def _in_file(file: Path, task: Task) -> list[Input]:
         )
     try:
         table = READERS[file.suffix.lower()](file)["train"]
-        column = _column(table, task)
+        values = _values(table, DataRequest(str(file), task))
     except DataError as error:
-        raise DataError(str(error).replace("data.source", "INPUT", 1)) from error
-    values = table.columns[column]
-    values = InFolder(values, table.folder) if task.inputs == "image" else values
-    found = [Input(table.place(row), value) for row, value in enumerate(values_of(values))]
-    for each in found:
-        if task.inputs == "text" and not _is_text(each.value):
-            raise DataError(
-                f"INPUT: {each.name}: column {column!r} is {shown(each.value)}, no text"
-            )
-    return found
+        raise DataError(OF_DATA.sub("INPUT:", str(error), count=1)) from error
+    return [Input(table.place(row), value) for row, value in enumerate(values)]
 
 
-def _column(table: Table, task: Task) -> str:
+def _values(table: Table, request: DataRequest) -> Sequence[object]:
+    """Return the inputs in a table: conversations, prompts, texts, or pictures."""
+    task = task_named(request.task)
     if task.per_token:
-        named = next((name for name in (*_MESSAGES, *_PROMPTS) if name in table.columns), None)
-        if named is not None:
-            return named
-    found = find_column(table, str(task.inputs), Columns(), required=True, names=task.columns)
-    assert found is not None, "required"
-    return found
+        asked = _asked(table, request)
+        if asked is not None:
+            return asked
+    column = column_of(table, str(task.inputs), request, required=True)
+    assert column is not None, "required"
+    values = values_of(table.columns[column])
+    if task.inputs == "image":
+        return list(InFolder(values, table.folder)) if table.folder else values
+    return [check_text(value, table.place(row)) for row, value in enumerate(values)]
 
 
-def _is_text(value: object) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    return isinstance(value, Sequence) and bool(value)
+def _asked(table: Table, request: DataRequest) -> Sequence[object] | None:
+    """Return conversations, also of a table without answers; None where there are only texts."""
+    columns = conversation_columns((table, table), request)
+    if columns is not None:
+        return conversations_of(table, columns)
+    prompt = column_of(table, "prompt", request, required=False)
+    if prompt is None:
+        return None
+    below = column_of(table, "input", request, required=False) or ""
+    empty = replace(table, columns={**table.columns, _NO_ANSWER: ["-"] * len(table)})
+    whole = conversations_of(empty, ConversationColumns("", prompt, _NO_ANSWER, below))
+    return [turns[:-1] for turns in whole]

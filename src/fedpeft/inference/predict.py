@@ -8,8 +8,7 @@ The inputs become tensors as the run's own did: by what its folder records of it
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,20 +18,20 @@ from fedpeft.answers.generate import Decoding, generate, stop_tokens
 from fedpeft.answers.questions import text_of
 from fedpeft.core.errors import DataError, ModelError
 from fedpeft.data.clips import ClipExamples, read_clips
+from fedpeft.data.conversations import ASSISTANT, Message
 from fedpeft.data.examples import ExampleSet
 from fedpeft.data.images import read_pixels
 from fedpeft.data.preprocessing import PicturePreprocessing, Preprocessing
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.texts import load_tokenizer, tokenize
-from fedpeft.inference.inputs import Input
-from fedpeft.inference.prompts import Message, prompts_of
+from fedpeft.inference.inputs import OF_DATA, Input
+from fedpeft.inference.prompts import prompts_of
 from fedpeft.models.loaded import TextInput
 from fedpeft.models.tasks import TASKS
 from fedpeft.runs.load import BeforeAndAfter
 from fedpeft.tuning.tuned import TunedModel
 
 _BATCH = 16
-_OF_DATA = re.compile("^data[.][a-z]+:")
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,10 @@ def answers_of(
     """Return what answers prompts with the weights that the model holds when it is called."""
     tuned = model.tuned
     prompts = prompts_of(tuned.loaded, model.preprocessing)
-    stops = stop_tokens(tuned.loaded, prompts.tokenizer)
+    stops = stop_tokens(tuned.loaded, prompts.tokenizer, prompts.template)
 
     def answer(inputs: Sequence[Input]) -> list[Label | str]:
-        tokens = [prompts.tokens(_prompt(each)) for each in inputs]
+        tokens = [prompts.tokens(_prompt(each), each.name) for each in inputs]
         found = (list(generate(tuned, each, stops, decoding)) for each in tokens)
         return [text_of(prompts.tokenizer, each) for each in found]
 
@@ -121,14 +120,11 @@ def _prompt(given: Input) -> str | list[Message]:
     if isinstance(given.value, str):
         return given.value
     assert isinstance(given.value, Sequence), "read_inputs gives texts and conversations"
-    turns = [each for each in given.value if isinstance(each, Mapping)]
-    while turns and turns[-1].get("role") == "assistant":
+    turns = list(given.value)
+    while turns and turns[-1]["role"] == ASSISTANT:
         turns.pop()  # the answer itself
-    if not turns or not all({"role", "content"} <= {*each} for each in turns):
-        raise DataError(
-            f"INPUT: {given.name}: a conversation is a list of tables with `role` and `content`, "
-            "of which one is not the assistant's"
-        )
+    if not turns:
+        raise DataError(f"INPUT: {given.name} asks nothing: all its turns are the assistant's")
     return turns
 
 
@@ -148,7 +144,7 @@ def _labels_of(model: BeforeAndAfter) -> Callable[[Sequence[Input]], list[Label 
         try:
             chances_BC = _chances(tuned, _examples(tuned, made, inputs))
         except DataError as error:
-            raise DataError(_OF_DATA.sub("INPUT:", str(error), count=1)) from error
+            raise DataError(OF_DATA.sub("INPUT:", str(error), count=1)) from error
         best = [int(row.argmax()) for row in chances_BC]
         names = dict(enumerate(made.labels))
         return [

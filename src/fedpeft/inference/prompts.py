@@ -6,21 +6,19 @@ text     ──where there is no template──> the text itself
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from fedpeft.core.errors import DataError, ModelError
-from fedpeft.core.text import plain
+from fedpeft.data.chat_templates import ChatTemplate, open_template
+from fedpeft.data.conversations import Message
 from fedpeft.data.preprocessing import Preprocessing
 from fedpeft.models.loaded import LoadedModel, TextInput
 from fedpeft.models.padding import open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Message: TypeAlias = Mapping[str, str]
-"""`role` (`system`, `user` or `assistant`) and `content`."""
 
 
 @dataclass(frozen=True)
@@ -29,37 +27,32 @@ class Prompts:
 
     Attributes:
       tokenizer: of the model.
-      template: the chat template, in Jinja; "" where there is none.
+      template: the chat template; None where there is none.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    template: str
+    template: ChatTemplate | None
 
-    def tokens(self, prompt: str | Sequence[Message]) -> list[int]:
+    def tokens(self, prompt: str | Sequence[Message], place: str = "the conversation") -> list[int]:
         """Return the tokens of a text, or of a conversation up to the answer.
+
+        Args:
+          prompt: a text, which is what the user says where there is a template; or messages.
+          place: words for where it stands, for messages.
 
         Raises:
           DataError: if the template refuses the conversation, or there is no template for it.
         """
-        if not self.template:
+        if self.template is None:
             if not isinstance(prompt, str):
                 raise DataError(
                     "INPUT: found a conversation, and neither the run nor the model's tokenizer "
                     "has a chat template; give a text"
                 )
             return list(self.tokenizer(prompt)["input_ids"])
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(each) for each in messages],
-                chat_template=self.template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except Exception as error:  # a template may raise anything
-            raise DataError(
-                f"INPUT: the chat template refuses the conversation: {plain(error, 200)}"
-            ) from error
+        said: Message = {"role": "user", "content": prompt}
+        messages = [said] if isinstance(prompt, str) else prompt
+        text = self.template.render(messages, place, prompt=True)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -76,5 +69,7 @@ def prompts_of(loaded: LoadedModel, preprocessing: Preprocessing | None) -> Prom
         )
     tokenizer = open_tokenizer(loaded.inputs.folder)
     text = preprocessing.text if preprocessing else None
-    template = getattr(text, "chat_template", "") or tokenizer.chat_template or ""
-    return Prompts(tokenizer, str(template))
+    written = text.chat_template if text else ""
+    if not written and not tokenizer.chat_template:
+        return Prompts(tokenizer, None)
+    return Prompts(tokenizer, open_template(tokenizer, written or None, loaded.source))
