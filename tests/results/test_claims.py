@@ -144,6 +144,15 @@ def test_gap_at_small_scale_says_which_data_it_compared(
     assert "data: digits, digits-permuted (a small-scale analogue of the paper's Resisc45" in told
 
 
+def test_private_runs_are_no_rows_of_the_gap() -> None:
+    def of_digits(runs: list[Run]) -> list[str]:
+        return [each.verdict for each in check_claims(runs) if each.number in (4, 5)][:2]
+
+    private_rows = small_gap(-0.3, privacy__mode="central")
+    assert of_digits(small_gap(0.1) + private_rows) == of_digits(small_gap(0.1)) != [ABSENT] * 2
+    assert of_digits(private_rows) == [ABSENT] * 2
+
+
 def test_gap_never_mixes_runs_of_different_length() -> None:
     long, short = {"federation__rounds": 20}, {"federation__rounds": 10}
     near = [r for r in small_gap(0.1, **long) if r.settings["data.source"] == "digits"]
@@ -165,6 +174,8 @@ def test_privacy_is_judged_by_where_runs_end_and_by_what_they_lose() -> None:
     claim = {each.number: each for each in check_claims(table1() + sound)}[7]
     assert claim.verdict == "pass" and len(claim.comparisons) == 6
     assert claim.blocks == {"central, epsilon 5.0, delta 0.001": "pass"}
+    (drop,) = (each for each in claim.comparisons if "less that of bias" in each.what)
+    assert drop.margin == pytest.approx((0.8 - 0.2) - (0.9 - 0.6), abs=0.01)
     above = private("example", full=0.79, bias=0.6)
     both = {each.number: each for each in check_claims(table1() + sound + above)}[7]
     assert both.verdict == "fail"
@@ -197,6 +208,9 @@ def test_authors_adapter_is_no_variant() -> None:
 
 
 def test_private_runs_are_left_out() -> None:
+    private_settings = {"privacy__mode": "central", "data__budget": 400}
+    few = [run(m, s, seed, **private_settings) for seed in (1, 2) for m, s in SCORES.items()]
+    assert verdicts(table1() + few)[8] == ABSENT
     worse = [run("bias", 0.1, seed, privacy__mode="central") for seed in (1, 2, 3)]
     assert verdicts(table1() + worse)[1] == "pass"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from fedpeft.core.errors import RunFolderError
 from fedpeft.results.lines import append_line, read_lines
 from fedpeft.results.runs import read_run
 from fedpeft.runs.folder import RunFolder
+from fedpeft.testing import world
 
 
 def run(tmp_path: Path, out: str, *, resume: bool = False, **settings: object) -> dict[str, object]:
@@ -114,3 +116,22 @@ def test_only_single_predictions_that_are_right_or_wrong_are_items() -> None:
     assert made([1, 1], [0, 1]).right().tolist() == [False, True]
     assert made([1, 2], [0, 1]).right() is None
     assert made([1, 1], [0, 0.5]).right() is None
+
+
+@pytest.mark.parametrize(("metric", "told"), [("accuracy", True), ("loss", False)])
+def test_a_task_that_is_not_judged_by_accuracy_has_no_items(
+    tmp_path: Path, metric: str, told: bool
+) -> None:
+    """Such a task calls nothing correct, which is not the same as getting everything wrong."""
+
+    def losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> fedpeft.Scores:
+        scores = world.score(model, batch)
+        return fedpeft.Scores(scores.loss_B, scores.count_B, torch.zeros_like(scores.loss_B))
+
+    task = fedpeft.custom_task(losses, metric=metric)
+    tuned = world.make_tuned()
+    tuned = replace(tuned, loaded=replace(tuned.loaded, task=task))
+    settings = {"federation.rounds": 1, "federation.clients_per_round": 2, "client.lr": 0.1}
+    fedpeft.simulate(tuned, world.make_data(), settings, out=tmp_path / "run")
+    right = read_run(tmp_path / "run").right
+    assert (right is not None) == told
