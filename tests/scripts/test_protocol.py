@@ -6,7 +6,10 @@ import tomllib
 
 import pytest
 
-from protocol import BEDS, EXPERIMENTS, RATES, pairs_of, read_rates, settings_of, toml_of
+from fedpeft.data.texts import load_tokenizer, tokenize
+from fedpeft.models.loaded import ImageInput, TextInput
+from fedpeft.models.source import ModelRequest, sketch_model
+from protocol import BEDS, EXPERIMENTS, RATES, Row, pairs_of, read_rates, settings_of, toml_of
 from search_rates import FIRST, OTHERS, best_of, next_runs
 
 
@@ -73,3 +76,26 @@ def test_a_file_has_a_row_for_each_of_its_table():
         text = tomllib.loads(toml_of(bed, table, rates))
         assert len(text["sweep"]) == len(rows)
         assert all(each["client.lr"] == 0.01 for each in text["sweep"])
+
+
+@pytest.mark.parametrize("bed", BEDS.values(), ids=list(BEDS))
+def test_the_small_network_reads_what_its_bed_has(bed):
+    small = settings_of(bed, Row("small", "full"))
+    backbone = settings_of(bed, Row("usual", "full"))
+    assert small["model.name"] != backbone["model.name"]
+    inputs = sketch_model(ModelRequest(str(small["model.name"]))).inputs
+    if isinstance(inputs, TextInput):
+        tokenizer = load_tokenizer(inputs, int(str(small["data.max_length"])))
+        assert tokenize(["Who is it ?"], tokenizer)
+    else:
+        assert isinstance(inputs, ImageInput)
+
+
+def test_a_folder_of_data_counts_from_the_files():
+    bed = BEDS["text"]
+    rates = {
+        kind: dict.fromkeys((m for k, m in pairs_of(bed) if k == kind), 0.01) for kind in bed.kinds
+    }
+    text = tomllib.loads(toml_of(bed, "table1", rates))
+    folder = EXPERIMENTS / bed.name / text["data"]["source"]
+    assert folder.resolve() == EXPERIMENTS.parent / str(bed.base["data.source"])
