@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without bytecode every process compiles ever
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 TWO := -n 2 --maxprocesses 2 --dist loadfile
 
-.PHONY: setup bench demo quickstart-table reproduce-small reproduce-pictures reproduce-paper rehearse-paper rehearse-paper-gpu format check test test-slow coverage mutants test-deployment test-deployment-short docs house clean
+.PHONY: setup bench demo quickstart-table reproduce-small reproduce-text reproduce-pictures reproduce-paper rehearse-paper rehearse-paper-gpu format check test test-slow coverage mutants test-deployment test-deployment-short docs house clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,20 @@ PICTURES := runs/pictures
 reproduce-pictures: setup  ## the claims about the domain gap with three seeds: half an hour on one core; resumable
 	$(BIN)/fedpeft sweep experiments/gap/gap.toml --over seed=1,2,3 --out $(PICTURES)/gap
 	$(BIN)/fedpeft claims $(PICTURES)/gap --gap experiments/results/gap-vit-glyphs-28.json
+
+TEXT := table1 table3 table4
+TREC :=
+data/trec/test.jsonl:
+	$(BIN)/python scripts/trec.py $(if $(TREC),--source $(TREC))
+
+# TREC=FOLDER or TREC=FILE.jsonl reads the questions there; by default the hub is asked.
+reproduce-text: setup data/trec/test.jsonl  ## the claims on question types, three seeds; resumable; an hour and a half on 1 core
+	for table in $(TEXT); do \
+	  $(BIN)/fedpeft sweep experiments/text/$$table.toml --over seed=1,2,3 \
+	    --out runs/text/$$table || exit $$?; \
+	done
+	$(BIN)/fedpeft report $(TEXT:%=runs/text/%) --out runs/text/report.html
+	$(BIN)/fedpeft claims $(TEXT:%=runs/text/%)
 
 reproduce-paper: setup  ## the paper's own scale: needs a GPU and the hub; says the hours; resumable
 	$(BIN)/python scripts/reproduce_paper.py

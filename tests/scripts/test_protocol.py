@@ -6,9 +6,22 @@ import tomllib
 
 import pytest
 
+from fedpeft.data.texts import load_tokenizer, tokenize
+from fedpeft.models.loaded import ImageInput, TextInput
+from fedpeft.models.source import ModelRequest, sketch_model
 from fedpeft.results.beds import read_gaps
 from pilots import spread_of
-from protocol import BEDS, EXPERIMENTS, GAP_SETS, RATES, pairs_of, read_rates, settings_of, toml_of
+from protocol import (
+    BEDS,
+    EXPERIMENTS,
+    GAP_SETS,
+    RATES,
+    Row,
+    pairs_of,
+    read_rates,
+    settings_of,
+    toml_of,
+)
 from search_rates import FIRST, OTHERS, best_of, next_runs
 
 
@@ -97,3 +110,29 @@ def test_the_gap_series_is_chosen_by_measured_gap():
     assert gaps.pop("glyphs-28") == 0, "the reference"
     assert by_steps(gaps, 5) == {*GAP_SETS, "characters"}
     assert by_steps(gaps, 4) != {*GAP_SETS, "characters"}  # the negative control
+
+
+SMALL = [bed for bed in BEDS.values() if "small" in bed.kinds]
+
+
+@pytest.mark.parametrize("bed", SMALL, ids=lambda bed: bed.name)
+def test_the_small_network_reads_what_its_bed_has(bed):
+    small = settings_of(bed, Row("small", "full"))
+    backbone = settings_of(bed, Row("usual", "full"))
+    assert small["model.name"] != backbone["model.name"]
+    inputs = sketch_model(ModelRequest(str(small["model.name"]))).inputs
+    if isinstance(inputs, TextInput):
+        tokenizer = load_tokenizer(inputs, int(str(small["data.max_length"])))
+        assert tokenize(["Who is it ?"], tokenizer)
+    else:
+        assert isinstance(inputs, ImageInput)
+
+
+def test_a_folder_of_data_counts_from_the_files():
+    bed = BEDS["text"]
+    rates = {
+        kind: dict.fromkeys((m for k, m in pairs_of(bed) if k == kind), 0.01) for kind in bed.kinds
+    }
+    text = tomllib.loads(toml_of(bed, "table1", rates))
+    folder = EXPERIMENTS / bed.name / text["data"]["source"]
+    assert folder.resolve() == EXPERIMENTS.parent / str(bed.base["data.source"])
