@@ -255,7 +255,7 @@ def _context() -> ForkServerContext | SpawnContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_PRELOADED, run.__module__])
+    context.set_forkserver_preload(["fedpeft", *_PRELOADED, run.__module__])
     return context
 
 
