@@ -1,4 +1,4 @@
-"""Put the results of the digits experiment (`make reproduce-small`) into the documentation.
+"""Put the results of the digits experiment (`make reproduce-digits`) into the documentation.
 
     runs/small/{table1,...}/sweep.json, gap-sets/gap.json, theorem/theorem.json, claims
         -> docs/lab/results-digits.md, docs/lab/results-digits/*.png, .../report.html
@@ -143,7 +143,7 @@ def _theorem(path: Path) -> str:
 
 _PAGE = """# Results on digits
 
-What `make reproduce-small` gave: the paper's grid on digits, 64 clients with Dirichlet 0.1 unless a
+What `make reproduce-digits` gave: the paper's grid on digits, 64 clients with Dirichlet 0.1 unless a
 row says otherwise, the bundled backbone, seeds 1, 42, 3407, mean ± sample standard deviation. The
 same runs, with intervals, curves, the command and configuration of every row, are in
 [the report](results-digits/report.html) (one file, for a browser). This page is written by
