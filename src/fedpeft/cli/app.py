@@ -25,6 +25,7 @@ from fedpeft.cli.options import (
     AfterOnly,
     DrawSeed,
     File,
+    Form,
     Json,
     MaxNewTokens,
     Out,
@@ -403,16 +404,7 @@ def export(
     to: Annotated[
         Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.", callback=expanded)
     ],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--as",
-            metavar="FORM",
-            help="adapter: without the base model; merged: an ordinary model.",
-            autocompletion=choices(("adapter", "merged")),
-            show_default=False,
-        ),
-    ] = "",
+    form: Form = "",
 ) -> None:
     """Write a run's model for other libraries.
 
@@ -428,6 +420,34 @@ def export(
     from fedpeft.export.export import export_run
 
     say(f"exported: {export_run(run, to, form=form)}")
+
+
+@app.command()
+@ending()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True, callback=expanded)],
+    name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
+    form: Form = "",
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public; else it is private.")
+    ] = False,
+) -> None:
+    """Upload a run's model to the Hugging Face hub.
+
+    RUN is the folder of a finished run; NAME is OWNER/NAME of the repository.
+
+    What `fedpeft export` writes is uploaded, model card included, with the log-in of this machine.
+
+    \b
+    Examples:
+      fedpeft push runs/mine my-name/my-model
+      fedpeft push runs/mine my-name/my-model --as merged --public
+    """
+    from fedpeft.core.text import byte_words
+    from fedpeft.export.push import push_run
+
+    done = push_run(run, name, form=form, public=public)
+    say(f"pushed: {done.url} ({done.files} files, {byte_words(done.size)})")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from fedpeft.cli.completing import setting, settings
+from fedpeft.cli.completing import choices, setting, settings
 from fedpeft.core.text import home
 
 _Paths = TypeVar("_Paths", Path, list[Path], None)
@@ -58,6 +58,16 @@ Results = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Form = Annotated[
+    str,
+    typer.Option(
+        "--as",
+        metavar="FORM",
+        help="adapter: without the base model; merged: an ordinary model.",
+        autocompletion=choices(("adapter", "merged")),
+        show_default=False,
+    ),
+]
 AfterOnly = Annotated[
     bool, typer.Option("--after-only", help="Leave out the model before training.")
 ]

@@ -69,6 +69,7 @@ class _Job:
       folder: to write.
       to: the path that the folder gets when it is complete.
       form: one of `FORMS`, or "".
+      published: whether others get it: it then names nothing of this machine.
     """
 
     run: FinishedRun
@@ -76,9 +77,10 @@ class _Job:
     folder: Path
     to: Path
     form: str
+    published: bool = False
 
 
-def export_run(run: Path, to: Path, *, form: str = "") -> Path:
+def export_run(run: Path, to: Path, *, form: str = "", published: bool = False) -> Path:
     """Write the result of a finished run as a folder for other libraries.
 
     The folder is written atomically: completely or not at all.
@@ -87,6 +89,8 @@ def export_run(run: Path, to: Path, *, form: str = "") -> Path:
       run: a run folder.
       to: the new folder; it must not exist, or be empty.
       form: `adapter` (without the base model), `merged` (an ordinary model), or "".
+      published: whether the folder leaves this machine: an adapter then calls its base model
+        `base`, and one whose base is a folder of this machine is refused without it.
 
     Returns:
       The new folder.
@@ -102,7 +106,7 @@ def export_run(run: Path, to: Path, *, form: str = "") -> Path:
     finished = load_run(run)
     labels = _labels(run, finished)
     with _new_folder(to) as partial:
-        job = _Job(finished, labels, partial, to.resolve(), form)
+        job = _Job(finished, labels, partial, to.resolve(), form, published)
         info = _write_model(job)
         write_json(partial / EXPORT_FILE, info.to_json())
         for folder in (partial, *([partial / info.base] if info.base else [])):
@@ -158,11 +162,17 @@ def _write_model(job: _Job) -> ExportInfo:
         return _info(job, "merged", base=None, backbone="")
     pristine = _pristine(job)
     on_hub = not is_local(pristine.source)
+    if job.published and job.form == "adapter" and not on_hub:
+        raise RunFolderError(
+            f"--as adapter: the base model {pristine.source!r} is not on the hub, so nobody else "
+            "could load the adapter; leave --as out to send the base model too, or use --as merged"
+        )
     base = None if job.form == "adapter" or (kind == "peft" and on_hub) else _BASE
     if base:
         _save_model(pristine.module, job.folder / base, job.labels)
     if kind == "peft":
-        place = str(job.to / base) if base else _whole_path(pristine.source)
+        own = _BASE if job.published else str(job.to / _BASE)
+        place = own if base else _whole_path(pristine.source)
         save_peft(tuned, job.folder, base=place, revision=_revision(job, base))
     shutil.copyfile(job.run.folder / "delta.safetensors", job.folder / "delta.safetensors")
     names = {*tuned.spec.names, *tuned.buffer_spec.names}
