@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
+import sklearn.metrics
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -161,3 +163,45 @@ def test_an_unknown_task_is_an_error():
     with pytest.raises(ModelError, match="task 'translation': unknown; choose one of image-class"):
         task_named("translation")
     assert task_named(CAUSAL_LM) is CAUSAL_LM is task_named("causal-lm")
+
+
+def scored(task, logits, labels):
+    net = Fixed(logits)
+    scores = task.score(net, {"input_ids": logits, "labels": labels})
+    sums = [scores.loss_B.sum(), scores.count_B.sum(), scores.correct_B.sum()]
+    return task.metrics(*map(float, (*sums, *scores.tallies_BM.double().sum(0))))
+
+
+class Fixed(torch.nn.Module):
+    """A model that gives the same logits whatever it is asked."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, **inputs):
+        return SimpleNamespace(logits=self.logits)
+
+
+def test_metrics_of_a_regression_are_those_of_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(50, 1, generator=generator)
+    target = value[:, 0] + 0.3 * torch.randn(50, generator=generator) + 1
+    found = scored(TASKS["text-regression"], value, target)
+    pair = target.numpy(), value[:, 0].numpy()
+    assert found["rmse"] == pytest.approx(sklearn.metrics.root_mean_squared_error(*pair), rel=1e-5)
+    assert found["mae"] == pytest.approx(sklearn.metrics.mean_absolute_error(*pair), rel=1e-5)
+    assert found["r2"] == pytest.approx(sklearn.metrics.r2_score(*pair), rel=1e-4)
+    assert found["loss"] == pytest.approx(float(F.mse_loss(value[:, 0], target)))
+
+
+def test_metrics_of_several_classes_are_those_of_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 4, generator=generator)
+    target = (logits + torch.randn(50, 4, generator=generator) > 0.5).float()
+    found = scored(TASKS["text-multi-label"], logits, target)
+    pair = target.numpy(), (logits > 0).numpy()
+    assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(*pair, average="micro"))
+    assert found["exact_match"] == pytest.approx(sklearn.metrics.accuracy_score(*pair))
+    loss = F.binary_cross_entropy_with_logits(logits, target)
+    assert found["loss"] == pytest.approx(float(loss), rel=1e-5)

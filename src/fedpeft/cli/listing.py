@@ -126,10 +126,18 @@ def _partition(partition: Partition) -> Row:
     return {"what": partition.summary, "keys": keys, "needs": partition.needs}
 
 
+_TARGETS = {
+    "class": "one class",
+    "classes": "any number of classes",
+    "number": "a number",
+    "tokens": "tokens",
+}
+
+
 def _task(task: Task) -> Row:
     metric = task.headline
     return {
-        "what": f"predicts {task.targets} from {task.inputs or 'batches'}",
+        "what": f"predicts {_TARGETS[task.targets]} from {task.inputs or 'batches'}",
         "metric": metric.name,
         "better": metric.better,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,21 +24,22 @@ class Evaluation:
       count_N: number of predictions of each example.
       correct_N: number of correct predictions of each example.
       label_N: class of each example; empty if an example has no single class.
+      tallies_NM: what further metrics of the task are made of; no column where there are none.
     """
 
     loss_N: Tensor
     count_N: Tensor
     correct_N: Tensor
     label_N: Tensor
+    tallies_NM: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
 
-    def sums(self, rows: Sequence[int] | None = None) -> tuple[float, float, float]:
-        """Sum loss, count and correct over some rows, or over all."""
-        parts = (self.loss_N, self.count_N, self.correct_N)
+    def sums(self, rows: Sequence[int] | None = None) -> tuple[float, ...]:
+        """Sum loss, count, correct and each tally over some rows, or over all."""
+        parts = (self.loss_N, self.count_N, self.correct_N, *self.tallies_NM.unbind(1))
         if rows is not None:
             index = torch.as_tensor(list(rows), dtype=torch.int64)
-            parts = tuple(part[index] for part in parts)  # type: ignore[assignment]  # three stay three
-        loss, count, correct = (float(part.sum()) for part in parts)
-        return loss, count, correct
+            parts = tuple(part[index] for part in parts)
+        return tuple(float(part.sum()) for part in parts)
 
     def right(self) -> Tensor | None:
         """Return whether each example was right [N], bool; None unless each is one prediction.
@@ -54,8 +55,8 @@ class Evaluation:
         """Concatenate the scores of parts of a set."""
         if not parts:
             return Evaluation(*(torch.zeros(0, dtype=torch.float64) for _ in range(4)))
-        columns = zip(*((p.loss_N, p.count_N, p.correct_N, p.label_N) for p in parts), strict=True)
-        return Evaluation(*(torch.cat(column) for column in columns))
+        tensors = ((p.loss_N, p.count_N, p.correct_N, p.label_N, p.tallies_NM) for p in parts)
+        return Evaluation(*(torch.cat(column) for column in zip(*tensors, strict=True)))
 
 
 def evaluate(
@@ -93,4 +94,6 @@ def _score(
     loss_B, count_B, correct_B = (part.double().cpu() for part in sums)
     labels = batch.get("labels")
     label_B = labels if labels is not None and labels.ndim == 1 else torch.empty(0)
-    return Evaluation(loss_B, count_B, correct_B, label_B.cpu())
+    tallies = scores.tallies_BM
+    tallies_BM = torch.zeros(len(loss_B), 0) if tallies is None else tallies
+    return Evaluation(loss_B, count_B, correct_B, label_B.cpu(), tallies_BM.double().cpu())

@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeAlias
 
 from fedpeft.core.errors import ConfigError
 
-FromSums: TypeAlias = Callable[[float, float, float], float]
-"""(summed loss, number of predictions > 0, number of correct ones) over a test set -> figure."""
+FromSums: TypeAlias = Callable[..., float]
+"""(summed loss, number of predictions > 0, number of correct ones) over a test set -> figure. Where
+a task's scores have tallies, their sums follow as further arguments."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Metric:
         return {key: value for key, value in found.items() if key != "from_sums"}
 
 
-def _accuracy(loss: float, count: float, correct: float) -> float:
+def _accuracy(loss: float, count: float, correct: float, *tallies: float) -> float:
     return correct / count
 
 
@@ -126,6 +127,31 @@ def _perplexity(loss: float, count: float, correct: float) -> float:
 
 def _loss(loss: float, count: float, correct: float) -> float:
     return loss / count
+
+
+def _rmse(loss: float, count: float, *tallies: float) -> float:
+    return math.sqrt(loss / count)
+
+
+def _mae(loss: float, count: float, correct: float, error: float, *tallies: float) -> float:
+    """From the summed absolute errors."""
+    return error / count
+
+
+def _r2(
+    loss: float, count: float, correct: float, error: float, total: float, squares: float
+) -> float:
+    """From the sums of the targets and of their squares; NaN where all targets are equal."""
+    spread = squares - total * total / count
+    return 1 - loss / spread if spread > 0 else math.nan
+
+
+def _f1(
+    loss: float, count: float, correct: float, hits: float, false: float, missed: float
+) -> float:
+    """From the numbers of classes found, wrongly found and missed; 1 where there are none."""
+    wrong = false + missed
+    return 2 * hits / (2 * hits + wrong) if hits or wrong else 1.0
 
 
 ACCURACY = Metric(
@@ -148,6 +174,44 @@ PERPLEXITY = Metric(
         "exp of the mean loss, in nats, over the predicted tokens of the server's whole evaluation "
         "set; 1 is perfect."
     ),
+)
+RMSE = Metric(
+    "rmse",
+    "min",
+    _rmse,
+    label="RMSE",
+    digits=3,
+    lowest=0.0,
+    about="Root of the mean squared error over the server's whole evaluation set.",
+)
+MAE = Metric("mae", "min", _mae, label="MAE", digits=3, lowest=0.0, about="Mean absolute error.")
+R2 = Metric(
+    "r2", "max", _r2, label="R2", digits=3, highest=1.0, about="Share of explained variance."
+)
+F1 = Metric(
+    "f1",
+    "max",
+    _f1,
+    label="F1",
+    percent=True,
+    digits=1,
+    lowest=0.0,
+    highest=1.0,
+    about=(
+        "Harmonic mean of precision and recall over all classes together (micro), on the server's "
+        "whole evaluation set."
+    ),
+)
+EXACT = Metric(
+    "exact_match",
+    "max",
+    _accuracy,
+    label="Exact match",
+    percent=True,
+    digits=1,
+    lowest=0.0,
+    highest=1.0,
+    about="Share of the examples of which every class is right.",
 )
 LOSS = Metric(
     "loss",

@@ -83,9 +83,9 @@ class Federated:
       train: the training table.
       test: the server's test table.
       clients: client name -> rows of `train`, in the order of the clients' numbers.
-      num_labels: number of classes; None for language models.
+      num_labels: number of classes; None where there are none.
       label_names: names of the classes, or None where the data has none.
-      labels: label of each row of `train`, int64; None for language models.
+      labels: class of each row of `train`, int64; None where a row has no single class.
       name: name of the data set, for records and model cards.
       test_clients: client name -> rows of `test`, where the data has natural clients; else empty.
       augmented: whether training batches differ from epoch to epoch.

@@ -16,7 +16,6 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from fedpeft.core.errors import DataError
@@ -24,7 +23,6 @@ from fedpeft.data.clips import ClipExamples, read_clips
 from fedpeft.data.drawn import DrawnClients
 from fedpeft.data.examples import ExampleSet, Federated
 from fedpeft.data.images import InFolder, is_deep, read_pixels
-from fedpeft.data.labels import Classes, encode_labels
 from fedpeft.data.language import load_language
 from fedpeft.data.packing import pack_clients
 from fedpeft.data.partition import partition
@@ -39,6 +37,7 @@ from fedpeft.data.rows import (
 from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source
 from fedpeft.data.tables import Column, Splits, Table, required_column, select
+from fedpeft.data.targets import Targets, read_targets
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.texts import Tokenizer, load_tokenizer, tokenize
 from fedpeft.data.transforms import canvas_of, view_of
@@ -69,8 +68,8 @@ class _Content:
       owners: natural client of each row of (train, test), where the data names them.
       skew: labels that the partition is drawn from: those of `train`, except where `fidelity`
         repeats the first slip of the paper.
-      labels: of the rows of `train`; None for language models.
-      classes: of all rows; None for language models.
+      labels: class of each row of `train`; None where they have no single class.
+      targets: of all rows of both tables; None for language models.
       packed: most tokens of the rows into which each client's examples are packed; None leaves
         them.
     """
@@ -82,17 +81,17 @@ class _Content:
     owners: tuple[list[str] | None, list[str] | None]
     skew: IntArray
     labels: IntArray | None = None
-    classes: Classes | None = None
+    targets: Targets | None = None
     packed: int | None = None
 
 
 @dataclass(frozen=True)
 class _Labelled:
-    """The inputs and classes of one split of a classification, not decoded yet.
+    """The inputs and targets of one split, not decoded yet.
 
     Attributes:
       inputs: pictures, clips or texts.
-      labels: int64 [N].
+      labels: [N] or [N, C].
       full_scale: pixel value of white.
       place: gives the words for where a row stands, for messages.
     """
@@ -156,8 +155,8 @@ def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Fede
         train=examples,
         test=content.test,
         clients=clients,
-        num_labels=content.classes.count if content.classes else None,
-        label_names=content.classes.names if content.classes else None,
+        num_labels=content.targets.num_labels if content.targets else None,
+        label_names=content.targets.names if content.targets else None,
         labels=content.labels,
         name=request.source,
         test_clients=_rows_by_name(test_own) if natural and test_own is not None else {},
@@ -195,30 +194,27 @@ def _check(request: DataRequest, inputs: InputSpec) -> None:
 def _classification(
     decode: _Decode, kind: str, tables: _Tables, request: DataRequest, inputs: InputSpec
 ) -> _Content:
-    """Load a classification of the columns of one kind."""
-    column, label = (
-        required_column((tables.train, tables.test), each, request) for each in (kind, "label")
-    )
-    classes = encode_labels(tables.train, tables.test, label, request.classes, part=request.whole)
-    drawn = draw_budget(len(classes.train), request)
+    """Load examples of the columns of one kind, each with a target."""
+    both = (tables.train, tables.test)
+    column = required_column(both, kind, request)
+    targets = read_targets(task_named(request.task).targets, both, request)
+    drawn = draw_budget(len(targets.train), request)
     rows = rows_to_train(drawn, request)
-    table, labels = select(tables.train, rows), classes.train[rows]
+    table = select(tables.train, rows)
     train, test = (
-        _Labelled(
-            _located(each, column, kind), torch.from_numpy(numbers), tables.full_scale, each.place
-        )
-        for each, numbers in ((table, labels), (tables.test, classes.test))
+        _Labelled(_located(each, column, kind), labels, tables.full_scale, each.place)
+        for each, labels in ((table, targets.drawn(rows)), (tables.test, targets.test))
     )
     examples, test_examples, augmented, made = decode(train, test, request, inputs)
     return _Content(
         examples,
         test_examples,
         augmented,
-        replace(made, labels=classes.shown),
+        replace(made, labels=targets.shown),
         owners=owners_of(table, tables.test, request),
-        skew=classes.train[drawn],
-        labels=labels,
-        classes=classes,
+        skew=targets.skew[drawn],
+        labels=None if targets.classes is None else targets.classes[rows],
+        targets=targets,
     )
 
 
@@ -316,6 +312,8 @@ _INPUTS: Mapping[str | None, type[ImageInput | TextInput | VideoInput]] = {
 _LOADERS: Mapping[tuple[str | None, str], Callable[[_Tables, DataRequest, InputSpec], _Content]] = {
     ("image", "class"): functools.partial(_classification, _pictures, "image"),
     ("text", "class"): functools.partial(_classification, _texts, "text"),
+    ("text", "number"): functools.partial(_classification, _texts, "text"),
+    ("text", "classes"): functools.partial(_classification, _texts, "text"),
     ("text", "tokens"): _language,
     ("video", "class"): functools.partial(_classification, _clips, "video"),
 }

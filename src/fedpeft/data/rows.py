@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fedpeft.core import seeds
 from fedpeft.core.errors import DataError
 from fedpeft.data.conversations import conversation_columns, conversations_of
-from fedpeft.data.labels import encode_labels, read_names, warn_of_near_names
+from fedpeft.data.labels import read_names, warn_of_near_names
 from fedpeft.data.request import DataRequest
 from fedpeft.data.source import choose_splits, read_source
 from fedpeft.data.tables import (
@@ -25,6 +25,7 @@ from fedpeft.data.tables import (
     select,
     values_of,
 )
+from fedpeft.data.targets import KINDS, read_targets
 from fedpeft.data.texts import check_texts
 from fedpeft.models.tasks import task_named
 
@@ -85,9 +86,8 @@ def check_rows(request: DataRequest) -> None:
         column = required_column(tables, task.inputs, request)
         for table in tables if task.inputs == "text" else ():
             check_texts(table.columns[column], table.place, blank=task.targets == "tokens")
-    if task.targets == "class":
-        label = required_column(tables, "label", request)
-        encode_labels(*tables, label, request.classes, part=request.whole)
+    if task.inputs is not None and task.targets in KINDS:
+        read_targets(task.targets, tables, request)
     owners_of(*tables, request)
 
 
@@ -147,13 +147,19 @@ def _at_most(test: Table, request: DataRequest) -> Table:
         return test
     if request.max_test < 1:
         raise DataError(f"data.max_test: found {request.max_test}; allowed is 1 or more")
-    column = column_of(test, "label", request, required=False)
+    column = column_of(test, "label", request, required=False) if _by_class(request) else None
     groups = values_of(test.columns[column]) if column else [""] * len(test)
     return select(test, draw_stratified(groups, request.max_test))
 
 
+def _by_class(request: DataRequest) -> bool:
+    """Whether the values of a column of labels are classes, which a draw keeps in proportion."""
+    return task_named(request.task).targets in ("class", "tokens")
+
+
 def _hold_out(train: Table, request: DataRequest, *, fraction: float) -> tuple[Table, Table]:
-    kinds = ("client", "label") if request.partition.scheme == "natural" else ("label", "client")
+    kinds = ["client", "label"] if request.partition.scheme == "natural" else ["label", "client"]
+    kinds = kinds if _by_class(request) else ["client"]
     columns = [column_of(train, kind, request, required=False) for kind in kinds]
     column = next((name for name in columns if name is not None), None)
     groups = values_of(train.columns[column]) if column else [""] * len(train)

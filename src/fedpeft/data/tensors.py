@@ -48,15 +48,15 @@ class ImageExamples:
 class TextExamples:
     """Tokenised texts; batches have `input_ids`, `attention_mask` [B, T] and `labels`.
 
-    Every batch is padded to its own longest text. With classes, `labels` is [B]; for a language
-    model, `labels` [B, T] are the tokens themselves, with -100 where nothing is learnt and on
-    padding. Batches of packed texts also have `position_ids` [B, T], which begin again at 0 with
-    every example of a row.
+    Every batch is padded to its own longest text. With targets of their own, `labels` is [B] or
+    [B, C]; for a language model, `labels` [B, T] are the tokens themselves, with -100 where nothing
+    is learnt and on padding. Batches of packed texts also have `position_ids` [B, T], which begin
+    again at 0 with every example of a row.
 
     Attributes:
       tokens: all texts one after the other, int32.
       offsets: int64 [N + 1]; text i is `tokens[offsets[i]:offsets[i + 1]]`.
-      labels: class of each text, int64 [N]; None for language models.
+      labels: target of each text, [N] or [N, C]; None for language models.
       pad_id: token used for padding; it is masked, so its value does not matter.
       learnt: whether each token is a target, bool; None: all are.
       positions: place of each token within its example, int32; None: a text is one example.

@@ -140,6 +140,12 @@ def _labels_of(model: BeforeAndAfter) -> Callable[[Sequence[Input]], list[Label 
             "model or its data were passed from Python; predict with `fedpeft.load(RUN)`"
         )
 
+    if tuned.loaded.task.targets != "class":
+        raise ModelError(
+            f"{tuned.loaded.source}: its task is {tuned.loaded.task.name}; predictions are made "
+            "by classifiers and language models: predict with `fedpeft.load(RUN)`"
+        )
+
     def label(inputs: Sequence[Input]) -> list[Label | str]:
         try:
             chances_BC = _chances(tuned, _examples(tuned, made, inputs))

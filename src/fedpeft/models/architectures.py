@@ -211,10 +211,11 @@ def fit_config(
     named = [c for c in getattr(config, "architectures", None) or () if c in classes]
     fitted.architectures = [named[0] if named else classes[0]]
     zero_dropout(fitted)
-    if task.new_head and num_labels is not None:
-        fitted.num_labels = num_labels
+    outputs = task.outputs or num_labels
+    if task.new_head and outputs is not None:
+        fitted.num_labels = outputs
     if task.new_head:
-        fitted.problem_type = "single_label_classification"
+        fitted.problem_type = task.problem_type
     _drop_bad_padding(fitted)
     return fitted
 

@@ -175,7 +175,7 @@ def _cut(num_tokens: int, backbone: nn.Module, args: object, output: _Output) ->
 def _reason(module: nn.Module, how: str, task: Task) -> str:
     """Return why a model cannot pool in this way; "" if it can."""
     config, backbone = getattr(module, "config", None), getattr(module, "base_model", module)
-    if task.inputs != "text" or task.targets != "class":
+    if task.inputs != "text" or task.per_token:
         return f"its task is {task.name}, and pooling is for classifiers of texts"
     if hasattr(module, "score") or getattr(config, "is_encoder_decoder", False):
         return "it is a decoder, whose classifier reads where a text ends"

@@ -121,7 +121,7 @@ def load_model(request: ModelRequest) -> LoadedModel:
     check_numbers(loaded)
     if isinstance(loaded.inputs, TextInput):
         set_padding(loaded.module, loaded.inputs)
-        if task.targets == "class":
+        if not task.per_token:
             check_pooling(loaded.module, loaded.inputs, where=request.name)
             check_padding(loaded.module, loaded.inputs)
     return dataclasses.replace(loaded, fresh=parameters_under(loaded.module, fresh_paths))
@@ -213,7 +213,7 @@ def _config(request: ModelRequest, place: Place) -> tuple[ModelConfig, Task]:
         config = _read(request, place)
     named = request.task or (preset.task if preset else None)
     task = task_named(named) if named else infer_task(config, where=request.name)
-    if task is TEXT_CLASSIFICATION:
+    if task.auto_class == TEXT_CLASSIFICATION.auto_class:
         refuse_unmasked(config.model_type, where=request.name)
     return fit_config(config, task, num_labels=request.num_labels, where=request.name), task
 
@@ -307,7 +307,7 @@ def _inputs(request: ModelRequest, module: nn.Module, task: Task, folder: Path |
     source = (
         folder or preset_tokenizer(request.name) or ("" if is_local(request.name) else request.name)
     )
-    ends = task.targets == "class" and "score" in dict(module.named_children())
+    ends = not task.per_token and "score" in dict(module.named_children())
     places, padded = position_table(module) or (None, None)
     reserved = 0 if padded is None else padded + 1
     padding = pad_tokens(module, ends=ends)

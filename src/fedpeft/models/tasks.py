@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -23,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.core.errors import ConfigError, ModelError
-from fedpeft.core.metrics import Metric, metric_named
+from fedpeft.core.metrics import EXACT, F1, MAE, R2, RMSE, Metric, metric_named
 from fedpeft.models.packed import apart
+
+Targets: TypeAlias = Literal["class", "number", "classes", "tokens"]
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """Name -> collated tensor with first axis B; `labels` holds the targets."""
@@ -38,6 +40,8 @@ class Scores:
       loss_B: summed loss of each example, in nats; differentiable.
       count_B: number of predictions of each example (1, or its predicted tokens).
       correct_B: number of correct predictions of each example.
+      tallies_BM: what else the task's metrics are made of, by sums over a test set; None for
+        nothing.
 
     Example:
       >>> import torch, fedpeft
@@ -49,6 +53,7 @@ class Scores:
     loss_B: Tensor
     count_B: Tensor
     correct_B: Tensor
+    tallies_BM: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,18 @@ class Task:
       score: runs the model on a batch; the only place that calls the model.
       metric: the headline metric: `accuracy` (0 to 1), `perplexity` (>= 1, less is better), `loss`
         (the mean of the task's own loss), or a custom metric.
+      more: further metrics that are reported.
       inputs: kind of the model's input, and of the column that holds it; None if the user's data
         set returns batches.
-      targets: what is predicted: one `class` per example (labels [B]), or the `tokens` of the text
+      targets: what is predicted: one `class` of an example (labels [B]), a `number` (labels [B],
+        float), any number of `classes` (labels [B, C], float, 0 or 1), or the `tokens` of the text
         itself (labels [B, T]).
       columns: kind of a column -> names that are tried before the default ones.
       new_head: whether the head is new and small, so that every tuning method trains it; else it
         is pretrained and as large as the vocabulary.
+      problem_type: what the config of a model of `transformers` with a new head calls it.
+      outputs: number of outputs of the head, where the task fixes it; else it is that of the
+        classes.
       auto_class: the class of `transformers` that builds its models.
       class_endings: endings of the names of the library's classes for this task.
       peft_type: `TaskType` of the peft library.
@@ -89,10 +99,13 @@ class Task:
     name: str
     score: Callable[[nn.Module, Batch], Scores]
     metric: str | Metric = "accuracy"
+    more: tuple[Metric, ...] = ()
     inputs: Literal["image", "text", "video"] | None = None
-    targets: Literal["class", "tokens"] = "class"
+    targets: Targets = "class"
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     new_head: bool = True
+    problem_type: str = "single_label_classification"
+    outputs: int | None = None
     auto_class: str = ""
     class_endings: tuple[str, ...] = ()
     peft_type: str = "SEQ_CLS"
@@ -109,14 +122,18 @@ class Task:
     @property
     def per_token(self) -> bool:
         """Whether a prediction, and a label, belongs to each token and not to each example."""
-        return self.targets != "class"
+        return self.targets == "tokens"
 
-    def metrics(self, loss: float, count: float, correct: float) -> dict[str, float]:
-        """Turn sums over a test set into the reported figures: `loss` and the headline metric."""
-        metric = self.headline
-        assert metric.from_sums is not None, "checked when the task was made"
-        figure = metric.from_sums(loss, count, correct) if count else math.nan
-        return {"loss": loss / count if count else math.nan, metric.name: figure}
+    def metrics(
+        self, loss: float, count: float, correct: float, *tallies: float
+    ) -> dict[str, float]:
+        """Turn sums over a test set into the reported figures: `loss` and the metrics."""
+        found = {"loss": loss / count if count else math.nan}
+        for metric in (self.headline, *self.more):
+            assert metric.from_sums is not None, "checked when the task was made"
+            figure = metric.from_sums(loss, count, correct, *tallies) if count else math.nan
+            found[metric.name] = figure
+        return found
 
 
 def mean_loss(scores: Scores) -> Tensor:
@@ -170,7 +187,7 @@ def custom_task(
       >>> fedpeft.custom_task(losses, metric=mae).metrics(loss=6.0, count=4.0, correct=0.0)
       {'loss': 1.5, 'mae': 1.5}
     """
-    targets: Literal["class", "tokens"] = "tokens" if metric == "perplexity" else "class"
+    targets: Targets = "tokens" if metric == "perplexity" else "class"
     return Task(name, partial(_score_with, losses), metric, targets=targets)
 
 
@@ -227,6 +244,45 @@ def _score_with(
     return Scores(found, torch.ones_like(found), torch.zeros_like(found))
 
 
+def _regress(model: nn.Module, batch: Batch) -> Scores:
+    """Score a regression by its squared error; the tallies are those of `MAE` and `R2`."""
+    value_B = _at_least_float32(_logits(model, batch)).flatten()
+    target_B = batch["labels"].to(value_B.dtype)
+    error_B = value_B - target_B
+    tallies_BM = torch.stack([error_B.abs(), target_B, target_B.square()], 1)
+    ones_B = torch.ones_like(error_B)
+    return Scores(error_B.square(), ones_B, torch.zeros_like(error_B), tallies_BM)
+
+
+def _choose_any(model: nn.Module, batch: Batch) -> Scores:
+    """Score each class as a yes or no of its own; the tallies are those of `F1`."""
+    logits_BC = _at_least_float32(_logits(model, batch))
+    labels_BC = batch["labels"].to(logits_BC.dtype)
+    loss_BC = F.binary_cross_entropy_with_logits(logits_BC, labels_BC, reduction="none")
+    found_BC, true_BC = logits_BC > 0, labels_BC > 0.5
+    tallies_BM = torch.stack(
+        [(found_BC & true_BC).sum(1), (found_BC & ~true_BC).sum(1), (~found_BC & true_BC).sum(1)], 1
+    )
+    right_B = (found_BC == true_BC).all(1).to(loss_BC.dtype)
+    return Scores(loss_BC.mean(1), torch.ones_like(right_B), right_B, tallies_BM)
+
+
+def blank_labels(task: Task, ids_BT: Tensor, num_labels: int) -> Tensor:
+    """Return labels of the right shape and type for made-up texts.
+
+    Args:
+      task: of the model.
+      ids_BT: the texts.
+      num_labels: number of outputs C of the head.
+    """
+    if task.targets == "tokens":
+        return ids_BT
+    if task.targets == "classes":
+        return torch.zeros(len(ids_BT), num_labels, device=ids_BT.device)
+    dtype = torch.float32 if task.targets == "number" else torch.int64
+    return torch.zeros(len(ids_BT), dtype=dtype, device=ids_BT.device)
+
+
 def _next_token(model: nn.Module, batch: Batch) -> Scores:
     """Score a language model; what is not learnt has label -100 and is not counted.
 
@@ -276,7 +332,30 @@ CAUSAL_LM = Task(
     peft_type="CAUSAL_LM",
     pipeline="text-generation",
 )
+TEXT_REGRESSION = replace(
+    TEXT_CLASSIFICATION,
+    name="text-regression",
+    score=_regress,
+    metric=RMSE,
+    more=(MAE, R2),
+    targets="number",
+    problem_type="regression",
+    outputs=1,
+    columns={"label": ("score", "rating", "value", "stars")},
+)
+TEXT_MULTI_LABEL = replace(
+    TEXT_CLASSIFICATION,
+    name="text-multi-label",
+    score=_choose_any,
+    metric=F1,
+    more=(EXACT,),
+    targets="classes",
+    problem_type="multi_label_classification",
+)
 TASKS: Mapping[str, Task] = {
     task.name: task
-    for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, CAUSAL_LM, VIDEO_CLASSIFICATION)
+    for task in (
+        *(IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, CAUSAL_LM, VIDEO_CLASSIFICATION),
+        *(TEXT_REGRESSION, TEXT_MULTI_LABEL),
+    )
 }

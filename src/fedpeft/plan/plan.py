@@ -207,7 +207,12 @@ def _classes(sketch: Sketch, data: Federated | None) -> dict[str, object]:
     if not loaded.task.new_head or loaded.task.inputs is None:
         return {"num_labels": None, "num_labels_assumed": ""}
     count = int(getattr(getattr(loaded.module, "config", None), "num_labels", 0)) or None
-    known = model.num_labels or data or sketch.experiment.data.source in BUNDLED_DATASETS
+    known = (
+        loaded.task.outputs
+        or model.num_labels
+        or data
+        or sketch.experiment.data.source in BUNDLED_DATASETS
+    )
     reason = "those of the model's own head: the data were not read; set model.num_labels"
     return {"num_labels": count, "num_labels_assumed": "" if known else reason}
 

@@ -32,6 +32,7 @@ from fedpeft.core.text import plain
 from fedpeft.models.families import hidden_size
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.pooling import leave_out_prompt
+from fedpeft.models.tasks import blank_labels
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.peft_names import PeftNames
 from fedpeft.tuning.peft_options import config_class
@@ -129,7 +130,8 @@ def _try_once(model: ModelToTune, changed: nn.Module) -> None:
     if is_meta(changed):
         return
     tokens = torch.ones((1, 2), dtype=torch.long, device=next(changed.parameters()).device)
-    labels = tokens if model.loaded.task.per_token else torch.zeros_like(tokens[:, 0])
+    outputs = int(getattr(getattr(changed, "config", None), "num_labels", 1))
+    labels = blank_labels(model.loaded.task, tokens, outputs)
     batch = {"input_ids": tokens, "attention_mask": tokens, "labels": labels}
     try:
         with torch.no_grad():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fedpeft.models.bypass import PREFIX, Rest, entry_of, skippable
 from fedpeft.models.loaded import TextInput, VideoInput
-from fedpeft.models.tasks import Batch, mean_loss
+from fedpeft.models.tasks import Batch, blank_labels, mean_loss
 from fedpeft.tuning.dropout import KeyedDropout
 from fedpeft.tuning.tuned import TunedModel
 
@@ -183,7 +183,8 @@ def probe_batch(tuned: TunedModel, *, tokens: int = 8) -> Batch | None:
         ids = torch.zeros(2, tokens, dtype=torch.int64, device=device)
         # A mask with four axes is used as it is; any other is read, and `meta` has no values.
         mask = torch.zeros(2, 1, tokens, tokens, device=device)
-        targets = ids if tuned.loaded.task.per_token else labels
+        outputs = int(getattr(getattr(tuned.loaded.module, "config", None), "num_labels", 1))
+        targets = blank_labels(tuned.loaded.task, ids, outputs)
         return {"input_ids": ids, "attention_mask": mask, "labels": targets}
     frames = (inputs.frames,) if isinstance(inputs, VideoInput) else ()
     picture = inputs.picture if isinstance(inputs, VideoInput) else inputs

@@ -22,6 +22,7 @@ from fedpeft.client.batches import to_device
 from fedpeft.client.frozen.feature_file import FeatureFile, bytes_of
 from fedpeft.client.settings import LocalSettings, autocast
 from fedpeft.data.examples import ExampleSet, HasLengths
+from fedpeft.data.tensors import TextExamples
 from fedpeft.models.bypass import PREFIX, apart
 from fedpeft.models.tasks import Batch
 from fedpeft.tuning.prefix import Split, features, rest_batch
@@ -186,6 +187,8 @@ class PrefixExamples:
             steps_T = np.arange(self._split.length)
             places = start_B[:, None] + steps_T if self._split.tokens else start_B
             labels_B = torch.from_numpy(self._table.labels(records))
+            if isinstance(self.inner, TextExamples) and self.inner.labels is not None:
+                labels_B = self.inner.labels[torch.from_numpy(rows)]  # they need not be classes
             return {"labels": labels_B, PREFIX: torch.from_numpy(self._table.rows(places))}
         batch = self.inner.batch(rows.tolist(), seed=self._seed)
         steps_T = np.arange(batch["input_ids"].shape[1])

@@ -113,7 +113,10 @@ def join(parts: Sequence[ClientBatch], pad_id: int) -> Pass:
         fill = {_TOKENS: pad_id, _LABELS: -100}.get(name, 0)
         rows = [_filled(part.tensors[name], most) for part in parts]
         if longest is not None:
-            rows = [_lengthened(v, p, longest, fill) for v, p in zip(rows, parts, strict=True)]
+            rows = [
+                _lengthened(name, value, part, longest, fill)
+                for value, part in zip(rows, parts, strict=True)
+            ]
         tensors[name] = torch.cat(_checked(name, rows))
     keys = torch.cat([_filled(part.keys_B, most) for part in parts])
     if min(sizes) == most:
@@ -162,7 +165,7 @@ def _trimmed(batch: Batch) -> Batch:
     width = batch[_MASK].shape[1]
     longest = int(batch[_MASK].sum(1).max())
     return {
-        name: value[:, :longest] if value.dim() > 1 and value.shape[1] == width else value
+        name: value[:, :longest] if _of_tokens(name, value, width) else value
         for name, value in batch.items()
     }
 
@@ -175,10 +178,16 @@ def _filled(value: Tensor, rows: int) -> Tensor:
     return torch.cat([value, value[:1].expand(lacking, *value.shape[1:])])
 
 
-def _lengthened(value: Tensor, part: ClientBatch, longest: int, fill: int) -> Tensor:
+def _of_tokens(name: str, value: Tensor, width: int) -> bool:
+    """Whether the second axis of a tensor is that of the tokens; of labels, if they are whole."""
+    whole = name != _LABELS or not value.is_floating_point()
+    return whole and value.dim() > 1 and value.shape[1] == width
+
+
+def _lengthened(name: str, value: Tensor, part: ClientBatch, longest: int, fill: int) -> Tensor:
     """Pad a tensor on the right, along the tokens, if it is as wide as the text's mask."""
     width = part.tensors[_MASK].shape[1]
-    if value.dim() < 2 or value.shape[1] != width or width == longest:
+    if not _of_tokens(name, value, width) or width == longest:
         return value
     sides = (0, 0) * (value.dim() - 2) + (0, longest - width)
     return torch.nn.functional.pad(value, sides, value=fill)
