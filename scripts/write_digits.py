@@ -143,8 +143,8 @@ def _theorem(path: Path) -> str:
 
 _PAGE = """# Results on digits
 
-What `make reproduce-digits` gave: the paper's grid on digits, 64 clients with Dirichlet 0.1 unless a
-row says otherwise, the bundled backbone, seeds 1, 42, 3407, mean ± sample standard deviation. The
+What `make reproduce-digits` gave: the paper's grid on digits, 64 clients with Dirichlet 0.1 unless
+a row says otherwise, the bundled backbone, seeds 1, 42, 3407, mean ± sample standard deviation. The
 same runs, with intervals, curves, the command and configuration of every row, are in
 [the report](results-digits/report.html) (one file, for a browser). This page is written by
 `python scripts/write_digits.py` from those runs.

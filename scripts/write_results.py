@@ -1,7 +1,8 @@
 """Put the verdicts on the paper's claims, on each test bed, into the documentation.
 
     experiments/results/BED.jsonl     runs of a bed, as `fedpeft sweep --results` writes them
-    experiments/results/gap*.json     measured domain gaps, as `fedpeft gap` writes them
+    experiments/results/gap*.json     domain gaps, as `fedpeft gap` writes them; the sets that the
+                                      protocol chose for its series count
     experiments/results/why.toml      paragraphs on claims that fail:  [BED] 1 = "..."
         -> docs/lab/results.md, docs/lab/results-rows.md, docs/lab/results/*.svg
 
@@ -26,7 +27,7 @@ from fedpeft.results.lines import read_lines
 from fedpeft.results.paired import Comparison
 from fedpeft.results.runs import Run, panels_of
 from fedpeft.results.table import metric_text, row_of
-from protocol import BEDS, settings_of
+from protocol import BEDS, GAP_SETS, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +41,10 @@ PLANNED: Mapping[str, tuple[int, ...]] = {
 """Results file, without its suffix -> the claims that the protocol gives its bed."""
 _ANY = tuple(number for number in CLAIMS if number not in OVER_GAP)
 _GAP = "gap"
+_IN_SERIES = "characters"
+"""The bed whose own rows are the gap series' too."""
+_SEARCH = "search-"
+"""How the names of files begin that hold searches of learning rates, on validation data."""
 _MARKS = {
     "pass": "✓ pass",
     "equivalent": "≈ equivalent",
@@ -62,6 +67,7 @@ class Column:
       verdicts: number of a claim -> the verdict of its runs.
       expected: number of a claim -> its comparisons when all rows have run; {} where the protocol
         lists no rows.
+      sets: number of data sets that a comparison is about when all rows have run.
     """
 
     name: str
@@ -69,6 +75,7 @@ class Column:
     runs: tuple[Run, ...] = ()
     verdicts: Mapping[int, Verdict] = field(default_factory=dict)
     expected: Mapping[int, int] = field(default_factory=dict)
+    sets: int = 1
 
     def word(self, number: int) -> str:
         """Return the verdict on a claim; "not run yet" without one, "" for no claim of the bed."""
@@ -84,7 +91,9 @@ class Column:
         seeds = min(each.seeds for each in decide)
         few = f"{seeds} of {_FEWEST_SEEDS} seeds" if seeds < _FEWEST_SEEDS else ""
         part = f"{len(decide)} of {expected} comparisons" if len(decide) < expected else ""
-        return ", ".join(filter(None, [part, few]))
+        used = len(self.verdicts[number].sources)
+        sets = f"{used} of {self.sets} sets" if used < self.sets else ""
+        return ", ".join(filter(None, [part, sets, few]))
 
 
 def main() -> None:
@@ -97,14 +106,14 @@ def main() -> None:
 
 
 def read_columns(results: Path, planned: Mapping[str, tuple[int, ...]] = PLANNED) -> list[Column]:
-    """Read the beds of a folder of results files; files that are not planned come last.
+    """Read the beds of a folder of results files; those that are not planned come last.
 
     A file that is not planned and supports no claim alone, such as one of a gap series, is shown by
     its rows only: it has no claims.
     """
-    files = {file.stem: file for file in sorted(results.glob("*.jsonl"))}
-    runs = {name: tuple(read_lines(file).values()) for name, file in files.items()}
-    gaps = [read_gaps(file) for file in sorted(results.glob("gap*.json"))]
+    files = [file for file in sorted(results.glob("*.jsonl")) if not file.stem.startswith(_SEARCH)]
+    runs = {file.stem: tuple(read_lines(file).values()) for file in files}
+    gaps = [_of_series(read_gaps(file)) for file in sorted(results.glob("gap*.json"))]
     names = [*planned, *(name for name in runs if name not in planned)]
     columns = []
     for name in names:
@@ -142,28 +151,37 @@ def _gap_columns(
         for bed, found in beds.items()
         if {each.number for each in found} == set(OVER_GAP)
     }
+    expected, sets = expected_of(_GAP, gaps) if series else {}, len(GAP_SETS) + 1
     for bed, verdicts in series.items():
-        yield Column(bed if len(series) > 1 else _GAP, claims, own, verdicts)
+        yield Column(bed if len(series) > 1 else _GAP, claims, own, verdicts, expected, sets)
     if not series:
         yield Column(_GAP, claims, own)
 
 
-def expected_of(name: str) -> dict[int, int]:
+def _of_series(gaps: Gaps) -> Gaps:
+    """Keep the sets that the protocol chose for its series, from all that were measured."""
+    kept = {name: gap for name, gap in gaps.distances.items() if name in (*GAP_SETS, _IN_SERIES)}
+    return Gaps(gaps.model, kept)
+
+
+def expected_of(name: str, gaps: Sequence[Gaps] = ()) -> dict[int, int]:
     """Return how many comparisons each claim has when all rows of a bed have run.
 
-    Empty where the protocol lists no rows.
+    Empty where the protocol lists no rows. With gaps, claims 4 and 5 on the series.
     """
     if name not in BEDS:
         return {}
+    beds = [BEDS[name], *([BEDS[_IN_SERIES]] if gaps else [])]
     rounds = ({"round": 1, "bytes_up": 1, "bytes_down": 1, "metrics": {"accuracy": 0.5}},)
     runs = [
-        Run(Path(name), settings_of(BEDS[name], row), rounds, {"accuracy": 0.5}, {})
-        for rows in BEDS[name].tables.values()
-        for row in rows
+        Run(Path(name), settings_of(bed, row), rounds, {"accuracy": 0.5}, {})
+        for bed in beds
+        for table in bed.tables.values()
+        for row in table
     ]
     return {
         each.number: sum(comparison.decides for comparison in each.comparisons)
-        for each in check_claims(runs)
+        for each in check_claims(runs, gaps)
     }
 
 

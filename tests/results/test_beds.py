@@ -139,6 +139,15 @@ def test_methods_stand_in_for_a_variant_that_a_bed_lacks() -> None:
     assert of(table1({**scores, "lora": 0.1}))["letters, vit"][1].verdict == "fail"
 
 
+def test_validation_data_are_a_bed_of_their_own() -> None:
+    worse = table1({**SCORES, "bias": 0.1}, data__evaluate_on="validation")
+    beds = of(table1() + worse)
+    assert beds["letters, vit"] == of(table1())["letters, vit"]
+    assert beds["letters, vit, validation data"][1].verdict == "fail"
+    near, far = gap_runs({"near": 0.0}), gap_runs({"far": 0.1}, data__evaluate_on="validation")
+    assert list(of(near + far, GAPS)) == [""]
+
+
 def gap_runs(leads: dict[str, float], **settings: object) -> list[Run]:
     return [
         run(method, 0.5 + extra + 0.001 * (seed * place % 3), seed, data__source=source, **settings)

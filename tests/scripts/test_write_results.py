@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedpeft.core.items import pack_items
+from fedpeft.results.beds import read_gaps
 from fedpeft.results.claims import check_claims
 from fedpeft.results.lines import read_lines
 from protocol import BEDS, settings_of
@@ -24,7 +26,7 @@ def line(method: str, score: float, seed: int, **settings: object) -> str:
     chosen = {
         "tuning.method": method,
         "seed": seed,
-        "model.name": "vit",
+        "model.name": "vit-glyphs-28",
         "data.source": "letters",
         "data.partition.clients": 64,
         "data.partition.scheme": "dirichlet",
@@ -74,7 +76,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     write(folder / "characters.jsonl", table1(SCORES))
     write(folder / "clothes.jsonl", table1({**SCORES, "prompt": 0.4}, data__source="clothes"))
-    leads = {"near": 0.0, "middle": 0.05, "far": 0.2}
+    leads = {"glyphs-new": 0.0, "characters-blurred": 0.05, "characters-permuted": 0.2}
     write(
         folder / "gap.jsonl",
         [
@@ -85,9 +87,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     )
     gap = {
-        "model": "vit",
+        "model": "vit-glyphs-28",
         "sources": {name: name for name in leads},
-        "balanced": {"distances": {"lda2": {"near": 1.0, "middle": 3.0, "far": 9.0}}},
+        "balanced": {"distances": {"lda2": dict(zip(leads, (1.0, 3.0, 9.0), strict=True))}},
     }
     (folder / "gap.json").write_text(json.dumps(gap))
     (folder / "why.toml").write_text('[clothes]\n1 = "Prompts were trained for too few steps."\n')
@@ -186,7 +188,7 @@ def test_a_file_with_two_beds_has_two_columns(tmp_path: Path) -> None:
     both = table1(SCORES) + table1({**SCORES, "bias": 0.1}, model__name="cnn")
     write(tmp_path / "extra.jsonl", both)
     found = {each.name: each.word(1) for each in read_columns(tmp_path, {})}
-    assert found == {"extra: letters, vit": "pass", "extra: letters, cnn": "fail"}
+    assert found == {"extra: letters, vit-glyphs-28": "pass", "extra: letters, cnn": "fail"}
 
 
 COMPARISONS = {
@@ -209,6 +211,8 @@ def test_a_verdict_on_a_part_of_the_rows_says_so(docs: Path) -> None:
     found = matrix(page)
     one = dict(zip(found["claim"], found["1"], strict=True))
     assert one["characters"] == "✓ pass, so far" and "4 of 10 seeds" in page
+    four = dict(zip(found["claim"], found["4"], strict=True))
+    assert four["gap"] == "✓ pass, so far" and "so far: 3 of 5 sets, 3 of 10 seeds" in page
     assert "so far: 12 of 18 comparisons, 4 of 10 seeds" in page  # no small network, no head of 64
     assert one["clothes"] == "✗ fail, so far", "the protocol lists no rows; seeds are missing"
 
@@ -233,3 +237,36 @@ def test_a_file_that_supports_no_claim_has_rows_only(tmp_path: Path) -> None:
     write_pages(read_columns(tmp_path), {}, tmp_path / "docs")
     assert matrix((tmp_path / "docs" / "results.md").read_text())["claim"] == [*PLANNED, "holds"]
     assert "## gap-far" in (tmp_path / "docs" / "results-rows.md").read_text()
+
+
+def test_the_series_is_that_of_the_protocol(results: Path, tmp_path: Path) -> None:
+    """Another set whose gap was measured, and that has rows, is no part of it."""
+    shutil.copytree(results, tmp_path / "more")
+    gap = json.loads((results / "gap.json").read_text())
+    gap["sources"]["else"], gap["balanced"]["distances"]["lda2"]["else"] = "else", 20.0
+    (tmp_path / "more" / "gap.json").write_text(json.dumps(gap))
+    rows = [line(m, 0.1, seed, data__source="else") for m in SCORES for seed in (1, 2, 3)]
+    write(tmp_path / "more" / "else.jsonl", rows)
+    before, after = (
+        next(each for each in read_columns(folder) if each.name == "gap")
+        for folder in (results, tmp_path / "more")
+    )
+    assert before.verdicts == after.verdicts
+    whole = read_gaps(tmp_path / "more" / "gap.json")
+    runs = [
+        run for file in (tmp_path / "more").glob("*.jsonl") for run in read_lines(file).values()
+    ]
+    assert next(v for v in check_claims(runs, [whole]) if v.number == 4) != after.verdicts[4]
+
+
+def test_searches_and_validation_data_are_no_results(tmp_path: Path) -> None:
+    write(tmp_path / "characters.jsonl", table1(SCORES))
+    before = read_columns(tmp_path)
+    worse = table1({**SCORES, "bias": 0.1}, data__evaluate_on="validation")
+    write(tmp_path / "search-characters.jsonl", worse)
+    assert read_columns(tmp_path) == before
+    write(tmp_path / "characters.jsonl", table1(SCORES) + worse)
+    words = {each.name: each.word(1) for each in read_columns(tmp_path) if each.runs}
+    assert sorted(words.values()) == ["fail", "pass"]
+    (worse_bed,) = (name for name, word in words.items() if word == "fail")
+    assert worse_bed.endswith("validation data")

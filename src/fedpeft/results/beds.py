@@ -45,16 +45,19 @@ class Bed:
       source: the data set.
       model: the backbone.
       grid: its cells; small networks of the same data set have the role `SMALL`.
+      split: what its runs were evaluated on; runs on validation data are a bed of their own.
     """
 
     source: str
     model: str
     grid: Grid
+    split: str = "test"
 
     @property
     def name(self) -> str:
         """The data set and the backbone."""
-        return f"{short(self.source)}, {short(self.model)}"
+        split = "" if self.split == "test" else f", {self.split} data"
+        return f"{short(self.source)}, {short(self.model)}{split}"
 
     @cached_property
     def variants(self) -> tuple[str, ...]:
@@ -134,21 +137,25 @@ def beds_of(grid: Grid) -> list[Bed]:
     one is a small network of every bed of that data set.
     """
     beds = []
-    sources = dict.fromkeys(cell.source for cell in grid)
-    for source in sources:
-        cells = {cell: seeds for cell, seeds in grid.items() if cell.source == source}
+    sets = dict.fromkeys((cell.source, cell.split) for cell in grid)
+    for source, split in sets:
+        cells = {c: seeds for c, seeds in grid.items() if (c.source, c.split) == (source, split)}
         models = dict.fromkeys(cell.model for cell in cells)
         tuned = dict.fromkeys(cell.model for cell in cells if cell.role not in _WHOLE)
         small = [model for model in models if tuned and model not in tuned]
         for model in tuned or models:
             own = {cell: seeds for cell, seeds in cells.items() if cell.model == model}
             beside = {replace(c, role=SMALL): s for c, s in cells.items() if c.model in small}
-            beds.append(Bed(source, model, _with_all_examples({**_usual(own), **beside})))
+            beds.append(Bed(source, model, _with_all_examples({**_usual(own), **beside}), split))
     return beds
 
 
 def series_of(beds: Sequence[Bed], gaps: Sequence[Gaps]) -> list[Series]:
-    """Order the beds of each backbone by their gap; without gaps, pair those of `FAR_SOURCES`."""
+    """Order the beds of each backbone by their gap; without gaps, pair those of `FAR_SOURCES`.
+
+    Runs on validation data are left out.
+    """
+    beds = [bed for bed in beds if bed.split == "test"]
     if not gaps:
         return list(_fixed_pairs(beds))
     found = []

@@ -19,6 +19,7 @@ from fedpeft.results.runs import Run
 SMALL = "small network"
 """The role of a model that stands beside the backbone of a data set and is trained whole."""
 
+_TEST = "test"
 NO_GUARANTEE = "paper ("
 """How the privacy of a cell begins whose mode repeats the published mechanism."""
 
@@ -38,6 +39,7 @@ class Cell:
       model: name of the model.
       privacy: mode and strength as text; "" without privacy.
       options: of the tuning method, as text.
+      split: what it was evaluated on: `test` or `validation`.
     """
 
     role: str
@@ -50,6 +52,7 @@ class Cell:
     model: str
     privacy: str = ""
     options: str = ""
+    split: str = _TEST
 
 
 Grid = Mapping[Cell, Mapping[int, Run]]
@@ -104,6 +107,7 @@ def _cell(run: Run) -> Cell:
         model=str(settings.get("model.name")),
         privacy=_privacy(settings),
         options=", ".join(f"{key} = {options[key]!r}" for key in sorted(options)),
+        split=str(settings.get("data.evaluate_on", _TEST)),
     )
 
 
