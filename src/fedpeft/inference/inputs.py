@@ -148,7 +148,7 @@ def _in_file(file: Path, task: Task) -> list[Input]:
 
 
 def _column(table: Table, task: Task) -> str:
-    if task.per_token:
+    if task.goes_on:
         named = next((name for name in (*_MESSAGES, *_PROMPTS) if name in table.columns), None)
         if named is not None:
             return named
