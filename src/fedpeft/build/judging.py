@@ -34,7 +34,7 @@ def build_exam(resolved: Resolved, tuned: TunedModel, data: Federated) -> Exam |
         )
     if answers is None:
         return None
-    if not (loaded.task.per_token and isinstance(loaded.inputs, TextInput)):
+    if not (loaded.task.goes_on and isinstance(loaded.inputs, TextInput)):
         raise ConfigError(
             f"[answers]: the model's task is {loaded.task.name}; only language models answer "
             "(model.task = 'causal-lm'): leave the table out"

@@ -130,7 +130,9 @@ _TARGETS = {
     "class": "one class",
     "classes": "any number of classes",
     "number": "a number",
-    "tokens": "tokens",
+    "tags": "a class of each word",
+    "text": "another text",
+    "tokens": "how a text goes on",
 }
 
 

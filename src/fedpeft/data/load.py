@@ -37,10 +37,11 @@ from fedpeft.data.rows import (
 from fedpeft.data.schemes import row_of
 from fedpeft.data.source import choose_splits, read_source
 from fedpeft.data.tables import Column, Splits, Table, required_column, select
-from fedpeft.data.targets import Targets, read_targets
-from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
+from fedpeft.data.targets import read_targets
+from fedpeft.data.tensors import ImageExamples, TextExamples, TextPairs, flat_tokens
 from fedpeft.data.texts import Tokenizer, load_tokenizer, tokenize
 from fedpeft.data.transforms import canvas_of, view_of
+from fedpeft.data.words import read_tags, tagged
 from fedpeft.models.loaded import ImageInput, InputSpec, TextInput, VideoInput
 from fedpeft.models.tasks import TASKS, Task, task_named
 
@@ -69,7 +70,8 @@ class _Content:
       skew: labels that the partition is drawn from: those of `train`, except where `fidelity`
         repeats the first slip of the paper.
       labels: class of each row of `train`; None where they have no single class.
-      targets: of all rows of both tables; None for language models.
+      num_labels: number of classes; None where there are none.
+      names: names of the classes; None where the data has none.
       packed: most tokens of the rows into which each client's examples are packed; None leaves
         them.
     """
@@ -81,7 +83,8 @@ class _Content:
     owners: tuple[list[str] | None, list[str] | None]
     skew: IntArray
     labels: IntArray | None = None
-    targets: Targets | None = None
+    num_labels: int | None = None
+    names: tuple[str, ...] | None = None
     packed: int | None = None
 
 
@@ -155,8 +158,8 @@ def load_splits(splits: Splits, request: DataRequest, inputs: InputSpec) -> Fede
         train=examples,
         test=content.test,
         clients=clients,
-        num_labels=content.targets.num_labels if content.targets else None,
-        label_names=content.targets.names if content.targets else None,
+        num_labels=content.num_labels,
+        label_names=content.names,
         labels=content.labels,
         name=request.source,
         test_clients=_rows_by_name(test_own) if natural and test_own is not None else {},
@@ -178,6 +181,12 @@ def _check(request: DataRequest, inputs: InputSpec) -> None:
     if request.task not in TASKS and not isinstance(request.task, Task):
         raise DataError(f"data.task: found {request.task!r}; allowed are {', '.join(TASKS)}")
     task = task_named(request.task)
+    for key in ("chat_template", "learn", "truncation", "packing"):
+        if getattr(request, key) is not None and not task.goes_on:
+            raise DataError(
+                f"data.{key}: found with the task {task.name}; it is for language models "
+                "(causal-lm): leave the key out"
+            )
     if (task.inputs, task.targets) not in _LOADERS:
         raise DataError(
             f"data: no files are read for the task {task.name}: pass a torch data set from Python"
@@ -214,7 +223,8 @@ def _classification(
         owners=owners_of(table, tables.test, request),
         skew=targets.skew[drawn],
         labels=None if targets.classes is None else targets.classes[rows],
-        targets=targets,
+        num_labels=targets.num_labels,
+        names=targets.names,
     )
 
 
@@ -257,6 +267,59 @@ def _texts(train: _Labelled, test: _Labelled, request: DataRequest, inputs: Inpu
         for x in (train, test)
     )
     return examples, test_examples, False, _text_preprocessing(tokenizer)
+
+
+def _tagged(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+    """Load lists of words with a class for each word."""
+    assert isinstance(inputs, TextInput), "checked"
+    both = (tables.train, tables.test)
+    words, column = (required_column(both, kind, request) for kind in ("text", "label"))
+    tags, names = read_tags(both, words, column, request)
+    tokenizer = load_tokenizer(inputs, request.max_length)
+    rows = draw_budget(len(tables.train), request)
+    drawn = select(tables.train, rows)
+    train = tagged(drawn.columns[words], [tags[0][row] for row in rows], tokenizer, drawn.place)
+    test = tagged(tables.test.columns[words], tags[1], tokenizer, tables.test.place)
+    return _Content(
+        train,
+        test,
+        augmented=False,
+        preprocessing=replace(_text_preprocessing(tokenizer), labels=names),
+        owners=owners_of(drawn, tables.test, request),
+        skew=np.zeros(len(rows), np.int64),
+        num_labels=len(names),
+        names=names,
+    )
+
+
+def _pairs(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
+    """Load texts that are read, each with one that is written; both are cut at `max_length`."""
+    assert isinstance(inputs, TextInput), "checked"
+    both = (tables.train, tables.test)
+    named = [required_column(both, kind, request) for kind in ("prompt", "completion")]
+    tokenizer = load_tokenizer(inputs, request.max_length)
+    drawn = select(tables.train, draw_budget(len(tables.train), request))
+    train, test = (
+        TextPairs(
+            *(
+                TextExamples(
+                    *flat_tokens(tokenize(table.columns[name], tokenizer, place=table.place)),
+                    None,
+                    tokenizer.pad_id,
+                )
+                for name in named
+            )
+        )
+        for table in (drawn, tables.test)
+    )
+    return _Content(
+        train,
+        test,
+        augmented=False,
+        preprocessing=_text_preprocessing(tokenizer),
+        owners=owners_of(drawn, tables.test, request),
+        skew=np.zeros(len(train), np.int64),
+    )
 
 
 def _language(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
@@ -314,6 +377,8 @@ _LOADERS: Mapping[tuple[str | None, str], Callable[[_Tables, DataRequest, InputS
     ("text", "class"): functools.partial(_classification, _texts, "text"),
     ("text", "number"): functools.partial(_classification, _texts, "text"),
     ("text", "classes"): functools.partial(_classification, _texts, "text"),
+    ("text", "tags"): _tagged,
+    ("text", "text"): _pairs,
     ("text", "tokens"): _language,
     ("video", "class"): functools.partial(_classification, _clips, "video"),
 }

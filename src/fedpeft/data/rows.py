@@ -5,6 +5,7 @@ source -> splits -> (hold out) -> budget
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import numpy as np
@@ -27,6 +28,7 @@ from fedpeft.data.tables import (
 )
 from fedpeft.data.targets import KINDS, read_targets
 from fedpeft.data.texts import check_texts
+from fedpeft.data.words import read_tags
 from fedpeft.models.tasks import task_named
 
 _log = logging.getLogger(__name__)
@@ -82,10 +84,14 @@ def check_rows(request: DataRequest) -> None:
     if columns is not None:
         for table in tables:
             conversations_of(table, columns)
+    elif task.targets == "tags":
+        words, tags = (required_column(tables, kind, request) for kind in ("text", "label"))
+        read_tags(tables, words, tags, request)
     elif task.inputs is not None:
-        column = required_column(tables, task.inputs, request)
-        for table in tables if task.inputs == "text" else ():
-            check_texts(table.columns[column], table.place, blank=task.targets == "tokens")
+        kinds = ("prompt", "completion") if task.targets == "text" else (task.inputs,)
+        names = [required_column(tables, kind, request) for kind in kinds]
+        for table, name in itertools.product(tables, names if task.inputs == "text" else ()):
+            check_texts(table.columns[name], table.place, blank=task.targets == "tokens")
     if task.inputs is not None and task.targets in KINDS:
         read_targets(task.targets, tables, request)
     owners_of(*tables, request)

@@ -60,6 +60,7 @@ class TextExamples:
       pad_id: token used for padding; it is masked, so its value does not matter.
       learnt: whether each token is a target, bool; None: all are.
       positions: place of each token within its example, int32; None: a text is one example.
+      tags: class of each token, int64, -100 where it has none; None where only texts have targets.
     """
 
     tokens: Tensor
@@ -68,6 +69,7 @@ class TextExamples:
     pad_id: int
     learnt: Tensor | None = None
     positions: Tensor | None = None
+    tags: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -84,6 +86,8 @@ class TextExamples:
         found = {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
         if self.labels is not None:
             return {**found, "labels": self.labels[rows_B]}
+        if self.tags is not None:
+            return {**found, "labels": torch.where(mask_BT, self.tags[places_BT], -100)}
         target_BT = mask_BT if self.learnt is None else mask_BT & self.learnt[places_BT]
         if self.positions is not None:
             position_BT = torch.where(mask_BT, self.positions[places_BT].long(), 0)
@@ -95,6 +99,35 @@ class TextExamples:
         """Return the number of tokens of each text."""
         rows_B = torch.from_numpy(indices)
         found: npt.NDArray[np.int64] = (self.offsets[rows_B + 1] - self.offsets[rows_B]).numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class TextPairs:
+    """Texts that are read, each with one that is written.
+
+    Batches have `input_ids` and `attention_mask` [B, T] of the first, and `labels` [B, S]: the
+    tokens of the second, -100 on padding.
+
+    Attributes:
+      read: the first texts.
+      written: the second texts, as many.
+    """
+
+    read: TextExamples
+    written: TextExamples
+
+    def __len__(self) -> int:
+        return len(self.read)
+
+    def batch(self, indices: Sequence[int], *, seed: int | None) -> Batch:
+        """Collate; see `ExampleSet.batch`. Nothing is random."""
+        read, written = (each.batch(indices, seed=seed) for each in (self.read, self.written))
+        return {**read, "labels": written["labels"]}
+
+    def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of each pair."""
+        found: npt.NDArray[np.int64] = self.read.lengths(indices) + self.written.lengths(indices)
         return found
 
 

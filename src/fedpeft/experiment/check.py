@@ -168,7 +168,7 @@ def _answers(experiment: Experiment, plugins: Plugins) -> Iterator[str]:
     if not answers.num_examples and answers.choices is None:
         yield "answers.num_examples: found 0 without answers.choices; nothing would be asked"
     task = TASKS.get(experiment.model.task or "")
-    if task is not None and not task.per_token:
+    if task is not None and not task.goes_on:
         yield (
             f"[answers]: found with model.task = {task.name!r}; only language models "
             "(causal-lm) answer: leave the table out"

@@ -40,7 +40,7 @@ def write_inputs(run: FinishedRun, folder: Path) -> None:
     loaded, made = run.tuned.loaded, run.preprocessing
     if isinstance(loaded.inputs, TextInput):
         text = made.text if made else None
-        whole = loaded.task.per_token  # trained on blocks, but made for texts of any length
+        whole = loaded.task.goes_on  # trained on blocks, but made for texts of any length
         longest = text.max_length if text and not whole else loaded.inputs.max_length
         if not _write_tokenizer(loaded.inputs, text, longest, folder):
             _copy_own_files(loaded.folder, folder)

@@ -150,7 +150,7 @@ def _in_file(file: Path, task: Task) -> list[Input]:
 def _values(table: Table, request: DataRequest) -> Sequence[object]:
     """Return the inputs in a table: conversations, prompts, texts, or pictures."""
     task = task_named(request.task)
-    if task.per_token:
+    if task.goes_on:
         asked = _asked(table, request)
         if asked is not None:
             return asked

@@ -129,7 +129,7 @@ def _prompt(given: Input) -> str | list[Message]:
 
 
 def _answers(tuned: TunedModel) -> bool:
-    return tuned.loaded.task.per_token
+    return tuned.loaded.task.goes_on
 
 
 def _labels_of(model: BeforeAndAfter) -> Callable[[Sequence[Input]], list[Label | str]]:

@@ -62,7 +62,7 @@ def prompts_of(loaded: LoadedModel, preprocessing: Preprocessing | None) -> Prom
     Raises:
       ModelError: if the model is no language model, or has no tokenizer.
     """
-    if not (loaded.task.per_token and isinstance(loaded.inputs, TextInput)):
+    if not (loaded.task.goes_on and isinstance(loaded.inputs, TextInput)):
         raise ModelError(
             f"{loaded.source}: its task is {loaded.task.name}; only language models answer "
             "(model.task = 'causal-lm'): try `fedpeft predict`"

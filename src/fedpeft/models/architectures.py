@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -170,7 +169,7 @@ def infer_task(config: ModelConfig, *, where: str) -> Task:
         return IMAGE_CLASSIFICATION
     for architecture in getattr(config, "architectures", None) or ():
         for task in TASKS.values():
-            if architecture.endswith(task.class_endings):
+            if architecture.endswith(task.class_endings) and _classes(config, task):
                 return task
     usual = {(task.inputs, task.new_head): task for task in reversed(_tasks_of(config))}
     classifier = usual.get(("text", True))
@@ -315,8 +314,7 @@ def _classes(config: PreTrainedConfig, task: Task) -> list[str]:
     """Return the names of the library's classes for a config and a task, the default one first."""
     import transformers
 
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", task.auto_class.removeprefix("Auto"))
-    mapping = getattr(transformers, f"{words.upper()}_MAPPING")
+    mapping = getattr(transformers, task.auto_class)._model_mapping
     if type(config) not in mapping:
         return []
     found = mapping[type(config)]

@@ -26,7 +26,7 @@ from fedpeft.core.errors import ConfigError, ModelError
 from fedpeft.core.metrics import EXACT, F1, MAE, R2, RMSE, Metric, metric_named
 from fedpeft.models.packed import apart
 
-Targets: TypeAlias = Literal["class", "number", "classes", "tokens"]
+Targets: TypeAlias = Literal["class", "number", "classes", "tags", "tokens", "text"]
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """Name -> collated tensor with first axis B; `labels` holds the targets."""
@@ -73,8 +73,9 @@ class Task:
       inputs: kind of the model's input, and of the column that holds it; None if the user's data
         set returns batches.
       targets: what is predicted: one `class` of an example (labels [B]), a `number` (labels [B],
-        float), any number of `classes` (labels [B, C], float, 0 or 1), or the `tokens` of the text
-        itself (labels [B, T]).
+        float), any number of `classes` (labels [B, C], float, 0 or 1), a class of each word
+        (`tags`, labels [B, T]), the `tokens` of the text itself (labels [B, T]), or another `text`
+        (labels [B, S]).
       columns: kind of a column -> names that are tried before the default ones.
       new_head: whether the head is new and small, so that every tuning method trains it; else it
         is pretrained and as large as the vocabulary.
@@ -122,6 +123,11 @@ class Task:
     @property
     def per_token(self) -> bool:
         """Whether a prediction, and a label, belongs to each token and not to each example."""
+        return self.targets in ("tags", "tokens", "text")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it predicts how a text goes on: a language model of one stack."""
         return self.targets == "tokens"
 
     def metrics(
@@ -267,6 +273,46 @@ def _choose_any(model: nn.Module, batch: Batch) -> Scores:
     return Scores(loss_BC.mean(1), torch.ones_like(right_B), right_B, tallies_BM)
 
 
+def _tag(model: nn.Module, batch: Batch) -> Scores:
+    """Score the class of each word; the tallies are those of `F1` over all but the first class."""
+    logits_BTC = _at_least_float32(_logits(model, batch))
+    labels_BT = batch["labels"]
+    known_BT = labels_BT != -100
+    loss_BT = F.cross_entropy(
+        logits_BTC.transpose(1, 2), labels_BT, reduction="none", ignore_index=-100
+    )
+    found_BT = logits_BTC.argmax(-1)
+    right_BT = (found_BT == labels_BT) & known_BT
+    found_tag_BT, true_tag_BT = (found_BT > 0) & known_BT, labels_BT > 0
+    tallies_BM = torch.stack(
+        [
+            (right_BT & true_tag_BT).sum(1),
+            (found_tag_BT & ~right_BT).sum(1),
+            (true_tag_BT & ~right_BT).sum(1),
+        ],
+        1,
+    )
+    return Scores(loss_BT.sum(1), known_BT.sum(1).float(), right_BT.sum(1).float(), tallies_BM)
+
+
+def _translate(model: nn.Module, batch: Batch) -> Scores:
+    """Score the tokens of another text, each from those before it and the text that is read.
+
+    Legend: S tokens of the other text, V vocabulary.
+    """
+    labels_BS = batch["labels"]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    before_BS = model.prepare_decoder_input_ids_from_labels(labels_BS)  # type: ignore[operator]  # of the library
+    found = model(**inputs, decoder_input_ids=before_BS, use_cache=False).logits
+    logits_BSV = _at_least_float32(found)
+    known_BS = labels_BS != -100
+    loss_BS = F.cross_entropy(
+        logits_BSV.transpose(1, 2), labels_BS, reduction="none", ignore_index=-100
+    )
+    right_BS = (logits_BSV.argmax(-1) == labels_BS) & known_BS
+    return Scores(loss_BS.sum(1), known_BS.sum(1).float(), right_BS.sum(1).float())
+
+
 def blank_labels(task: Task, ids_BT: Tensor, num_labels: int) -> Tensor:
     """Return labels of the right shape and type for made-up texts.
 
@@ -275,8 +321,10 @@ def blank_labels(task: Task, ids_BT: Tensor, num_labels: int) -> Tensor:
       ids_BT: the texts.
       num_labels: number of outputs C of the head.
     """
-    if task.targets == "tokens":
+    if task.targets in ("tokens", "text"):
         return ids_BT
+    if task.targets == "tags":
+        return torch.zeros_like(ids_BT)
     if task.targets == "classes":
         return torch.zeros(len(ids_BT), num_labels, device=ids_BT.device)
     dtype = torch.float32 if task.targets == "number" else torch.int64
@@ -352,10 +400,41 @@ TEXT_MULTI_LABEL = replace(
     targets="classes",
     problem_type="multi_label_classification",
 )
+TOKEN_CLASSIFICATION = Task(
+    "token-classification",
+    _tag,
+    more=(F1,),
+    inputs="text",
+    targets="tags",
+    columns={
+        "text": ("tokens", "words"),
+        "label": ("tags", "ner_tags", "pos_tags", "chunk_tags"),
+    },
+    auto_class="AutoModelForTokenClassification",
+    class_endings=("ForTokenClassification",),
+    peft_type="TOKEN_CLS",
+    pipeline="token-classification",
+)
+SEQ2SEQ_LM = Task(
+    "seq2seq-lm",
+    _translate,
+    metric="perplexity",
+    inputs="text",
+    targets="text",
+    columns={
+        "prompt": ("source", "text", "document", "article"),
+        "completion": ("target", "summary", "translation", "highlights"),
+    },
+    new_head=False,
+    auto_class="AutoModelForSeq2SeqLM",
+    class_endings=("ForConditionalGeneration",),
+    peft_type="SEQ_2_SEQ_LM",
+    pipeline="text2text-generation",
+)
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
         *(IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, CAUSAL_LM, VIDEO_CLASSIFICATION),
-        *(TEXT_REGRESSION, TEXT_MULTI_LABEL),
+        *(TEXT_REGRESSION, TEXT_MULTI_LABEL, TOKEN_CLASSIFICATION, SEQ2SEQ_LM),
     )
 }

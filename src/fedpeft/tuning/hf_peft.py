@@ -94,7 +94,7 @@ def apply_peft(model: ModelToTune) -> PreparedModel:
     if prompted and name not in KEY_VALUE:
         num_tokens = cast(int, model.options["num_virtual_tokens"])
         leave_out_prompt(module, num_tokens)
-        if model.loaded.task.per_token:
+        if model.loaded.task.targets in ("tags", "tokens"):
             changed.register_forward_hook(partial(_cut_virtual_tokens, num_tokens))
     if prompted and not model.loaded.family.block:
         _try_once(model, changed)
