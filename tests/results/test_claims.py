@@ -77,6 +77,39 @@ def test_claims_of_the_first_table() -> None:
     assert {found[n] for n in (4, 5, 6, 7, 8)} == {ABSENT}
 
 
+def test_a_row_that_never_gets_there_is_not_the_cheapest_that_does() -> None:
+    """A full run with one client a round sends little, and stays far below the variants."""
+    cheap = [
+        replace(
+            each, rounds=tuple({**line, "bytes_up": 4, "bytes_down": 4} for line in each.rounds)
+        )
+        if each.method == "full" and each.settings["federation.clients_per_round"] == 1
+        else each
+        for each in table1()
+    ]
+    assert verdicts(cheap)[2] == "pass"
+    able = [
+        replace(each, rounds=tuple({**line, "metrics": {"accuracy": 1.0}} for line in each.rounds))
+        if each.settings["federation.clients_per_round"] == 1
+        else each
+        for each in cheap
+    ]
+    assert verdicts(able)[2] == "fail", "the negative control: it gets there"
+
+
+def test_where_no_full_row_gets_there_the_longest_stands_for_it() -> None:
+    """What full needs is then more than all it sent: 2,000 bytes against 2, or against 1,000."""
+    assert verdicts(table1(full=0.3))[2] == "pass"
+    sent = {"bytes_up": 500, "bytes_down": 500}
+    dear = [
+        replace(each, rounds=tuple({**line, **sent} for line in each.rounds))
+        if each.method == "bias"
+        else each
+        for each in table1(full=0.3)
+    ]
+    assert verdicts(dear)[2] == "fail"
+
+
 def test_one_variant_below_a_baseline_fails_the_claim() -> None:
     assert verdicts(table1(prompt=0.5))[1] == "fail"
 

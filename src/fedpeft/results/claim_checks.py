@@ -42,17 +42,29 @@ def beats_matched(bed: Bed) -> Iterator[Comparison]:
 
 
 def full_needs_more(bed: Bed) -> Iterator[Comparison]:
-    """Yield log10 of (bytes of full / bytes of the variant) - 1, to the variant's last accuracy."""
+    """Yield log10 of (bytes of full / bytes of the variant) - 1, to the variant's last accuracy.
+
+    Full is the cheapest row that reaches it. Where none does, all bytes of the row that sends most
+    stand for it: fewer than it takes.
+    """
     for cell, others in _main(bed):
         fulls = [bed.grid[other] for other in others if other.role == "full"]
         margins = []
         for seed, run in bed.grid[cell].items():
-            rivals = [_bytes_to(full[seed], score(run)) for full in fulls if seed in full]
+            target, rivals = score(run), [full[seed] for full in fulls if seed in full]
             if rivals:
-                margins.append(math.log10(min(rivals) / _bytes_to(run, score(run))) - _LOG_TEN)
+                needed = min(
+                    (_bytes_to(full, target) for full in rivals if _reaches(full, target)),
+                    default=max(full.curve()[-1][1] for full in rivals),
+                )
+                margins.append(math.log10(needed / _bytes_to(run, target)) - _LOG_TEN)
         if margins:
             what = f"bytes of full to reach {name_of(cell)}, over 10 times"
             yield Comparison(what, tuple(margins), sources=(cell.source,))
+
+
+def _reaches(run: Run, target: float) -> bool:
+    return any(score >= target for _, _, score in run.curve())
 
 
 def bias_is_cheapest(bed: Bed) -> Iterator[Comparison]:
