@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from chat_models import CHATML, answer, chat_folder, chat_tokenizer, user
 from support import TINY
+from transformers import T5Config
 
 from fedpeft.build.model import load_run_data
 from fedpeft.cli import main
@@ -90,3 +91,20 @@ def test_pictures_are_described(call, tmp_path):
 def test_there_may_be_fewer_examples_than_are_wanted(call, file):
     _, out, _ = call("show", file, "--examples", 99, "--json")
     assert len(json.loads(out)["examples"]) == 6
+
+
+def test_a_text_that_is_written_stands_behind_the_one_that_is_read(call, tmp_path):
+    model = tmp_path / "model"
+    tokenizer = chat_tokenizer()
+    tokenizer.save_pretrained(model)
+    T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+             decoder_start_token_id=0, pad_token_id=0).save_pretrained(model)  # fmt: skip
+    row = json.dumps({"source": "how warm is water?", "target": "100 °C"})
+    (tmp_path / "data.jsonl").write_text(f"{row}\n" * 20)
+    (tmp_path / "exp.toml").write_text(
+        '[model]\nname = "model"\ntask = "seq2seq-lm"\n[data]\nsource = "data.jsonl"\n'
+        '[data.partition]\nscheme = "iid"\nclients = 8\nmin_examples = 1\n'
+    )
+    code, out, err = call("show", tmp_path / "exp.toml", "--examples", 1)
+    assert code == 0, err
+    assert "how warm is water?⟦100 °C⟧" in out

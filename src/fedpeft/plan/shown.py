@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedpeft.build.model import load_run_data, model_request
 from fedpeft.data.examples import Federated
+from fedpeft.data.tensors import TextPairs
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.models.loaded import TextInput
@@ -158,6 +159,12 @@ def _examples(
         shapes = {name: tuple(value.shape[1:]) for name, value in batch.items() if name != "labels"}
         yield ShownExample(client, row, shapes=shapes, label=label)
         return
+    if isinstance(data.train, TextPairs):
+        written = batch["labels"][0]
+        sides = ((batch["input_ids"][0], False), (written[written != -100], True))
+        parts = tuple(_part(ids.tolist(), tokenizer, learnt=learnt) for ids, learnt in sides)
+        yield ShownExample(client, row, parts)
+        return
     length = int(batch["attention_mask"][0].sum())
     starts = [0]
     if "position_ids" in batch:
@@ -180,6 +187,9 @@ def _parts(batch: Batch, where: slice, tokenizer: PreTrainedTokenizerBase) -> It
     if marks:
         marks[0] = False  # nothing comes before it
     for learnt, pairs in itertools.groupby(zip(marks, ids, strict=True), key=lambda pair: pair[0]):
-        some = tuple(token for _, token in pairs)
-        text = tokenizer.decode(list(some), clean_up_tokenization_spaces=False)
-        yield Part(str(text), some, learnt)
+        yield _part([token for _, token in pairs], tokenizer, learnt=learnt)
+
+
+def _part(ids: list[int], tokenizer: PreTrainedTokenizerBase, *, learnt: bool) -> Part:
+    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return Part(str(text), tuple(ids), learnt)
