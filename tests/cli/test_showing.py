@@ -107,4 +107,4 @@ def test_a_text_that_is_written_stands_behind_the_one_that_is_read(call, tmp_pat
     )
     code, out, err = call("show", tmp_path / "exp.toml", "--examples", 1)
     assert code == 0, err
-    assert "how warm is water?⟦100 °C⟧" in out
+    assert "how warm is water?⟦100 °C<|im_end|>⟧" in out

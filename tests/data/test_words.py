@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.load import load_data
@@ -76,6 +76,22 @@ def test_rows_are_loaded_with_their_classes(tmp_path, text_input):
     data = load_data(request, text_input)
     assert data.label_names == ("O", "B") and data.num_labels == 2 and data.labels is None
     assert data.train.batch([0], seed=None)["labels"].tolist() == [[-100, 0, 1]]
+
+
+def test_a_text_that_is_written_ends_with_the_end_of_text(tmp_path, text_input):
+    folder = tmp_path / "model"
+    tokenizer = AutoTokenizer.from_pretrained(text_input.folder)
+    tokenizer.eos_token = "down"
+    tokenizer.save_pretrained(folder)
+    rows = [{"text": "the cat sat", "summary": "cat"}, {"text": "dog", "summary": "cat " * 9}] * 5
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parts = PartitionRequest("iid", clients=2, min_examples=1)
+    request = DataRequest(str(tmp_path / "all.jsonl"), "seq2seq-lm", max_length=5, partition=parts)
+    data = load_data(request, replace(text_input, folder=str(folder)))
+    batch = data.train.batch([0, 1], seed=None)
+    rows = {tuple(row) for row in batch["labels"].tolist()}
+    assert rows <= {(1, 4, 9, -100, -100), (1, 4, 4, 4, 9), (1, 4, 9)}
+    assert 9 not in batch["input_ids"].flatten().tolist()  # what is read is left as it is
 
 
 @pytest.mark.parametrize("key", ["learn", "packing", "truncation", "chat_template"])

@@ -301,14 +301,8 @@ def _pairs(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content
     drawn = select(tables.train, draw_budget(len(tables.train), request))
     train, test = (
         TextPairs(
-            *(
-                TextExamples(
-                    *flat_tokens(tokenize(table.columns[name], tokenizer, place=table.place)),
-                    None,
-                    tokenizer.pad_id,
-                )
-                for name in named
-            )
+            _read(table, named[0], tokenizer, ended=False),
+            _read(table, named[1], tokenizer, ended=True),
         )
         for table in (drawn, tables.test)
     )
@@ -320,6 +314,16 @@ def _pairs(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content
         owners=owners_of(drawn, tables.test, request),
         skew=np.zeros(len(train), np.int64),
     )
+
+
+def _read(table: Table, column: str, tokenizer: Tokenizer, *, ended: bool) -> TextExamples:
+    """Tokenise a column of texts; each ends with the end of text if a model is to write it."""
+    tokens = tokenize(table.columns[column], tokenizer, place=table.place)
+    end = getattr(tokenizer.encode, "eos_token_id", None)
+    if ended and end is not None:
+        room = tokenizer.max_length - 1
+        tokens = [each if each[-1] == end else [*each[:room], end] for each in tokens]
+    return TextExamples(*flat_tokens(tokens), None, tokenizer.pad_id)
 
 
 def _language(tables: _Tables, request: DataRequest, inputs: InputSpec) -> _Content:
