@@ -9,8 +9,9 @@
     glyphs-new   60 classes that were kept from that pretraining, drawn without clutter
     motion       clips of a figure that moves in one of eight ways
     docstrings   first paragraphs of the documentation of installed packages; see `docstrings.py`
+    docstring-questions   what they do, asked and answered; see `docstring_questions.py`
 
-All but docstrings and the renditions of `characters`, which `renditions.py` computes from that set,
+All but those two and the renditions of `characters`, which `renditions.py` computes from that set,
 are files in `sets/`; the README there names their sources, and `scripts/make_sets.py` makes them
 again, byte by byte. Their splits do not depend on an experiment's
 seed: of each class of the digits, 20 % are for testing, 10 % for validation, the rest for training.
@@ -26,6 +27,7 @@ from importlib import resources
 import numpy as np
 import numpy.typing as npt
 
+from fedpeft.data.docstring_questions import read_questions
 from fedpeft.data.docstrings import read_docstrings
 from fedpeft.data.renditions import Images, blur, invert, permute, render
 from fedpeft.data.tables import Splits, Table
@@ -128,6 +130,11 @@ BUNDLED_DATASETS: Mapping[str, BundledDataset] = {
         "text-classification",
         "documentation of installed packages; class = package, natural client = module",
         read_docstrings,
+    ),
+    "docstring-questions": BundledDataset(
+        "causal-lm",
+        "questions about installed packages, answered by their documentation; client = package",
+        read_questions,
     ),
 }
 """The bundled data sets, by the name that `data.source` takes."""

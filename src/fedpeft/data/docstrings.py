@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.tables import Splits, Table
@@ -40,6 +41,9 @@ _MASKED = re.compile(
     re.IGNORECASE,
 )
 _SECTION = re.compile(r"^(?:[-=~*^\"]{3,}|\.\. .*|:\w+.*:.*|Args:|Example[s]?:?|>>> .*)$")
+
+
+_Defined: TypeAlias = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def read_docstrings(packages: Sequence[str] = PACKAGES) -> Splits:
     Raises:
       DataError: if fewer than two of the packages are installed.
     """
-    found = {name: folder for name in packages if (folder := _folder_of(name)) is not None}
+    found = {name: folder for name in packages if (folder := folder_of(name)) is not None}
     if len(found) < 2:
         raise DataError(
             f"data.source: docstrings needs two or more of {', '.join(packages)} installed; "
@@ -104,14 +108,15 @@ def summary_of(docstring: str) -> str:
     return _MASKED.sub("package", words)[:_MAX_CHARS].strip()
 
 
-def _folder_of(package: str) -> Path | None:
+def folder_of(package: str) -> Path | None:
+    """Return the folder of an installed package, which is not imported; None without it."""
     spec = importlib.util.find_spec(package)
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 
 def _of_package(package: str, folder: Path) -> list[Docstring]:
     """Return a package's examples in the order of a hash of their names, capped by module."""
-    files = sorted(_sources(folder), key=lambda file: _stable(file.relative_to(folder).as_posix()))
+    files = sorted(sources(folder), key=lambda file: stable(file.relative_to(folder).as_posix()))
     counts: dict[str, int] = {}
     texts: dict[str, Docstring] = {}
     for file in files[:_MAX_FILES]:
@@ -121,10 +126,11 @@ def _of_package(package: str, folder: Path) -> list[Docstring]:
                 texts[example.text] = example
         if len(texts) >= _PER_PACKAGE:
             break
-    return sorted(texts.values(), key=lambda example: _stable(example.name))[:_PER_PACKAGE]
+    return sorted(texts.values(), key=lambda example: stable(example.name))[:_PER_PACKAGE]
 
 
-def _sources(folder: Path) -> Iterator[Path]:
+def sources(folder: Path) -> Iterator[Path]:
+    """Yield the public source files of a package."""
     for file in folder.rglob("*.py"):
         folders = file.relative_to(folder).parts[:-1]
         hidden = any(part.startswith("_") and part != "_core" for part in folders)
@@ -140,25 +146,25 @@ def _of_file(package: str, folder: Path, file: Path) -> Iterator[Docstring]:
     parts = file.relative_to(folder).with_suffix("").parts
     module = f"{package}.{parts[0]}" if len(parts) > 1 else package
     dotted = ".".join((package, *(part for part in parts if part != "__init__")))
-    for name, docstring in _documented(tree, dotted):
+    for name, _, docstring in documented(tree, f"{dotted}."):
         text = summary_of(docstring)
         if len(text) >= _MIN_CHARS:
             yield Docstring(name, package, module, text)
 
 
-def _documented(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, docstring) of public functions and classes, methods included."""
+def documented(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Defined, str]]:
+    """Yield (dotted name, node, docstring) of public functions and classes, methods included."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if child.name.startswith("_"):
             continue
-        name = f"{prefix}.{child.name}"
+        name = f"{prefix}{child.name}"
         docstring = ast.get_docstring(child, clean=False)
         if docstring:
-            yield name, docstring
+            yield name, child, docstring
         if isinstance(child, ast.ClassDef):
-            yield from _documented(child, name)
+            yield from documented(child, f"{name}.")
 
 
 def _table(examples: Sequence[Docstring]) -> Table:
@@ -166,5 +172,6 @@ def _table(examples: Sequence[Docstring]) -> Table:
     return Table({name: [getattr(e, field) for e in examples] for name, field in fields.items()})
 
 
-def _stable(name: str) -> str:
+def stable(name: str) -> str:
+    """Return a name's hash, by which names are put in an order that means nothing."""
     return hashlib.sha256(name.encode()).hexdigest()

@@ -35,6 +35,8 @@ def model_rows() -> list[dict[str, object]]:
 def _count(row: Bundled) -> int | None:
     """Count the floating-point elements in a folder's files; None if it is not installed."""
     try:
+        if row.parameters is not None:
+            return row.parameters()
         stored = stored_tensors(row.folder()).values()
     except ModelError:
         return None

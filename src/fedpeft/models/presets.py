@@ -96,6 +96,24 @@ PRESETS: Mapping[str, Preset] = {
             "vocab_size": 32000,
         },
     ),
+    "mistral-7b-v0.3": Preset(
+        "Mistral of 7 billion parameters, version 0.3, for planning",
+        "causal-lm",
+        "mistral",
+        7_248_023_552,
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 32768,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "sliding_window": None,
+        },
+    ),
     "narrow-bert": Preset(
         "BERT narrowed until it is as large as the delta of bias tuning on minilm (6 classes); its "
         "vocabulary is BERT's 688 most frequent pieces",
