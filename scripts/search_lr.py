@@ -101,7 +101,7 @@ diverged counts as 0.
 {table}
 
 Repeat it with `python scripts/search_lr.py` (two cores: a quarter of an hour); the figures are in
-`learning-rates.json` too. [The built-in experiment](quickstart.md) has other rates.
+`learning-rates.json` too. [Letters](quickstart.md) have other rates.
 """
 
 
