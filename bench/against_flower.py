@@ -1,7 +1,8 @@
 """Row 3: Flower's simulation with the ordinary Hugging Face `peft` client of its users.
 
-Two jobs: the quickstart with LoRA, 20 rounds of 8 of 64 clients; MiniLM with LoRA, 3 rounds of 8 of
-24 clients of 32 texts, one epoch. Ours is `fedpeft run` from the command line, start-up included.
+Two jobs: the bundled experiment on digits with LoRA, 20 rounds of 8 of 64 clients; MiniLM with
+LoRA, 3 rounds of 8 of 24 clients of 32 texts, one epoch. Ours is `fedpeft run` from the command
+line, start-up included.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from bench.machine import SCRATCH, cores, others
 from bench.programs import Took, compare_results, run_ours, run_theirs, take_turns
 from fedpeft.data.tables import Table
 
-__all__ = ["minilm_settings", "quickstart_settings", "run"]
+__all__ = ["digits_settings", "minilm_settings", "run"]
 
 
-def quickstart_settings(*, small: bool) -> dict[str, Any]:
-    """Return the quickstart with LoRA; small: two rounds."""
+def digits_settings(*, small: bool) -> dict[str, Any]:
+    """Return the bundled experiment on digits with LoRA; small: two rounds."""
     return {"tuning.method": "lora", **({"federation.rounds": 2} if small else {})}
 
 
@@ -57,7 +58,7 @@ def run(small: bool) -> Report:
         return unavailable(str(error))
     figures, checks, busy = [], [], [others()]
     jobs: list[tuple[str, Mapping[str, Any], float, int]] = [
-        ("quickstart", quickstart_settings(small=small), 5.0, 3)
+        ("digits", digits_settings(small=small), 5.0, 3)
     ]
     if not small:
         texts = SCRATCH / "row3-texts"
@@ -116,9 +117,9 @@ def _figures(name: str, theirs: list[Took], ours: list[Took], target: float) -> 
 def _kept(python: Path, whole: Report) -> Report:
     """The same with a client whose process keeps its model: not what the examples do."""
     ours = statistics.median(whole["sides"]["fedpeft"]["seconds"])
-    theirs = _flower(python, "quickstart", SCRATCH / "row3-quickstart", "--keep")
+    theirs = _flower(python, "digits", SCRATCH / "row3-digits", "--keep")
     sides = {"flower": _side([theirs])}
-    return figure("quickstart, kept model: start to finish", [theirs.seconds / ours], sides=sides)
+    return figure("digits, kept model: start to finish", [theirs.seconds / ours], sides=sides)
 
 
 def _side(runs: list[Took]) -> dict[str, object]:

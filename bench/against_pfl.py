@@ -1,4 +1,4 @@
-"""Row 4: Apple's simulator `pfl` on the quickstart's work with LoRA, 20 rounds of 8 of 64 clients.
+"""Row 4: Apple's simulator `pfl` on the digits' work with LoRA, 20 rounds of 8 of 64 clients.
 
 pfl runs in the best of its three ways, found by a trial of 5 rounds each: one process with one
 thread, one process with all cores' threads, one process a core (torchrun). Ours is `fedpeft run`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from bench.against_flower import quickstart_settings
+from bench.against_flower import digits_settings
 from bench.assignment import write_work
 from bench.children import ContestantError
 from bench.environments import EnvironmentMissing, python_of
@@ -26,7 +26,7 @@ def run(small: bool) -> Report:
         python = python_of("pfl")
     except EnvironmentMissing as error:
         return unavailable(str(error))
-    settings = quickstart_settings(small=small)
+    settings = digits_settings(small=small)
     folder = write_work(SCRATCH / "row4", settings)
     trial = write_work(SCRATCH / "row4-trial", {**settings, "federation.rounds": 1 if small else 5})
     ways = ["one thread"] if small else ["one thread", "all threads", "one process a core"]
@@ -57,8 +57,8 @@ def run(small: bool) -> Report:
     rounds = pairwise([took.rounds for took in theirs], [took.rounds for took in ours])
     held = compare_results("same result as pfl", ours[-1], theirs[-1], folder, apart_at_most=0.01)
     figures = [
-        figure("quickstart: start to finish", whole, target=2.0, sides=sides),
-        figure("quickstart: rounds only", rounds),
+        figure("digits: start to finish", whole, target=2.0, sides=sides),
+        figure("digits: rounds only", rounds),
     ]
     return {"figures": figures, "checks": [held], "notes": _NOTES, "busy": [*busy, others()]}
 

@@ -23,7 +23,7 @@ from fedpeft.client.batches import batches
 from fedpeft.client.turns import ClientTurn
 from fedpeft.data.examples import ClientData, ExampleSet
 from fedpeft.experiment.experiment import Experiment
-from fedpeft.experiment.read import apply_overrides, read_toml, validate
+from fedpeft.experiment.read import DIGITS, apply_overrides, read_toml, validate
 from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.models.source import load_model
 from fedpeft.rounds.round_plan import turn_seed
@@ -35,8 +35,8 @@ __all__ = ["distance", "experiment_of", "module_paths", "write_work"]
 
 
 def experiment_of(settings: Mapping[str, Any]) -> Experiment:
-    """Return the quickstart with some settings by dotted key."""
-    return validate(apply_overrides(read_toml(None), settings.items()), "benchmark")
+    """Return the bundled experiment on digits with some settings by dotted key."""
+    return validate(apply_overrides(read_toml(DIGITS), settings.items()), "benchmark")
 
 
 def module_paths(tuned: TunedModel) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def write_work(folder: Path, settings: Mapping[str, Any]) -> Path:
 
     Args:
       folder: made if need be; what is there is overwritten.
-      settings: of the experiment, on top of the quickstart.
+      settings: of the experiment, on top of the bundled one on digits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     built = build_run(resolve(experiment_of({**settings, "engine.workers": 1})))

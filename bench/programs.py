@@ -17,6 +17,7 @@ from bench.assignment import distance
 from bench.children import run_program
 from bench.figures import Report, check
 from bench.machine import SCRATCH, child_environment
+from fedpeft.experiment.read import DIGITS
 
 __all__ = ["Took", "compare_results", "run_ours", "run_theirs", "take_turns"]
 
@@ -41,12 +42,16 @@ class Took:
 
 
 def run_ours(settings: Mapping[str, Any], name: str, *, timeout: float) -> Took:
-    """Run `fedpeft run` in a fresh process, with as many workers as cores."""
+    """Run the bundled experiment on digits, with settings, in a fresh process.
+
+    It has as many workers as there are cores.
+    """
     out = SCRATCH / f"{name}-ours"
     shutil.rmtree(out, ignore_errors=True)
     words = [f"{key}={_toml(value)}" for key, value in settings.items()]
     sets = [part for word in words for part in ("--set", word)]
-    command = [sys.executable, "-m", "fedpeft", "run", *sets, "--out", str(out), "--json"]
+    whole = [str(DIGITS), *sets, "--out", str(out), "--json"]
+    command = [sys.executable, "-m", "fedpeft", "run", *whole]
     environment = child_environment(threads=1)
     ended = run_program(command, environment, timeout=timeout, log=SCRATCH / f"{name}-ours.log")
     summary = json.loads(ended.output)

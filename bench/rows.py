@@ -68,9 +68,9 @@ ROWS = (
         "3",
         "against_flower",
         "Flower's simulation with an ordinary Hugging Face peft client",
-        "quickstart ≥ 5 times (aim 10), MiniLM ≥ 1.3 times",
+        "digits ≥ 5 times (aim 10), MiniLM ≥ 1.3 times",
         (*_WORK, "programs.py", "contestants/flower_app.py"),
-        "The quickstart's matrix products alone take 4.5 s of two cores at their peak, and "
+        "The digits' matrix products alone take 4.5 s of two cores at their peak, and "
         "importing torch, transformers and peft 3.3 s: together what the target leaves for all. "
         "Of a LoRA step of 22 images 57 % are products near the peak, 26 % GELU and attention, "
         "the rest dispatch. Gained by trying: evaluation side by side and the last block for one "
@@ -81,7 +81,7 @@ ROWS = (
     Row(
         "4",
         "against_pfl",
-        "Apple's pfl on the quickstart's work",
+        "Apple's pfl on the digits' work",
         "≥ 2 times",
         (*_WORK, "programs.py", "contestants/pfl_app.py"),
         "pfl, started with one process a core, computes the same steps with little between them; "

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import fedpeft
+from fedpeft.experiment.read import DIGITS
 
 METHODS: Mapping[str, Sequence[str]] = {
     "vit": ("full", "bias", "adapter", "prompt", "lora"),
@@ -116,7 +117,7 @@ def main() -> None:
             model, method, privacy, way = case
             keys = {**SHORT, "tuning.method": method, **models[model], **WAYS[way]}
             keys |= {**PRIVACY[privacy], **(NOISE if privacy != "none" else {})}
-            summary = fedpeft.run(None, keys, out=Path(folder) / "-".join(case))
+            summary = fedpeft.run(DIGITS, keys, out=Path(folder) / "-".join(case))
             digests["/".join(case)] = str(summary["delta_digest"])[:16]
             print("/".join(case), digests["/".join(case)], flush=True)
     if chosen.to:

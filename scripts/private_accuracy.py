@@ -18,7 +18,7 @@ import warnings
 import torch
 
 from fedpeft.build.model import build_tuned, load_run_data
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.launch.simulate import simulate
 
@@ -57,7 +57,7 @@ def experiment(seed: int, epsilon: float, method: str) -> Resolved:
         "privacy.clip_norm": CLIP,
     }  # fmt: skip
     sets = tuple(f"{key}={value}" for key, value in settings.items())
-    return resolve(read_experiment(None, sets))
+    return resolve(read_experiment(DIGITS, sets))
 
 
 def ours(seed: int, epsilon: float, method: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Search the quickstart's learning rates: one grid and one budget for all methods.
+"""Search the learning rates of the digits: one grid and one budget for all methods.
 
     method x learning rate -> a run on seed 1 -> validation accuracy, mean of the last five rounds
                                               -> the best rate of each method
@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedpeft.experiment.read import DIGITS
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.launch.sweep import Failed, Finished, sweep
 from fedpeft.runs.records import read_records
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/search-lr"))
     out = parser.parse_args().out
     rows = read_rows(
-        None,
+        DIGITS,
         ["data.evaluate_on=validation", "seed=1"],
         [f"tuning.method={_listed(METHODS)}", f"client.lr={_listed(GRID)}"],
     )
@@ -89,18 +90,18 @@ def _page(scores: Scores) -> str:
         cells = (f"{mark[rate]}{rates[rate]:.3f}{mark[rate]}" for rate in GRID)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     table = "\n".join(lines)
-    return f"""# Learning rates of the quickstart
+    return f"""# Learning rates of the digits
 
 Validation accuracy (mean of the last {LAST} rounds, seed 1) of each tuning method at each client
 learning rate, on the bundled digits and the bundled model; the highest of a row is used in
-`src/fedpeft/quickstart.toml`. All methods have the same grid and the same budget: the rounds, local
-epochs and clients of the quickstart. The test split was not scored. A run in which every client
+`src/fedpeft/digits.toml`. All methods have the same grid and the same budget: the rounds, local
+epochs and clients of that file. The test split was not scored. A run in which every client
 diverged counts as 0.
 
 {table}
 
 Repeat it with `python scripts/search_lr.py` (two cores: a quarter of an hour); the figures are in
-`learning-rates.json` too.
+`learning-rates.json` too. [Letters](quickstart.md) have other rates.
 """
 
 

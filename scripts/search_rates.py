@@ -10,6 +10,10 @@ does not. A run in which every client diverges counts as 0. Finished runs are li
 
     python scripts/search_rates.py characters --out runs/search
     python scripts/search_rates.py characters --kinds usual few --out runs/search
+    python scripts/search_rates.py characters --kinds usual --methods scratch
+
+Naming both classes and methods searches every pair of them, those that no table uses included: the
+built-in experiment has rows that decide no claim.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from protocol import (
     settings_of,
 )
 
-__all__ = ["FIRST", "OTHERS", "Search", "best_of", "next_runs", "row_of"]
+__all__ = ["FIRST", "OTHERS", "Search", "best_of", "chosen_pairs", "next_runs", "row_of"]
 
 FIRST, OTHERS = 7001, (7002, 7003)
 FACTOR = 2.0
@@ -50,17 +54,38 @@ def main() -> None:
     """Search the chosen classes, and write the rates of all that are decided."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bed", choices=sorted(BEDS))
-    parser.add_argument("--kinds", nargs="+", help="classes; by default all of the bed")
-    parser.add_argument("--methods", nargs="+", help="by default all of the bed")
+    parser.add_argument("--kinds", nargs="+", default=[], help="classes; by default all of the bed")
+    parser.add_argument("--methods", nargs="+", default=[], help="by default all of the bed")
     parser.add_argument("--out", type=Path, default=Path("runs/search"))
     given = parser.parse_args()
     bed = BEDS[given.bed]
-    pairs = [pair for pair in pairs_of(bed) if not given.methods or pair[1] in given.methods]
-    for kind in given.kinds or dict.fromkeys(kind for kind, _ in pairs):
+    if unknown := set(given.kinds) - bed.kinds.keys():
+        parser.error(
+            f"--kinds: found {', '.join(sorted(unknown))}; {bed.name} has {', '.join(bed.kinds)}"
+        )
+    pairs = chosen_pairs(bed, given.kinds, given.methods)
+    for kind in dict.fromkeys(kind for kind, _ in pairs):
         found = _search(bed, [pair for pair in pairs if pair[0] == kind], given.out)
         for (_, method), search in found.items():
             _keep(bed, kind, method, best_of(search))
             print(f"{bed.name} {kind} {method}: {best_of(search)} of {_shown(search)}", flush=True)
+
+
+def chosen_pairs(bed: Bed, kinds: Sequence[str], methods: Sequence[str]) -> list[Pair]:
+    """List pairs of class and method: all that are named, else those of the bed's tables.
+
+    Args:
+      bed: has the classes and tables.
+      kinds: named classes; none names all.
+      methods: named methods; none names all.
+    """
+    if kinds and methods:
+        return [(kind, method) for kind in kinds for method in methods]
+    return [
+        (kind, method)
+        for kind, method in pairs_of(bed)
+        if kind in (kinds or [kind]) and method in (methods or [method])
+    ]
 
 
 def _search(bed: Bed, pairs: Sequence[Pair], out: Path) -> dict[Pair, Search]:

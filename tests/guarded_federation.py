@@ -9,6 +9,8 @@ from pathlib import Path
 
 from real_federation import Federation, environment, free_port, until
 
+from fedpeft.experiment.read import DIGITS
+
 SCRIPT = Path(__file__).parents[1] / "deploy" / "certificates.sh"
 SITES = ("client-00", "client-01")
 
@@ -64,7 +66,7 @@ class Guarded(Federation):
 
     def split(self) -> list[str]:
         done = self.command(
-            "split", *self.sets, "--to", str(self.parts), "--superlink", self.address,
+            "split", str(DIGITS), *self.sets, "--to", str(self.parts), "--superlink", self.address,
             "--certificates", str(self.certs),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 import fedpeft
+from fedpeft.experiment.read import DIGITS
 
 BIN = Path(sys.executable).parent
 START = 120.0
@@ -112,8 +113,9 @@ class Federation:
 
     def split(self) -> list[str]:
         done = self.command(
-            "split", *self.sets, "--to", str(self.parts), "--superlink", f"127.0.0.1:{self.port}"
-        )
+            "split", str(DIGITS), *self.sets, "--to", str(self.parts),
+            "--superlink", f"127.0.0.1:{self.port}",
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return sorted(path.name for path in self.parts.iterdir() if path.name != "server")
 
@@ -174,8 +176,9 @@ class Federation:
     def local(self, **changes: object) -> dict[str, object]:
         """Run the same experiment on the local engine."""
         done = self.command(
-            "run", *self.sets, "--json", "--out", str(self.folder / f"local{len(changes)}")
-        )
+            "run", str(DIGITS), *self.sets, "--json",
+            "--out", str(self.folder / f"local{len(changes)}"),
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found: dict[str, object] = json.loads(done.stdout)
         return found

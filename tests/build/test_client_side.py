@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedpeft.build import engine
 from fedpeft.build.run import build_run
 from fedpeft.engines.flower.messages import read_request, write_answer
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.round import run_round
 
@@ -61,7 +61,7 @@ class InThisProcess:
 
 def rounds(*sets):
     """Two rounds: the state, what their records say but for the time, and the evaluation."""
-    built = build_run(resolve(read_experiment(None, [*SETS, *sets])))
+    built = build_run(resolve(read_experiment(DIGITS, [*SETS, *sets])))
     state, records = built.start, []
     for _ in range(2):
         state, record = run_round(state, built.plan, built.engine)

@@ -7,7 +7,7 @@ import dataclasses
 from fedpeft.build.model import data_request
 from fedpeft.data.schemes import PartitionRequest
 from fedpeft.experiment.experiment import PartitionConfig
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import resolve
 
 
@@ -21,7 +21,7 @@ def test_the_keys_of_a_partition_arrive():
     given |= {"classes_per_client": 4, "examples_per_client": 9}
     sets = [f"data.partition.{key}={value}" for key, value in given.items()]
     sets += ["seed=5", "federation.clients_per_round=2"]
-    found = data_request(resolve(read_experiment(None, sets)), "image-classification")
+    found = data_request(resolve(read_experiment(DIGITS, sets)), "image-classification")
     partition = dataclasses.asdict(found.partition)
     assert partition.items() >= {**given, "seed": 5}.items()
     assert all(given[key] != getattr(PartitionRequest(), key) for key in given)

@@ -10,7 +10,7 @@ from fedpeft.build.model import local_settings
 from fedpeft.build.passes import default_passes, measure_passes
 from fedpeft.build.run import build_run
 from fedpeft.core.errors import ConfigError, RunFolderError
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import Resolved, resolve
 from fedpeft.launch import start
 from fedpeft.runs.folder import RunFolder, experiment_digest, stored_experiment
@@ -23,7 +23,7 @@ QUICK = [
 
 
 def experiment(*overrides):
-    return read_experiment(None, [*QUICK, *overrides])
+    return read_experiment(DIGITS, [*QUICK, *overrides])
 
 
 def chosen(*overrides):

@@ -15,7 +15,7 @@ from fedpeft.build.privacy_of_run import PrivacyOfRun
 from fedpeft.client.turns import DELTA
 from fedpeft.core.errors import PrivacyError
 from fedpeft.experiment.privacy import PRIVACY_MODES
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.server.algorithms import fedadam, fedavg
 from fedpeft.server.sampling import Draw
 from fedpeft.server.state import ClientUpdate, RoundContext
@@ -26,7 +26,7 @@ SEEDED = "privacy.reproducible_noise=true"
 
 def privacy(mode, *sets):
     noise = ("privacy.noise_multiplier=1.5",) if PRIVACY_MODES[mode].unit else ()
-    return PrivacyOfRun(read_experiment(None, (f"privacy.mode={mode}", *noise, *sets)))
+    return PrivacyOfRun(read_experiment(DIGITS, (f"privacy.mode={mode}", *noise, *sets)))
 
 
 def root(mode, *sets):

@@ -8,7 +8,7 @@ import torch
 from fedpeft.build.model import sketch_run
 from fedpeft.build.run import build_run, scored_once
 from fedpeft.core.errors import ConfigError
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.round import run_round
 
@@ -16,7 +16,7 @@ QUICK = ["engine.workers=1", "client.epochs=1", "model.name=preset:tiny-vit"]
 
 
 def built(*overrides):
-    return build_run(resolve(read_experiment(None, [*QUICK, *overrides])))
+    return build_run(resolve(read_experiment(DIGITS, [*QUICK, *overrides])))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_figures_of_all_and_of_clients_share_one_evaluation():
 
 
 def test_sketches_count_what_runs_count(bias):
-    sketch = sketch_run(read_experiment(None, [*QUICK, "tuning.method=bias"]))
+    sketch = sketch_run(read_experiment(DIGITS, [*QUICK, "tuning.method=bias"]))
     assert sketch.tuned.spec.digest == bias.tuned.spec.digest
     assert sketch.total_parameters == sum(p.numel() for p in bias.tuned.model.parameters())
 

@@ -10,7 +10,7 @@ import fedpeft
 from fedpeft.cli import main
 from fedpeft.core.errors import ConfigError, RoundError, RunFolderError
 from fedpeft.core.text import byte_words
-from fedpeft.experiment.read import read_experiment, validate
+from fedpeft.experiment.read import DIGITS, read_experiment, validate
 from fedpeft.experiment.resolve import resolve
 from fedpeft.plan.plan import make_plan
 from fedpeft.report.write import write_report
@@ -30,9 +30,11 @@ def records(out: Path) -> list[dict]:
 
 
 def test_a_report_compares_the_two_by_simulated_time(tmp_path: Path) -> None:
-    plain = fedpeft.run(None, TINY, out=tmp_path / "plain")
-    calm = fedpeft.run(None, TINY | {"stability.speed_spread": 1.0}, out=tmp_path / "sync")
-    fedpeft.run(None, TINY | BUFFERED | {"stability.speed_spread": 1.0}, out=tmp_path / "buffered")
+    plain = fedpeft.run(DIGITS, TINY, out=tmp_path / "plain")
+    calm = fedpeft.run(DIGITS, TINY | {"stability.speed_spread": 1.0}, out=tmp_path / "sync")
+    fedpeft.run(
+        DIGITS, TINY | BUFFERED | {"stability.speed_spread": 1.0}, out=tmp_path / "buffered"
+    )
     assert plain["delta_digest"] == calm["delta_digest"], "a clock alone changes no number"
     assert all("simulated_time" not in record for record in records(tmp_path / "plain"))
     assert all(record["simulated_seconds"] > 0 for record in records(tmp_path / "sync"))
@@ -44,17 +46,17 @@ def test_a_report_compares_the_two_by_simulated_time(tmp_path: Path) -> None:
 
 
 def test_a_report_without_a_clock_has_no_such_figure(tmp_path: Path) -> None:
-    fedpeft.run(None, TINY, out=tmp_path / "plain")
+    fedpeft.run(DIGITS, TINY, out=tmp_path / "plain")
     assert "simulated time" not in write_report([tmp_path], None).read_text()
 
 
 def test_failures_are_data_and_too_few_replies_end_the_run(tmp_path: Path) -> None:
-    fedpeft.run(None, TINY | {"stability.dropout": 0.5}, out=tmp_path / "dropout")
+    fedpeft.run(DIGITS, TINY | {"stability.dropout": 0.5}, out=tmp_path / "dropout")
     reasons = [r for record in records(tmp_path / "dropout") for r in record["failures"].values()]
     assert reasons and set(reasons) == {"dropped out"}
     with pytest.raises(RoundError, match="would answer in simulated time, at least 4") as caught:
         short = {"federation.min_replies": 4, "stability.deadline": 1e-6}
-        fedpeft.run(None, TINY | short, out=tmp_path / "short")
+        fedpeft.run(DIGITS, TINY | short, out=tmp_path / "short")
     assert caught.value.exit_code == 3
 
 
@@ -63,7 +65,7 @@ def words_of(capsys: pytest.CaptureFixture[str], *settings: str) -> str:
         f"--set={s}" for s in settings
     ]
     with pytest.raises(SystemExit):
-        main(["run", *sets, "--out", "run"])
+        main(["run", str(DIGITS), *sets, "--out", "run"])
     return capsys.readouterr().out
 
 
@@ -84,7 +86,7 @@ def test_a_message_is_as_large_whether_or_not_others_drop_out(
     assert total["messages_up"] == total["messages_down"] - failed
     up, down = (total[f"bytes_{way}"] / total[f"messages_{way}"] for way in ("up", "down"))
     assert f"sent {byte_words(up)} up and {byte_words(down)} down a client and round" in out
-    plan = make_plan(read_experiment(None, [f"{k}={v}" for k, v in TINY.items()])).figures
+    plan = make_plan(read_experiment(DIGITS, [f"{k}={v}" for k, v in TINY.items()])).figures
     assert down == plan["wire_bytes_down"] and abs(up / plan["wire_bytes_up"] - 1) < 0.001
 
 
@@ -93,11 +95,11 @@ def test_a_client_that_is_not_available_gets_no_broadcast(tmp_path: Path) -> Non
     file = tmp_path / "trace.csv"
     file.write_text("client,from,to\n" + "".join(f"client-0{i},0,1e9\n" for i in range(3)))
     settings = TINY | {"stability.trace": str(file), "federation.clients_per_round": 6}
-    fedpeft.run(None, settings, out=tmp_path / "run")
+    fedpeft.run(DIGITS, settings, out=tmp_path / "run")
     for record in records(tmp_path / "run"):
         assert set(record["failures"].values()) == {"not available"}
         assert record["messages_down"] == record["messages_up"] == 3
-    plan = make_plan(read_experiment(None, [f"{k}={v}" for k, v in TINY.items()])).figures
+    plan = make_plan(read_experiment(DIGITS, [f"{k}={v}" for k, v in TINY.items()])).figures
     assert record["bytes_down"] == 3 * plan["wire_bytes_down"]
 
 
@@ -106,7 +108,7 @@ def test_secret_cohorts_count_the_messages_that_are_expected(tmp_path: Path) -> 
         "privacy.mode": "central", "privacy.noise_multiplier": 1.0,
         "federation.sampling": "poisson", "privacy.reproducible_noise": True,
     }  # fmt: skip
-    found = fedpeft.run(None, TINY | private, out=tmp_path / "run")
+    found = fedpeft.run(DIGITS, TINY | private, out=tmp_path / "run")
     for record in records(tmp_path / "run"):
         assert record["messages_down"] == record["messages_up"] == 4
     assert found["messages_up"] == found["messages_down"] == 8
@@ -117,14 +119,14 @@ def test_a_changed_trace_is_noticed(tmp_path: Path) -> None:
     rows = "".join(f"client-0{i},0,1e6\n" for i in range(6))
     file.write_text("client,from,to\n" + rows)
     settings = TINY | {"stability.trace": str(file)}
-    fedpeft.run(None, settings, out=out)
+    fedpeft.run(DIGITS, settings, out=out)
     assert "trace_sha256" in (out / "experiment.toml").read_text()
     again = read_experiment(out / "experiment.toml")
     file.write_text("client,from,to\n" + rows + "client-00,2e6,3e6\n")
     with pytest.raises(ConfigError, match=r"stability.trace: .*trace.csv has changed"):
         resolve(again)
     with pytest.raises(RunFolderError, match=r"stability.trace_sha256"):
-        fedpeft.run(None, settings | {"federation.rounds": 3}, out=out, resume=True)
+        fedpeft.run(DIGITS, settings | {"federation.rounds": 3}, out=out, resume=True)
 
 
 def test_a_plan_counts_whom_over_selection_asks() -> None:
@@ -157,5 +159,5 @@ def test_a_plan_counts_whom_over_selection_asks() -> None:
 )
 def test_contradictions_are_listed(settings: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
-        fedpeft.run(None, TINY | settings, out=tmp_path / "none")
+        fedpeft.run(DIGITS, TINY | settings, out=tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -14,7 +14,7 @@ from fedpeft.cli.shells import SHELLS, candidates
 from fedpeft.core.errors import FedpeftError
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.keys import keys_of
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.tables import OURS
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -69,7 +69,7 @@ def test_keys_are_those_of_the_reference():
 def test_every_offered_value_is_of_the_right_kind(key):
     for value in (*key.values, "no-such-value"):
         try:
-            read_experiment(None, [f"{key.name}={value}"])
+            read_experiment(DIGITS, [f"{key.name}={value}"])
         except FedpeftError as error:
             wrong = f"{key.name}: found '{value}'; allowed is" in str(error)
         else:

@@ -17,6 +17,7 @@ import pytest
 
 from fedpeft.cli import main, site_running
 from fedpeft.engines.flower.requests import Request
+from fedpeft.experiment.read import DIGITS
 from fedpeft.federation.processes import free_port
 from fedpeft.federation.resident import ask
 
@@ -117,7 +118,7 @@ def test_a_node_does_not_start_on_an_open_network(call, tmp_path):
 def test_wrong_words_are_said(call, tmp_path):
     assert "allowed are all, worker, supernode" in call("node", write(tmp_path), "--part", "x")[2]
     assert "cannot be read as TOML" in call("node", tmp_path / "absent.toml")[2]
-    code, _, err = call("split", "--to", tmp_path)
+    code, _, err = call("split", DIGITS, "--to", tmp_path)
     assert code in (0, 2) and ("nothing is overwritten" in err or code == 0)
 
 

@@ -23,7 +23,7 @@ from fedpeft.client.turns import DELTA, ClientTurn
 from fedpeft.core.errors import DeltaMismatchError, PrivacyError
 from fedpeft.core.noise import bounded, clip_rows
 from fedpeft.data.examples import ClientData, Federated
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.rounds.client_half import PRIVATE_NOTES, ClientHalf, run_turns
 from fedpeft.tuning.methods import TuningRequest, tune
@@ -76,7 +76,7 @@ def replies(mode, method, table, *, together, frozen=False, scale=1.0, turns="ab
         rows = {"a": np.arange(5), "b": np.arange(5, 11), "c": np.arange(11, 16)}
         data = Federated(table, table, rows, 3, None, None, "pictures", {})
         sets = (f"privacy.mode={mode}", "privacy.noise_multiplier=1.0")
-        cut = with_prefix(read_experiment(None, sets), model, data, settings)
+        cut = with_prefix(read_experiment(DIGITS, sets), model, data, settings)
         assert "once for each of" in cut.note.words
         model, table = cut.tuned, cut.data.train
     trainer = many_trainer(model, settings, clients_per_pass=together)
@@ -173,5 +173,7 @@ def test_the_decision_on_a_frozen_prefix_reads_no_number_of_the_data():
         rows = {"b": np.array([BAD, 8])}
         data = Federated(table, table, rows, 3, None, None, "pictures", {})
         sets = ("privacy.mode=example", "privacy.noise_multiplier=1.0")
-        notes.append(with_prefix(read_experiment(None, sets), tuned("head"), data, LocalSettings()))
+        notes.append(
+            with_prefix(read_experiment(DIGITS, sets), tuned("head"), data, LocalSettings())
+        )
     assert notes[0].note == notes[1].note and "once for each of" in notes[0].note.words

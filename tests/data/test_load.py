@@ -44,7 +44,7 @@ def plays(tmp_path_factory):
     )
 
 
-def test_digits_load_with_the_defaults_of_the_quickstart():
+def test_digits_load_with_the_defaults_of_an_experiment():
     request = DataRequest(partition=PartitionRequest(min_examples=1))
     data = load_data(request, DIGITS)
     assert (len(data.train), len(data.test), len(data.clients)) == (1258, 359, 64)

@@ -14,7 +14,7 @@ import torch
 from fedpeft.build.run import build_run
 from fedpeft.client.turns import DELTA, LocalResult
 from fedpeft.engines.local import LocalEngine, passes_of
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.buffered import advance
 from fedpeft.rounds.client_half import ClientHalf
@@ -32,7 +32,9 @@ TOP_K = support.STAGES["top_k"]
 
 def states(*overrides, rounds=2, method="adapter"):
     """Run a few rounds and return the states; the engine is closed."""
-    run = build_run(resolve(read_experiment(None, [*QUICK, f"tuning.method={method}", *overrides])))
+    run = build_run(
+        resolve(read_experiment(DIGITS, [*QUICK, f"tuning.method={method}", *overrides]))
+    )
     found = [run.start]
     try:
         for _ in range(rounds):
@@ -125,7 +127,7 @@ def test_a_round_of_passes_that_was_not_committed_can_be_repeated():
 
 def test_bad_data_of_one_client_is_its_own_failure():
     settings = ["engine.workers=1", "engine.clients_per_pass=4", "tuning.method=adapter"]
-    run = build_run(resolve(read_experiment(None, [*QUICK, *settings])))
+    run = build_run(resolve(read_experiment(DIGITS, [*QUICK, *settings])))
     _, good = run_round(run.start, run.plan, run.engine)
     bad = good.cohort[1]
     labels = run.data.train.labels.clone()

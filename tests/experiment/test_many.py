@@ -10,7 +10,7 @@ import pytest
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.text import MOST_LISTED, hints
 from fedpeft.experiment import read, sweep_rows
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.sweep_rows import MOST_ROWS, read_rows
 
 MANY = 3_000
@@ -75,7 +75,7 @@ def test_more_rows_than_anybody_runs_are_refused_before_any_is_checked(tmp_path,
         read_rows(file)
     with pytest.raises(ConfigError, match=r"found [0-9,]*,000,000,000,000 sweep rows; allowed are"):
         wide = ",".join(map(str, range(10**4)))
-        read_rows(None, overs=[f"{key}={wide}" for key in ("seed", "client.epochs", "name")])
+        read_rows(DIGITS, overs=[f"{key}={wide}" for key in ("seed", "client.epochs", "name")])
 
 
 @pytest.mark.parametrize("count", [7, 150])

@@ -11,6 +11,7 @@ import pytest
 from fedpeft.core.errors import ConfigError
 from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.read import (
+    DIGITS,
     apply_overrides,
     dump_experiment,
     parse_override,
@@ -153,10 +154,14 @@ def test_learning_rates_follow_the_model():
     def rate(**tables):
         return learning_rate(Experiment.model_validate(tables))
 
-    quick = read_experiment(None).client.lr
+    quick, digits = read_experiment(None), read_experiment(DIGITS)
     paper = {"model": {"name": "preset:vit-base-patch16-224"}}
-    assert rate(tuning={"method": "head"}) == quick["head"]
-    assert rate(tuning={"method": "vera"}) == quick["bias"]
+    assert quick.model.name != digits.model.name and quick.client.lr != digits.client.lr
+    for bundled in (quick, digits):
+        own = {"model": {"name": bundled.model.name}}
+        assert rate(**own, tuning={"method": "head"}) == bundled.client.lr["head"]
+        assert rate(**own, tuning={"method": "vera"}) == bundled.client.lr["bias"]
+    assert rate(tuning={"method": "full"}) == digits.client.lr["full"]
     assert rate(**paper, tuning={"method": "full"}) == 1e-3
     assert rate(**paper, tuning={"method": "vera"}) == 1e-2
     assert rate(**paper, client={"lr": {"bias": 0.5}}) == 0.5

@@ -12,7 +12,7 @@ import pytest
 
 from fedpeft.cli.running import _summary_lines
 from fedpeft.core.errors import ConfigError, EngineError, NotFiniteError, RoundError, RunFolderError
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.federation import deploying
 from fedpeft.federation.control import RunState, Unreachable
@@ -76,7 +76,7 @@ def link(monkeypatch, tmp_path):
 
 
 def deploy(link, *sets, on_round=lambda done: None):
-    experiment = read_experiment(None, [*SETS, *sets])
+    experiment = read_experiment(DIGITS, [*SETS, *sets])
     return deploying.deploy(experiment, link.folder, on_round, resume=False)
 
 
@@ -145,7 +145,7 @@ def test_a_server_that_gets_on_may_die_as_often_as_it_likes(link):
 
 def test_files_are_named_from_the_root(link):
     sets = ['engine.root_certificates="ca.crt"', 'engine.signatures=["a.json"]']
-    experiment = deploying._absolute_files(read_experiment(None, [*SETS, *sets]))
+    experiment = deploying._absolute_files(read_experiment(DIGITS, [*SETS, *sets]))
     assert experiment.engine.root_certificates.endswith("/ca.crt")
     assert experiment.engine.signatures[0].startswith("/")
 
@@ -214,7 +214,7 @@ def test_a_handshake_gives_the_table_of_sites(link, tmp_path):
     control = link([DONE])
     ledger = Ledger(control.folder.path)
     ledger.fix(["a"])
-    experiment = read_experiment(None, SETS)
+    experiment = read_experiment(DIGITS, SETS)
     assert deploying.greet_sites(experiment, control.folder.path)["names"] == ["a"]
     assert control.started[0]["task"] == "handshake"
 
@@ -232,22 +232,22 @@ def test_a_handshake_gives_the_table_of_sites(link, tmp_path):
 )
 def test_check_refuses_what_a_deployment_cannot_do(more, problem):
     with pytest.raises(ConfigError, match=problem):
-        read_experiment(None, [*SETS, *more.split("|")])
+        read_experiment(DIGITS, [*SETS, *more.split("|")])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "[::1]:1"])
 def test_loopback_needs_no_certificate(address):
-    read_experiment(None, [*SETS, f'engine.superlink="{address}"'])
+    read_experiment(DIGITS, [*SETS, f'engine.superlink="{address}"'])
 
 
 def test_plain_text_elsewhere_is_allowed_in_plain_words():
     sets = [*SETS, "engine.superlink=10.0.0.7:8000", "engine.insecure=true"]
-    assert read_experiment(None, sets).engine.insecure
+    assert read_experiment(DIGITS, sets).engine.insecure
 
 
 def test_the_number_of_sites_must_be_said():
     with pytest.raises(ConfigError, match="needs the number of its sites"):
-        read_experiment(None, SETS[:2])
+        read_experiment(DIGITS, SETS[:2])
 
 
 def test_a_ledger_counts_and_is_read_again(tmp_path):
@@ -294,7 +294,7 @@ def test_the_status_of_a_run_at_work(tmp_path):
     from fedpeft.experiment.read import dump_experiment
     from fedpeft.runs.lock import locked
 
-    (tmp_path / "experiment.toml").write_text(dump_experiment(read_experiment(None, SETS)))
+    (tmp_path / "experiment.toml").write_text(dump_experiment(read_experiment(DIGITS, SETS)))
     (tmp_path / "rounds.jsonl").write_text(
         json.dumps(LINE | {"metrics": {"loss": 1.0, "accuracy": 0.5}, "epsilon": 2.0}) + "\n"
     )
@@ -336,14 +336,14 @@ def test_what_is_built_here_refuses_a_deployment():
     from fedpeft.build.run import build_run
 
     with pytest.raises(ConfigError, match="only `fedpeft run` and `fedpeft handshake`"):
-        build_run(resolve(read_experiment(None, SETS)))
+        build_run(resolve(read_experiment(DIGITS, SETS)))
 
 
 def test_a_plan_shows_no_partition_of_what_the_sites_have():
     from fedpeft.plan.plan import make_plan
 
-    assert make_plan(read_experiment(None, SETS)).partition is None
-    assert make_plan(read_experiment(None, SETS[2:])).partition is not None
+    assert make_plan(read_experiment(DIGITS, SETS)).partition is None
+    assert make_plan(read_experiment(DIGITS, SETS[2:])).partition is not None
 
 
 class Clock:
@@ -382,7 +382,7 @@ def test_a_followed_run_is_asked_after_ever_less(link, monkeypatch, tmp_path):
 
 def test_a_handshake_that_is_stopped_is_not_to_be_resumed(link, tmp_path):
     control = link([RunState("finished", "stopped")])
-    experiment = read_experiment(None, SETS)
+    experiment = read_experiment(DIGITS, SETS)
     with pytest.raises(EngineError, match="the handshake was stopped at the SuperLink") as error:
         deploying.greet_sites(experiment, tmp_path / "place")
     assert "--resume" not in str(error.value) and control.started

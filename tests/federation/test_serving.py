@@ -15,7 +15,7 @@ from fedpeft.core.errors import ConfigError, RoundError
 from fedpeft.engines.flower import sites as flower_sites
 from fedpeft.engines.flower.app import AppFailure, client_app, server_app
 from fedpeft.engines.flower.requests import Answer
-from fedpeft.experiment.read import dump_experiment, read_experiment
+from fedpeft.experiment.read import DIGITS, dump_experiment, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.site_file import read_site
 from fedpeft.federation.serving import data_digest, for_sites, serve
@@ -40,9 +40,9 @@ SETS = [
 
 def test_sites_get_nothing_that_concerns_the_server_alone():
     own = ["federation.algorithm=fedadam", "answers.num_examples=3", "federation.options={}"]
-    plain, changed = (read_experiment(None, [*SETS, *more]) for more in ([], own))
+    plain, changed = (read_experiment(DIGITS, [*SETS, *more]) for more in ([], own))
     assert for_sites(changed) == for_sites(plain)
-    assert for_sites(read_experiment(None, [*SETS, "seed=2"])) != for_sites(plain)
+    assert for_sites(read_experiment(DIGITS, [*SETS, "seed=2"])) != for_sites(plain)
 
 
 class SiteGrid:
@@ -87,7 +87,7 @@ class SiteGrid:
 def parts(tmp_path_factory):
     """An experiment, its parts, and what the local engine makes of it."""
     folder = tmp_path_factory.mktemp("federation")
-    experiment = read_experiment(None, SETS)
+    experiment = read_experiment(DIGITS, SETS)
     *sites, server = split(experiment, folder / "parts", ServerAddress())
     local = run(experiment, folder / "local")
     return sites, server / "experiment.toml", folder / "local", local
@@ -188,7 +188,7 @@ def test_examples_of_the_server_that_nobody_uses_are_counted(parts, tmp_path):
     sites, *_ = parts
     sets = [*SETS, "engine.name=flower", "engine.superlink=127.0.0.1:1", "data.source=digits"]
     whole = {"task": "handshake", "out": str(tmp_path / "b"), "resume": False}
-    text = dump_experiment(resolve(read_experiment(None, sets)).experiment)
+    text = dump_experiment(resolve(read_experiment(DIGITS, sets)).experiment)
     serve(SiteGrid(sites), {**whole, "experiment": text})
     found = json.loads((tmp_path / "b" / "sites.json").read_text())
     assert found["unused"] > found["evaluated"] > 0

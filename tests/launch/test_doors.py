@@ -11,6 +11,7 @@ import torch
 
 import fedpeft
 from fedpeft.core.errors import ConfigError, RunFolderError
+from fedpeft.experiment.read import DIGITS
 from fedpeft.experiment.resolve import Given, resolve
 from fedpeft.launch.simulate import simulate
 from fedpeft.server.algorithms import fedavg, weighted_mean
@@ -106,11 +107,13 @@ def test_callbacks_are_told_and_may_end_a_run():
 
 def test_a_run_that_a_callback_ended_goes_on_to_the_same_end(tmp_path):
     keys = {"model.name": "preset:tiny-vit", "client.lr": 0.05, "engine.workers": 1, **SETTINGS}
-    straight = fedpeft.run(None, keys, out=tmp_path / "straight")
-    cut = fedpeft.run(None, keys, out=tmp_path / "cut", callbacks=[Watching(last=1).callback])
+    straight = fedpeft.run(DIGITS, keys, out=tmp_path / "straight")
+    cut = fedpeft.run(DIGITS, keys, out=tmp_path / "cut", callbacks=[Watching(last=1).callback])
     assert (cut["stopped"], cut["rounds"]) == ("callback", 1)
     watching = Watching()
-    rest = fedpeft.run(None, keys, out=tmp_path / "cut", resume=True, callbacks=[watching.callback])
+    rest = fedpeft.run(
+        DIGITS, keys, out=tmp_path / "cut", resume=True, callbacks=[watching.callback]
+    )
     assert watching.said[0] == ("start", 1)
     assert rest["delta_digest"] == straight["delta_digest"]
 
@@ -164,7 +167,7 @@ def test_callbacks_as_objects_do_not_reach_a_deployment(tmp_path):
         "federation.clients_per_round": 2,
     }
     with pytest.raises(ConfigError, match="callbacks: found objects with"):
-        fedpeft.run(None, keys, out=tmp_path / "run", callbacks=[fedpeft.Callback()])
+        fedpeft.run(DIGITS, keys, out=tmp_path / "run", callbacks=[fedpeft.Callback()])
 
 
 def test_given_objects_take_the_place_of_names():

@@ -15,6 +15,7 @@ from support import TINY
 
 import fedpeft.launch.sweep as sweep_module
 from fedpeft.core.errors import ConfigError, RunFolderError
+from fedpeft.experiment.read import DIGITS
 from fedpeft.experiment.sweep_rows import parse_over, read_rows
 from fedpeft.launch.sweep import (
     Failed,
@@ -64,8 +65,9 @@ def test_over_without_key_or_value_is_refused(text: str) -> None:
         parse_over(text)
 
 
-def test_quickstart_sweeps_over_the_papers_methods() -> None:
-    methods = [row.experiment.tuning.method for row in read_rows(None)]
+@pytest.mark.parametrize("bundled", [None, DIGITS])
+def test_bundled_experiments_sweep_over_the_papers_methods(bundled: Path | None) -> None:
+    methods = [row.experiment.tuning.method for row in read_rows(bundled)]
     assert methods == ["scratch", "full", "head", "bias", "adapter", "prompt", "lora"]
 
 

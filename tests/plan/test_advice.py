@@ -7,7 +7,7 @@ import measured
 import pytest
 
 from fedpeft.cli import main
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.plan.advice import Advice, advise
 from fedpeft.results.evidence import Evidence, write_evidence
 
@@ -23,7 +23,7 @@ def known(tmp_path: Path) -> Evidence:
 
 
 def advised(known: Evidence, *sets: str, limit: float | None = None) -> Advice:
-    return advise(read_experiment(None, [*SETS, *sets]), known, limit)
+    return advise(read_experiment(DIGITS, [*SETS, *sets]), known, limit)
 
 
 def test_the_best_method_of_the_setting_is_advised(known: Evidence) -> None:
@@ -112,7 +112,7 @@ def test_a_method_that_the_model_does_not_take_is_left_out(tmp_path: Path) -> No
     known = measured.evidence(tmp_path, lines)
     sets = ["model.name=hub/tiny", "model.config=preset:tiny-bert", "model.num_labels=6"]
     sets += ["data.source=hub/questions", "data.num_examples=2000", "federation.rounds=10"]
-    found = advise(read_experiment(None, sets), known)
+    found = advise(read_experiment(DIGITS, sets), known)
     assert [row.label for row in found.ranked] == ["bias", "head"]
     assert "prompt" in (found.left_out or {})
 

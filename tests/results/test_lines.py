@@ -7,6 +7,7 @@ import pytest
 
 from fedpeft.cli import main
 from fedpeft.core.errors import RunFolderError
+from fedpeft.experiment.read import DIGITS
 from fedpeft.experiment.resolve import resolve
 from fedpeft.experiment.sweep_rows import SweepRow, read_rows
 from fedpeft.launch.sweep import Finished, sweep
@@ -94,7 +95,7 @@ def test_a_line_counts_where_its_data_have_moved(tmp_path: Path) -> None:
 
     def rows(folder: Path) -> list[SweepRow]:
         settings = [f"data.source={folder / 'data.npz'}", "model.name=preset:tiny-vit", "seed=1"]
-        return read_rows(None, settings, ["tuning.method=bias"])
+        return read_rows(DIGITS, settings, ["tuning.method=bias"])
 
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(), there.mkdir()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fedpeft
 from fedpeft.core.errors import FedpeftError
+from fedpeft.experiment.read import DIGITS
 from fedpeft.export.export import export_run
 
 WORDS = ("one", "two", "three", "four")
@@ -98,7 +99,7 @@ def test_a_run_keeps_the_template_and_its_export_has_it(folders, source, tmp_pat
     file = tmp_path / "own.jinja"
     file.write_text(PLAIN)
     asked = keys(folders("qwen2"), source, **{"data.chat_template": str(file)})
-    first = fedpeft.run(None, asked, out=tmp_path / "run")
+    first = fedpeft.run(DIGITS, asked, out=tmp_path / "run")
     file.unlink()
     again = fedpeft.run(tmp_path / "run" / "experiment.toml", out=tmp_path / "again")
     assert again["delta_digest"] == first["delta_digest"]
@@ -111,7 +112,7 @@ def test_a_run_keeps_the_template_and_its_export_has_it(folders, source, tmp_pat
 def test_a_tokenizer_without_a_template_ends_the_run_before_round_1(source, tmp_path):
     model = chat_folder(tmp_path / "base", template=None)
     with pytest.raises(FedpeftError, match="has no chat template"):
-        fedpeft.run(None, keys(model, source), out=tmp_path / "run")
+        fedpeft.run(DIGITS, keys(model, source), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -123,7 +124,7 @@ def test_packed_runs_learn_the_same_in_a_pass_and_alone_and_resume(folders, sour
         "workers": {"engine.clients_per_pass": 1, "engine.workers": 2},
     }
     found = {
-        name: fedpeft.run(None, {**packed, **more}, out=tmp_path / name)
+        name: fedpeft.run(DIGITS, {**packed, **more}, out=tmp_path / name)
         for name, more in runs.items()
     }
     assert found["alone"]["delta_digest"] == found["workers"]["delta_digest"]
@@ -137,13 +138,13 @@ def test_a_step_on_a_packed_row_is_the_step_on_its_examples(folders, source, tmp
     whole = {"client.batch_size": 64, "client.epochs": 1, "federation.rounds": 1}
     whole["data.max_length"] = 512  # one row for each client: they weigh the same
     rows, packed = (
-        fedpeft.run(None, keys(folders("llama"), source, **whole, **more), out=tmp_path / name)
+        fedpeft.run(DIGITS, keys(folders("llama"), source, **whole, **more), out=tmp_path / name)
         for name, more in {"rows": {}, "packed": {"data.packing": True}}.items()
     )
     assert torch.allclose(delta_of(tmp_path / "rows"), delta_of(tmp_path / "packed"), atol=1e-5)
     assert rows["perplexity"] == pytest.approx(packed["perplexity"], rel=1e-4)
     crossing = keys(folders("llama"), source, **whole, **{"client.lr": 0.1})
-    fedpeft.run(None, crossing, out=tmp_path / "other")
+    fedpeft.run(DIGITS, crossing, out=tmp_path / "other")
     assert not torch.allclose(delta_of(tmp_path / "rows"), delta_of(tmp_path / "other"), atol=1e-5)
 
 
@@ -153,14 +154,14 @@ def test_packing_is_refused_where_epsilon_counts_examples(folders, source):
         "data.packing": True,
     }  # fmt: skip
     with pytest.raises(FedpeftError, match=r"data.packing: .*would move others to other rows"):
-        fedpeft.run(None, keys(folders("qwen2"), source, **private))
+        fedpeft.run(DIGITS, keys(folders("qwen2"), source, **private))
 
 
 def test_features_of_frozen_blocks_are_those_of_packed_examples(folders, source, tmp_path):
     late = {"data.packing": True, "tuning.blocks": [1, 1], "federation.rounds": 1}
     for kept in ("off", "memory"):
         asked = keys(folders("llama"), source, **late, **{"client.prefix_cache": kept})
-        found = fedpeft.run(None, asked, out=tmp_path / kept)
+        found = fedpeft.run(DIGITS, asked, out=tmp_path / kept)
         assert ("first 1 of 2 blocks" in found["prefix"]) == (kept == "memory")
     off, kept = delta_of(tmp_path / "off"), delta_of(tmp_path / "memory")
     assert torch.allclose(off, kept, rtol=1e-3, atol=1e-5)

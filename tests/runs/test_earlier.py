@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fedpeft.cli.app import app
 from fedpeft.core.errors import RunFolderError
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.launch.start import run
 from fedpeft.runs.checkpoint import checkpoints, read_checkpoint, write_checkpoint
 from fedpeft.runs.folder import RunFolder, experiment_digest, stored_experiment
@@ -115,7 +115,7 @@ PRIVATE = (
 
 
 def read(*sets):
-    return read_experiment(None, [*TINY, *sets])
+    return read_experiment(DIGITS, [*TINY, *sets])
 
 
 def begun(folder, *sets, without=LATER):

@@ -14,7 +14,7 @@ import torch
 from fedpeft.build.privacy_of_run import SIMULATION, PrivacyOfRun
 from fedpeft.core.errors import FedpeftError, PrivacyError, RunFolderError
 from fedpeft.experiment.epsilon import epsilon_after
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.launch.start import run
 from fedpeft.plan.plan import make_plan
@@ -32,7 +32,7 @@ SEEDED = "privacy.reproducible_noise=true"
 
 
 def read(*sets):
-    return read_experiment(None, sets)
+    return read_experiment(DIGITS, sets)
 
 
 def lines_of(path):

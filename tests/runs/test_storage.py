@@ -16,11 +16,12 @@ import fedpeft.runs.loop as loop
 from fedpeft.cli.app import main
 from fedpeft.cli.ending import ending
 from fedpeft.core.errors import StorageError
+from fedpeft.experiment.read import DIGITS
 from fedpeft.runs.files import write_text, write_whole
 
 TINY = (
     "model.name=preset:tiny-vit", "data.partition.clients=4", "federation.rounds=2",
-    "federation.clients_per_round=2", "client.epochs=1", "engine.workers=1",
+    "federation.clients_per_round=2", "client.epochs=1", "engine.workers=1", "data.source=digits",
 )  # fmt: skip
 
 
@@ -48,18 +49,18 @@ def test_a_full_disk_stops_a_run_in_one_sentence_and_it_goes_on(command, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_checkpoint", full)
-        code, words = command("run", *sets(), "--out", out)
+        code, words = command("run", DIGITS, *sets(), "--out", out)
     (line,) = [line for line in words.splitlines() if line.startswith("error")]
     assert code == StorageError.exit_code == 4
     assert f"{out}/checkpoints: cannot be written after round 2: No space left" in line
     assert "Traceback" not in words
-    code, _ = command("run", *sets(), "--out", out, "--resume")
+    code, _ = command("run", DIGITS, *sets(), "--out", out, "--resume")
     assert code == 0 and (out / "summary.json").exists()
 
 
 @pytest.fixture
 def finished(command, tmp_path):
-    code, _ = command("run", *sets(), "--out", tmp_path / "finished")
+    code, _ = command("run", DIGITS, *sets(), "--out", tmp_path / "finished")
     assert code == 0
     return tmp_path / "finished"
 
@@ -74,9 +75,9 @@ def full_disk(monkeypatch, name):
 
 
 COMMANDS = {
-    "run": lambda run, to: ["run", *sets(), "--out", to / "new"],
+    "run": lambda run, to: ["run", DIGITS, *sets(), "--out", to / "new"],
     "report": lambda run, to: ["report", run, "--out", to / "page.html"],
-    "figures": lambda run, to: ["figures", *sets(), "--out", to / "figures"],
+    "figures": lambda run, to: ["figures", DIGITS, *sets(), "--out", to / "figures"],
     "export": lambda run, to: ["export", run, "--to", to / "export"],
     "gap": lambda run, to: [
         *("gap", "--data", "digits", "--data", "digits-inverted", "--sample", "20"),
@@ -156,7 +157,7 @@ def test_a_report_says_what_another_folder_is(name, words, command, tmp_path):
 
 def test_an_out_that_cannot_be_made_is_one_sentence(command, tmp_path):
     (tmp_path / "file").write_text("x")
-    code, words = command("run", *sets(), "--out", tmp_path / "file" / "run")
+    code, words = command("run", DIGITS, *sets(), "--out", tmp_path / "file" / "run")
     assert code == 2 and words.splitlines()[-1].startswith("error: ")
     assert str(tmp_path / "file") in words and "Traceback" not in words
 

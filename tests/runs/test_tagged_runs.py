@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import fedpeft
+from fedpeft.experiment.read import DIGITS
 from fedpeft.export.export import export_run
 from fedpeft.models.quiet import quiet
 
@@ -73,7 +74,7 @@ def tagging(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def test_words_are_tagged_one_by_one_and_in_a_pass(tagging, tmp_path):
     for together in (1, 3):
         asked = {**tagging, "engine.clients_per_pass": together}
-        found = fedpeft.run(None, asked, out=tmp_path / str(together))
+        found = fedpeft.run(DIGITS, asked, out=tmp_path / str(together))
     first, *_, last = records(tmp_path / "1")
     assert {"accuracy", "f1", "loss", "train_loss"} == {*last} and last["loss"] < first["loss"]
     assert 0 <= found["accuracy"] <= 1
@@ -83,7 +84,7 @@ def test_words_are_tagged_one_by_one_and_in_a_pass(tagging, tmp_path):
 
 def test_other_libraries_load_a_tagger(tagging, tmp_path):
     asked = {**tagging, "tuning.method": "lora", "federation.rounds": 1}
-    fedpeft.run(None, asked, out=tmp_path / "run")
+    fedpeft.run(DIGITS, asked, out=tmp_path / "run")
     folder = export_run(tmp_path / "run", tmp_path / "export", form="merged")
     model = AutoModelForTokenClassification.from_pretrained(folder).eval()
     assert model.config.id2label == {0: "O", 1: "B-X"}
@@ -125,7 +126,7 @@ def pairs(request, tmp_path_factory) -> dict[str, object]:
 def test_texts_are_learnt_from_texts(pairs, tmp_path, method):
     rate = 0.05 if method == "full" else 0.5
     asked = {**pairs, "tuning.method": method, "client.lr": rate}
-    found = fedpeft.run(None, asked, out=tmp_path / "run")
+    found = fedpeft.run(DIGITS, asked, out=tmp_path / "run")
     first, *_, last = records(tmp_path / "run")
     assert last["loss"] < first["loss"] and found["perplexity"] == last["perplexity"]
     folder = export_run(tmp_path / "run", tmp_path / "export")

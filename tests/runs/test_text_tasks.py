@@ -13,6 +13,7 @@ from tiny_models import text_folder, texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fedpeft
+from fedpeft.experiment.read import DIGITS
 from fedpeft.export.export import export_run
 
 LABELS: dict[str, Callable[[int], object]] = {
@@ -49,7 +50,7 @@ def test_a_run_reports_its_metrics_and_clients_of_a_pass_learn_the_same(asked, t
     headline, more = METRICS[str(asked["model.task"])]
     for together in (1, 4):
         settings = {**asked, "engine.clients_per_pass": together}
-        found = fedpeft.run(None, settings, out=tmp_path / str(together))
+        found = fedpeft.run(DIGITS, settings, out=tmp_path / str(together))
     records = [json.loads(x) for x in (tmp_path / "1" / "rounds.jsonl").read_text().splitlines()]
     assert {headline, "loss", "train_loss", *more} == {
         *records[-1]["metrics"]
@@ -62,7 +63,7 @@ def test_a_run_reports_its_metrics_and_clients_of_a_pass_learn_the_same(asked, t
 def test_frozen_features_keep_the_targets(asked, tmp_path):
     for kept in ("off", "memory"):
         head = {"tuning.method": "head", "client.prefix_cache": kept, "federation.rounds": 1}
-        found = fedpeft.run(None, {**asked, **head}, out=tmp_path / kept)
+        found = fedpeft.run(DIGITS, {**asked, **head}, out=tmp_path / kept)
         assert ("all below" in found["prefix"]) == (kept == "memory")
     off, kept = delta_of(tmp_path / "off"), delta_of(tmp_path / "memory")
     assert torch.allclose(off, kept, rtol=1e-3, atol=1e-5)
@@ -71,7 +72,7 @@ def test_frozen_features_keep_the_targets(asked, tmp_path):
 @pytest.mark.parametrize("form", ["", "merged"])
 def test_other_libraries_load_the_export_with_its_kind_of_answer(asked, tmp_path, form):
     method = {"tuning.method": "lora", "federation.rounds": 1} if form else {"federation.rounds": 1}
-    fedpeft.run(None, {**asked, **method}, out=tmp_path / "run")
+    fedpeft.run(DIGITS, {**asked, **method}, out=tmp_path / "run")
     folder = export_run(tmp_path / "run", tmp_path / "export", form=form)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     kinds = {

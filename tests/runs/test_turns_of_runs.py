@@ -18,7 +18,7 @@ from fedpeft.engines.flower.requests import Request
 from fedpeft.engines.workers import one_thread
 from fedpeft.experiment.callbacks import Callback
 from fedpeft.experiment.epsilon import uses_a_turn
-from fedpeft.experiment.read import dump_experiment, read_experiment, validate
+from fedpeft.experiment.read import DIGITS, dump_experiment, read_experiment, validate
 from fedpeft.experiment.resolve import Given, resolve
 from fedpeft.launch.start import run
 from fedpeft.rounds.client_half import run_turn
@@ -39,7 +39,7 @@ TURN = (
 
 
 def read(*sets):
-    return read_experiment(None, (*TINY, *TURN, *sets))
+    return read_experiment(DIGITS, (*TINY, *TURN, *sets))
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_more_rounds_would_change_a_schedule_over_the_rounds(straight):
 
 
 def test_a_resolved_experiment_says_how_a_turn_ends():
-    plain = read_experiment(None, TINY).client
-    assert (plain.epochs, plain.max_steps) == (5, None)  # the quickstart's
+    plain = read_experiment(DIGITS, TINY).client
+    assert (plain.epochs, plain.max_steps) == (5, None)  # those of the file
     own = validate({"client": {"max_steps": 7}}, "x")
     once = resolve(own).experiment
     assert (once.client.epochs, once.client.max_steps) == (None, 7)
@@ -136,8 +136,8 @@ PAPER = ("privacy.mode=paper", "privacy.epsilon=5")
 ])  # fmt: skip
 def test_what_noised_gradients_do_not_allow_is_refused(mode, change, words):
     with pytest.raises((ConfigError, PrivacyError), match=words):
-        read_experiment(None, (*TINY, *mode, change))
-    assert read_experiment(None, (*TINY, *mode, "client.max_steps=3", "client.schedule=linear"))
+        read_experiment(DIGITS, (*TINY, *mode, change))
+    assert read_experiment(DIGITS, (*TINY, *mode, "client.max_steps=3", "client.schedule=linear"))
 
 
 @pytest.mark.parametrize(("sets", "uses"), [
@@ -149,4 +149,4 @@ def test_what_noised_gradients_do_not_allow_is_refused(mode, change, words):
 ])  # fmt: skip
 def test_epsilon_counts_the_steps_that_are_taken(sets, uses):
     chosen = (*EXAMPLE, "client.batch_size=8", "privacy.examples_per_client=30")
-    assert uses_a_turn(resolve(read_experiment(None, (*TINY, *chosen, *sets))).experiment) == uses
+    assert uses_a_turn(resolve(read_experiment(DIGITS, (*TINY, *chosen, *sets))).experiment) == uses

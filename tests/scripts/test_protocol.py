@@ -7,6 +7,9 @@ import tomllib
 import pytest
 
 from fedpeft.data.texts import load_tokenizer, tokenize
+from fedpeft.experiment.read import apply_overrides, validate
+from fedpeft.experiment.resolve import resolve
+from fedpeft.experiment.sweep_rows import read_rows
 from fedpeft.models.loaded import ImageInput, TextInput
 from fedpeft.models.source import ModelRequest, sketch_model
 from fedpeft.results.beds import read_gaps
@@ -22,7 +25,7 @@ from protocol import (
     settings_of,
     toml_of,
 )
-from search_rates import FIRST, OTHERS, best_of, next_runs
+from search_rates import FIRST, OTHERS, best_of, chosen_pairs, next_runs
 
 
 def searched(accuracy):
@@ -77,6 +80,33 @@ def test_the_experiment_files_are_those_that_the_script_writes(bed):
             assert file.read_text("utf-8") == toml_of(bed, table, rates)
         else:
             assert not file.exists(), "a table has a file once all its rates are searched"
+
+
+def test_the_built_in_experiment_is_the_usual_class_of_the_characters_with_its_rates():
+    bed = BEDS["characters"]
+    rows = read_rows(None)
+    assert len(rows) == 7
+    for row in rows:
+        method = row.experiment.tuning.method
+        rate = read_rates()["characters"]["usual"][method]
+        own = {
+            "client.lr": rate,
+            "federation.eval_every": 1,
+            "name": row.experiment.name,
+            "seed": 1,
+        }
+        asked = apply_overrides({}, {**settings_of(bed, Row("usual", method)), **own}.items())
+        there, here = resolve(validate(asked, "bed")), resolve(row.experiment)
+        assert here.experiment.changed(engine={"workers": 1}) == there.experiment
+
+
+def test_naming_classes_and_methods_searches_every_pair_of_them():
+    bed = BEDS["characters"]
+    assert chosen_pairs(bed, [], []) == pairs_of(bed)
+    assert set(chosen_pairs(bed, ["few"], [])) == {("few", "full")}
+    assert set(chosen_pairs(bed, [], ["scratch"])) == {("16-of-16", "scratch")}
+    assert ("usual", "scratch") not in pairs_of(bed)
+    assert chosen_pairs(bed, ["usual"], ["scratch"]) == [("usual", "scratch")]
 
 
 def test_a_file_has_a_row_for_each_of_its_table():

@@ -25,6 +25,9 @@ from fedpeft.experiment.paths import read_from
 from fedpeft.experiment.plugins import Plugins, installed
 from fedpeft.experiment.schema import explain, listed
 
+DIGITS = Path(str(importlib.resources.files("fedpeft") / "digits.toml"))
+"""The bundled experiment on digits, the quick one."""
+
 _LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 _LONGEST_TEXT = 4096
 _LONGEST_LIST = 20_000

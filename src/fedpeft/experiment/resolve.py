@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from fedpeft.answers.scores import AnswerScore
 from fedpeft.core.cpus import num_cores
@@ -33,7 +34,7 @@ from fedpeft.experiment.experiment import (
 )
 from fedpeft.experiment.paths import absolute
 from fedpeft.experiment.plugins import Plugins, installed, origin_of
-from fedpeft.experiment.read import read_toml
+from fedpeft.experiment.read import DIGITS, read_toml
 from fedpeft.experiment.starting import with_adapter
 from fedpeft.models.tasks import Task
 from fedpeft.server.sampling import Sampler
@@ -43,7 +44,10 @@ from fedpeft.tuning.methods import TuningMethod, resolve_options
 from fedpeft.wire.stages import Stage
 
 BUNDLED_MODEL = "vit-glyphs-8"
-"""The model for which the quickstart holds searched learning rates."""
+"""The model of an experiment that names none."""
+
+SEARCHED: Mapping[str, Path | None] = {BUNDLED_MODEL: DIGITS, "vit-glyphs-28": None}
+"""Bundled model -> the bundled experiment that holds its searched learning rates."""
 
 EPOCHS = 10
 """The paper's local epochs of a turn."""
@@ -219,7 +223,8 @@ def learning_rate(experiment: Experiment) -> float:
     lr, method = experiment.client.lr, experiment.tuning.method
     if isinstance(lr, float | int):
         return float(lr)
-    searched = read_toml(None)["client"]["lr"] if experiment.model.name == BUNDLED_MODEL else {}
+    name = experiment.model.name
+    searched = read_toml(SEARCHED[name])["client"]["lr"] if name in SEARCHED else {}
     table = {**PAPER_LR, **searched, **(lr or {})}
     return float(table.get(method, table["bias"]))
 

@@ -16,7 +16,7 @@ from real_federation import Process, environment, federation, sets_of, until
 
 from fedpeft.build.run import build_run
 from fedpeft.core.deltas import digest_of
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.rounds.job import Failure
 from fedpeft.rounds.round import run_round
@@ -43,7 +43,7 @@ def test_a_simulation_on_two_actors_equals_the_local_engine(tmp_path):
         ],
     }.items():
         for more in runs:
-            command = [sys.executable, "-m", "fedpeft", "run", *sets, "--json"]
+            command = [sys.executable, "-m", "fedpeft", "run", str(DIGITS), *sets, "--json"]
             command += [part for each in more for part in ("--set", each)]
             command += ["--out", str(tmp_path / name)]
             command += ["--resume"] if (tmp_path / name).exists() else []
@@ -164,7 +164,7 @@ def test_a_site_that_misbehaves_moves_nothing(tmp_path):
         code, found = here.finish(here.run("--set", "engine.deadline=60"), 500)
         records = here.rounds()
     assert code == 0
-    built = build_run(resolve(read_experiment(None, here.sets[1::2])))
+    built = build_run(resolve(read_experiment(DIGITS, here.sets[1::2])))
     engine, state = Without(built.engine, names[2], 2), built.start
     for _ in range(rounds):
         state, _ = run_round(state, built.plan, engine)
@@ -178,7 +178,16 @@ def test_a_site_that_misbehaves_moves_nothing(tmp_path):
 def test_an_actor_is_killed_and_a_simulation_interrupted(tmp_path):
     """The actor costs its round and is back in the next; Ctrl-C ends all, with exit code 130."""
     sets = sets_of("engine.name=flower-simulation", "federation.rounds=5000")
-    command = [sys.executable, "-m", "fedpeft", "run", *sets, "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "fedpeft",
+        "run",
+        str(DIGITS),
+        *sets,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     run = Process(command, tmp_path / "run.log", tmp_path / "home")
     try:
         until(lambda: "round 2/" in run.text(), "round 2", 180)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fedpeft.cli import main
+from fedpeft.experiment.read import DIGITS
 from fedpeft.wire.privacy_accounting import Mechanism, epsilon_of
 
 SETS = [
@@ -22,7 +23,17 @@ def audit(capsys):
     def run(*options, sets=()):
         given = [word for each in (*SETS, *sets) for word in ("--set", each)]
         with pytest.raises(SystemExit) as end:
-            main(["audit", *given, "--no-training", "--canaries", "40", *map(str, options)])
+            main(
+                [
+                    "audit",
+                    str(DIGITS),
+                    *given,
+                    "--no-training",
+                    "--canaries",
+                    "40",
+                    *map(str, options),
+                ]
+            )
         out, err = capsys.readouterr()
         return int(end.value.code or 0), out, err
 
@@ -132,7 +143,7 @@ def test_what_privacy_takes_from_the_data_is_settled_before_an_audit(noise, caps
         "client.batch_size=20", "client.epochs=1", "privacy.mode=example", noise,
     ]  # fmt: skip
     with pytest.raises(SystemExit) as end:
-        main(["audit", *(word for each in sets for word in ("--set", each)), "--json"])
+        main(["audit", str(DIGITS), *(word for each in sets for word in ("--set", each)), "--json"])
     out, err = capsys.readouterr()
     assert not end.value.code, err
     found = json.loads(out)

@@ -18,7 +18,7 @@ import fedpeft.wire.private_stages as private_stages
 from fedpeft.build.run import build_run
 from fedpeft.client.private import noised as sound_noised
 from fedpeft.core import noise
-from fedpeft.experiment.read import read_experiment
+from fedpeft.experiment.read import DIGITS, read_experiment
 from fedpeft.experiment.resolve import resolve
 from fedpeft.server.algorithms import weighted_mean
 from fedpeft.studies.audit.checks import CHECKS
@@ -39,7 +39,7 @@ def audited(mode, *, seed=1, sets=()):
     """The result of each check of one audit."""
     chosen = SHUFFLED if mode == "shuffled" else [f"privacy.mode={mode}"]
     given = [*SETS, *chosen, f"privacy.noise_multiplier={NOISE[mode]}"]
-    resolved = resolve(read_experiment(None, [*given, f"seed={seed}", *sets]))
+    resolved = resolve(read_experiment(DIGITS, [*given, f"seed={seed}", *sets]))
     built = build_run(resolved)
     try:
         found = check_mechanism(resolved.experiment, resolved, built)
@@ -137,7 +137,7 @@ def clip_by_tensor(monkeypatch):
 
     def fault(flat, bound):
         if not sizes:
-            resolved = resolve(read_experiment(None, SETS))
+            resolved = resolve(read_experiment(DIGITS, SETS))
             built = build_run(resolved)
             built.engine.close()
             sizes.extend(built.plan.spec.sizes)
