@@ -10,9 +10,11 @@ left out is counted, and said once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedpeft.core.errors import DataError
@@ -66,24 +68,20 @@ class LanguageData:
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """What was done so that conversations fit.
+class _Short:
+    """A conversation that was cut to fit, or left out.
 
     Attributes:
-      kept: rows with something to learn, sorted.
-      examples: their tokens.
-      cut: number of conversations that are cut.
-      lost: number of tokens cut off, and how many of them were to be learnt.
-      without: number of conversations left out because none of their tokens is to be learnt.
-      emptied: number left out because their answers do not fit.
+      tokens: int32 [T].
+      learnt: bool [T]; nowhere true for one that is left out.
+      gone: numbers of tokens that were cut off, and of those among them that were to be learnt.
+      ends: whether its last answer ended with a special token before the cut; None without answer.
     """
 
-    kept: list[int] = field(default_factory=list)
-    examples: list[Written] = field(default_factory=list)
-    cut: int = 0
-    lost: tuple[int, int] = (0, 0)
-    without: int = 0
-    emptied: int = 0
+    tokens: npt.NDArray[np.int32]
+    learnt: npt.NDArray[np.bool_]
+    gone: tuple[int, int]
+    ends: bool | None
 
 
 def load_language(
@@ -114,15 +112,20 @@ def _conversations(
     template = open_template(tokenizer.encode, request.chat_template, inputs.folder)
     drawn = select(tables[0], draw_budget(len(tables[0]), request))
     train, test = (
-        _fitted(_written(table, columns, template, tokenizer, request), tokenizer, request, name)
-        for table, name in ((drawn, "training"), (tables[1], "test"))
+        [
+            _cut(each, length, request.truncation == "left", template.ends)
+            for each in _written(table, columns, template, tokenizer, request)
+        ]
+        for table in (drawn, tables[1])
     )
+    for part, name in ((train, "training"), (test, "test")):
+        _say(part, length, request, name)
     owners = owners_of(drawn, tables[1], request)
     return LanguageData(
-        train=_examples(train.examples, tokenizer),
-        test=_examples(test.examples, tokenizer),
+        train=_examples(train, tokenizer),
+        test=_examples(test, tokenizer),
         tokenizer=tokenizer,
-        owners=(_some(owners[0], train.kept), _some(owners[1], test.kept)),
+        owners=(_some(owners[0], train), _some(owners[1], test)),
         template=template.text,
         packed=bool(request.packing),
     )
@@ -134,86 +137,77 @@ def _written(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     request: DataRequest,
-) -> list[Written]:
-    conversations = conversations_of(table, columns)
-    learn = request.learn or LEARN[0]
-    written = list(write_conversations(conversations, template, learn, table.place))
+) -> Iterator[Written]:
+    conversations, learn = conversations_of(table, columns), request.learn or LEARN[0]
+    written = write_conversations(conversations, template, learn, table.place)
     for row, each in enumerate(written):
         check_tokens(each.tokens, tokenizer, table.place(row))
-    if learn != "all" and not any(_ends(each, template) for each in written):
-        _log.warning(
-            "data.chat_template: the template ends no answer with a special token: a model does "
-            "not learn from it where to stop"
-        )
-    return written
+        yield each
 
 
-def _ends(written: Written, template: ChatTemplate) -> bool:
-    """Whether the last token that is learnt is a special one."""
-    learnt = [t for t, mark in zip(written.tokens, written.learnt, strict=True) if mark]
-    return not learnt or learnt[-1] in template.ends
+def _cut(written: Written, length: int, left: bool, special: Collection[int]) -> _Short:
+    """Cut a conversation on the left or the right to at most `length` tokens."""
+    tokens, learnt = np.array(written.tokens, np.int32), np.array(written.learnt, np.bool_)
+    places = np.flatnonzero(learnt)
+    ends = int(tokens[places[-1]]) in special if len(places) else None
+    keep = slice(-length, None) if left else slice(length)
+    short, marks = tokens[keep], learnt[keep].copy()
+    if len(short) < len(tokens):
+        marks[0] = False  # what was before it is gone
+    return _Short(short, marks, (len(tokens) - len(short), len(places) - int(marks.sum())), ends)
 
 
-def _fitted(
-    written: Sequence[Written], tokenizer: Tokenizer, request: DataRequest, name: str
-) -> _Fit:
-    """Cut what is too long, leave out what teaches nothing, and say both."""
-    length, fit = tokenizer.max_length, _Fit()
-    keep = slice(-length, None) if request.truncation == "left" else slice(length)
-    for row, each in enumerate(written):
-        if not any(each.learnt):
-            fit = replace(fit, without=fit.without + 1)
-            continue
-        short = Written(each.tokens[keep], each.learnt[keep])
-        if len(short) < len(each):
-            short.learnt[0] = False
-            gone = len(each) - len(short), sum(each.learnt) - sum(short.learnt)
-            lost = fit.lost[0] + gone[0], fit.lost[1] + gone[1]
-            fit = replace(fit, cut=fit.cut + 1, lost=lost)
-        if not any(short.learnt):
-            fit = replace(fit, emptied=fit.emptied + 1)
-            continue
-        fit.kept.append(row)
-        fit.examples.append(short)
-    _say(fit, len(written), length, request.truncation or "right", name)
-    return fit
-
-
-def _say(fit: _Fit, count: int, length: int, side: str, name: str) -> None:
-    if fit.without:
+def _say(part: Sequence[_Short], length: int, request: DataRequest, name: str) -> None:
+    """Say what is cut and what is left out; a model without anything to learn is refused."""
+    count, answered = len(part), [each for each in part if each.ends is not None]
+    cut = [each for each in answered if each.gone[0]]
+    emptied = sum(1 for each in cut if not each.learnt.any())
+    if len(answered) < count:
         _log.warning(
             "data: %d of %d %s conversations have no answer to learn: they are left out",
-            *(fit.without, count, name),
+            *(count - len(answered), count, name),
         )
-    if fit.cut:
+    if cut:
+        gone, targets = (sum(each.gone[which] for each in cut) for which in (0, 1))
         _log.warning(
             "data.max_length: %d of %d %s conversations are longer than %d tokens: they are cut on "
             "the %s, which takes %d tokens, %d of them to be learnt; %d of them have none left and "
             "are left out",
-            *(fit.cut, count, name, length, side, *fit.lost, fit.emptied),
+            *(len(cut), count, name, length, request.truncation or "right"),
+            *(gone, targets, emptied),
         )
-    if not fit.kept:
+    if emptied == len(answered):
         raise DataError(
             f"data.max_length: none of the {count} {name} conversations has an answer within "
             f"{length} tokens; raise it, or cut on the other side (data.truncation)"
-            if fit.cut
+            if cut
             else f"data: none of the {count} {name} conversations has a turn of the assistant's "
             "that answers something: there is nothing to learn"
         )
+    if request.learn != "all" and not any(each.ends for each in answered):
+        _log.warning(
+            "data.chat_template: the template ends no answer with a special token: a model does "
+            "not learn from it where to stop"
+        )
 
 
-def _examples(written: Sequence[Written], tokenizer: Tokenizer) -> TextExamples:
-    learnt = [mark for each in written for mark in each.learnt]
+def _examples(part: Sequence[_Short], tokenizer: Tokenizer) -> TextExamples:
+    kept = [each for each in part if each.learnt.any()]
+    lengths = [len(each.tokens) for each in kept]
     return TextExamples(
-        *flat_tokens([each.tokens for each in written]),
+        torch.from_numpy(np.concatenate([each.tokens for each in kept])),
+        torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64)),
         None,
         tokenizer.pad_id,
-        torch.tensor(learnt, dtype=torch.bool),
+        torch.from_numpy(np.concatenate([each.learnt for each in kept])),
     )
 
 
-def _some(names: list[str] | None, rows: Sequence[int]) -> list[str] | None:
-    return None if names is None else [names[row] for row in rows]
+def _some(names: list[str] | None, part: Sequence[_Short]) -> list[str] | None:
+    """Return the names that belong to the conversations that are kept."""
+    if names is None:
+        return None
+    return [name for name, each in zip(names, part, strict=True) if each.learnt.any()]
 
 
 def _documents(
