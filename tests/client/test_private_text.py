@@ -11,7 +11,7 @@ import transformers as hf
 
 from fedpeft.client import private
 from fedpeft.client.masks import can_batch_text, spread_mask
-from fedpeft.client.private import check_rows, one_by_one, row_gradients
+from fedpeft.client.private import check_rows, one_by_one, row_gradients, stand_in
 from fedpeft.core.errors import PrivacyError
 from fedpeft.models.source import ModelRequest, load_model
 from fedpeft.tuning.methods import METHODS, TuningRequest, tune
@@ -225,3 +225,20 @@ def test_rows_of_packed_examples_have_their_own_gradients(tmp_path):
     assert torch.allclose(row_gradients(tuned)(batch, KEYS[:2]), expected, atol=near)
     crossed = {name: value for name, value in batch.items() if name != "position_ids"}
     assert not torch.allclose(one_by_one(tuned, crossed, KEYS[:2])[0], expected, atol=100 * near)
+
+
+@pytest.mark.parametrize(
+    ("labels", "shape"),
+    [
+        (torch.tensor([3, 1]), (2,)),  # a class
+        (torch.rand(2), (2,)),  # a number
+        (torch.rand(2, 6), (2, 6)),  # as many yes or no as there are tokens, by chance
+        (torch.full((2, 6), 4), (2, 8)),  # a class of each token
+    ],
+)
+def test_made_up_targets_have_the_shape_of_true_ones_and_the_first_class(labels, shape):
+    batch = {"input_ids": TOKENS[:2], "attention_mask": (TOKENS[:2] != 0).long(), "labels": labels}
+    made = stand_in(batch)
+    assert made["input_ids"].shape == (2, 8) and made["labels"].shape == shape
+    assert made["labels"].dtype == labels.dtype
+    assert labels.is_floating_point() or not made["labels"].any()

@@ -343,7 +343,8 @@ def stand_in(batch: Batch) -> Batch:
 
     def made(name: str, value: Tensor) -> Tensor:
         shape = list(value.shape[1:])
-        if texts and shape and shape[0] == length:
+        of_tokens = name != "labels" or not value.is_floating_point()
+        if texts and shape and shape[0] == length and of_tokens:
             shape[0] = _TOKENS
         if value.is_floating_point():
             return torch.randn(2, *shape, generator=generator).to(value)
@@ -351,8 +352,8 @@ def stand_in(batch: Batch) -> Batch:
             mask = torch.ones(2, *shape)
             mask[1, _TOKENS - 3 :] = 0
             return mask.to(value)
-        if not shape:
-            return torch.zeros(2).to(value)
+        if name == "labels" or not shape:  # the first class, whatever number of them there is
+            return torch.zeros(2, *shape).to(value)
         place = torch.arange(int(np.prod(shape))).view(shape)
         return torch.stack([place & 1, (place >> 1) + 1 & 1]).to(value)
 

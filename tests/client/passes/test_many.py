@@ -426,3 +426,15 @@ def test_a_deit_trains_in_passes(method, tmp_path):
 
     assert make().loaded.family.name == "deit"
     compare(make, settings(), Table(IMAGE))
+
+
+def test_targets_of_an_example_are_not_padded_where_there_are_as_many_as_tokens():
+    def part(width: int, labels: torch.Tensor) -> ClientBatch:
+        ones = torch.ones(1, width, dtype=torch.int64)
+        batch = {"input_ids": ones, "attention_mask": ones, "labels": labels}
+        return ClientBatch(batch, torch.zeros(1, dtype=torch.int64), True)
+
+    several = [part(3, torch.rand(1, 3)), part(5, torch.rand(1, 3))]
+    assert join(several, 0).tensors["labels"].shape == (2, 3)
+    tokens = [part(3, torch.ones(1, 3, dtype=torch.int64)), part(5, torch.ones(1, 5).long())]
+    assert join(tokens, 0).tensors["labels"].tolist() == [[1, 1, 1, -100, -100], [1] * 5]
