@@ -432,7 +432,7 @@ def test_targets_of_an_example_are_not_padded_where_there_are_as_many_as_tokens(
     def part(width: int, labels: torch.Tensor) -> ClientBatch:
         ones = torch.ones(1, width, dtype=torch.int64)
         batch = {"input_ids": ones, "attention_mask": ones, "labels": labels}
-        return ClientBatch(batch, torch.zeros(1, dtype=torch.int64), True)
+        return ClientBatch(batch, torch.zeros(1, dtype=torch.int64))
 
     several = [part(3, torch.rand(1, 3)), part(5, torch.rand(1, 3))]
     assert join(several, 0).tensors["labels"].shape == (2, 3)
