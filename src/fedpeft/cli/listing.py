@@ -132,7 +132,7 @@ _TARGETS = {
     "number": "a number",
     "tags": "a class of each word",
     "text": "another text",
-    "tokens": "how a text goes on",
+    "tokens": "each next token",
 }
 
 
