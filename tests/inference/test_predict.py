@@ -12,7 +12,8 @@ from fedpeft.core.errors import DataError, ModelError
 from fedpeft.experiment.resolve import Resolved
 from fedpeft.export.export import export_run
 from fedpeft.inference.inputs import Input
-from fedpeft.inference.predict import Label, predict
+from fedpeft.inference.predict import predict
+from fedpeft.inference.readings import Label
 from fedpeft.runs.folder import RunFolder, stored_experiment
 from fedpeft.runs.load import load_before_and_after
 

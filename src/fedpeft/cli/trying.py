@@ -16,7 +16,8 @@ from fedpeft.core.text import brief
 from fedpeft.data.conversations import Message
 from fedpeft.inference.chat import AFTER, Chat, start_chat
 from fedpeft.inference.inputs import read_inputs
-from fedpeft.inference.predict import Label, Prediction, predict
+from fedpeft.inference.predict import Prediction, predict
+from fedpeft.inference.readings import Label
 from fedpeft.runs.load import BeforeAndAfter, load_before_and_after
 
 _NEW, _END = "/new", ("/bye", "/exit", "/quit")
@@ -51,8 +52,12 @@ def predict_command(run: Path, given: str, options: Trying, *, as_json: bool) ->
     if as_json or isinstance(found[0].after, str):
         show([each.as_json() for each in found], _answer_lines(found), as_json=as_json)
         return
-    names = ("input", "before", "probability", "after", "probability")
-    show_table(names if _has_before(found) else ("input", "label", "probability"), _rows(found))
+    both = any(each.before is not None for each in found)
+    names: tuple[str, ...] = ("before", "after") if both else ("prediction",)
+    if isinstance(found[0].after, Label):
+        labels = ("before", "after") if both else ("label",)
+        names = tuple(word for label in labels for word in (label, "probability"))
+    show_table(("input", *names), _rows(found))
 
 
 def chat_command(run: Path, options: Trying) -> None:
@@ -112,16 +117,14 @@ def _answer(chat: Chat, memory: dict[str, list[Message]], text: str) -> None:
         typer.echo("")
 
 
-def _has_before(found: Sequence[Prediction]) -> bool:
-    return any(each.before is not None for each in found)
-
-
 def _rows(found: Sequence[Prediction]) -> Iterator[list[str]]:
     for each in found:
         row = [brief(each.input, 60)]
         for part in (each.before, each.after):
             if isinstance(part, Label):
                 row += [part.label, f"{part.probability:.3f}"]
+            elif part is not None:
+                row.append(str(part))
         yield row
 
 

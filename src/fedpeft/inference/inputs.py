@@ -154,12 +154,22 @@ def _values(table: Table, request: DataRequest) -> Sequence[object]:
         asked = _asked(table, request)
         if asked is not None:
             return asked
-    column = column_of(table, str(task.inputs), request, required=True)
+    kind = "prompt" if task.targets == "text" else str(task.inputs)
+    column = column_of(table, kind, request, required=True)
     assert column is not None, "required"
     values = values_of(table.columns[column])
+    if task.targets == "tags":
+        return [_checked_words(value, table.place(row)) for row, value in enumerate(values)]
     if task.inputs == "image":
         return list(InFolder(values, table.folder)) if table.folder else values
     return [check_text(value, table.place(row)) for row, value in enumerate(values)]
+
+
+def _checked_words(value: object, place: str) -> object:
+    """Return a text, or a list of words, after a check that it is one."""
+    words = value if isinstance(value, list) and value else [value]
+    checked = [check_text(word, place) for word in words]
+    return checked if isinstance(value, list) else checked[0]
 
 
 def _asked(table: Table, request: DataRequest) -> Sequence[object] | None:

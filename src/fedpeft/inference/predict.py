@@ -1,7 +1,7 @@
 """Predictions for single inputs, by a finished model and by the model before training.
 
-    pictures, clips, texts   the most probable class and its probability
-    language models          the answer
+    classifiers, regressions, taggers   what `readings.py` makes of their logits
+    models that write                   the text
 
 The inputs become tensors as the run's own did: by what its folder records of its preprocessing.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,27 +25,18 @@ from fedpeft.data.images import read_pixels
 from fedpeft.data.preprocessing import PicturePreprocessing, Preprocessing
 from fedpeft.data.tensors import ImageExamples, TextExamples, flat_tokens
 from fedpeft.data.texts import load_tokenizer, tokenize
+from fedpeft.data.words import tagged
 from fedpeft.inference.inputs import OF_DATA, Input
 from fedpeft.inference.prompts import prompts_of
+from fedpeft.inference.readings import OF_LOGITS, Reading, forward, tags_of, write
 from fedpeft.models.loaded import TextInput
+from fedpeft.models.scores import Batch
 from fedpeft.models.tasks import TASKS
 from fedpeft.runs.load import BeforeAndAfter
 from fedpeft.tuning.tuned import TunedModel
 
 _BATCH = 16
-
-
-@dataclass(frozen=True)
-class Label:
-    """The prediction of a classifier.
-
-    Attributes:
-      label: name of the most probable class, or its number where the run knows no names.
-      probability: 0 to 1.
-    """
-
-    label: str
-    probability: float
+_NOT_A_WORD = -100
 
 
 @dataclass(frozen=True)
@@ -53,13 +45,13 @@ class Prediction:
 
     Attributes:
       input: the input's name.
-      after: by the finished model: a class, or the text of an answer.
+      after: by the finished model.
       before: by the model before round 1; None where that is not known, or was not asked for.
     """
 
     input: str
-    after: Label | str
-    before: Label | str | None = None
+    after: Reading
+    before: Reading | None = None
 
     def as_json(self) -> dict[str, object]:
         """Return the prediction as `--json` prints it."""
@@ -89,7 +81,7 @@ def predict(
       ModelError: if the run did not record how inputs become tensors.
     """
     states = [model.before, model.after] if both and model.before else [model.after]
-    whole = answers_of(model, decoding) if _answers(model.tuned) else _labels_of(model)
+    whole = answers_of(model, decoding) if _answers(model.tuned) else _readings_of(model, decoding)
     for start in range(0, len(inputs), _BATCH):
         part = inputs[start : start + _BATCH]
         found = []
@@ -102,13 +94,13 @@ def predict(
 
 def answers_of(
     model: BeforeAndAfter, decoding: Decoding
-) -> Callable[[Sequence[Input]], list[Label | str]]:
+) -> Callable[[Sequence[Input]], list[Reading]]:
     """Return what answers prompts with the weights that the model holds when it is called."""
     tuned = model.tuned
     prompts = prompts_of(tuned.loaded, model.preprocessing)
     stops = stop_tokens(tuned.loaded, prompts.tokenizer, prompts.template)
 
-    def answer(inputs: Sequence[Input]) -> list[Label | str]:
+    def answer(inputs: Sequence[Input]) -> list[Reading]:
         tokens = [prompts.tokens(_prompt(each), each.name) for each in inputs]
         found = (list(generate(tuned, each, stops, decoding)) for each in tokens)
         return [text_of(prompts.tokenizer, each) for each in found]
@@ -132,7 +124,9 @@ def _answers(tuned: TunedModel) -> bool:
     return tuned.loaded.task.goes_on
 
 
-def _labels_of(model: BeforeAndAfter) -> Callable[[Sequence[Input]], list[Label | str]]:
+def _readings_of(
+    model: BeforeAndAfter, decoding: Decoding
+) -> Callable[[Sequence[Input]], list[Reading]]:
     tuned, made = model.tuned, model.preprocessing
     if tuned.loaded.task.name not in TASKS or made is None:
         raise ModelError(
@@ -140,51 +134,48 @@ def _labels_of(model: BeforeAndAfter) -> Callable[[Sequence[Input]], list[Label 
             "model or its data were passed from Python; predict with `fedpeft.load(RUN)`"
         )
 
-    if tuned.loaded.task.targets != "class":
-        raise ModelError(
-            f"{tuned.loaded.source}: its task is {tuned.loaded.task.name}; predictions are made "
-            "by classifiers and language models: predict with `fedpeft.load(RUN)`"
-        )
-
-    def label(inputs: Sequence[Input]) -> list[Label | str]:
+    def read(inputs: Sequence[Input]) -> list[Reading]:
         try:
-            chances_BC = _chances(tuned, _examples(tuned, made, inputs))
+            return _read(tuned, made, inputs, decoding)
         except DataError as error:
             raise DataError(OF_DATA.sub("INPUT:", str(error), count=1)) from error
-        best = [int(row.argmax()) for row in chances_BC]
-        names = dict(enumerate(made.labels))
-        return [
-            Label(names.get(number, str(number)), float(row[number]))
-            for number, row in zip(best, chances_BC, strict=True)
-        ]
 
-    return label
+    return read
 
 
-@torch.inference_mode()
-def _chances(tuned: TunedModel, examples: ExampleSet) -> Tensor:
-    """Return the probability of each class, float32 [B, C] on the CPU."""
-    batch = examples.batch(range(len(examples)), seed=None)
-    device = next(tuned.model.parameters()).device
-    tensors = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    logits_BC: Tensor = tuned.model.eval()(**tensors).logits
-    return logits_BC.float().softmax(-1).cpu()
-
-
-def _examples(tuned: TunedModel, made: Preprocessing, inputs: Sequence[Input]) -> ExampleSet:
-    """Return inputs as a table like those that the run was evaluated on."""
-    values, labels = [each.value for each in inputs], torch.zeros(len(inputs), dtype=torch.int64)
-
-    def place(row: int) -> str:
-        return inputs[row].name
-
+def _read(
+    tuned: TunedModel, made: Preprocessing, inputs: Sequence[Input], decoding: Decoding
+) -> list[Reading]:
+    """Return what the model makes of inputs, with the weights that it holds."""
+    targets, values = tuned.loaded.task.targets, [each.value for each in inputs]
+    place = [each.name for each in inputs].__getitem__
     if made.picture is not None:
-        return _pictures(made.picture, values, labels, place)
-    assert isinstance(tuned.loaded.inputs, TextInput), "a classifier of texts"
-    longest = made.text.max_length if made.text else None
-    tokenizer = load_tokenizer(tuned.loaded.inputs, longest)
+        labels = torch.zeros(len(values), dtype=torch.int64)
+        examples = _pictures(made.picture, values, labels, place)
+        return OF_LOGITS[targets](forward(tuned, _batch(examples)), made.labels)
+    assert isinstance(tuned.loaded.inputs, TextInput), "of texts"
+    tokenizer = load_tokenizer(tuned.loaded.inputs, made.text.max_length if made.text else None)
+    if targets == "tags":
+        words = [_words(value) for value in values]
+        batch = _batch(tagged(words, [[0] * len(each) for each in words], tokenizer, place))
+        first_BT = batch["labels"] != _NOT_A_WORD
+        return tags_of(forward(tuned, batch), first_BT, words, made.labels)
+    tokens = tokenize(values, tokenizer, place=place)
     pad = made.text.pad_id if made.text else tokenizer.pad_id
-    return TextExamples(*flat_tokens(tokenize(values, tokenizer, place=place)), labels, pad)
+    labels = torch.zeros(len(values), dtype=torch.int64)
+    batch = _batch(TextExamples(*flat_tokens(tokens), labels, pad))
+    if targets == "text":
+        return write(tuned, batch, tokenizer.encode, decoding)
+    return OF_LOGITS[targets](forward(tuned, batch), made.labels)
+
+
+def _batch(examples: ExampleSet) -> Batch:
+    return examples.batch(range(len(examples)), seed=None)
+
+
+def _words(value: object) -> list[str]:
+    """Return the words of an input: a list of them, or a text that blanks divide."""
+    return value.split() if isinstance(value, str) else list(cast("list[str]", value))
 
 
 def _pictures(
