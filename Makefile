@@ -26,7 +26,7 @@ demo: setup  ## the built-in experiment with seven methods: table and report; th
 quickstart-table: setup  ## the README's table, over three seeds
 	$(BIN)/fedpeft sweep --over seed=1,2,3 --out runs/quickstart-table
 
-CHARACTERS := table1 table2 table3 table4
+CHARACTERS := $(basename $(notdir $(wildcard experiments/characters/table*.toml)))
 reproduce-small: setup  ## the claims on the characters with three seeds; resumable; 40 minutes on 2 cores
 	for table in $(CHARACTERS); do \
 	  $(BIN)/fedpeft sweep experiments/characters/$$table.toml --over seed=1,2,3 \
