@@ -26,6 +26,7 @@ from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved, learning_rate, resolve
 from fedpeft.experiment.starting import find_adapter
 from fedpeft.models.source import ModelRequest, load_model, sketch_model
+from fedpeft.models.stored import num_weights
 from fedpeft.models.tasks import Task
 from fedpeft.tuning.methods import TuningRequest, tune
 from fedpeft.tuning.start import start_from
@@ -89,7 +90,7 @@ def sketch_run(experiment: Experiment, num_labels: int | None = None) -> Sketch:
     tuned = tune(sketch_model(model_request(resolved, num_labels)), tuning_request(resolved))
     privacy = PrivacyOfRun(resolved.experiment)
     privacy.refuse_model(tuned)
-    total = sum(parameter.numel() for parameter in tuned.model.parameters())
+    total = num_weights(tuned.model)
     return Sketch(resolved, tuned, total, privacy)
 
 
@@ -166,6 +167,8 @@ def model_request(resolved: Resolved, num_labels: int | None) -> ModelRequest:
         head_init=experiment.tuning.head_init,
         seed=experiment.seed,
         pooling=model.pooling,
+        dtype=model.dtype,
+        quantization=model.quantization,
     )
 
 
@@ -223,4 +226,5 @@ def local_settings(resolved: Resolved) -> LocalSettings:
         round_schedule=Schedule(client.round_schedule, client.round_warmup, client.round_final),
         rounds=experiment.federation.rounds,
         by_length=client.by_length,
+        checkpointing=client.gradient_checkpointing,
     )

@@ -99,13 +99,20 @@ def _figure_lines(plan: Plan) -> Iterator[str]:
         f"  whole run           {byte_words(figures['total_bytes'])} both ways: "
         f"{figures['rounds']} rounds of {figures['cohort']} clients"
     )
-    yield f"  memory              {byte_words(figures['memory_bytes'])} without activations"
+    yield f"  memory              {_memory(figures['memory_bytes'], figures['memory'])}"
     yield f"  frozen prefix       {figures['prefix']}"
     if figures["kept_deltas_bytes"]:
         yield f"  kept deltas         {byte_words(figures['kept_deltas_bytes'])} in the run folder"
     if "weights" in figures:
         yield f"  weights             {figures['weights']}"
     yield f"  privacy             {privacy_words(figures)}"
+
+
+def _memory(total: int, parts: Mapping[str, Any]) -> str:
+    """Say how much memory training takes, and what for."""
+    known = [f"{byte_words(size)} {name}" for name, size in parts.items() if size is not None]
+    rest = "" if parts["activations"] is not None else "; without activations"
+    return f"{byte_words(total)}: {', '.join(known)}{rest}"
 
 
 def _adapted(found: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.batches import dropout_keys, take_batch
+from fedpeft.client.checkpointing import checkpointed, why_not_twice
 from fedpeft.client.flat import FlatDelta
 from fedpeft.client.frozen.tail import short_tail
 from fedpeft.client.optimizers import make_step
@@ -33,7 +34,7 @@ from fedpeft.client.private import (
 from fedpeft.client.settings import LocalSettings, autocast
 from fedpeft.client.steps import TurnStep, clipped, turn_steps
 from fedpeft.client.turns import BUFFERS, DELTA, ClientTurn, LocalResult, LocalTrainer, Payload
-from fedpeft.core.errors import PrivacyError
+from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.core.noise import clip_rows
 from fedpeft.models.tasks import Batch, Scores, mean_loss
 from fedpeft.tuning.tuned import TunedModel, move, read_buffers, write_buffers
@@ -51,7 +52,10 @@ def local_trainer(tuned: TunedModel, settings: LocalSettings) -> LocalTrainer:
     Raises:
       PrivacyError: if gradients are to be noised and a part of the delta stays at the clients: the
         privacy accountant does not cover such parts; or if they are clipped or added up as well.
+      ConfigError: if the model cannot run with checkpoints.
     """
+    if settings.checkpointing and (reason := why_not_twice(tuned)):
+        raise ConfigError(f"client.gradient_checkpointing: {reason}; leave the key out")
     if settings.privacy is not None and (settings.gradient_clip or settings.accumulation > 1):
         raise PrivacyError(
             "privacy.mode: noised gradients together with client.gradient_clip or "
@@ -162,10 +166,11 @@ def _backward(
     tuned: TunedModel, settings: LocalSettings, batch: Batch, keys_B: Tensor, *, mean: bool
 ) -> Scores:
     """Add the gradient of a batch's mean loss, or else of its summed loss, to the parameters'."""
-    with tuned.dropout.using(keys_B), autocast(settings):
-        scores = tuned.loaded.task.score(tuned.model, batch)
-        loss = mean_loss(scores) if mean else scores.loss_B.sum()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+    with tuned.dropout.using(keys_B):
+        with autocast(settings), checkpointed(tuned.model, on=settings.checkpointing):
+            scores = tuned.loaded.task.score(tuned.model, batch)
+            loss = mean_loss(scores) if mean else scores.loss_B.sum()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
     return scores
 
 

@@ -41,8 +41,7 @@ def with_spread_mask(tuned: TunedModel, batch: Batch) -> Batch:
     if mask is None or mask.ndim != 2 or "position_ids" in batch:
         return batch
     causal = tuned.loaded.family.name in _DECODERS
-    dtype = next(p.dtype for p in tuned.model.parameters() if p.is_floating_point())
-    return {**batch, "attention_mask": spread_mask(mask, dtype, causal=causal)}
+    return {**batch, "attention_mask": spread_mask(mask, tuned.spec.dtype, causal=causal)}
 
 
 def spread_mask(mask_BT: Tensor, dtype: torch.dtype, *, causal: bool) -> Tensor:

@@ -34,6 +34,7 @@ class LocalSettings:
       round_schedule: of the learning rate, over the rounds of the run.
       rounds: number of rounds of the run, >= 1; for `round_schedule`.
       by_length: whether texts of similar length share a batch.
+      checkpointing: whether blocks run again in the backward pass, to keep less in memory.
     """
 
     epochs: int | None = 10
@@ -50,6 +51,7 @@ class LocalSettings:
     round_schedule: Schedule = CONSTANT
     rounds: int = 1
     by_length: bool = False
+    checkpointing: bool = False
 
 
 def autocast(settings: LocalSettings) -> contextlib.AbstractContextManager[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
 from types import ModuleType
 
@@ -18,12 +19,17 @@ def bitsandbytes(purpose: str) -> ModuleType:
     Raises:
       ConfigError: if it is not installed or cannot be loaded.
     """
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            log.setLevel(logging.ERROR)  # it tells of kernels that we do not use
             return importlib.import_module("bitsandbytes")
         except (ImportError, RuntimeError, OSError) as error:
             raise ConfigError(
                 f"{purpose} needs the package bitsandbytes: pip install 'fedpeft[quantized]' "
                 f"({error})"
             ) from error
+        finally:
+            log.setLevel(level)

@@ -59,6 +59,12 @@ def _poisson(mode: str, clients: int | None) -> Iterator[str]:
 
 def _examples(experiment: Experiment) -> Iterator[str]:
     chosen = experiment.privacy
+    if experiment.client.gradient_checkpointing:
+        yield (
+            f"client.gradient_checkpointing: found true with privacy.mode = {chosen.mode!r}; "
+            "gradients of single examples come from transforms of torch that cannot run a block "
+            "twice. Leave the key out"
+        )
     if experiment.data.partition.scheme == "drawn":
         yield (
             f"data.partition.scheme: found 'drawn' with privacy.mode = {chosen.mode!r}; it gives "

@@ -44,6 +44,12 @@ class ModelConfig(Table):
     """The vector of a text that the classifier of an encoder reads: the `mean` of its tokens'
     states, that of its first token (`cls`), or what the model's `pooler` makes of it; by default
     what the model's class does."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """How linear layers and embeddings that do not train are stored; `auto`: as in the files.
+    They compute in float32, or as `engine.precision` says."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Store linear layers that do not train in 8 or 4 bits; needs `pip install
+    'fedpeft[quantized]'`."""
 
 
 class TuningConfig(Table):
@@ -298,6 +304,9 @@ class ClientConfig(Table):
     """Weight decay of the local optimiser."""
     prox_mu: NotNegative | None = None
     """Weight of the proximal term; the algorithm's by default."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of a model's blocks, and run each block again in the backward pass: less
+    memory, about a third more time, the same result."""
     prefix_cache: Literal["auto", "memory", "disk", "off"] = "auto"
     """Where the output of the frozen layers below all that trains is kept, so that it is computed
     once for each example; `auto`: in memory if all of it fits, else on disk."""

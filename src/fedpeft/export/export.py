@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from fedpeft.build.model import build_tuned
+from fedpeft.build.model import build_tuned, model_request
 from fedpeft.core.errors import RunFolderError
 from fedpeft.core.storage import about
 from fedpeft.experiment.experiment import Experiment, TuningConfig
@@ -43,6 +43,8 @@ from fedpeft.models.locate import is_local
 from fedpeft.models.pooling import pooling_of
 from fedpeft.models.quiet import quiet
 from fedpeft.models.shufflenet import ShuffleNet, save_shufflenet
+from fedpeft.models.source import load_model
+from fedpeft.models.stored import settle
 from fedpeft.results.runs import read_run
 from fedpeft.runs.files import write_json, write_text
 from fedpeft.runs.load import EXPORT_FILE, ExportInfo, FinishedRun, load_run
@@ -251,6 +253,11 @@ def _fits_its_config(module: nn.Module) -> bool:
 def _pristine(job: _Job) -> LoadedModel:
     """Load the run's model again, as it was before tuning."""
     experiment = job.run.experiment
+    if not job.run.tuned.loaded.storage.plain:
+        request = model_request(Resolved(experiment), experiment.model.num_labels)
+        loaded = load_model(request)
+        settle(loaded.module, loaded.storage, loaded.head)
+        return loaded
     untouched = TuningConfig.model_validate(
         {"method": "full", "head_init": experiment.tuning.head_init}
     )

@@ -50,7 +50,7 @@ class Weights:
     """A module with weights from files.
 
     Attributes:
-      module: the module, on the CPU, float32.
+      module: the module, on the CPU.
       missing: in-memory names of the tensors that the files lack.
       misshapen: in-memory names of the tensors that have another shape in the files.
       integers: names, in the files, of the tensors that hold no floating-point numbers, with their
@@ -257,7 +257,13 @@ def build(
 
 
 def load_weights(
-    folder: Path, config: ModelConfig, task: Task, *, attention: str | None, where: str
+    folder: Path,
+    config: ModelConfig,
+    task: Task,
+    *,
+    attention: str | None,
+    where: str,
+    dtype: torch.dtype = torch.float32,
 ) -> Weights:
     """Build a module and fill it from the safetensors files of a folder.
 
@@ -267,6 +273,7 @@ def load_weights(
       task: of the model.
       attention: `sdpa` or `eager`; None is the library's choice.
       where: what the config was read from, for messages.
+      dtype: type of the module's numbers.
 
     Raises:
       ModelError: if the files are missing or broken, do not fit the config at all, or the model
@@ -288,7 +295,7 @@ def load_weights(
             module, info = auto.from_pretrained(
                 folder,
                 config=config,
-                dtype=torch.float32,
+                dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,

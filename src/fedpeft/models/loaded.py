@@ -10,6 +10,7 @@ from typing import TypeAlias
 from torch import nn
 
 from fedpeft.models.families import Family
+from fedpeft.models.storage import FLOAT32, Storage
 from fedpeft.models.tasks import Task
 
 
@@ -93,7 +94,8 @@ class LoadedModel:
     """A model before tuning, with pretrained weights in the whole backbone.
 
     Attributes:
-      module: the model, in eval mode, all dropout off, float32, on the CPU (on `meta` for plans).
+      module: the model, in eval mode, all dropout off, on the CPU (on `meta` for plans); float32
+        but for what `storage` says.
       task: how a batch is scored.
       family: names, blocks and default targets (`PLAIN` for an unknown module).
       head: module paths of the head inside `module`; () if the model has none.
@@ -104,6 +106,8 @@ class LoadedModel:
         they belong to the head and always train.
       recorded: dotted keys and values of an experiment file that loads the same model; {} for a
         module that was passed from Python.
+      storage: how its frozen weights are stored once it is tuned; until then, what is to be stored
+        in half precision is so already.
     """
 
     module: nn.Module
@@ -115,3 +119,4 @@ class LoadedModel:
     folder: Path | None = None
     fresh: frozenset[str] = field(default_factory=frozenset)
     recorded: Mapping[str, object] = field(default_factory=dict)
+    storage: Storage = FLOAT32

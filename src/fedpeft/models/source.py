@@ -49,8 +49,10 @@ from fedpeft.models.padding import (
 from fedpeft.models.pooling import check_pooling, pooling_of, set_pooling
 from fedpeft.models.presets import PRESETS
 from fedpeft.models.quiet import slow_statistics, zero_dropout
+from fedpeft.models.storage import Storage, storage_of
+from fedpeft.models.stored import cast, runnable
 from fedpeft.models.tasks import TASKS, TEXT_CLASSIFICATION, Task, task_named
-from fedpeft.models.weight_files import has_weights, stored_tensors
+from fedpeft.models.weight_files import StoredTensor, has_weights, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ class ModelRequest:
       attention: `sdpa` or `eager`; None is `sdpa` where the model supports it.
       pooling: `mean`, `cls` or `pooler`; None is what the model's class does; see
         `fedpeft.models.pooling`.
+      dtype: `float32`, `bfloat16`, or `auto`, the type of the files: how linear layers and
+        embeddings that do not train are stored; see `fedpeft.models.storage`.
+      quantization: `none`, `int8` or `nf4`, of the linear layers among them.
 
     Example:
       >>> import fedpeft
@@ -88,10 +93,12 @@ class ModelRequest:
     data_channels: int | None = None
     attention: str | None = None
     pooling: str | None = None
+    dtype: str = "float32"
+    quantization: str = "none"
 
 
 def load_model(request: ModelRequest) -> LoadedModel:
-    """Load a model: float32, on the CPU, in eval mode, without dropout.
+    """Load a model: on the CPU, in eval mode, without dropout; float32 unless `dtype` is another.
 
     Raises:
       ModelError: if the name is unknown, the hub out of reach, the files incomplete, the task not
@@ -106,25 +113,38 @@ def load_model(request: ModelRequest) -> LoadedModel:
     place = locate(request.name, revision=request.revision)
     config, task = _config(request, place)
     attention, where = request.attention, _where(request, place)
+    storage = _storage(request, stored_tensors(place.folder) if place.folder else {})
     with seeds.isolated(seeds.derive(request.seed, "model")):
         if place.folder is None:
             module = build(config, task, attention=attention, described=Described(where))
             weights = Weights(module, missing=frozenset(), misshapen=frozenset())
         else:
-            weights = load_weights(place.folder, config, task, attention=attention, where=where)
+            weights = load_weights(
+                place.folder,
+                config,
+                task,
+                attention=attention,
+                where=where,
+                dtype=storage.dtype,
+            )
     weights = _pooled(weights, request, task)
     loaded = _describe(request, place, weights.module, task)
     fresh_paths = _fresh_paths(loaded, request, weights)
     check_shapes(loaded, weights, fresh_paths)
     check_kinds(loaded, weights)
+    if storage.dtype is not torch.float32:
+        new = [*fresh_paths, *(loaded.head if task.new_head else ())]
+        cast(weights.module, storage.dtype, new)
     init_head(loaded.module, fresh_paths, seed=request.seed, how=request.head_init)
     check_numbers(loaded)
     if isinstance(loaded.inputs, TextInput):
         set_padding(loaded.module, loaded.inputs)
         if not task.per_token:
-            check_pooling(loaded.module, loaded.inputs, where=request.name)
-            check_padding(loaded.module, loaded.inputs)
-    return dataclasses.replace(loaded, fresh=parameters_under(loaded.module, fresh_paths))
+            with runnable(loaded.module, storage):
+                check_pooling(loaded.module, loaded.inputs, where=request.name)
+                check_padding(loaded.module, loaded.inputs)
+    fresh = parameters_under(loaded.module, fresh_paths)
+    return dataclasses.replace(loaded, fresh=fresh, storage=storage)
 
 
 def sketch_model(request: ModelRequest) -> LoadedModel:
@@ -153,7 +173,8 @@ def sketch_model(request: ModelRequest) -> LoadedModel:
     missing = frozenset(_absent(loaded, stored)) if stored else frozenset()
     weights = Weights(module, missing=missing, misshapen=frozenset())
     fresh_paths = _fresh_paths(loaded, request, weights)
-    return dataclasses.replace(loaded, fresh=parameters_under(module, fresh_paths))
+    fresh = parameters_under(module, fresh_paths)
+    return dataclasses.replace(loaded, fresh=fresh, storage=_storage(request, stored))
 
 
 def describe_module(module: nn.Module, request: ModelRequest, task: Task | None) -> LoadedModel:
@@ -229,6 +250,14 @@ def _read(request: ModelRequest, place: Place) -> ModelConfig:
     return preset_config(PRESETS[str(other.preset)])
 
 
+def _storage(request: ModelRequest, stored: Mapping[str, StoredTensor]) -> Storage:
+    """Return how the frozen weights of a model are to be stored."""
+    kinds: dict[str, int] = {}
+    for tensor in stored.values():
+        kinds[tensor.kind] = kinds.get(tensor.kind, 0) + tensor.num_elements
+    return storage_of(request.dtype, request.quantization, kinds)
+
+
 def _where(request: ModelRequest, place: Place) -> str:
     """Say what describes the architecture of a place, for messages."""
     if place.folder is None:
@@ -266,12 +295,13 @@ def _describe(request: ModelRequest, place: Place, module: nn.Module, task: Task
 
 def _recorded(request: ModelRequest) -> Mapping[str, object]:
     """Return a request as keys of an experiment file; the seed is that of the experiment."""
-    keys = ("name", "task", "num_labels", "config", "revision", "pooling")
+    keys = ("name", "task", "num_labels", "config", "revision", "pooling", "dtype", "quantization")
     given = {f"model.{key}": getattr(request, key) for key in keys}
     if isinstance(request.task, Task):  # one of the user's own has no name in a file
         row = TASKS.get(request.task.name)
         given["model.task"] = request.task.name if row is request.task else None
-    known = {key: value for key, value in given.items() if value is not None}
+    usual = {"model.dtype": "float32", "model.quantization": "none"}
+    known = {k: value for k, value in given.items() if value not in (None, usual.get(k))}
     return {**known, "tuning.head_init": request.head_init}
 
 

@@ -34,11 +34,12 @@ from fedpeft.data.rows import check_rows
 from fedpeft.data.summary import MOST_SHOWN, label_table, sizes
 from fedpeft.data.texts import load_tokenizer
 from fedpeft.experiment.engines import ENGINES
-from fedpeft.experiment.experiment import Experiment, num_together
+from fedpeft.experiment.experiment import Experiment
 from fedpeft.experiment.resolve import Resolved, planned_turns, resolve
 from fedpeft.experiment.sweep_rows import SweepRow
 from fedpeft.models.loaded import TextInput
 from fedpeft.models.locate import is_local
+from fedpeft.plan.memory import planned_memory
 from fedpeft.rounds.client_half import PRIVATE_NOTES
 from fedpeft.rounds.sizes import TYPICAL_NOTES, wire_bytes
 
@@ -119,7 +120,7 @@ def make_plan(experiment: Experiment) -> Plan:
         "cohort": replies,
         "rounds": rounds,
         "total_bytes": rounds * (replies * up + requests * down),
-        "memory_bytes": _memory(sketch),
+        **planned_memory(sketch, data).as_json(),
         "kept_deltas_bytes": _kept_deltas(sketch),
         "adapted": tuned.targets.as_json() if tuned.targets else None,
         **_weights(sketch),
@@ -215,21 +216,6 @@ def _classes(sketch: Sketch, data: Federated | None) -> dict[str, object]:
     )
     reason = "those of the model's own head: the data were not read; set model.num_labels"
     return {"num_labels": count, "num_labels_assumed": "" if known else reason}
-
-
-def _memory(sketch: Sketch) -> int:
-    """Estimate memory without activations: the model once, and each worker's copies of the delta.
-
-    A worker holds values, gradient, optimiser state, start and update for each client of a pass;
-    the server holds five more copies.
-    """
-    tuned, engine = sketch.tuned, sketch.experiment.engine
-    delta = tuned.spec.num_bytes
-    frozen = 4 * sketch.total_parameters - delta
-    moments = 2 if sketch.experiment.client.optimizer == "adamw" else 1
-    clients = num_together(sketch.experiment)
-    copies = (engine.workers or 1) * clients * (4 + moments) + 5
-    return frozen + copies * delta
 
 
 def _kept_deltas(sketch: Sketch) -> int:

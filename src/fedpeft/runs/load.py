@@ -32,6 +32,8 @@ from fedpeft.models.fingerprint import fingerprint
 from fedpeft.models.heads import name_classes
 from fedpeft.models.loaded import LoadedModel
 from fedpeft.models.source import ModelRequest, load_model
+from fedpeft.models.storage import FLOAT32
+from fedpeft.models.stored import settle, unstore
 from fedpeft.runs.checkpoint import checkpoints, read_checkpoint
 from fedpeft.runs.files import read_object
 from fedpeft.runs.folder import RunFolder, read_summary, stored_experiment
@@ -158,6 +160,7 @@ def load(folder: str | Path) -> nn.Module:
     """
     opened = _open(home(folder))
     opened.finish()
+    unstore(opened.tuned.model)
     return opened.tuned.model.eval()
 
 
@@ -190,6 +193,7 @@ def load_run(folder: Path) -> FinishedRun:
     experiment, summary = stored_experiment(paths), read_summary(paths)
     opened = _open_run(paths, experiment, summary)
     opened.finish()
+    unstore(opened.tuned.model)
     return FinishedRun(folder, experiment, summary, opened.tuned, opened.preprocessing)
 
 
@@ -341,8 +345,12 @@ def _load_base(folder: Path, info: ExportInfo) -> LoadedModel:
             head_init=info.experiment.tuning.head_init,
             seed=info.experiment.seed,
             pooling=model.pooling,
+            dtype="float32" if info.base else model.dtype,
+            quantization="none" if info.base else model.quantization,
         )
     )
+    settle(loaded.module, loaded.storage, loaded.head)
+    loaded = dataclasses.replace(loaded, storage=FLOAT32)
     paths = canonical_names(loaded.module, loaded.family)
     fresh = frozenset(paths[name] for name in info.fresh if name in paths)
     return dataclasses.replace(loaded, fresh=fresh)

@@ -24,7 +24,13 @@ from fedpeft.tuning.hf_peft import apply_peft
 from fedpeft.tuning.option_checks import LARGEST_SIZE, Option, ResolvedOptions, resolve_own
 from fedpeft.tuning.peft_options import resolve_peft
 from fedpeft.tuning.peft_table import KINDS, PEFT_TYPES, SHORT_FORMS, short_form
-from fedpeft.tuning.prepared import ModelToTune, PreparedModel, check_blocks, finish
+from fedpeft.tuning.prepared import (
+    ModelToTune,
+    PreparedModel,
+    check_blocks,
+    finish,
+    refuse_storage,
+)
 from fedpeft.tuning.prompt import prompt
 from fedpeft.tuning.tuned import TunedModel
 from fedpeft.tuning.whole import full, head, scratch
@@ -115,12 +121,15 @@ def tune(loaded: LoadedModel, request: TuningRequest) -> TunedModel:
       >>> tuned.spec.num_params
       426
     """
+    from fedpeft.models.stored import weights_out_of_sight
+
     row = _row(request.method, request.rule)
     options = resolve_options(request.method, request.options, request.rule)
     check_blocks(loaded, request.method, request.blocks)
+    refuse_storage(loaded, request.method)
     seed = seeds.derive(request.seed, "tuning")
     model = ModelToTune(loaded, request.method, options, request.blocks, seed, DropoutKeys())
-    with seeds.isolated(seed):
+    with seeds.isolated(seed), weights_out_of_sight(loaded.module):
         prepared = row.build(model)
     return finish(model, prepared)
 

@@ -33,6 +33,13 @@ PROMPT_ROOT = "fedpeft_prompt"
 """Attribute of the model that holds our prompts; `prompt` on the wire."""
 
 
+STORABLE = (
+    "adapter", "bias", "head", "ia3", "ln_tuning", "lora", "p_tuning", "prefix_tuning", "prompt",
+    "prompt_tuning", "rslora",
+)  # fmt: skip
+"""Methods that leave the weights of layers as they are and do not read them."""
+
+
 @dataclass(frozen=True)
 class ModelToTune:
     """A pretrained model with the options of the tuning method that is applied to it.
@@ -98,6 +105,9 @@ def finish(model: ModelToTune, prepared: PreparedModel) -> TunedModel:
             f"tuning.method {model.method}: nothing would train on this model; "
             "name its head, or choose another method or another range of blocks"
         )
+    from fedpeft.models.stored import store
+
+    store(module, model.loaded.storage, model.loaded.head)
     buffers = dict(_travelling_buffers(module, rename)) if prepared.whole else {}
     spec, buffer_spec = DeltaSpec.of(parameters), DeltaSpec.of(buffers)
     return TunedModel(
@@ -115,6 +125,22 @@ def finish(model: ModelToTune, prepared: PreparedModel) -> TunedModel:
         blocks=model.blocks,
         targets=prepared.targets,
     )
+
+
+def refuse_storage(loaded: LoadedModel, method: str) -> None:
+    """Refuse weights in fewer bits with a method that trains them, or reads them itself.
+
+    Raises:
+      TuningError: if the method does so.
+    """
+    storage = loaded.storage
+    if not storage.plain and method not in STORABLE:
+        raise TuningError(
+            f"model.dtype, model.quantization: found {str(storage.dtype).removeprefix('torch.')!r} "
+            f"and {storage.quantization!r} with tuning.method = {method!r}, which trains or reads "
+            f"the weights themselves; allowed are 'float32' and 'none', or one of the methods "
+            f"{', '.join(STORABLE)}"
+        )
 
 
 def wire_name(loaded: LoadedModel, path: str) -> str:

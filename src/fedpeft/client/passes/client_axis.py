@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpeft.models.stored import without_bias
 from fedpeft.tuning.dropout import DropoutKeys
 
 
@@ -81,7 +82,7 @@ def _added_bias(module: nn.Linear, own: Own) -> Run:
 
     def run(x: Tensor) -> Tensor:
         bias_GO = own["bias"]
-        y_GNO = F.linear(_apart(x, len(bias_GO)), module.weight)
+        y_GNO = without_bias(module, _apart(x, len(bias_GO)))
         return y_GNO.add_(bias_GO.unsqueeze(1)).view(*x.shape[:-1], -1)
 
     return run

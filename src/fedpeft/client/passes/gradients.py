@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from fedpeft.client.batches import to_device
+from fedpeft.client.checkpointing import checkpointed
 from fedpeft.client.flat import active_mask
 from fedpeft.client.passes.client_axis import Live
 from fedpeft.client.passes.joint_batches import Pass
 from fedpeft.client.passes.layers import Place, in_place
 from fedpeft.client.settings import LocalSettings, autocast
 from fedpeft.core.noise import clip_rows
+from fedpeft.models.tasks import Batch
 from fedpeft.tuning.tuned import TunedModel
 
 _ROW_BYTES = 256 * 2**20
@@ -54,8 +56,8 @@ def stacked_gradients(
 ) -> Gradients:
     """Return the function that runs a pass forward and backward.
 
-    Forms are in place during a forward pass only: features may come from the frozen prefix of the
-    same model, which must compute as usual.
+    Forms are in place during a pass only: features may come from the frozen prefix of the same
+    model, which must compute as usual.
 
     Args:
       tuned: the model.
@@ -74,15 +76,8 @@ def stacked_gradients(
         live.values = dict(zip(spec.names, leaves, strict=True))
         batch = to_device(one.tensors, settings.device)
         keys = one.keys.to(settings.device)
-        with in_place(places), tuned.dropout.using(keys), autocast(settings):
-            scores = tuned.loaded.task.score(tuned.model, batch)
-        loss_GB, count_GB = (v.view(len(value_GP), -1) for v in (scores.loss_B, scores.count_B))
-        if one.weight_GB is not None:
-            weight_GB = one.weight_GB.to(settings.device)
-            loss_GB, count_GB = loss_GB * weight_GB, count_GB * weight_GB
-        loss_G, count_G = loss_GB.sum(1), count_GB.sum(1)
-        total = (loss_G / count_G.clamp(min=1)).sum()
-        found = torch.autograd.grad(total, leaves, allow_unused=True)
+        with in_place(places), tuned.dropout.using(keys):
+            found, loss_G, count_G = _pass(tuned, settings, batch, leaves, one.weight_GB)
         pairs = list(zip(found, leaves, strict=True))
         flat = [(torch.zeros_like(v) if g is None else g).flatten(1) for g, v in pairs]
         complete = all(gradient is not None for gradient in found)
@@ -90,6 +85,29 @@ def stacked_gradients(
         return PassGradients(torch.cat(flat, 1), loss_G.detach(), count_G.detach(), active_P)
 
     return gradients
+
+
+def _pass(
+    tuned: TunedModel,
+    settings: LocalSettings,
+    batch: Batch,
+    leaves: Sequence[Tensor],
+    weight_GB: Tensor | None,
+) -> tuple[Sequence[Tensor | None], Tensor, Tensor]:
+    """Run a pass forward and backward: gradients, losses [G] and counts [G].
+
+    Forms stay in place for both, as a checkpointed block runs in both.
+    """
+    with autocast(settings), checkpointed(tuned.model, on=settings.checkpointing):
+        scores = tuned.loaded.task.score(tuned.model, batch)
+    clients = len(leaves[0])
+    loss_GB, count_GB = (v.view(clients, -1) for v in (scores.loss_B, scores.count_B))
+    if weight_GB is not None:
+        weight_GB = weight_GB.to(settings.device)
+        loss_GB, count_GB = loss_GB * weight_GB, count_GB * weight_GB
+    loss_G, count_G = loss_GB.sum(1), count_GB.sum(1)
+    total = (loss_G / count_G.clamp(min=1)).sum()
+    return torch.autograd.grad(total, leaves, allow_unused=True), loss_G, count_G
 
 
 def clipped_by_example(gradients: Gradients, bound: float) -> Gradients:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from fedpeft.client.passes.client_axis import Live, Own, Run, layer_norm, linear, vmapped
+from fedpeft.models.stored import StoredLinear
 from fedpeft.tuning.prompt import Prompt
 from fedpeft.tuning.tuned import TunedModel
 
@@ -131,6 +132,8 @@ _RMS = Form(trains=("weight",))
 
 FORMS: Mapping[str, Form] = {
     "torch.nn.modules.linear.Linear": Form(linear, _BOTH),
+    f"{StoredLinear.__module__}.StoredLinear": Form(linear, ("bias",)),
+    f"{StoredLinear.__module__}.StoredConv1D": Form(trains=("bias",)),
     "torch.nn.modules.normalization.LayerNorm": Form(layer_norm, _BOTH),
     "torch.nn.modules.sparse.Embedding": Form(trains=("weight",), fits=_is_plain_embedding),
     "torch.nn.modules.conv.Conv2d": Form(trains=_BOTH, fits=_has_plain_kernel),
