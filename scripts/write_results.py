@@ -3,7 +3,7 @@
     experiments/results/BED.jsonl     runs of a bed, as `fedpeft sweep --results` writes them
     experiments/results/gap*.json     domain gaps, as `fedpeft gap` writes them; the sets that the
                                       protocol chose for its series count
-    experiments/results/why.toml      paragraphs on claims that fail:  [BED] 1 = "..."
+    experiments/why.toml              paragraphs on claims that fail:  [BED] 1 = "..."
         -> docs/lab/results.md, docs/lab/results-rows.md, docs/lab/results/*.svg
 
 Every figure of the pages is read from the files; a bed without rows is "not run yet".
@@ -187,7 +187,7 @@ def expected_of(name: str, gaps: Sequence[Gaps] = ()) -> dict[int, int]:
 
 def read_why(results: Path) -> Mapping[tuple[int, str], str]:
     """Read the paragraphs on claims that fail: (number, bed) -> text."""
-    file = results / "why.toml"
+    file = results.parent / "why.toml"
     table = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
     return {(int(n), bed): text for bed, some in table.items() for n, text in some.items()}
 

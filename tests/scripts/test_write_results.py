@@ -92,7 +92,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "balanced": {"distances": {"lda2": dict(zip(leads, (1.0, 3.0, 9.0), strict=True))}},
     }
     (folder / "gap.json").write_text(json.dumps(gap))
-    (folder / "why.toml").write_text('[clothes]\n1 = "Prompts were trained for too few steps."\n')
+    (folder.parent / "why.toml").write_text(
+        '[clothes]\n1 = "Prompts were trained for too few steps."\n'
+    )
     return folder
 
 
