@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,8 @@ def _outputs(sketch: Sketch) -> int:
 
 def _activations(sketch: Sketch, batch: Batch) -> int | None:
     """Return the most bytes that a step or an evaluation holds; None if it cannot be found."""
-    tuned, settings = sketch.tuned, local_settings(sketch.resolved)
+    tuned = sketch.tuned
+    settings = replace(local_settings(sketch.resolved), device="cpu")  # where the shapes are
     score = tuned.loaded.task.score
     size = len(batch["labels"])
     mode = FakeTensorMode(allow_non_fake_inputs=True)
