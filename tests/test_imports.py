@@ -164,6 +164,7 @@ for line in {lines}:
     assert elsewhere(code).splitlines() == lines[:-1]
 
 
+@pytest.mark.slow
 def test_the_record_of_this_machine_is_made_there_too():
     code = "from fedpeft.runs.environment import memory_bytes; print(memory_bytes())"
     assert elsewhere(code) == "None\n"

@@ -13,10 +13,8 @@ FOLDER = Path(__file__).parents[2] / "experiments" / "recipes"
 COHORTS = {"general": 2, "finance": 5, "medical": 2, "code": 2}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["general", *(pytest.param(n, marks=pytest.mark.slow) for n in COHORTS if n != "general")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COHORTS)
 def test_a_recipe_of_the_leaderboard_sends_what_is_published(name):
     figures = make_plan(read_experiment(FOLDER / f"flowertune-{name}.toml", [])).figures
     assert figures["trainable_parameters"] == 13_631_488

@@ -178,7 +178,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="seen in /proc")
-@pytest.mark.parametrize("needs", [True, False])
+@pytest.mark.parametrize("needs", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_child_whose_helper_died_is_started_again(tmp_path, monkeypatch, needs):
     """As Flower's starter of apps, which one answer of 500 ends: the rest of it lives on."""
     monkeypatch.setattr(processes, "_LOOK", 0.2)

@@ -31,7 +31,10 @@ SETS = [
 ]  # fmt: skip
 NOISE = {"central": 4.0, "local": 8.0, "example": 1.0, "shuffled": 1.0}
 SHUFFLED = ["privacy.mode=example", "privacy.example_sampling=shuffle"]
-MODES = pytest.mark.parametrize("mode", NOISE)
+MODES = pytest.mark.parametrize(
+    "mode",
+    ["central", "local", "example", pytest.param("shuffled", marks=pytest.mark.slow)],
+)
 SEEDS = [pytest.param(1, id="once"), pytest.param(10, id="ten", marks=pytest.mark.slow)]
 
 
@@ -222,9 +225,9 @@ def test_noise_from_the_seed_is_not_compared_with_a_second_run(mode):
 
 OTHERS = [
     ("example", ["client.batch_size=1"]),
-    ("shuffled", ["client.batch_size=1"]),
+    pytest.param("shuffled", ["client.batch_size=1"], marks=pytest.mark.slow),
     ("example", ["engine.clients_per_pass=4"]),
-    ("shuffled", ["engine.clients_per_pass=4"]),
+    pytest.param("shuffled", ["engine.clients_per_pass=4"], marks=pytest.mark.slow),
     ("example", ["privacy.examples_per_client=4000"]),
     pytest.param("example", ["client.batch_size=64"], marks=pytest.mark.slow),  # rate 1
     pytest.param("shuffled", ["client.batch_size=64"], marks=pytest.mark.slow),
