@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeft.core.errors import DataError
-from fedpeft.data.docstrings import PACKAGES, documented, folder_of, sources, stable
+from fedpeft.data.docstrings import PACKAGES, documented, installed_folders, sources, stable
 from fedpeft.data.tables import Splits, Table
 
 _PER_PACKAGE = 150
@@ -55,12 +54,7 @@ def read_questions() -> Splits:
     Raises:
       DataError: if fewer than two of the packages are installed.
     """
-    found = {name: folder for name in PACKAGES if (folder := folder_of(name)) is not None}
-    if len(found) < 2:
-        raise DataError(
-            f"data.source: docstring-questions needs two or more of {', '.join(PACKAGES)} "
-            f"installed; found are {', '.join(found) or 'none'}"
-        )
+    found = installed_folders("docstring-questions", PACKAGES)
     train, test = list[Question](), list[Question]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parsing warns of string escapes in the packages' code

@@ -64,18 +64,28 @@ class Docstring:
     text: str
 
 
+def installed_folders(source: str, packages: Sequence[str]) -> dict[str, Path]:
+    """Return the folders of the packages that are installed, by name.
+
+    Raises:
+      DataError: naming the data source, if fewer than two of them are.
+    """
+    found = {name: folder for name in packages if (folder := folder_of(name)) is not None}
+    if len(found) < 2:
+        raise DataError(
+            f"data.source: {source} needs two or more of {', '.join(packages)} installed; "
+            f"found are {', '.join(found) or 'none'}"
+        )
+    return found
+
+
 def read_docstrings(packages: Sequence[str] = PACKAGES) -> Splits:
     """Collect docstrings; a fifth of each module, chosen by a hash of names, is the test split.
 
     Raises:
       DataError: if fewer than two of the packages are installed.
     """
-    found = {name: folder for name in packages if (folder := folder_of(name)) is not None}
-    if len(found) < 2:
-        raise DataError(
-            f"data.source: docstrings needs two or more of {', '.join(packages)} installed; "
-            f"found are {', '.join(found) or 'none'}"
-        )
+    found = installed_folders("docstrings", packages)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parsing warns of string escapes in the packages' code
         examples = [e for name, folder in found.items() for e in _of_package(name, folder)]
